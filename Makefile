@@ -1,0 +1,39 @@
+# Every target sets up what it needs by itself; `make` alone lists them. docs/install.md says what gets installed.
+SHELL := /bin/bash
+BIN := .venv/bin
+
+.PHONY: help setup demo test test-fast soak lint docs lock clean
+
+help: ## list these targets
+	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: ## make .venv with every dependency and prefloop itself; does nothing when it is up to date
+	@PYTHON="$(PYTHON)" requirements/setup.sh
+
+demo: setup ## run the quickstart: a real model gets better over three iterations
+	$(BIN)/prefloop run quickstart
+	$(BIN)/prefloop status quickstart
+
+test: setup lint ## everything a change must pass: lint, types, all tests but the soak
+	$(BIN)/python -m pytest -m "not soak"
+
+test-fast: setup ## the tests that need neither vLLM nor patience
+	$(BIN)/python -m pytest -m "not vllm and not slow and not soak"
+
+soak: setup ## the long proofs
+	$(BIN)/python -m pytest -m soak
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: setup ## write the generated pages in docs/ anew
+	$(BIN)/python -m loop.config_reference > docs/configuration.md
+
+lock: setup ## resolve the dependencies anew and write requirements/*.lock
+	requirements/lock.sh
+
+clean: ## remove .venv and every cache; runs/ stays
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

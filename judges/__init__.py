@@ -1,0 +1,31 @@
+"""Room judges: text in, verdict out. Knows nothing of training or run folders.
+
+contract.py       Prompt, Response, Group, Verdict; Judge and PointwiseJudge to derive from; judge_groups
+resolve.py        from a name in the config to a judge, and a judge's fingerprint
+selftest.py       a judge's known right and wrong examples, run before a campaign
+numerals.py       numbers as people write them, read exactly
+markers.py        explicit final answers: `#### 18`, `\\boxed{18}`, "the answer is 18"
+gsm8k.py          judge "gsm8k"
+text.py           judges "exact", "contains", "regex", "number"
+reasoning_gym.py  judge "reasoning-gym"
+stdout.py         what a judge prints goes to stderr
+"""
+
+from judges.contract import Example, Group, Judge, JudgeError, PointwiseJudge, Prompt, Response, Verdict, judge_groups
+from judges.resolve import build_judge, fingerprint
+from judges.selftest import self_test
+
+__all__ = [
+    "Example",
+    "Group",
+    "Judge",
+    "JudgeError",
+    "PointwiseJudge",
+    "Prompt",
+    "Response",
+    "Verdict",
+    "build_judge",
+    "fingerprint",
+    "judge_groups",
+    "self_test",
+]

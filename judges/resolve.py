@@ -1,0 +1,223 @@
+"""Room judges: the name and arguments of a config come in, a judge and its fingerprint go out.
+
+A name is a built-in, an entry point of the group `prefloop.judges`, `package.module:Class` or `path/to/file.py:Class`.
+Whatever is wrong with it (unknown name, failing import, wrong argument) is one paragraph that says what to do.
+"""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+
+from judges.contract import Judge, JudgeError, PointwiseJudge, describe
+
+BUILT_IN = {
+    "contains": "judges.text:Contains",
+    "exact": "judges.text:Exact",
+    "gsm8k": "judges.gsm8k:GSM8K",
+    "number": "judges.text:Number",
+    "reasoning-gym": "judges.reasoning_gym:ReasoningGym",
+    "regex": "judges.text:Regex",
+}
+"""Where each built-in lives; imported only when asked for."""
+
+GROUP = "prefloop.judges"
+
+
+def build_judge(name: str, args: dict[str, Any], *, base_dir: Path | None = None) -> Judge:
+    """The judge of that name with these arguments; JudgeError says what is wrong with either.
+
+    A relative file path is looked up from `base_dir` (the config's folder; default the current directory).
+    """
+    kind = judge_class(name, base_dir=base_dir)
+    _version(kind)  # hashed now, so that editing the file during a run does not change what was run
+    try:
+        return kind(**args)
+    except ValidationError as error:
+        raise JudgeError(_wrong_arguments(name, kind, error)) from None
+
+
+def fingerprint(judge: Judge, name: str) -> dict[str, Any]:
+    """What makes two verdicts comparable: the judge's name, its version and all its arguments, defaults included.
+
+    The version is the class's own for a built-in, and the sha256 of its source file for a custom judge.
+    """
+    return {"name": name, "version": _version(type(judge)), "args": judge.model_dump(mode="json")}
+
+
+def judge_class(name: str, *, base_dir: Path | None = None) -> type[Judge]:
+    """The class a name stands for."""
+    where, _, attribute = BUILT_IN.get(name, name).rpartition(":")
+    base_dir = base_dir or Path.cwd()
+    if not where:
+        return _checked(name, _entry_point(name))
+    is_file = where.endswith(".py")
+    module = _load_file(name, where, base_dir) if is_file else _import(name, where, base_dir)
+    if not hasattr(module, attribute):
+        known = sorted(
+            a for a, value in vars(module).items() if _is_judge(value) and value.__module__ == module.__name__
+        )
+        raise JudgeError(
+            f"Judge {name!r}: {module.__file__} has no {attribute!r}.{did_you_mean(attribute, known)} "
+            f"Judges in it: {', '.join(known) or 'none'}."
+        )
+    return _checked(name, getattr(module, attribute))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence with the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def describe_arguments(kind: type[Judge]) -> str:
+    """The judge's arguments in one line: `name (type, default …); …`."""
+    shown = []
+    for name, info in kind.model_fields.items():
+        default = "required" if info.is_required() else f"default {info.default!r}"
+        shown.append(f"{name} ({_type_name(info.annotation)}, {default})")
+    return "; ".join(shown) or "it takes none"
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        return annotation.__name__
+    return str(annotation).replace("typing.", "")
+
+
+def _entry_point(name: str) -> object:
+    """What an installed package offers under that name."""
+    from importlib import metadata
+
+    installed = {point.name: point for point in metadata.entry_points(group=GROUP)}
+    if name not in installed:
+        known = sorted({*BUILT_IN, *installed})
+        raise JudgeError(
+            f"There is no judge {name!r}.{did_you_mean(name, known)} Available: {', '.join(known)}; or name your own "
+            f"as 'package.module:Class' or 'path/to/file.py:Class'."
+        )
+    point = installed[name]
+    try:
+        return point.load()
+    except (Exception, SystemExit) as error:  # the boundary to foreign code
+        text = f"Judge {name!r}: loading its entry point {point.value!r} failed: {describe(error)}."
+        raise JudgeError(text) from error
+
+
+def _import(name: str, module: str, base_dir: Path) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # the boundary to foreign code
+        path = module.replace(".", "/") + ".py"
+        hint = f" To use the file {base_dir / path}, write '{path}:…' instead." if (base_dir / path).exists() else ""
+        raise JudgeError(
+            f"Judge {name!r}: importing the module {module!r} failed: {describe(error)}.{hint} Looked on Python's "
+            f"module path: {', '.join(p for p in sys.path if p)}."
+        ) from error
+
+
+def _load_file(name: str, where: str, base_dir: Path) -> ModuleType:
+    """The file as a module of its own; its name holds the content's hash, so that an edited file is another module."""
+    path = base_dir / Path(where).expanduser()
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise JudgeError(
+            f"Judge {name!r}: the file {path} cannot be read ({error.strerror}). Give the path of an existing Python "
+            f"file; a relative one starts at {base_dir}."
+        ) from None
+    key = hashlib.sha256(str(path.resolve()).encode() + b"\0" + source).hexdigest()[:16]
+    module_name = f"prefloop_judge_{path.stem}_{key}"
+    if module_name not in sys.modules:
+        _execute(name, path, source, module_name)
+    return sys.modules[module_name]
+
+
+def _execute(name: str, path: Path, source: bytes, module_name: str) -> None:
+    """Runs the source that was hashed (not what a bytecode cache may hold) as the module of that name."""
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    module.__dict__["__source_sha256__"] = hashlib.sha256(source).hexdigest()
+    sys.modules[module_name] = module
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except BaseException as error:
+        del sys.modules[module_name]
+        if not isinstance(error, (Exception, SystemExit)):
+            raise
+        alone = " A judge file stands alone: it imports installed packages, not its neighbours."
+        raise JudgeError(
+            f"Judge {name!r}: running the file {path} failed: {describe(error, near=str(path))}."
+            f"{alone if isinstance(error, ImportError) else ''}"
+        ) from error
+
+
+def _is_judge(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Judge)
+
+
+def _checked(name: str, value: object) -> type[Judge]:
+    """The value, if it is a complete judge class."""
+    if not (isinstance(value, type) and issubclass(value, Judge)):
+        raise JudgeError(
+            f"Judge {name!r} is {repr(value)[:100]}, not a judge: it must be a class derived from "
+            f"judges.PointwiseJudge (write one(self, prompt, response)) or judges.Judge (write __call__(self, groups))."
+        )
+    if inspect.isabstract(value):
+        missing = ", ".join(sorted(getattr(value, "__abstractmethods__", ())))
+        raise JudgeError(f"Judge {name!r}: the class {value.__name__} does not define {missing}.")
+    return value
+
+
+def _wrong_arguments(name: str, kind: type[Judge], error: ValidationError) -> str:
+    """Every problem pydantic found, and what the judge takes, as one paragraph."""
+    problems = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = did_you_mean(where, kind.model_fields).strip().removeprefix("D")
+            problems.append(f"there is no argument {where!r}{f' (d{near})' if near else ''}")
+        elif item["type"] == "missing":
+            problems.append(f"the argument {where!r} is required")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            about = (f"{where}: ", f", got {repr(item['input'])[:80]}") if where else ("", "")
+            problems.append(f"{about[0]}{message[:1].lower()}{message[1:]}{about[1]}")
+    return f"Judge {name!r} cannot be built: {'; '.join(problems)}. Its arguments: {describe_arguments(kind)}."
+
+
+@cache
+def _version(kind: type[Judge]) -> str:
+    """The versions of the classes a judge is made of: a hash for each file outside this room, a number inside it."""
+    versions = []
+    for part in kind.__mro__:
+        if issubclass(part, Judge) and part not in (Judge, PointwiseJudge):
+            inside = part.__module__.partition(".")[0] == __name__.partition(".")[0]
+            versions.append(part.version if inside else _source_hash(part))
+    return "+".join(dict.fromkeys(versions))
+
+
+def _source_hash(kind: type[Judge]) -> str:
+    module = sys.modules.get(kind.__module__)
+    known = getattr(module, "__source_sha256__", None)
+    if known is not None:
+        return str(known)
+    try:
+        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+    except (OSError, TypeError):
+        raise JudgeError(
+            f"Judge {kind.__name__}: its source file cannot be found, so its verdicts could not be told from those of "
+            f"another version. Keep the class in a file."
+        ) from None

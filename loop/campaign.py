@@ -1,0 +1,94 @@
+"""Room loop, the campaign: iteration after iteration, each a walk through the stages. Finished work is re-used as it is.
+
+Starting a campaign and continuing one are the same walk: every stage asks the run folder first.
+"""
+
+import time
+from typing import Any
+
+from loop.config_load import LoadedConfig
+from loop.crew import Crew
+from loop.display import Display
+from loop.prompts import PromptRow
+from loop.runfolder import RunFolder, to_json, write_file
+from loop.stages import (
+    Campaign,
+    Standing,
+    base_stage,
+    eval_stage,
+    pair_stage,
+    promote_stage,
+    prompts_stage,
+    reference_of,
+    sample_and_judge,
+    train_stage,
+)
+from loop.status import collect, iteration_line, metric_rows
+from loop.workers import Job, call
+
+
+def run_campaign(
+    run: RunFolder, loaded: LoadedConfig, display: Display, *, verify: bool = False, repair: bool = False
+) -> dict[str, Any]:
+    """Turn the loop as often as the settings say and return what `prefloop status` would show.
+
+    Raises UserError, JudgeError or TrainerError with one paragraph; everything finished before stays.
+    """
+    with run.locked(), Crew(run, loaded.base) as crew:
+        campaign = Campaign(run, loaded, crew, display, verify=verify, repair=repair)
+        started = time.monotonic()
+        campaign.judge = call(crew.judge, Job("the judge's self-test", "prepare", {}))
+        sets = prompts_stage(campaign)
+        standing = base_stage(campaign)
+        measured = {0: eval_stage(campaign, 0, standing.initial, sets)}
+        refresh(campaign, 0)
+        for k in range(1, loaded.iterations + 1):
+            standing = run_iteration(campaign, k, standing, sets, measured)
+        if campaign.working:
+            run.event("campaign_finished", seconds=time.monotonic() - started)
+        else:
+            display.say(f"{run} is complete: {loaded.iterations} iterations, nothing left to do.")
+        return collect(run)
+
+
+def run_iteration(
+    campaign: Campaign,
+    k: int,
+    standing: Standing,
+    sets: dict[str, list[PromptRow]],
+    measured: dict[int, dict[str, Any]],
+) -> Standing:
+    """One turn of the loop, from the incumbent to the next one."""
+    was_working, started = campaign.working, time.monotonic()
+    announce(campaign, k, standing)
+    sampled, judged = sample_and_judge(campaign, k, standing, sets["train"])
+    paired = pair_stage(campaign, k, sampled, judged)
+    _, candidate = train_stage(campaign, k, standing, sampled, paired)
+    measured[k] = eval_stage(campaign, k, candidate, sets)
+    standing = promote_stage(campaign, k, standing, candidate, measured)
+    if campaign.working:
+        elapsed = time.monotonic() - started if was_working else None
+        campaign.run.event("iteration_finished", iteration=k, seconds=elapsed)
+    refresh(campaign, k)
+    return standing
+
+
+def announce(campaign: Campaign, k: int, standing: Standing) -> None:
+    """Say in words what this iteration starts from, unless it is finished."""
+    if campaign.run.promotion(k).exists():
+        return
+    reference = reference_of(campaign.loaded.at(k), standing)
+    campaign.display.say(
+        f"\niteration {k} of {campaign.loaded.iterations}: sampling from and training {standing.incumbent} "
+        f"({standing.incumbent.hash[:8]}), anchored to {reference} ({reference.hash[:8]})"
+    )
+
+
+def refresh(campaign: Campaign, k: int) -> None:
+    """Rewrite metrics.jsonl from the run folder, and print the iteration's line."""
+    if not campaign.working:
+        return
+    state = collect(campaign.run)
+    rows = b"".join(to_json(row).replace(b"\n", b"").rstrip() + b"\n" for row in metric_rows(state))
+    write_file(campaign.run.metrics, rows)
+    campaign.display.say(iteration_line(state, k))

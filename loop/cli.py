@@ -1,0 +1,144 @@
+"""Room loop, the command line: arguments come in, exit codes go out (0 done, 2 the user's mistake, 130 interrupted).
+
+Nothing heavy is imported before a command needs it.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from judges.contract import JudgeError
+from loop.errors import UserError
+from trainer.errors import TrainerError
+
+app = typer.Typer(
+    name="prefloop",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Iterative preference training: sample, judge, pair, train, evaluate, promote, and again.",
+    epilog="Start with: `prefloop plan quickstart`, then `prefloop run quickstart`.",
+)
+
+Source = Annotated[
+    str, typer.Argument(metavar="CONFIG|RUN", help="A YAML file, a shipped config's name, or an existing run.")
+]
+Overrides = Annotated[
+    Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. `train.beta=0.2`.")
+]  # noqa: UP045
+Name = Annotated[Optional[str], typer.Option("--name", help="Name of the run; default is the config's name.")]  # noqa: UP045
+Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.", envvar="PREFLOOP_RUNS")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@app.command(
+    epilog="Examples: `prefloop run quickstart` · `prefloop run my.yaml seed=1 --name my-1` · `prefloop run runs/my-1`"
+)
+def run(
+    config: Source,
+    overrides: Overrides = None,
+    name: Name = None,
+    runs: Runs = Path("runs"),
+    verify: Annotated[bool, typer.Option(help="Hash every finished file again before going on.")] = False,
+    repair: Annotated[bool, typer.Option(help="Make damaged or missing files of finished stages again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a campaign, or continue it where it stopped."""
+    from rich.console import Console
+
+    from loop.campaign import run_campaign
+    from loop.display import Display
+    from loop.locate import locate
+    from loop.status import print_json, print_status
+
+    folder, loaded = locate(config, overrides or [], name, runs)
+    display = Display(quiet=as_json)
+    if not as_json:
+        display.say(f"{'continuing' if folder.exists() else 'starting'} {folder} from {loaded.source}")
+    state = run_campaign(folder, loaded, display, verify=verify, repair=repair)
+    if as_json:
+        print_json(state)
+    else:
+        print_status(state, Console())
+
+
+@app.command(epilog="Examples: `prefloop plan quickstart` · `prefloop plan my.yaml sampling.n=16 --check`")
+def plan(
+    config: Source,
+    overrides: Overrides = None,
+    name: Name = None,
+    runs: Runs = Path("runs"),
+    check: Annotated[bool, typer.Option(help="Also import the libraries, build the judge and open the data.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Validate the settings and print what a run would do, in under a second."""
+    from loop.locate import locate
+    from loop.plan import make_plan, print_plan
+    from loop.status import print_json
+
+    folder, loaded = locate(config, overrides or [], name, runs)
+    planned = make_plan(folder, loaded, check=check)
+    print_json(planned) if as_json else print_plan(planned)
+
+
+@app.command(epilog="Examples: `prefloop status quickstart` · `prefloop status runs/my-1 --json`")
+def status(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    runs: Runs = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Show a run's iterations, stages, accuracies and times."""
+    from rich.console import Console
+
+    from loop.locate import find_run
+    from loop.status import collect, print_json, print_status
+
+    state = collect(find_run(run, runs))
+    print_json(state) if as_json else print_status(state, Console())
+
+
+@app.command(epilog="Examples: `prefloop show quickstart@1` · `prefloop show runs/my-1@2 --set test --limit 3`")
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN@K", help="A run and one of its iterations.")],
+    runs: Runs = Path("runs"),
+    which: Annotated[str, typer.Option("--set", help="train (with pairs), gate or test.")] = "train",
+    prompt: Annotated[Optional[str], typer.Option(help="Only prompts whose id or text contains this.")] = None,  # noqa: UP045
+    limit: Annotated[int, typer.Option(help="How many prompts.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Show prompts with their responses, verdicts and the pairs made of them."""
+    from loop.locate import find_run_at
+    from loop.show import collect_prompts, print_prompts
+    from loop.status import print_json
+
+    folder, iteration = find_run_at(run, runs)
+    found = collect_prompts(folder, iteration, which, prompt, limit)
+    print_json(found) if as_json else print_prompts(found)
+
+
+def main() -> None:
+    """Entry point of the command `prefloop`: a user's mistake is one paragraph, never a traceback."""
+    try:
+        app()
+    except (UserError, JudgeError, TrainerError) as error:
+        print(f"\nprefloop: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        from loop.worker import explain, is_disk_full
+
+        if not is_disk_full(error):
+            raise
+        print(f"\nprefloop: {explain(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "\nprefloop: interrupted. Everything finished is kept; the same command goes on from here.", file=sys.stderr
+        )
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Room loop, loading a config: YAML file or shipped name, and `key=value` overrides, come in, a LoadedConfig out.
+
+Everything a user can get wrong is reported here, all at once, with the file or the override, the dotted key and what is
+expected. Nothing heavy is imported: `prefloop plan` answers at once. Relative paths in a config mean the current
+directory; they are made absolute here, so that the stored campaign can be continued from anywhere.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loop.config import Config
+from loop.config_problems import all_problems, shown, validate
+from loop.config_schedule import Raw, flat_overrides, resolve, schedules, set_at
+from loop.config_types import did_you_mean, models_of
+from loop.config_yaml import parse_yaml
+from loop.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A campaign's settings, valid in every iteration.
+
+    `raw` holds every key, defaults included, schedules as lists and `per_iteration` with dotted keys: written as YAML
+    it loads as the same campaign. `folder` is the folder of the YAML file, `name` the file's name without its ending.
+    """
+
+    name: str
+    source: Path
+    folder: Path
+    raw: Raw
+
+    def at(self, iteration: int) -> Config:
+        """The settings of one iteration (from 1): schedules looked up, overrides applied."""
+        assert iteration >= 1, iteration
+        return validate(resolve(self.raw, iteration))
+
+    @property
+    def base(self) -> Config:
+        """The settings of the first iteration, and all those that cannot change."""
+        return self.at(1)
+
+    @property
+    def iterations(self) -> int:
+        """How many times the loop turns."""
+        return int(self.raw["iterations"])
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """Read a YAML file, or a config that prefloop ships by its name, and apply `key.sub=value` overrides.
+
+    Raises UserError with one paragraph per problem.
+    """
+    path = find_config(source)
+    raw = _read(path)
+    problems: list[str] = []
+    raw["per_iteration"], wrong = flat_overrides(raw.get("per_iteration"))
+    problems += [f"{path}: {text}" for text in wrong]
+    origins = {key: text for text in overrides for key in [_apply(raw, text)]}
+    problems += list(all_problems(raw, str(path), origins))
+    if problems:
+        raise UserError("\n\n".join(dict.fromkeys(problems)))
+    _make_paths_absolute(raw)
+    return LoadedConfig(path.stem, path, path.parent, _complete(raw))
+
+
+# ---- the file ----
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with prefloop, by name: inside the package when it is installed, else the checkout's."""
+    packaged = Path(__file__).parent / "configs"
+    folder = packaged if packaged.is_dir() else Path(__file__).parents[1] / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(source: str | Path) -> Path:
+    """The file that `source` means: an existing file first, then a shipped config's name."""
+    path, shipped = Path(source).expanduser(), shipped_configs()
+    if path.is_file():
+        return path.absolute()
+    if str(source) in shipped:
+        return shipped[str(source)]
+    if path.is_dir():
+        raise UserError(f"{source} is a folder, expected a YAML file or one of the configs {', '.join(shipped)}.")
+    beside = [str(file) for file in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
+    raise UserError(
+        f"There is no file {source}, and no config of this name comes with prefloop"
+        f"{did_you_mean(str(source), [*shipped, *beside]) or '.'} Shipped configs: {', '.join(shipped) or 'none'}."
+    )
+
+
+def _read(path: Path) -> Raw:
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file in UTF-8: {error.reason} at byte {error.start}.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    if values is None:
+        raise UserError(f"{path} is empty; a config needs at least the sections prompts and judge.")
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {shown(values)}, expected sections such as prompts: and judge:.")
+    # A section whose keys are all commented out reads as null: it means the defaults.
+    return {key: {} if value is None and key in _sections() else value for key, value in _text_keys(values).items()}
+
+
+def _text_keys(value: Any) -> Any:
+    """Every key as text: YAML also reads numbers, dates and booleans as keys."""
+    if isinstance(value, list):
+        return [_text_keys(item) for item in value]
+    return {str(key): _text_keys(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _sections() -> list[str]:
+    return [name for name, field in Config.model_fields.items() if models_of(field)]
+
+
+def _apply(raw: Raw, text: str) -> str:
+    """Apply one `key.sub=value`; returns the dotted key."""
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key or not all(key.split(".")):
+        raise UserError(f"The override {text!r} is not of the form key.sub=value, e.g. train.beta=0.2.")
+    parsed = _text_keys(parse_yaml(value, f"The override {text!r}"))
+    try:
+        if key.partition(".")[0] == "per_iteration":
+            _apply_per_iteration(raw, key, parsed)
+        else:
+            set_at(raw, key, parsed)
+    except ValueError as error:
+        raise UserError(f"The override {text!r} cannot be applied: {error}.") from error
+    return key
+
+
+def _apply_per_iteration(raw: Raw, key: str, value: Any) -> None:
+    """Merge an override of `per_iteration`, of one of its iterations, or of a key in one."""
+    for part in reversed(key.split(".")[1:]):
+        value = {part: value}
+    flat, wrong = flat_overrides(value)
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    for iteration, settings in flat.items():
+        raw["per_iteration"].setdefault(iteration, {}).update(settings)
+
+
+# ---- what is stored ----
+
+
+def _complete(raw: Raw) -> Raw:
+    """Every key with its value or default; schedules and overrides as they are."""
+    complete: Raw = validate(resolve(raw, 1)).model_dump(mode="json")
+    for key, values in schedules(raw).items():
+        set_at(complete, key, values)
+    complete["per_iteration"] = raw["per_iteration"]
+    return complete
+
+
+def _make_paths_absolute(raw: Raw) -> None:
+    """Local files and folders, so that the stored config means the same from every directory."""
+    for key in ("path", "test_path"):
+        if raw["prompts"].get(key):
+            raw["prompts"][key] = _absolute(raw["prompts"][key])
+    base = raw.get("model", {}).get("base", "")
+    if base.startswith(("/", ".", "~")) or base.endswith(".gguf") or (base and Path(base).exists()):
+        raw["model"]["base"] = _absolute(base)  # anything else is a hub id or pypi:name
+    file, colon, attribute = raw["judge"]["name"].rpartition(":")
+    if file.endswith(".py"):
+        raw["judge"]["name"] = f"{_absolute(file)}{colon}{attribute}"
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def diff(old: Raw, new: Raw, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, with both values; None stands for a key that is not there."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += diff(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append((f"{prefix}{key}", before, after))
+    return found

@@ -1,0 +1,78 @@
+"""Room loop, reading YAML: text comes in, plain values go out, or a UserError with the line of the mistake.
+
+Three differences from PyYAML's own loader: `1e-6` is a number (YAML 1.1 takes it for a text, because it has no dot), a
+key given twice is refused instead of the last one winning, and errors are made for people.
+"""
+
+import re
+from typing import Any
+
+import yaml
+
+from loop.errors import UserError
+
+FLOAT = re.compile(
+    r"""^(?: [-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+        | [-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+        | [-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+        | [-+]?\.(?:inf|Inf|INF) | \.(?:nan|NaN|NAN) )$""",
+    re.VERBOSE,
+)
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with numbers as YAML 1.2 has them, and without repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen and key != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The values of a YAML text; `where` names it in errors."""
+    try:
+        return yaml.load(text, Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        shown = mark.get_snippet(indent=2) if mark else None
+        raise UserError(
+            f"{where}{line}: {error.problem or error.context}." + (f" The place:\n{shown}" if shown else "")
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: e.g. a date that does not exist
+        raise UserError(f"{where} cannot be read as YAML: {error}.") from error
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what this file's Loader would read as a number, and escapes what only looks like a line's end."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+_Dumper.yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """The text that `parse_yaml` reads back as equal values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

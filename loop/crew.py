@@ -1,0 +1,144 @@
+"""Room loop, the crew of a campaign: one worker each for engine, judge and trainer, and shards handed to them.
+
+Shards go to the engine one after the other; each finished one is judged while the next is being sampled.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from loop import tables
+from loop.config import Config
+from loop.display import Bar
+from loop.judging import JudgeTask
+from loop.runfolder import RunFolder
+from loop.sampler import SampleTask
+from loop.workers import Job, Worker, call, wait
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard to sample and where its verdicts go."""
+
+    task: SampleTask
+    verdicts: Path
+
+    @property
+    def responses(self) -> int:
+        """How many responses it holds if no prompt is too long."""
+        return len(self.task.prompts) * len(self.task.temperatures)
+
+
+@dataclass(slots=True)
+class Labelled:
+    """What sampling and judging some shards came to."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+    identity: dict[str, Any] = field(default_factory=dict)
+
+
+class Crew:
+    """The three workers; each starts with its first job and stays until the campaign ends."""
+
+    def __init__(self, run: RunFolder, config: Config) -> None:
+        engine = {"settings": config.engine, "chat_template_kwargs": config.model.chat_template_kwargs}
+        self.run, self.config = run, config
+        self.engine = self._worker("engine", "loop.sampler:EngineService", engine)
+        self.judge = self._worker("judge", "loop.judging:JudgeService", {"settings": config.judge})
+        self.trainer = self._worker("trainer", "loop.training:TrainService", {})
+
+    def _worker(self, name: str, service: str, arguments: dict[str, Any]) -> Worker:
+        settings = self.config.engine
+        return Worker(
+            name, service, arguments, self.run.log(name), settings.stall_seconds, settings.retries, self.run.event
+        )
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in (self.engine, self.judge, self.trainer):
+            worker.close()
+
+    def label(self, shards: Sequence[Shard], judge: dict[str, Any], bar: Bar) -> Labelled:
+        """Bring every shard's responses and verdicts into being, re-using what is there; returns counts and seconds."""
+        labelled = Labelled()
+        to_sample, to_judge = self._missing(shards, judge)
+        finished = sum(s.responses for s in shards) - sum(s.responses for s in to_sample)
+        bar.resume_at(finished)
+        sampled_at = time.perf_counter()
+        while to_sample or to_judge or self.engine.job or self.judge.job:
+            if to_sample and not self.engine.job:
+                self._sample(to_sample[0], bar, finished)
+            if to_judge and not self.judge.job:
+                shard = to_judge[0]
+                task = JudgeTask(shard.task.name, shard.task.path, shard.verdicts, shard.task.prompts)
+                self.judge.submit(Job(f"judging {task.name}", "label", {"task": task}))
+            for worker, job in wait([self.engine, self.judge]):
+                if worker is self.judge:
+                    _note_judged(labelled, job.result)
+                    to_judge.popleft()
+                else:
+                    _note_sampled(labelled, job.result)
+                    sampled_at = time.perf_counter()
+                    finished += to_sample[0].responses
+                    to_judge.append(to_sample.popleft())
+                    bar.set(finished)
+        labelled.seconds["judge_after_sampling"] = time.perf_counter() - sampled_at
+        return labelled
+
+    def _sample(self, shard: Shard, bar: Bar, finished: int) -> None:
+        def progress(said: dict[str, Any]) -> None:
+            if "note" in said:
+                bar.note(said["note"])
+            else:
+                bar.set(finished + said["done"])
+
+        self.engine.submit(Job(f"sampling {shard.task.name}", "sample", {"task": shard.task}, progress))
+
+    def _missing(self, shards: Sequence[Shard], judge: dict[str, Any]) -> tuple[deque[Shard], deque[Shard]]:
+        """Shards to sample, and shards that only lack verdicts; what was made with other settings is removed."""
+        to_sample: deque[Shard] = deque()
+        to_judge: deque[Shard] = deque()
+        for shard in shards:
+            if not _is_current(shard.task.path, "spec", shard.task.spec):
+                shard.verdicts.unlink(missing_ok=True)
+                to_sample.append(shard)
+            elif not _is_current(shard.verdicts, "judge", judge):
+                to_judge.append(shard)
+        return to_sample, to_judge
+
+    def train(self, job: Job) -> dict[str, Any]:
+        """Run a training job while the engine leaves the device to it."""
+        if self.engine.starts:
+            call(self.engine, Job("giving back the device's memory", "sleep", {}))
+        return call(self.trainer, job)
+
+
+def _is_current(path: Path, key: str, wanted: Any) -> bool:
+    """Whether the file exists and was made as `wanted` says; if not, it is removed."""
+    if path.exists():
+        if tables.digest(tables.notes_of(path).get(key)) == tables.digest(wanted):
+            return True
+        path.unlink()
+    return False
+
+
+def _note_sampled(labelled: Labelled, result: dict[str, Any]) -> None:
+    labelled.counts.update(
+        {key: result[key] for key in ("responses", "tokens")} | {"prompts_too_long": result["too_long"]}
+    )
+    labelled.seconds.update({key: result[key] for key in ("load", "generate")})
+    labelled.identity = result["identity"]
+
+
+def _note_judged(labelled: Labelled, result: dict[str, Any]) -> None:
+    labelled.counts.update({f"verdicts_{kind}": n for kind, n in result["counts"].items()})
+    labelled.seconds["judge"] += result["judge"]

@@ -1,0 +1,127 @@
+"""Room loop, the vLLM engine: the one file that imports vllm. Verified on CPU; the CUDA path is written, not yet verified.
+
+Chunked prefill is off because per-request seeds fail with it on a CPU, and because the same list of requests then repeats
+exactly there.
+"""
+
+import io
+import logging
+import os
+import shutil
+import sysconfig
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from loop.config import EngineConfig
+from loop.engines import Completion, Progress, Request
+
+
+class VllmEngine:
+    """vLLM inside this process; `load_policy` swaps the weights in place, in a fraction of a second."""
+
+    def __init__(self, folder: Path, settings: EngineConfig) -> None:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the worker is the process, no other beneath it
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.memory_gib))))
+        if not _can_compile():
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # slower log-probs instead of a failed compilation
+        import torch
+        from vllm import LLM
+
+        logging.getLogger("vllm.model_executor").setLevel(logging.ERROR)  # a warning per weight at each reload
+        self.on_gpu = torch.cuda.is_available()
+        dtype = "bfloat16" if settings.dtype == "auto" else settings.dtype
+        self.llm = LLM(
+            str(folder),
+            dtype=dtype,
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.batch,
+            max_num_batched_tokens=max(settings.max_model_len, 4096),
+            enable_chunked_prefill=False,
+            enable_prefix_caching=True,
+            enforce_eager=not self.on_gpu,
+            disable_log_stats=True,
+            seed=0,
+            **self._device_settings(settings),
+        )
+        self.tokenizer = self.llm.get_tokenizer()
+        package = "vllm" if self.on_gpu else "vllm-cpu"
+        self.identity = {
+            "engine": "vllm",
+            "version": _version(package) or _version("vllm"),
+            "dtype": dtype,
+            "batch": settings.batch,
+            "device": "cuda" if self.on_gpu else "cpu",
+            "threads": torch.get_num_threads(),
+        }
+
+    def _device_settings(self, settings: EngineConfig) -> dict[str, Any]:
+        if not self.on_gpu:
+            return {}
+        return {"gpu_memory_utilization": settings.gpu_memory_share, "enable_sleep_mode": settings.idle != "keep"}
+
+    def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
+        """One generate call over the list; raw log-probs of the sampled tokens come with it."""
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(
+                n=1, seed=r.seed, temperature=r.temperature, top_p=r.top_p, max_tokens=r.max_tokens, logprobs=0
+            )
+            for r in requests
+        ]
+        prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests]
+        outputs = self.llm.generate(prompts, params, use_tqdm=_reporter(progress))
+        return [_completion(output.outputs[0]) for output in outputs]
+
+    def load_policy(self, folder: Path) -> None:
+        """Reload the weights, and forget what was computed with the old ones."""
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        self.llm.reset_prefix_cache()
+
+    def sleep(self) -> None:
+        """On a GPU: weights to host memory, KV cache dropped."""
+        if self.on_gpu:
+            self.llm.sleep(level=1)
+
+    def wake(self) -> None:
+        """Undo `sleep`."""
+        if self.on_gpu:
+            self.llm.wake_up()
+
+
+def _completion(output: Any) -> Completion:
+    tokens = list(output.token_ids)
+    logprobs = [step[token].logprob for step, token in zip(output.logprobs, tokens, strict=True)]
+    reason = None if output.stop_reason is None else str(output.stop_reason)
+    return Completion(tokens, output.text, output.finish_reason, reason, logprobs)
+
+
+def _can_compile() -> bool:
+    """Whether torch can compile its CPU kernels here: a C++ compiler and Python's headers."""
+    return bool(shutil.which(os.environ.get("CXX", "g++"))) and Path(sysconfig.get_path("include"), "Python.h").exists()
+
+
+def _reporter(progress: Progress) -> Any:
+    """A tqdm that draws nothing and tells `progress` of each finished response."""
+    from tqdm import tqdm
+
+    class Reporter(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options | {"file": io.StringIO(), "mininterval": 1e9})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.n += n or 0
+            progress(int(self.n), 0)
+            return None
+
+    return Reporter
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

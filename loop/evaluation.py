@@ -1,0 +1,129 @@
+"""Room loop, the numbers of an evaluation: responses and verdicts of one prompt set come in, metrics with intervals go out.
+
+A trial is a response with a score; abstentions and errors are no trials, they are counted and shown. Counts per prompt are
+kept, so that two models can be compared prompt by prompt later.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loop import tables
+from loop.stats import Difference, majority_at_k, paired_difference, paired_ratio, pass_at_k, ratio_interval
+
+METRICS = ("sampled_accuracy", "greedy_accuracy", "well_formed_share", "accuracy_among_well_formed")
+Counts = dict[str, dict[str, list[int]]]
+"""metric -> prompt id -> [successes, trials]"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the metrics need of one response and its verdict."""
+
+    prompt_id: str
+    greedy: bool
+    tokens: int
+    truncated: bool
+    kind: str
+    correct: bool
+    extracted: str | None
+    well_formed: bool | None
+
+
+def read_answers(responses: Sequence[Path], verdicts: Sequence[Path], correct_at: float) -> list[Answer]:
+    """The answers of the shards, in order; a score of at least `correct_at` is correct."""
+    answers: list[Answer] = []
+    for response_path, verdict_path in zip(responses, verdicts, strict=True):
+        sampled = tables.read(response_path, ["response_id", "prompt_id", "temperature", "token_ids", "finish_reason"])
+        judged = {row["response_id"]: row for row in tables.read(verdict_path).to_pylist()}
+        for row in sampled.to_pylist():
+            verdict = judged[row["response_id"]]
+            answers.append(
+                Answer(
+                    row["prompt_id"],
+                    row["temperature"] == 0,
+                    len(row["token_ids"]),
+                    row["finish_reason"] == "length",
+                    verdict["kind"],
+                    verdict["kind"] == "score" and verdict["score"] >= correct_at,
+                    verdict["extracted"],
+                    verdict["well_formed"],
+                )
+            )
+    return answers
+
+
+def measure(answers: Sequence[Answer], confidence: float) -> dict[str, Any]:
+    """All metrics of one prompt set; `counts` holds successes and trials per prompt for paired comparisons."""
+    counts = count(answers)
+    sampled = [a for a in answers if not a.greedy]
+    metrics: dict[str, Any] = {name: asdict(_interval(counts[name], confidence)) for name in METRICS}
+    return metrics | {
+        **_at_k(sampled),
+        "mean_length": _mean(a.tokens for a in sampled),
+        "truncated_share": _mean(a.truncated for a in sampled),
+        "abstained_share": _mean(a.kind == "abstain" for a in sampled),
+        "error_share": _mean(a.kind == "error" for a in sampled),
+        "unparsable_share": _mean(a.kind == "score" and a.extracted is None for a in sampled),
+        "prompts": len({a.prompt_id for a in answers}),
+        "counts": counts,
+    }
+
+
+def count(answers: Iterable[Answer]) -> Counts:
+    """Successes and trials per prompt for each metric."""
+    counts: Counts = {name: {} for name in METRICS}
+    for a in answers:
+        cells = {"greedy_accuracy" if a.greedy else "sampled_accuracy": (a.correct, a.kind == "score")}
+        if not a.greedy:
+            judged = a.kind == "score" and a.well_formed is not None
+            cells["well_formed_share"] = (judged and bool(a.well_formed), judged)
+            cells["accuracy_among_well_formed"] = (a.correct and bool(a.well_formed), judged and bool(a.well_formed))
+        for name, (success, trial) in cells.items():
+            cell = counts[name].setdefault(a.prompt_id, [0, 0])
+            cell[0] += success
+            cell[1] += trial
+    return counts
+
+
+def compare(first: dict[str, Any], second: dict[str, Any], metric: str, confidence: float) -> Difference:
+    """`second` minus `first`, two results of `measure` on the same prompts, paired by prompt."""
+    return paired_difference(*_paired(first, second, metric), confidence)
+
+
+def ratio(first: dict[str, Any], second: dict[str, Any], metric: str, confidence: float) -> dict[str, Any]:
+    """`second` over `first`, paired by prompt."""
+    return asdict(paired_ratio(*_paired(first, second, metric), confidence))
+
+
+def _paired(first: dict[str, Any], second: dict[str, Any], metric: str) -> tuple[np.ndarray, ...]:
+    a, b = first["counts"][metric], second["counts"][metric]
+    ids = sorted(a.keys() & b.keys())
+    columns = [[side[i][j] for i in ids] for side in (a, b) for j in (0, 1)]
+    return tuple(np.array(column, dtype=float) for column in columns)
+
+
+def _interval(cells: dict[str, list[int]], confidence: float) -> Any:
+    ids = sorted(cells)
+    return ratio_interval([cells[i][0] for i in ids], [cells[i][1] for i in ids], confidence)
+
+
+def _at_k(sampled: Sequence[Answer]) -> dict[str, Any]:
+    """pass@k and maj@k at the number of samples, as means over prompts."""
+    groups: dict[str, list[Answer]] = {}
+    for a in sampled:
+        groups.setdefault(a.prompt_id, []).append(a)
+    k = min(map(len, groups.values()), default=0)
+    if not k:
+        return {"k": 0, "pass_at_k": None, "maj_at_k": None}
+    passed = _mean(pass_at_k(len(g), sum(a.correct for a in g), k) for g in groups.values())
+    voted = _mean(majority_at_k([a.extracted for a in g], [a.correct for a in g], k) for g in groups.values())
+    return {"k": k, "pass_at_k": passed, "maj_at_k": voted}
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return float(sum(known) / len(known)) if known else None

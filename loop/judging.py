@@ -1,0 +1,91 @@
+"""Room loop, the judge stage inside its worker: a Parquet file of responses comes in, one of verdicts goes out."""
+
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from judges.contract import Group, Prompt, Response, Verdict, judge_groups
+from judges.resolve import build_judge, fingerprint
+from judges.selftest import self_test
+from loop import tables
+from loop.config import JudgeConfig
+from loop.errors import UserError
+from loop.prompts import PromptRow
+from loop.runfolder import write_file
+from loop.worker import Report
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeTask:
+    """One shard to judge."""
+
+    name: str
+    responses: Path
+    path: Path
+    prompts: tuple[PromptRow, ...]
+
+
+class JudgeService:
+    """Holds the judge for the whole campaign, in a process of its own: it may print, hang or exit without harm."""
+
+    def __init__(self, settings: JudgeConfig) -> None:
+        self.settings = settings
+        self.judge = build_judge(settings.name, settings.args)
+        self.fingerprint = fingerprint(self.judge, settings.name)
+
+    def prepare(self, report: Report) -> dict[str, Any]:
+        """Run the judge's own known examples; its fingerprint."""
+        self_test(self.judge)
+        return self.fingerprint
+
+    def label(self, task: JudgeTask, report: Report) -> dict[str, Any]:
+        """Judge one shard and write the verdicts; returns counts and seconds."""
+        started = time.perf_counter()
+        groups = read_groups(task.responses, task.prompts)
+        verdicts = judge_groups(self.judge, groups)
+        rows = [
+            _row(group.prompt.id, response.id, verdict, self.fingerprint)
+            for group, row in zip(groups, verdicts, strict=True)
+            for response, verdict in zip(group.responses, row, strict=True)
+        ]
+        counts = Counter(row["kind"] for row in rows)
+        self._check_errors(rows, counts, task)
+        content = tables.to_bytes(rows, tables.VERDICTS, {"judge": self.fingerprint})
+        write_file(task.path, content, replace=False)
+        return {"counts": dict(counts), "judge": time.perf_counter() - started}
+
+    def _check_errors(self, rows: list[dict[str, Any]], counts: Counter[str], task: JudgeTask) -> None:
+        if counts["error"] > self.settings.max_error_share * len(rows):
+            first = next(row["why"] for row in rows if row["kind"] == "error")
+            raise UserError(
+                f"The judge {self.settings.name} failed on {counts['error']} of {len(rows)} responses of {task.name}, more than "
+                f"judge.max_error_share={self.settings.max_error_share:g} allows. The first error: {first}. No verdict of this shard "
+                "was kept and the responses are safe: mend the judge (or raise the share) and run the same command."
+            )
+
+
+def read_groups(responses: Path, prompts: tuple[PromptRow, ...]) -> list[Group]:
+    """The shard's responses as the judge contract wants them, in the order of the shard."""
+    by_id = {row.id: Prompt(row.id, tuple(row.messages), row.target, row.columns) for row in prompts}
+    grouped: dict[str, list[Response]] = {}
+    for row in tables.read(responses, ["prompt_id", "response_id", "text", "finish_reason"]).to_pylist():
+        grouped.setdefault(row["prompt_id"], []).append(Response(row["response_id"], row["text"], row["finish_reason"]))
+    return [Group(by_id[prompt_id], tuple(members)) for prompt_id, members in grouped.items()]
+
+
+def _row(prompt_id: str, response_id: str, verdict: Verdict, judge: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "prompt_id": prompt_id,
+        "response_id": response_id,
+        "judge": judge["name"],
+        "version": judge["version"],
+        "kind": verdict.kind,
+        "score": verdict.score,
+        "extracted": verdict.extracted,
+        "why": verdict.why,
+        "well_formed": verdict.well_formed,
+        "parts": json.dumps(verdict.parts, sort_keys=True),
+    }

@@ -1,0 +1,44 @@
+"""Room loop, from words on the command line to a run folder and its settings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from loop.config_load import LoadedConfig, load_config
+from loop.config_types import did_you_mean
+from loop.errors import UserError
+from loop.runfolder import RunFolder
+
+
+def locate(source: str, overrides: Sequence[str], name: str | None, runs: Path) -> tuple[RunFolder, LoadedConfig]:
+    """The run that `source` means, and its settings: an existing run by folder, or a config by file or shipped name."""
+    existing = RunFolder(Path(source))
+    if existing.exists():
+        if name is not None:
+            raise UserError(
+                f"{source} is an existing run; --name starts a new one and wants a config: use {existing.config}."
+            )
+        return existing, load_config(existing.config, overrides)
+    loaded = load_config(source, overrides)
+    return RunFolder(runs / (name or loaded.name)), loaded
+
+
+def find_run(run: str, runs: Path) -> RunFolder:
+    """An existing run by folder or name. UserError lists what there is."""
+    for folder in (RunFolder(Path(run)), RunFolder(runs / run)):
+        if folder.exists():
+            return folder
+    known = sorted(path.parent.name for path in runs.glob("*/campaign.yaml"))
+    present = f"The runs there: {', '.join(known)}" if known else "There are none; `prefloop run CONFIG` starts one"
+    raise UserError(f"There is no run {run!r} here or in {runs}/{did_you_mean(run, known)}. {present}.")
+
+
+def find_run_at(text: str, runs: Path) -> tuple[RunFolder, int]:
+    """RUN@K."""
+    run, _, number = text.rpartition("@")
+    if not run or not number.isdigit():
+        raise UserError(f"{text!r} does not name an iteration; write RUN@K, e.g. quickstart@1.")
+    folder = find_run(run, runs)
+    if int(number) not in folder.iterations():
+        present = ", ".join(map(str, folder.iterations())) or "none"
+        raise UserError(f"{folder} has no iteration {number}; it has: {present}.")
+    return folder, int(number)

@@ -1,0 +1,141 @@
+"""Room loop, the plan: settings come in, what a run would do goes out, in plain words. Nothing heavy is imported.
+
+With `check` the libraries are imported, the judge is built and runs its own examples, and the data is opened.
+"""
+
+from typing import Any
+
+from judges.resolve import BUILT_IN, build_judge
+from loop.config import Config
+from loop.config_load import LoadedConfig, diff
+from loop.runfolder import STAGES, RunFolder
+from loop.engines import chosen_engine
+
+
+def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> dict[str, Any]:
+    """What `prefloop run` would do. UserError or JudgeError if it could not."""
+    config = loaded.base
+    if config.judge.name in BUILT_IN:
+        build_judge(config.judge.name, config.judge.args)
+    plan = {
+        "config": str(loaded.source),
+        "run": str(run),
+        "resume": where_it_resumes(run, loaded),
+        "model": config.model.base,
+        "engine": chosen_engine(config.engine),
+        "prompts": prompts_in_words(config),
+        "judge": {"name": config.judge.name, "args": config.judge.args},
+        "evaluation": evaluation_in_words(config),
+        "iterations": [iteration_plan(loaded, k) for k in range(1, loaded.iterations + 1)],
+    }
+    return plan | ({"checked": check_for_real(config)} if check else {})
+
+
+def prompts_in_words(config: Config) -> str:
+    """The three sets and how an iteration draws from them."""
+    prompts = config.prompts
+    train = f"{prompts.train}" if prompts.train else "all other"
+    each = f"{prompts.per_iteration} new ones each iteration" if prompts.per_iteration else "all of them each iteration"
+    kind = {"reasoning-gym": "task", "gsm8k": "path", "file": "path", "hub": "dataset"}[prompts.source]
+    where = getattr(prompts, kind) or "openai/gsm8k"
+    return f"{prompts.source} ({where}): {train} to train on, {each}; {prompts.gate} gate, {prompts.test} test"
+
+
+def evaluation_in_words(config: Config) -> str:
+    """What is measured after every iteration, and what it decides."""
+    rule = {
+        "always": "every candidate is promoted",
+        "better": f"a candidate is promoted if its {config.promote.metric} is significantly better on the gate prompts",
+        "not_worse": f"a candidate is promoted unless its {config.promote.metric} on the gate prompts may be worse by "
+        f"more than {config.promote.margin:g}",
+    }[config.promote.rule]
+    answers = (
+        f"1 greedy and {config.eval.samples} sampled responses (temperature {config.eval.temperature:g}) per prompt"
+    )
+    return f"{answers}; {rule}"
+
+
+def iteration_plan(loaded: LoadedConfig, k: int) -> dict[str, Any]:
+    """One iteration in words and rough sizes."""
+    config = loaded.at(k)
+    s, t, prompts = config.sampling, config.train, config.prompts.per_iteration or config.prompts.train
+    pairs = (
+        None
+        if prompts is None
+        else prompts * (config.pairs.per_prompt if config.pairs.rule == "correct_vs_wrong" else 1)
+    )
+    first = "the base model" if k == 1 else "the last promoted model"
+    anchor = first if config.reference == "previous" else "the base model"
+    how = f"LoRA rank {t.lora.rank}" if t.lora else "all weights"
+    return {
+        "iteration": k,
+        "sample": f"{s.n} responses to {prompts or 'all'} prompts from {first}, temperature {s.temperature:g}, "
+        f"at most {s.max_tokens} tokens",
+        "pair": f"{config.pairs.rule}, at most {config.pairs.per_prompt if pairs else 'so many'} per prompt",
+        "train": f"{t.loss} with beta {t.beta:g} and NLL weight {t.nll_weight:g}, {how}, learning rate {t.learning_rate:g}, "
+        f"{t.batch_pairs} pairs a step, starting from {first}",
+        "reference": anchor,
+        "responses": None if prompts is None else prompts * s.n,
+        "pairs_at_most": pairs,
+        "steps_at_most": None if pairs is None else t.max_steps or -(-pairs // t.batch_pairs) * t.epochs,
+    }
+
+
+def where_it_resumes(run: RunFolder, loaded: LoadedConfig) -> str:
+    """Where a run with this folder would begin."""
+    if not run.exists():
+        return "nothing is there yet: it starts with the base model's evaluation"
+    from loop.config_yaml import parse_yaml
+
+    before = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
+    changes = "; ".join(f"{key}: {old!r} → {new!r}" for key, old, new in diff(before, loaded.raw))
+    told = f" with changed settings ({changes}), which it refuses if they invalidate finished work" if changes else ""
+    if run.stage(0, "eval").manifest() is None:
+        return f"it continues with the base model's evaluation{told}"
+    for k in range(1, loaded.iterations + 1):
+        missing = [stage for stage in STAGES if run.stage(k, stage).manifest() is None]
+        if missing or not run.promotion(k).exists():
+            return f"it continues in iteration {k} at stage {missing[0] if missing else 'promote'}{told}"
+    return f"all {loaded.iterations} iterations are finished{told}"
+
+
+def check_for_real(config: Config) -> dict[str, Any]:
+    """Import what a run needs, build and test the judge, open the data; no model is loaded."""
+    import importlib
+
+    from judges.selftest import self_test
+    from loop.prompts import build_prompt_sets
+
+    libraries = ["torch", "transformers", *(["vllm"] if chosen_engine(config.engine) == "vllm" else [])]
+    versions = {name: importlib.import_module(name).__version__ for name in libraries}
+    judge = build_judge(config.judge.name, config.judge.args)
+    sets = build_prompt_sets(config.prompts, config.seed)
+    return {
+        "libraries": versions,
+        "judge": f"{type(judge).__name__} built, {self_test(judge)} examples judged as known",
+        "prompts": sets.counts,
+        "first_prompt": sets.train[0].messages,
+    }
+
+
+def print_plan(plan: dict[str, Any]) -> None:
+    """The plan for a person."""
+    print(f"{plan['config']} → {plan['run']}: {plan['resume']}.\n")
+    print(f"model    {plan['model']}, sampled with the {plan['engine']} engine")
+    print(f"prompts  {plan['prompts']}")
+    print(f"judge    {plan['judge']['name']} {plan['judge']['args'] or ''}")
+    print(f"eval     {plan['evaluation']}")
+    for it in plan["iterations"]:
+        sizes = (
+            ""
+            if it["responses"] is None
+            else (
+                f"\n  sizes      {it['responses']} responses, at most {it['pairs_at_most']} pairs and {it['steps_at_most']} steps"
+            )
+        )
+        print(
+            f"\niteration {it['iteration']}\n  sample     {it['sample']}\n  pair       {it['pair']}\n"
+            f"  train      {it['train']}\n  reference  {it['reference']}{sizes}"
+        )
+    for what, found in plan.get("checked", {}).items():
+        print(f"\nchecked {what.replace('_', ' ')}: {found}")

@@ -1,0 +1,285 @@
+"""Room loop, the run folder: the one file that knows its paths, its manifests, its lock and how files get there.
+
+Every file is written under a partial name that carries an attempt id, fsynced and linked to its final name; the first link
+wins, so a worker that was believed dead cannot corrupt. A stage is finished when its manifest exists.
+
+    runs/NAME/  campaign.yaml  lineage.json  events.jsonl  metrics.jsonl  lock  logs/  prompts/{train,gate,test}.parquet
+      iter-001/{sample,judge,pair,train,eval}/  shard-000.parquet …  manifest.json      promotion.json
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loop.errors import UserError
+from loop.tables import damaged, digest
+
+STAGES = ("sample", "judge", "pair", "train", "eval")
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What is known of a finished file; mtime_ns makes the cheap check at start-up possible."""
+
+    sha256: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A finished stage: what it made, out of what, how much and how long."""
+
+    stage: str
+    iteration: int
+    outputs: dict[str, FileRecord]
+    inputs: dict[str, Any]
+    counts: dict[str, Any]
+    seconds: dict[str, float]
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Identity of the stage's content: equal outputs, equal digest."""
+        return digest({name: record.sha256 for name, record in self.outputs.items()})
+
+
+class StageFolder:
+    """The folder of one stage of one iteration."""
+
+    def __init__(self, path: Path, stage: str, iteration: int) -> None:
+        self.path, self.stage, self.iteration = path, stage, iteration
+
+    def __str__(self) -> str:
+        return f"iteration {self.iteration}, stage {self.stage}"
+
+    def shard(self, number: int, prefix: str = "shard") -> Path:
+        """Path of a shard; `prefix` tells several kinds in one folder apart."""
+        return self.path / f"{prefix}-{number:03d}.parquet"
+
+    @property
+    def pairs(self) -> Path:
+        return self.path / "pairs.parquet"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def work(self) -> Path:
+        return self.path / "work"
+
+    @property
+    def steps(self) -> Path:
+        return self.path / "steps.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path / "manifest.json"
+
+    def manifest(self) -> Manifest | None:
+        """The manifest, or None while the stage is not finished."""
+        if not self.manifest_path.exists():
+            return None
+        raw = read_json(self.manifest_path)
+        return Manifest(**{**raw, "outputs": {name: FileRecord(**r) for name, r in raw["outputs"].items()}})
+
+    def finish(
+        self,
+        files: list[Path],
+        *,
+        inputs: dict[str, Any],
+        counts: dict[str, Any],
+        seconds: dict[str, float],
+        versions: dict[str, str],
+    ) -> Manifest:
+        """Write the manifest, last of all; from here on the stage is finished and its files are read-only by convention."""
+        outputs = {str(path.relative_to(self.path)): record_of(path) for path in sorted(files)}
+        manifest = Manifest(self.stage, self.iteration, outputs, inputs, counts, seconds, versions)
+        write_file(self.manifest_path, to_json(asdict(manifest)))
+        return manifest
+
+    def check(self, manifest: Manifest, *, verify: bool) -> None:
+        """UserError unless every output is there as it was written (size and time; its content too with `verify`)."""
+        for name, record in manifest.outputs.items():
+            path = self.path / name
+            if not path.exists():
+                raise damaged(path, "it is missing")
+            stat = path.stat()
+            if stat.st_size != record.size:
+                raise damaged(path, f"it has {stat.st_size} bytes instead of {record.size}")
+            if (verify or stat.st_mtime_ns != record.mtime_ns) and sha256_of(path) != record.sha256:
+                raise damaged(path, "its content has changed")
+
+    def repair(self, manifest: Manifest) -> list[Path]:
+        """Remove every output that is not as it was written, and the manifest, so that just these are made again."""
+        bad = [self.path / n for n, r in manifest.outputs.items() if not _is_intact(self.path / n, r)]
+        if bad:
+            for path in bad:
+                path.unlink(missing_ok=True)
+            self.manifest_path.unlink()
+        return bad
+
+
+class RunFolder:
+    """All of one campaign on disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def config(self) -> Path:
+        return self.root / "campaign.yaml"
+
+    @property
+    def lineage(self) -> Path:
+        return self.root / "lineage.json"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    def exists(self) -> bool:
+        """Whether a campaign was started here."""
+        return self.config.exists()
+
+    def log(self, worker: str) -> Path:
+        """Where a worker's own output goes."""
+        return self.root / "logs" / f"{worker}.log"
+
+    def prompts(self) -> StageFolder:
+        """The folder of the three prompt sets."""
+        return StageFolder(self.root / "prompts", "prompts", 0)
+
+    def stage(self, iteration: int, stage: str) -> StageFolder:
+        """The folder of one stage; iteration 0 is the base model, which is only evaluated."""
+        return StageFolder(self.root / f"iter-{iteration:03d}" / stage, stage, iteration)
+
+    def promotion(self, iteration: int) -> Path:
+        """The decision that ends an iteration: all the next one reads."""
+        return self.root / f"iter-{iteration:03d}" / "promotion.json"
+
+    def iterations(self) -> list[int]:
+        """Numbers of the iterations that have a folder, ascending."""
+        return sorted(int(path.name[5:]) for path in self.root.glob("iter-[0-9]*"))
+
+    def event(self, what: str, **details: Any) -> None:
+        """Append a line to events.jsonl."""
+        append_line(self.events, {"time": round(time.time(), 3), "event": what, **details})
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process alone. UserError if another one has it."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise UserError(
+                    f"{self.root} is being worked on by another process ({file.read().strip() or 'unknown'}). "
+                    "Wait until it ends, or end it; a run has one writer."
+                ) from error
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+
+def write_file(path: Path, content: bytes, *, replace: bool = True) -> FileRecord:
+    """Put `content` at `path`, all or nothing. With replace=False the first writer wins and later ones change nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _place(partial, path, replace=replace)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+    return FileRecord(hashlib.sha256(content).hexdigest(), len(content), path.stat().st_mtime_ns)
+
+
+def _place(partial: Path, path: Path, *, replace: bool) -> None:
+    if replace:
+        partial.replace(path)
+        return
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            partial.replace(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Append one JSON line; a line cut by a kill is ended first, so that it damages no other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell() and (file.seek(-1, os.SEEK_END) is None or file.read(1) != b"\n"):
+            file.write(b"\n")
+        file.write(json.dumps(row, sort_keys=True, default=str).encode("utf-8") + b"\n")
+
+
+def to_json(value: object) -> bytes:
+    """Readable JSON with a final newline."""
+    return (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode("utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON at `path`. UserError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_of(path: Path) -> FileRecord:
+    """The record of a file that is finished."""
+    stat = path.stat()
+    return FileRecord(sha256_of(path), stat.st_size, stat.st_mtime_ns)
+
+
+def _is_intact(path: Path, record: FileRecord) -> bool:
+    return path.exists() and path.stat().st_size == record.size and sha256_of(path) == record.sha256

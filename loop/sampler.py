@@ -1,0 +1,154 @@
+"""Room loop, the sample stage inside its worker: prompts and settings come in, one Parquet file of responses goes out.
+
+The shard is the unit of reproducibility: one generate call over a fixed list of requests, whose seeds derive from what the
+response is (campaign seed, iteration, purpose, prompt, index), never from the order of calls.
+"""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loop.config import EngineConfig
+from loop.engines import Completion, Engine, Request, chosen_engine
+from loop.prompts import PromptRow, render
+from loop.runfolder import write_file
+from loop.tables import RESPONSES, to_bytes
+from loop.worker import Report
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTask:
+    """One shard to sample. `temperatures` has one entry per response of a prompt; 0 is greedy."""
+
+    name: str
+    path: Path
+    prompts: tuple[PromptRow, ...]
+    temperatures: tuple[float, ...]
+    top_p: float
+    max_tokens: int
+    seed_words: tuple[Any, ...]
+    """What the seeds derive from besides prompt id and index: campaign seed, iteration, purpose."""
+    policy: Path
+    policy_hash: str
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """All that decides the shard's content; stored in it, so that a stale shard is recognised."""
+        return {
+            "prompts": [p.id for p in self.prompts],
+            "temperatures": self.temperatures,
+            "top_p": self.top_p,
+            "max_tokens": self.max_tokens,
+            "seed_words": self.seed_words,
+            "policy_hash": self.policy_hash,
+        }
+
+
+class EngineService:
+    """Holds the engine for the whole campaign; the policy is reloaded in place when a task names another."""
+
+    def __init__(self, settings: EngineConfig, chat_template_kwargs: dict[str, Any]) -> None:
+        self.settings, self.chat_template_kwargs = settings, chat_template_kwargs
+        self.engine: Engine | None = None
+        self.policy_hash = ""
+        self.asleep = False
+
+    def sample(self, task: SampleTask, report: Report) -> dict[str, Any]:
+        """Sample one shard and write it; returns counts and seconds."""
+        started = time.perf_counter()
+        engine = self._ready(task, report)
+        ready = time.perf_counter()
+        planned, too_long = self._plan(task, engine)
+        generating = time.perf_counter()
+        completions = engine.generate([request for _, _, request in planned], lambda done, _: report(done=done))
+        generated = time.perf_counter()
+        rows = [_row(task, p, i, r, c) for (p, i, r), c in zip(planned, completions, strict=True)]
+        _check_stops(rows, task)
+        write_file(task.path, to_bytes(rows, RESPONSES, {"spec": task.spec, "too_long": too_long}), replace=False)
+        return {
+            "responses": len(rows),
+            "tokens": sum(len(c.token_ids) for c in completions),
+            "too_long": too_long,
+            "identity": engine.identity,
+            "load": ready - started,
+            "generate": generated - generating,
+        }
+
+    def sleep(self, report: Report) -> None:
+        """Leave the device's memory to the trainer, until the next task."""
+        if self.engine is not None and self.settings.idle != "keep":
+            self.engine.sleep()
+            self.asleep = True
+
+    def _ready(self, task: SampleTask, report: Report) -> Engine:
+        """The engine, awake, with the task's policy."""
+        if self.engine is None:
+            report(note="starting the engine")
+            self.engine = make_engine(task.policy, self.settings)
+        elif self.asleep:
+            self.engine.wake()
+        self.asleep = False
+        if self.policy_hash not in ("", task.policy_hash):
+            self.engine.load_policy(task.policy)
+        self.policy_hash = task.policy_hash
+        return self.engine
+
+    def _plan(self, task: SampleTask, engine: Engine) -> tuple[list[tuple[PromptRow, int, Request]], int]:
+        """The shard's requests in their recorded order, and how many prompts are too long for the engine."""
+        room = self.settings.max_model_len - task.max_tokens
+        rendered = [(p, render(engine.tokenizer, p, self.chat_template_kwargs)) for p in task.prompts]
+        fitting = [(p, ids) for p, ids in rendered if len(ids) <= room]
+        planned = [
+            (p, i, Request(ids, seed_for(*task.seed_words, p.id, i), temperature, task.top_p, task.max_tokens))
+            for p, ids in fitting
+            for i, temperature in enumerate(task.temperatures)
+        ]
+        return planned, len(rendered) - len(fitting)
+
+
+def make_engine(policy: Path, settings: EngineConfig) -> Engine:
+    """The engine that the settings ask for, its libraries imported now."""
+    if chosen_engine(settings) == "vllm":
+        from loop.engines.vllm_engine import VllmEngine
+
+        return VllmEngine(policy, settings)
+    from loop.engines.hf_engine import TransformersEngine
+
+    return TransformersEngine(policy, settings)
+
+
+def seed_for(*words: Any) -> int:
+    """A seed below 2^31 that depends on the words alone."""
+    return int.from_bytes(hashlib.sha256("|".join(map(str, words)).encode("utf-8")).digest()[:4], "big") >> 1
+
+
+def response_id(seed_words: tuple[Any, ...], prompt_id: str, index: int) -> str:
+    """Names a response within its campaign."""
+    return "-".join(map(str, (*seed_words[1:], prompt_id, index)))
+
+
+def _row(task: SampleTask, prompt: PromptRow, index: int, request: Request, completion: Completion) -> dict[str, Any]:
+    return {
+        "prompt_id": prompt.id,
+        "response_id": response_id(task.seed_words, prompt.id, index),
+        "index": index,
+        "seed": request.seed,
+        "temperature": request.temperature,
+        "prompt_token_ids": request.prompt_ids,
+        "token_ids": completion.token_ids,
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "stop_reason": completion.stop_reason,
+        "logprobs": completion.logprobs,
+        "policy_hash": task.policy_hash,
+    }
+
+
+def _check_stops(rows: list[dict[str, Any]], task: SampleTask) -> None:
+    """A cut-off response must have used its whole budget, and every token has its log-prob."""
+    for row in rows:
+        tokens = len(row["token_ids"])
+        assert tokens == len(row["logprobs"]) and tokens > 0, row["response_id"]
+        assert row["finish_reason"] == "stop" or tokens == task.max_tokens, row["response_id"]

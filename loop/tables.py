@@ -1,0 +1,101 @@
+"""Room loop, the tables that stages hand to each other: Parquet schemas, writing with a digest, reading by column.
+
+Rows come in, files go out, and the other way round; where files lie is `runfolder.py`'s business.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from loop.errors import UserError
+
+RESPONSES = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("response_id", pa.string()),
+        ("index", pa.int32()),
+        ("seed", pa.int64()),
+        ("temperature", pa.float32()),
+        ("prompt_token_ids", pa.list_(pa.int32())),
+        ("token_ids", pa.list_(pa.int32())),
+        ("text", pa.string()),
+        ("finish_reason", pa.string()),
+        ("stop_reason", pa.string()),
+        ("logprobs", pa.list_(pa.float32())),
+        ("policy_hash", pa.string()),
+    ]
+)
+VERDICTS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("response_id", pa.string()),
+        ("judge", pa.string()),
+        ("version", pa.string()),
+        ("kind", pa.string()),
+        ("score", pa.float64()),
+        ("extracted", pa.string()),
+        ("why", pa.string()),
+        ("well_formed", pa.bool_()),
+        ("parts", pa.string()),
+    ]
+)
+PAIRS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("chosen_id", pa.string()),
+        ("rejected_id", pa.string()),
+        ("rule", pa.string()),
+        ("weight", pa.float64()),
+        ("source_iteration", pa.int32()),
+    ]
+)
+
+
+def to_bytes(rows: Sequence[dict[str, Any]], schema: pa.Schema, notes: dict[str, Any]) -> bytes:
+    """The rows as a Parquet file (zstd, page checksums); `notes` travel in its metadata. Equal input gives equal bytes."""
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    return table_bytes(table.replace_schema_metadata({"prefloop": json.dumps(notes, sort_keys=True)}))
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """A table as a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table at `path`, page checksums verified. UserError if it is damaged."""
+    try:
+        return pq.read_table(path, columns=list(columns) if columns else None, page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def notes_of(path: Path) -> dict[str, Any]:
+    """What `to_bytes` was given as notes. UserError if the file is damaged."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise damaged(path, str(error)) from error
+    return json.loads(metadata.get(b"prefloop", b"{}"))
+
+
+def damaged(path: Path, why: str) -> UserError:
+    """The message for a file that cannot be what was written."""
+    reason = " ".join(why.split())[:200]
+    return UserError(
+        f"{path} is damaged ({reason}). Nothing else is lost: run the same command with --repair, "
+        "and just this file is made again and compared with what was recorded of it."
+    )
+
+
+def digest(value: object) -> str:
+    """sha256 of a JSON-able value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode("utf-8")).hexdigest()

@@ -1,0 +1,98 @@
+"""Room loop, the train stage inside its worker: pairs and responses on disk come in, a candidate model folder goes out.
+
+It reads the run's tables for the room `trainer`, which knows of no run folder.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from loop import tables
+from loop.errors import UserError
+from loop.models import resolve_base, weights_hash
+from loop.worker import Report
+from trainer.data import Pair, PreferenceData, PromptGroup, Response
+from trainer.settings import TrainSettings
+
+
+@dataclass(frozen=True, slots=True)
+class TrainTask:
+    """One round: the models by path and hash, the tables, the folders."""
+
+    name: str
+    policy: Path
+    policy_hash: str
+    reference: Path
+    reference_hash: str
+    responses: tuple[Path, ...]
+    pairs: Path
+    work: Path
+    model: Path
+    steps: Path
+    settings: TrainSettings
+    seed: int
+    threads: int | None
+
+
+class TrainService:
+    """Trains all rounds of a campaign in one process; also finds and hashes the base model, which needs torch."""
+
+    def base(self, base: str, report: Report) -> tuple[Path, str]:
+        """Folder and hash of the model that `base` names."""
+        folder = resolve_base(base)
+        return folder, weights_hash(folder)
+
+    def train(self, task: TrainTask, report: Report) -> dict[str, Any]:
+        """Run the round (or what is missing of it); its summary, with the candidate's hash."""
+        from trainer.round import RoundSpec, train_round
+
+        _check_identity(task.policy, task.policy_hash, "policy")
+        if task.reference_hash != task.policy_hash:
+            _check_identity(task.reference, task.reference_hash, "reference")
+        spec = RoundSpec(
+            task.policy,
+            task.policy_hash,
+            task.reference,
+            task.reference_hash,
+            task.work,
+            task.model,
+            task.settings,
+            task.seed,
+            task.threads,
+        )
+        data = read_preferences(task.responses, task.pairs)
+        summary = train_round(spec, data, report=lambda progress: report(**progress))
+        if (task.work / "steps.jsonl").exists():
+            shutil.copyfile(task.work / "steps.jsonl", task.steps)
+        return {"summary": summary.as_dict(), "weights_hash": weights_hash(task.model)}
+
+
+def _check_identity(folder: Path, expected: str, role: str) -> None:
+    found = weights_hash(folder) if folder.exists() else "missing"
+    if found != expected:
+        raise UserError(
+            f"The {role} in {folder} is not the model this run was made with (its hash is {found[:12]}, the promotion named "
+            f"{expected[:12]}). Put the original folder back, or start a new run with --name."
+        )
+
+
+def read_preferences(responses: Sequence[Path], pairs: Path) -> PreferenceData:
+    """The pairs and the responses they name, in the order of the shards; other responses are not loaded."""
+    rows = tables.read(pairs).to_pylist()
+    wanted = {row["chosen_id"] for row in rows} | {row["rejected_id"] for row in rows}
+    groups: dict[str, tuple[list[int], list[Response]]] = {}
+    for path in responses:
+        table = tables.read(path, ["prompt_id", "response_id", "prompt_token_ids", "token_ids"])
+        keep = pc.is_in(table["response_id"], value_set=pa.array(sorted(wanted), pa.string()))
+        for row in table.filter(keep).to_pylist():
+            _, members = groups.setdefault(row["prompt_id"], (row["prompt_token_ids"], []))
+            members.append(Response(row["response_id"], row["token_ids"]))
+    return PreferenceData(
+        groups=tuple(PromptGroup(prompt_id, ids, tuple(members)) for prompt_id, (ids, members) in groups.items()),
+        pairs=tuple(Pair(r["prompt_id"], r["chosen_id"], r["rejected_id"], r["weight"]) for r in rows),
+    )

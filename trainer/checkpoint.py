@@ -1,0 +1,106 @@
+"""Room `trainer/`, checkpoints inside a round. In: the state of a running round; out: a folder from which the same
+round goes on bit for bit. The newest is complete before the older one goes. A checkpoint of another round (other
+weights, data, settings or seed) is refused, never mixed in: whoever changes those removes the work folder or starts a
+fork."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from trainer.errors import TrainerError
+from trainer.files import PARTIAL, fresh_partial, publish_folder, read_json, write_json
+from trainer.model import trained_parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a round stands: optimizer steps done, length of its step log, seconds spent so far by part."""
+
+    steps: int
+    log_bytes: int
+    seconds: dict[str, float]
+
+
+def save_checkpoint(
+    work: Path, position: Position, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Write `work/checkpoint-<steps>`, then remove the older ones."""
+    target = work / f"checkpoint-{position.steps:06d}"
+    partial = fresh_partial(target)
+    names = [name for name, _ in trained_parameters(model)]
+    save_file(
+        {name: parameter.detach() for name, parameter in trained_parameters(model)}, partial / "weights.safetensors"
+    )
+    save_file(_flatten(optimizer.state_dict()["state"], names), partial / "optimizer.safetensors")
+    save_file({"torch": torch.get_rng_state()}, partial / "rng.safetensors")
+    state = {
+        "steps": position.steps,
+        "log_bytes": position.log_bytes,
+        "seconds": position.seconds,
+        "identity": identity,
+    }
+    write_json(partial / "state.json", state)
+    publish_folder(partial, target)
+    for older in _folders(work):
+        if older != target:
+            shutil.rmtree(older)
+
+
+def find_checkpoint(work: Path, identity: dict[str, Any]) -> Path | None:
+    """The newest checkpoint, if there is one. Raises TrainerError if it belongs to another round."""
+    for leftover in work.glob("checkpoint-*" + PARTIAL):
+        shutil.rmtree(leftover)
+    folders = _folders(work)
+    if not folders:
+        return None
+    found = read_json(folders[-1] / "state.json")["identity"]
+    different = sorted(key for key in identity if found.get(key) != identity[key])
+    if different:
+        raise TrainerError(
+            f"The checkpoint {folders[-1]} belongs to another round: it differs in {', '.join(different)}. Give back "
+            f"the settings it was made with, or remove {work} to train this round from its start."
+        )
+    return folders[-1]
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
+    """Put weights, optimizer and random state back; returns where the round stands."""
+    weights = load_file(folder / "weights.safetensors")
+    parameters = dict(trained_parameters(model))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    flat = load_file(folder / "optimizer.safetensors")
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": _unflatten(flat, list(parameters)), "param_groups": groups})
+    torch.set_rng_state(load_file(folder / "rng.safetensors")["torch"])
+    state = read_json(folder / "state.json")
+    return Position(state["steps"], state["log_bytes"], state["seconds"])
+
+
+def remove_checkpoints(work: Path) -> None:
+    """The round is finished: its candidate holds everything that later rounds need."""
+    for folder in work.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+
+
+def _folders(work: Path) -> list[Path]:
+    return sorted(folder for folder in work.glob("checkpoint-*") if not folder.name.endswith(PARTIAL))
+
+
+def _flatten(state: dict[int, dict[str, torch.Tensor]], names: list[str]) -> dict[str, torch.Tensor]:
+    return {f"{names[index]}|{key}": value for index, entry in state.items() for key, value in entry.items()}
+
+
+def _unflatten(flat: dict[str, torch.Tensor], names: list[str]) -> dict[int, dict[str, torch.Tensor]]:
+    index = {name: at for at, name in enumerate(names)}
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for label, value in flat.items():
+        name, key = label.rsplit("|", 1)
+        state.setdefault(index[name], {})[key] = value
+    return state

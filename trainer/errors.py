@@ -1,0 +1,8 @@
+"""Room `trainer/`: the one exception that this room raises on purpose."""
+
+
+class TrainerError(ValueError):
+    """Raised when a round cannot go on: data or model that do not fit, a failed check, NaN, a foreign checkpoint.
+
+    Its text is one paragraph for the user: what happened, where, and what to do.
+    """

@@ -1,0 +1,133 @@
+"""Room `trainer/`, models in and out. In: a Hugging Face folder; out: a model ready to train (dropout off, chosen
+precision), and at the end the candidate folder. safetensors only."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from trainer.attention import use_tree_attention
+from trainer.errors import TrainerError
+from trainer.settings import LoraSettings, TrainSettings
+
+Precision = Literal["fp32", "bf16-autocast", "bf16"]
+WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
+NOT_COPIED = ("config.json", "README.md", "train_summary.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """Where and in which number format the round computes."""
+
+    device: torch.device
+    precision: Precision
+
+    @property
+    def mask_dtype(self) -> torch.dtype:
+        """The dtype in which attention runs, so that its mask needs no cast."""
+        return torch.float32 if self.precision == "fp32" else torch.bfloat16
+
+    def autocast(self, *, enabled: bool = True) -> AbstractContextManager[Any]:
+        """Inside, matrix products run in bf16 where the precision says so; weights are cast once per outermost
+        block."""
+        if self.precision != "bf16-autocast":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def choose_arithmetic(settings: TrainSettings) -> Arithmetic:
+    """The device of this machine and what `precision: auto` means on it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if settings.precision != "auto":
+        return Arithmetic(device, settings.precision)
+    return Arithmetic(device, "bf16-autocast" if device.type == "cuda" or _cpu_has_bf16() else "fp32")
+
+
+def load_model(folder: Path, arithmetic: Arithmetic) -> Any:
+    """The causal model of a folder in fp32, dropout off, with sdpa attention."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    if not any(folder.glob("*.safetensors")):
+        raise TrainerError(
+            f"The model folder {folder} holds no safetensors weights. Point to a complete Hugging Face model folder."
+        )
+    logging.disable_progress_bar()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    disable_dropout(model)
+    use_tree_attention(model)
+    return model.to(arithmetic.device).eval()
+
+
+def read_limits(folder: Path) -> tuple[int, int | None]:
+    """Vocabulary size and context length of a model folder, without loading weights."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    return config.vocab_size, getattr(config, "max_position_embeddings", None)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Every dropout rate to 0, also those that modules keep as plain numbers: the reference must see the same model."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def make_trainable(model: Any, settings: TrainSettings, *, seed: int) -> Any:
+    """The model as it will be trained: with adapters and checkpointing where asked for. A fresh adapter changes no
+    output."""
+    if settings.lora is not None:
+        model = _add_adapter(model, settings.lora, seed)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()  # transformers recompute in training mode only; dropout is off anyway
+    return model
+
+
+def cast_weights(model: Any, arithmetic: Arithmetic) -> Any:
+    """The weights in the round's number format; fp32 masters stay as they are."""
+    return model.to(torch.bfloat16) if arithmetic.precision == "bf16" else model
+
+
+def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that the round changes, by name, tied ones once."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def save_candidate(model: Any, folder: Path, *, policy: Path) -> None:
+    """Full weights (adapters merged, kept aside too), config, and the policy's tokenizer files byte for byte."""
+    if hasattr(model, "merge_and_unload"):
+        model.save_pretrained(folder / "adapter")
+        model = model.merge_and_unload()
+    model.save_pretrained(folder)
+    for path in sorted(policy.iterdir()):
+        if path.is_file() and not path.name.endswith(WEIGHT_FILES) and path.name not in NOT_COPIED:
+            shutil.copyfile(path, folder / path.name)
+    templates = policy / "additional_chat_templates"
+    if templates.is_dir():
+        shutil.copytree(templates, folder / templates.name)
+
+
+def _add_adapter(model: Any, lora: LoraSettings, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)
+
+
+def _cpu_has_bf16() -> bool:
+    flags = torch.cpu.get_capabilities()
+    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))

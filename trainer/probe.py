@@ -1,0 +1,50 @@
+"""Room `trainer/`, may this model be trained on prefix trees? In: the model in fp32 and a few of the round's prompts;
+out: the largest difference per token between tree rows and plain rows. Sliding windows, linear attention and some
+attention code answer trees wrongly without any error, so this is measured before every round."""
+
+import random
+from collections.abc import Sequence
+
+import torch
+
+from trainer.data import PreferenceData
+from trainer.encode import EncodedRow, Tree, encode_plain_row, encode_tree_row
+from trainer.scorer import RowScorer, to_batch
+
+MOST_GAP = 1e-4
+"""Nat per token (fp32) beyond which a round uses plain rows."""
+PROMPTS = 4
+
+
+def probe_trees(scorer: RowScorer, data: PreferenceData, *, device: torch.device, seed: int) -> float:
+    """Largest absolute difference of a token's log-prob between one tree row of several prompts and plain rows
+    (nat)."""
+    trees = _sample(data, seed)
+    packed = _token_logprobs(scorer, encode_tree_row(trees), device)
+    plain = _token_logprobs(scorer, encode_plain_row(trees), device)
+    return float((packed - plain).abs().max().nan_to_num(torch.inf))
+
+
+def _sample(data: PreferenceData, seed: int) -> list[Tree]:
+    """The prompt with the longest sequence of all pairs (windows show there) and a few others, one pair of each."""
+    index = {group.id: group for group in data.groups}
+    pairs = []
+    for pair in data.pairs:
+        group = index[pair.prompt_id]
+        ids = [response.token_ids for response in group.responses if response.id in (pair.chosen_id, pair.rejected_id)]
+        pairs.append((group.token_ids, ids))
+    longest = max(pairs, key=_longest)
+    return [longest, *random.Random(seed).sample(pairs, min(PROMPTS - 1, len(pairs)))]
+
+
+def _longest(tree: Tree) -> int:
+    prompt, responses = tree
+    return len(prompt) + max(map(len, responses))
+
+
+def _token_logprobs(scorer: RowScorer, row: EncodedRow, device: torch.device) -> torch.Tensor:
+    """Log-probs of the responses' tokens, response after response."""
+    with torch.no_grad():
+        scores = scorer(to_batch(row, device=device, mask_dtype=torch.float32))
+    paths: Sequence[torch.Tensor] = [torch.from_numpy(path[path >= 0]) for path in row.path_RL]
+    return scores.token_K[torch.cat(list(paths)).to(device)]

@@ -1,0 +1,203 @@
+"""Room `trainer/`, one round of preference training from start to end. In: policy and reference folders with their
+hashes, preference data, settings, a seed; out: a candidate model folder and a summary. Killed at any moment and
+called again, it goes on from its last checkpoint and ends with the same weights (same threads, CPU)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.checkpoint import remove_checkpoints
+from trainer.data import CheckedData, PreferenceData, check_data
+from trainer.errors import TrainerError
+from trainer.files import fresh_partial, publish_folder
+from trainer.model import (
+    Arithmetic,
+    cast_weights,
+    choose_arithmetic,
+    load_model,
+    make_trainable,
+    read_limits,
+    save_candidate,
+)
+from trainer.probe import MOST_GAP, probe_trees
+from trainer.reference import Sums, load_reference, reference_key, reference_path, score_reference
+from trainer.rows import Layout, Plan, plan_rows
+from trainer.scorer import RowScorer
+from trainer.settings import TrainSettings
+from trainer.summary import Clock, RoundSummary, read_summary, write_summary
+from trainer.training import Report, StepsJob, read_steps, train_steps
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSpec:
+    """Which weights are trained, against which reference, where. Hashes name the weights; paths only say where they
+    lie."""
+
+    policy: Path
+    policy_hash: str
+    reference: Path
+    reference_hash: str
+    work: Path
+    """Checkpoints, reference log-probs and the step log of this round; nobody else writes here."""
+    out: Path
+    """The candidate folder; exists only when it is complete."""
+    settings: TrainSettings
+    seed: int
+    threads: int | None
+
+    @property
+    def same_weights(self) -> bool:
+        """Is the reference the policy itself, as it is before the first step?"""
+        return self.policy_hash == self.reference_hash
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the candidate's weights, apart from the data (checkpoints only change when work is saved)."""
+        settings = self.settings.model_dump(mode="json", exclude={"checkpoint_every"})
+        return {"policy": self.policy_hash, "reference": self.reference_hash, "seed": self.seed} | settings
+
+
+@dataclass(slots=True)
+class _Running:
+    """What the parts of a running round share."""
+
+    spec: RoundSpec
+    report: Report
+    arithmetic: Arithmetic
+    clock: Clock
+    notes: list[str]
+
+
+def train_round(spec: RoundSpec, data: PreferenceData, *, report: Report) -> RoundSummary:
+    """Train the policy on the pairs and write the candidate to `spec.out`; a finished one is returned as it is.
+
+    `report` is called with `phase` (load, reference, train, save), `done`, `total` and, after a step, the step's
+    metrics. Raises TrainerError for data, folders or numbers with which the round cannot go on."""
+    finished = read_summary(spec.out, spec.identity)
+    if finished is not None:
+        return finished
+    running = _start(spec, report)
+    checked = _check(spec, data)
+    model = _load(running, spec.policy)
+    layout, gap = _choose_layout(running, model, checked.data)
+    plan = _plan(running, checked.data, layout)
+    model, sums = _score_reference(running, model, checked.data, plan)
+    model = make_trainable(model, spec.settings, seed=spec.seed)
+    _train(running, model, checked.data, plan, sums)
+    summary = _save(running, model, checked, plan, gap)
+    remove_checkpoints(spec.work)
+    return summary
+
+
+def _start(spec: RoundSpec, report: Report) -> _Running:
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    torch.manual_seed(spec.seed)
+    spec.work.mkdir(parents=True, exist_ok=True)
+    return _Running(spec, report, choose_arithmetic(spec.settings), Clock(), [])
+
+
+def _check(spec: RoundSpec, data: PreferenceData) -> CheckedData:
+    vocabulary, context = read_limits(spec.policy)
+    if not spec.same_weights and read_limits(spec.reference)[0] != vocabulary:
+        raise TrainerError(
+            f"The policy {spec.policy} has a vocabulary of {vocabulary} ids, the reference {spec.reference} one of "
+            f"{read_limits(spec.reference)[0]}. Both must read the same tokens: choose another reference."
+        )
+    return check_data(data, vocabulary=vocabulary, context=context)
+
+
+def _load(running: _Running, folder: Path) -> Any:
+    running.report({"phase": "load", "done": 0, "total": 1})
+    with running.clock.part("load"):
+        model = load_model(folder, running.arithmetic)
+    running.report({"phase": "load", "done": 1, "total": 1})
+    return model
+
+
+def _choose_layout(running: _Running, model: Any, data: PreferenceData) -> tuple[Layout, float | None]:
+    """Trees if the probe proves them for this model."""
+    wanted = running.spec.settings.layout
+    if wanted == "plain":
+        return "plain", None
+    with running.clock.part("plan"):
+        gap = probe_trees(RowScorer(model), data, device=running.arithmetic.device, seed=running.spec.seed)
+    if gap <= MOST_GAP:
+        return "tree", gap
+    if wanted == "tree":
+        raise TrainerError(
+            f"layout: tree was asked for, but this model scores tree rows wrongly: up to {gap:.2g} nat per token away "
+            f"from plain rows ({MOST_GAP:g} is allowed). Use layout: auto or plain."
+        )
+    running.notes.append(f"plain rows: tree rows differ by up to {gap:.2g} nat per token on this model")
+    return "plain", gap
+
+
+def _plan(running: _Running, data: PreferenceData, layout: Layout) -> Plan:
+    with running.clock.part("plan"):
+        return plan_rows(data, running.spec.settings, seed=running.spec.seed, layout=layout)
+
+
+def _score_reference(running: _Running, model: Any, data: PreferenceData, plan: Plan) -> tuple[Any, Sums]:
+    """The policy in the round's number format, and the reference log-probs; never two models in memory."""
+    spec, arithmetic = running.spec, running.arithmetic
+    path = reference_path(
+        spec.work, reference_key(reference_hash=spec.reference_hash, plan=plan, arithmetic=arithmetic)
+    )
+    sums = load_reference(path, plan)
+    if sums is not None:
+        return cast_weights(model, arithmetic), sums
+    if not spec.same_weights:
+        del model
+        model = _load(running, spec.reference)
+    model = cast_weights(model, arithmetic)
+
+    def tick(done: int, total: int) -> None:
+        running.report({"phase": "reference", "done": done, "total": total})
+
+    with running.clock.part("reference"):
+        sums = score_reference(RowScorer(model), data, plan, path, arithmetic=arithmetic, tick=tick)
+    if not spec.same_weights:
+        del model
+        model = cast_weights(_load(running, spec.policy), arithmetic)
+    return model, sums
+
+
+def _train(running: _Running, model: Any, data: PreferenceData, plan: Plan, sums: Sums) -> None:
+    spec = running.spec
+    identity = spec.identity | {"plan": plan.digest, "precision": running.arithmetic.precision}
+    job = StepsJob(spec.work, data, plan, sums, spec.settings, running.arithmetic, identity, spec.same_weights)
+    started = train_steps(model, job, clock=running.clock, report=running.report)
+    if started:
+        running.notes.append(f"resumed at step {started}")
+
+
+def _save(running: _Running, model: Any, checked: CheckedData, plan: Plan, gap: float | None) -> RoundSummary:
+    spec = running.spec
+    running.report({"phase": "save", "done": 0, "total": 1})
+    with running.clock.part("save"):
+        partial = fresh_partial(spec.out)
+        save_candidate(model, partial, policy=spec.policy)
+    steps = read_steps(spec.work)
+    summary = RoundSummary(
+        steps=len(steps),
+        pairs=sum(plan.steps[index].pairs for index in sorted(set(plan.order))),
+        dropped=checked.dropped,
+        layout=plan.layout,
+        probe_gap=gap,
+        precision=running.arithmetic.precision,
+        encoded_tokens=sum(step["tokens"] for step in steps),
+        plain_tokens=sum(step["plain_tokens"] for step in steps),
+        first=steps[0],
+        last=steps[-1],
+        seconds=dict(running.clock.seconds),
+        plan_digest=plan.digest,
+        notes=tuple(running.notes),
+    )
+    write_summary(partial, summary, spec.identity)
+    with running.clock.part("save"):
+        publish_folder(partial, spec.out)
+    running.report({"phase": "save", "done": 1, "total": 1})
+    return summary

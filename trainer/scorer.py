@@ -1,0 +1,105 @@
+"""Room `trainer/`, the one module that runs the model. In: an encoded row; out: the log-prob of every scored token
+and the sum of each response's, differentiable. Distribution wrappers wrap exactly this module.
+
+Shapes: `B` sequences (1 in a tree row), `T` tokens, `U` kept outputs per sequence, `K` scored tokens, `R` responses,
+`L` tokens of the longest response, `V` vocabulary, `N = B * U` logit rows."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trainer.attention import attach, to_tensors
+from trainer.encode import EncodedRow
+
+LOGIT_ROWS = 64  # rows of fp32 logits alive at once: 64 x 150,000 ids are 38 MB
+
+
+class RowBatch(NamedTuple):
+    """An encoded row as tensors on the model's device."""
+
+    tokens_BT: Tensor
+    attention: Tensor
+    """Tree rows: additive float mask [1, 1, T, T]; plain rows: 1/0 mask [B, T], from which the model makes its own."""
+    positions_BT: Tensor | None
+    keep_U: Tensor
+    from_K: Tensor
+    target_K: Tensor
+    path_RL: Tensor
+    length_R: Tensor
+
+
+class Scores(NamedTuple):
+    """Log-probs in fp32: of each scored token, and summed over each response."""
+
+    token_K: Tensor
+    sum_R: Tensor
+
+
+def to_batch(row: EncodedRow, *, device: torch.device, mask_dtype: torch.dtype) -> RowBatch:
+    """Tensors of a row. The tree mask is a float one: a bool mask is silently misread by some attention code."""
+    if row.sees_TT is not None:
+        blocked_TT = torch.from_numpy(~row.sees_TT)
+        attention = torch.zeros(blocked_TT.shape, dtype=mask_dtype).masked_fill_(
+            blocked_TT, torch.finfo(mask_dtype).min
+        )
+        attention = attention[None, None].to(device)
+        if row.branches is not None:
+            attention = attach(attention, to_tensors(row.branches, device))
+    else:
+        attention = _tensor(row.mask_BT).to(device)
+    positions = None if row.depth_T is None else _tensor(row.depth_T)[None].to(device)
+    rest = (row.keep_U, row.from_K, row.target_K, row.path_RL, row.length_R)
+    return RowBatch(
+        _tensor(row.tokens_BT).to(device), attention, positions, *(_tensor(part).to(device) for part in rest)
+    )
+
+
+class RowScorer(nn.Module):
+    """Scores rows through the model's own forward, so that logit scaling, capping and adapters are the model's."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, row: RowBatch) -> Scores:
+        """Token log-probs and their sums; logits exist for the kept outputs only."""
+        inputs: dict[str, Any] = {"input_ids": row.tokens_BT, "attention_mask": row.attention, "use_cache": False}
+        if row.positions_BT is not None:
+            inputs["position_ids"] = row.positions_BT
+        logits_NV = self.model(**inputs, logits_to_keep=row.keep_U).logits.flatten(0, 1)
+        token_K: Tensor = TokenLogprobs.apply(logits_NV, row.from_K, row.target_K)
+        padded = torch.cat([token_K, token_K.new_zeros(1)])
+        return Scores(token_K, padded[row.path_RL].sum(dim=1))
+
+
+class TokenLogprobs(torch.autograd.Function):
+    """`log softmax(logits)[from, target]` in fp32. Keeps the logits as they came and one fp32 number per row of them,
+    and turns a few rows at a time into fp32, where `log_softmax` would hold three tensors of that size."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, from_K: Tensor, target_K: Tensor) -> Tensor:
+        norm_N = torch.cat([logits_NV[rows].float().logsumexp(dim=1) for rows in _chunks(len(logits_NV))])
+        ctx.save_for_backward(logits_NV, from_K, target_K, norm_N)
+        return logits_NV[from_K, target_K].float() - norm_N[from_K]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        logits_NV, from_K, target_K, norm_N = ctx.saved_tensors
+        (grad_K,) = grads
+        total_N = torch.zeros_like(norm_N).index_add_(0, from_K, grad_K)
+        grad_NV = torch.empty_like(logits_NV)
+        for rows in _chunks(len(logits_NV)):
+            softmax = (logits_NV[rows].float() - norm_N[rows, None]).exp_()
+            grad_NV[rows] = softmax.mul_(-total_N[rows, None]).to(grad_NV.dtype)
+        grad_NV.index_put_((from_K, target_K), grad_K.to(grad_NV.dtype), accumulate=True)
+        return grad_NV, None, None
+
+
+def _chunks(rows: int) -> Iterator[slice]:
+    return (slice(at, at + LOGIT_ROWS) for at in range(0, rows, LOGIT_ROWS))
+
+
+def _tensor(array: Any) -> Tensor:
+    return torch.from_numpy(array)

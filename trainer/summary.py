@@ -1,0 +1,81 @@
+"""Room `trainer/`, what a round leaves behind besides weights. In: counts, times and the step log; out: a record that
+goes into the candidate folder as JSON and back to the caller."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import TrainerError
+from trainer.files import read_json, write_json
+
+SUMMARY = "train_summary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSummary:
+    """A finished round in numbers."""
+
+    steps: int
+    pairs: int
+    """Pairs used, each counted once whatever the epochs."""
+    dropped: dict[str, int]
+    """Pairs left out, by reason."""
+    layout: str
+    probe_gap: float | None
+    """Largest difference between tree and plain rows in the probe (nat per token); None if it was not asked."""
+    precision: str
+    encoded_tokens: int
+    """Tokens that training read, over all steps."""
+    plain_tokens: int
+    """Tokens that separate sequences for each pair would have cost."""
+    first: dict[str, Any]
+    last: dict[str, Any]
+    """Metrics of the first and last step."""
+    seconds: dict[str, float]
+    """By part: load, plan, reference, compute, checkpoint, save (over all attempts whose work was kept)."""
+    plan_digest: str
+    notes: tuple[str, ...] = ()
+    """What a reader should know: a fallback that was taken, a resume."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {"notes": list(self.notes)}
+
+
+def write_summary(folder: Path, summary: RoundSummary, identity: dict[str, Any]) -> None:
+    """Put the record and what the round was made of into a candidate folder."""
+    write_json(folder / SUMMARY, {"identity": identity} | summary.as_dict())
+
+
+def read_summary(folder: Path, identity: dict[str, Any]) -> RoundSummary | None:
+    """The record of a finished candidate; None if there is none. Raises TrainerError if another round made it."""
+    if not folder.exists():
+        return None
+    found = read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else {"identity": {}}
+    different = sorted(key for key in identity if found["identity"].get(key) != identity[key])
+    if different:
+        raise TrainerError(
+            f"The folder {folder} already holds something else: as the result of this round it differs in "
+            f"{', '.join(different)}. Train into another folder, or remove it."
+        )
+    values = {field.name: found[field.name] for field in fields(RoundSummary)}
+    return RoundSummary(**values | {"notes": tuple(found["notes"])})
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds by part of the round."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to a part."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -1,0 +1,136 @@
+"""Room `trainer/`, the optimizer steps of a round. In: a trainable model, the plan and its reference log-probs; out:
+trained weights, one line of `steps.jsonl` per step, a checkpoint now and then. Starts where the last checkpoint
+stands."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import nn
+
+from trainer.checkpoint import Position, find_checkpoint, load_checkpoint, save_checkpoint
+from trainer.data import PreferenceData
+from trainer.errors import TrainerError
+from trainer.model import Arithmetic, trained_parameters
+from trainer.optimizer import learning_rate, make_optimizer
+from trainer.reference import Sums
+from trainer.rows import Plan
+from trainer.scorer import RowScorer
+from trainer.settings import TrainSettings
+from trainer.step import StepContext, accumulate_step, clip_gradients, prompts_of
+from trainer.summary import Clock
+
+STEPS = "steps.jsonl"
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StepsJob:
+    """What the steps of a round are made of."""
+
+    work: Path
+    data: PreferenceData
+    plan: Plan
+    reference: Sums
+    settings: TrainSettings
+    arithmetic: Arithmetic
+    identity: dict[str, Any]
+    """Names the round; a checkpoint with another one is refused."""
+    same_weights: bool
+    """Policy and reference are the same weights: the first margins must be 0."""
+
+
+def train_steps(model: nn.Module, job: StepsJob, *, clock: Clock, report: Report) -> int:
+    """All optimizer steps that are still to do; returns the number of the first of them."""
+    parameters = [parameter for _, parameter in trained_parameters(model)]
+    optimizer = make_optimizer(parameters, job.settings)
+    context = StepContext(RowScorer(model), job.data, job.settings, job.arithmetic, job.plan.layout)
+    start, total = _resume(model, optimizer, job, clock), len(job.plan.order)
+    with _open_log(job.work / STEPS, start.log_bytes) as log:
+        for number in range(start.steps, total):
+            with clock.part("compute"):
+                metrics = _step(context, job, optimizer, parameters, number, report)
+            log.write((json.dumps(metrics) + "\n").encode())
+            log.flush()
+            report({"phase": "train", "done": number + 1, "total": total} | metrics)
+            if _checkpoint_is_due(number + 1, total, job.settings.checkpoint_every):
+                with clock.part("checkpoint"):
+                    os.fsync(log.fileno())
+                    position = Position(number + 1, log.tell(), dict(clock.seconds))
+                    save_checkpoint(job.work, position, job.identity, model, optimizer)
+    return start.steps
+
+
+def read_steps(work: Path) -> list[dict[str, Any]]:
+    """The step log of a round."""
+    return [json.loads(line) for line in (work / STEPS).read_text(encoding="utf-8").splitlines()]
+
+
+def _step(
+    context: StepContext,
+    job: StepsJob,
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    number: int,
+    report: Report,
+) -> dict[str, Any]:
+    """One optimizer step; returns its line of the log."""
+    start, total, index = time.perf_counter(), len(job.plan.order), job.plan.order[number]
+    step = job.plan.steps[index]
+
+    def tick() -> None:
+        report({"phase": "train", "done": number, "total": total})
+
+    check_zero = number == 0 and job.same_weights
+    totals = accumulate_step(context, step, job.reference[index], number=number, check_zero=check_zero, tick=tick)
+    names = prompts_of(context.data, step.rows)
+    norm = clip_gradients(parameters, job.settings.max_grad_norm, number=number, prompts=names)
+    rate = learning_rate(number, total, job.settings)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {
+        "step": number,
+        **totals.means(),
+        "gradient_norm": norm,
+        "learning_rate": rate,
+        "pairs": totals.pairs,
+        "tokens": totals.tokens,
+        "plain_tokens": totals.plain_tokens,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, job: StepsJob, clock: Clock) -> Position:
+    folder = find_checkpoint(job.work, job.identity)
+    if folder is None:
+        return Position(0, 0, {})
+    with clock.part("load"):
+        position = load_checkpoint(folder, model, optimizer)
+    for part, seconds in position.seconds.items():
+        clock.seconds[part] = clock.seconds.get(part, 0.0) + seconds
+    return position
+
+
+def _open_log(path: Path, length: int) -> BinaryIO:
+    """The step log, cut back to where the checkpoint stands."""
+    log = path.open("ab")
+    if log.tell() < length:
+        log.close()
+        raise TrainerError(
+            f"{path} is shorter than its checkpoint says ({length} bytes). The work folder was changed: remove "
+            f"{path.parent} to train this round from its start."
+        )
+    log.truncate(length)
+    log.seek(length)
+    return log
+
+
+def _checkpoint_is_due(done: int, total: int, every: int) -> bool:
+    return every > 0 and done % every == 0 and done < total
