@@ -126,7 +126,10 @@ def _after_phrase(text: str, match: re.Match[str]) -> _Answer | None:
         return _Answer(None, None, f"the answer is no number: {payload.strip()[:40]!r}", end)
     if colon and len(find_numbers(payload)) != 1:
         return None  # "Answer: she had 16 - 3 = 13 eggs …" announces working, not a result
-    return _answer_in(payload, start)
+    answer = _answer_in(payload, start)
+    if answer is not None and "\n" in text[match.end() : start] and _HEADING.match(text, answer.end):
+        return None  # "Answer:" above a numbered list
+    return answer
 
 
 _READERS = {"####": _after_hashes, "boxed": _in_box, "phrase": _after_phrase}

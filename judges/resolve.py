@@ -152,7 +152,7 @@ def _execute(name: str, path: Path, source: bytes, module_name: str) -> None:
     module.__dict__["__source_sha256__"] = hashlib.sha256(source).hexdigest()
     sys.modules[module_name] = module
     try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
+        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:
         del sys.modules[module_name]
         if not isinstance(error, (Exception, SystemExit)):

@@ -1,4 +1,5 @@
-"""Room loop, the campaign: iteration after iteration, each a walk through the stages. Finished work is re-used as it is.
+"""Room loop, the campaign: iteration after iteration, each a walk through the stages. Finished work is re-used as it
+is.
 
 Starting a campaign and continuing one are the same walk: every stage asks the run folder first.
 """
@@ -7,23 +8,19 @@ import time
 from typing import Any
 
 from loop.config_load import LoadedConfig
+from loop.context import Campaign, Standing, reference_of
 from loop.crew import Crew
 from loop.display import Display
 from loop.prompts import PromptRow
 from loop.runfolder import RunFolder, to_json, write_file
-from loop.stages import (
-    Campaign,
-    Standing,
-    base_stage,
-    eval_stage,
-    pair_stage,
-    promote_stage,
-    prompts_stage,
-    reference_of,
-    sample_and_judge,
-    train_stage,
-)
-from loop.status import collect, iteration_line, metric_rows
+from loop.stages.evaluate import eval_stage
+from loop.stages.pair import pair_stage
+from loop.stages.prepare import base_stage, prompts_stage
+from loop.stages.promote import promote_stage
+from loop.stages.sample import sample_and_judge
+from loop.stages.train import train_stage
+from loop.status import collect, metric_rows
+from loop.status_tables import iteration_line
 from loop.workers import Job, call
 
 
@@ -34,7 +31,7 @@ def run_campaign(
 
     Raises UserError, JudgeError or TrainerError with one paragraph; everything finished before stays.
     """
-    with run.locked(), Crew(run, loaded.base) as crew:
+    with run.locked(), Crew(run, loaded.base, display) as crew:
         campaign = Campaign(run, loaded, crew, display, verify=verify, repair=repair)
         started = time.monotonic()
         campaign.judge = call(crew.judge, Job("the judge's self-test", "prepare", {}))

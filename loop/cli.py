@@ -27,8 +27,8 @@ Source = Annotated[
     str, typer.Argument(metavar="CONFIG|RUN", help="A YAML file, a shipped config's name, or an existing run.")
 ]
 Overrides = Annotated[
-    Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. `train.beta=0.2`.")
-]  # noqa: UP045
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. `train.beta=0.2`.")
+]
 Name = Annotated[Optional[str], typer.Option("--name", help="Name of the run; default is the config's name.")]  # noqa: UP045
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.", envvar="PREFLOOP_RUNS")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -52,7 +52,7 @@ def run(
     from loop.campaign import run_campaign
     from loop.display import Display
     from loop.locate import locate
-    from loop.status import print_json, print_status
+    from loop.status_tables import print_json, print_status
 
     folder, loaded = locate(config, overrides or [], name, runs)
     display = Display(quiet=as_json)
@@ -77,7 +77,7 @@ def plan(
     """Validate the settings and print what a run would do, in under a second."""
     from loop.locate import locate
     from loop.plan import make_plan, print_plan
-    from loop.status import print_json
+    from loop.status_tables import print_json
 
     folder, loaded = locate(config, overrides or [], name, runs)
     planned = make_plan(folder, loaded, check=check)
@@ -94,7 +94,8 @@ def status(
     from rich.console import Console
 
     from loop.locate import find_run
-    from loop.status import collect, print_json, print_status
+    from loop.status import collect
+    from loop.status_tables import print_json, print_status
 
     state = collect(find_run(run, runs))
     print_json(state) if as_json else print_status(state, Console())
@@ -112,7 +113,7 @@ def show(
     """Show prompts with their responses, verdicts and the pairs made of them."""
     from loop.locate import find_run_at
     from loop.show import collect_prompts, print_prompts
-    from loop.status import print_json
+    from loop.status_tables import print_json
 
     folder, iteration = find_run_at(run, runs)
     found = collect_prompts(folder, iteration, which, prompt, limit)

@@ -13,7 +13,7 @@ from typing import Any
 
 from loop import tables
 from loop.config import Config
-from loop.display import Bar
+from loop.display import Bar, Display
 from loop.judging import JudgeTask
 from loop.runfolder import RunFolder
 from loop.sampler import SampleTask
@@ -45,9 +45,9 @@ class Labelled:
 class Crew:
     """The three workers; each starts with its first job and stays until the campaign ends."""
 
-    def __init__(self, run: RunFolder, config: Config) -> None:
+    def __init__(self, run: RunFolder, config: Config, display: Display) -> None:
         engine = {"settings": config.engine, "chat_template_kwargs": config.model.chat_template_kwargs}
-        self.run, self.config = run, config
+        self.run, self.config, self.display = run, config, display
         self.engine = self._worker("engine", "loop.sampler:EngineService", engine)
         self.judge = self._worker("judge", "loop.judging:JudgeService", {"settings": config.judge})
         self.trainer = self._worker("trainer", "loop.training:TrainService", {})
@@ -55,8 +55,13 @@ class Crew:
     def _worker(self, name: str, service: str, arguments: dict[str, Any]) -> Worker:
         settings = self.config.engine
         return Worker(
-            name, service, arguments, self.run.log(name), settings.stall_seconds, settings.retries, self.run.event
+            name, service, arguments, self.run.log(name), settings.stall_seconds, settings.retries, self._event
         )
+
+    def _event(self, what: str, **details: Any) -> None:
+        self.run.event(what, **details)
+        if what == "worker_lost":
+            self.display.say(f"  the {details['worker']} worker was lost at {details['job']}: {details['why']}")
 
     def __enter__(self) -> "Crew":
         return self

@@ -1,7 +1,8 @@
-"""Room loop, the numbers of an evaluation: responses and verdicts of one prompt set come in, metrics with intervals go out.
+"""Room loop, the numbers of an evaluation: responses and verdicts of one prompt set come in, metrics with intervals go
+out.
 
-A trial is a response with a score; abstentions and errors are no trials, they are counted and shown. Counts per prompt are
-kept, so that two models can be compared prompt by prompt later.
+A trial is a response with a score; abstentions and errors are no trials, they are counted and shown. Counts per prompt
+are kept, so that two models can be compared prompt by prompt later.
 """
 
 from collections.abc import Iterable, Sequence

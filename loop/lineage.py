@@ -1,4 +1,4 @@
-"""Room loop, the lineage: which settings and versions each start of a run worked with, and what changed between them."""
+"""Room loop, the lineage: which settings and versions each start of a run worked with, and what changed between."""
 
 import time
 from typing import Any

@@ -8,8 +8,8 @@ from typing import Any
 from judges.resolve import BUILT_IN, build_judge
 from loop.config import Config
 from loop.config_load import LoadedConfig, diff
-from loop.runfolder import STAGES, RunFolder
 from loop.engines import chosen_engine
+from loop.runfolder import STAGES, RunFolder
 
 
 def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> dict[str, Any]:
@@ -72,8 +72,8 @@ def iteration_plan(loaded: LoadedConfig, k: int) -> dict[str, Any]:
         "sample": f"{s.n} responses to {prompts or 'all'} prompts from {first}, temperature {s.temperature:g}, "
         f"at most {s.max_tokens} tokens",
         "pair": f"{config.pairs.rule}, at most {config.pairs.per_prompt if pairs else 'so many'} per prompt",
-        "train": f"{t.loss} with beta {t.beta:g} and NLL weight {t.nll_weight:g}, {how}, learning rate {t.learning_rate:g}, "
-        f"{t.batch_pairs} pairs a step, starting from {first}",
+        "train": f"{t.loss} with beta {t.beta:g} and NLL weight {t.nll_weight:g}, {how}, "
+        f"learning rate {t.learning_rate:g}, {t.batch_pairs} pairs a step, starting from {first}",
         "reference": anchor,
         "responses": None if prompts is None else prompts * s.n,
         "pairs_at_most": pairs,
@@ -130,7 +130,8 @@ def print_plan(plan: dict[str, Any]) -> None:
             ""
             if it["responses"] is None
             else (
-                f"\n  sizes      {it['responses']} responses, at most {it['pairs_at_most']} pairs and {it['steps_at_most']} steps"
+                f"\n  sizes      {it['responses']} responses, at most {it['pairs_at_most']} pairs "
+                f"and {it['steps_at_most']} steps"
             )
         )
         print(

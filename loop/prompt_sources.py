@@ -6,7 +6,9 @@ makes messages of them. `datasets` and `reasoning_gym` are imported when a sourc
 
 import csv
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,18 +77,28 @@ def _file(path: str, key: str, prompt_column: str, target_column: str | None) ->
 
     try:
         options = _csv_as_text(file) if kind == "csv" else {}
-        rows = load_dataset(kind, data_files=str(file.absolute()), split="train", **options)
-    except (DatasetsError, OSError, ValueError) as error:
-        raise UserError(f"{key}: {file} cannot be read as {kind}: {_innermost(error)}.") from error
+        with _quiet():
+            rows = load_dataset(kind, data_files=str(file.absolute()), split="train", **options)
+    except (DatasetsError, OSError, ValueError, csv.Error) as error:
+        fault = (_json_fault(file) if kind == "json" else "") or _reason(error)
+        raise UserError(f"{key}: {file} cannot be read as {kind}: {fault}.") from error
     return _source(str(file), rows, prompt_column, target_column)
 
 
 def _csv_as_text(file: Path) -> dict[str, Any]:
-    """Every cell as the text it is: "007" is no 7 and "NA" is not missing."""
+    """Every cell as the text it is: "007" is no 7 and "NA" is not missing. Rows that do not fit the header raise."""
     from datasets import Features, Value
 
+    csv.field_size_limit(2**31 - 1)
     with file.open(encoding="utf-8-sig", newline="") as opened:
-        header = next(csv.reader(opened))
+        reader = csv.reader(opened, strict=True)
+        header = next(reader)
+        if len(set(header)) < len(header):
+            raise ValueError(f"its header names a column twice: {', '.join(header)}")
+        for row in reader:
+            if row and len(row) != len(header):
+                cells = f"line {reader.line_num} has {len(row)} cells, but the header has {len(header)}"
+                raise ValueError(f"{cells}; put a cell that holds a comma in double quotes")
     return {"features": Features({name: Value("string") for name in header}), "keep_default_na": False}
 
 
@@ -100,7 +112,7 @@ def _hub(config: HubPrompts, split: str) -> Source:
         rows = load_dataset(config.dataset, config.subset, split=split)
     except (DatasetsError, OSError, ValueError) as error:  # OSError: no connection; ValueError: no such subset or split
         raise UserError(
-            f"The {name} cannot be loaded: {_innermost(error)}. Check prompts.dataset, subset and split and the "
+            f"The {name} cannot be loaded: {_reason(error)}. Check prompts.dataset, subset and split and the "
             f"connection (HF_HUB_OFFLINE and HF_DATASETS_OFFLINE unset, a token for gated data); without a connection, "
             f"give a local copy with prompts.source=file, or prompts.path for gsm8k."
         ) from error
@@ -118,10 +130,40 @@ def _source(name: str, rows: Any, prompt_column: str, target_column: str | None)
     return Source(name, rows, columns, prompt_column, target_column)
 
 
-def _innermost(error: BaseException) -> str:
-    """The first cause in one line, cut at 300 characters: wrappers say less than what they wrap."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
+def _json_fault(file: Path) -> str:
+    """Line and fault of broken JSON, which `datasets` does not tell; empty if each line, or the whole, is sound."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    whole = text.lstrip().startswith("[")
+    for number, line in enumerate([text] if whole else text.split("\n"), 1):
+        try:
+            json.loads(line or "null")
+        except ValueError as error:
+            at = f"line {error.lineno if whole else number}" if isinstance(error, json.JSONDecodeError) else ""
+            return f"{at}: {str(error).partition(':')[0]}"
+    return ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and log lines of `datasets` for a local file: what goes wrong is said in the UserError."""
+    import datasets
+
+    level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in one line of at most 300 characters; `datasets` wraps some of it in a text that says
+    nothing."""
+    while type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
+        error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__
     return (text if len(text) <= 300 else text[:297] + "...").rstrip(".")
 

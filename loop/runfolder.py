@@ -1,7 +1,7 @@
 """Room loop, the run folder: the one file that knows its paths, its manifests, its lock and how files get there.
 
-Every file is written under a partial name that carries an attempt id, fsynced and linked to its final name; the first link
-wins, so a worker that was believed dead cannot corrupt. A stage is finished when its manifest exists.
+Every file is written under a partial name that carries an attempt id, fsynced and linked to its final name; the first
+link wins, so a worker that was believed dead cannot corrupt. A stage is finished when its manifest exists.
 
     runs/NAME/  campaign.yaml  lineage.json  events.jsonl  metrics.jsonl  lock  logs/  prompts/{train,gate,test}.parquet
       iter-001/{sample,judge,pair,train,eval}/  shard-000.parquet …  manifest.json      promotion.json
@@ -14,7 +14,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -106,7 +106,8 @@ class StageFolder:
         seconds: dict[str, float],
         versions: dict[str, str],
     ) -> Manifest:
-        """Write the manifest, last of all; from here on the stage is finished and its files are read-only by convention."""
+        """Write the manifest, last of all; from here on the stage is finished and its files are read-only by
+        convention."""
         outputs = {str(path.relative_to(self.path)): record_of(path) for path in sorted(files)}
         manifest = Manifest(self.stage, self.iteration, outputs, inputs, counts, seconds, versions)
         write_file(self.manifest_path, to_json(asdict(manifest)))
@@ -211,7 +212,8 @@ class RunFolder:
 
 
 def write_file(path: Path, content: bytes, *, replace: bool = True) -> FileRecord:
-    """Put `content` at `path`, all or nothing. With replace=False the first writer wins and later ones change nothing."""
+    """Put `content` at `path`, all or nothing. With replace=False the first writer wins and later ones change
+    nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
     try:

@@ -1,7 +1,7 @@
 """Room loop, the sample stage inside its worker: prompts and settings come in, one Parquet file of responses goes out.
 
-The shard is the unit of reproducibility: one generate call over a fixed list of requests, whose seeds derive from what the
-response is (campaign seed, iteration, purpose, prompt, index), never from the order of calls.
+The shard is the unit of reproducibility: one generate call over a fixed list of requests, whose seeds derive from what
+the response is (campaign seed, iteration, purpose, prompt, index), never from the order of calls.
 """
 
 import hashlib
@@ -150,5 +150,5 @@ def _check_stops(rows: list[dict[str, Any]], task: SampleTask) -> None:
     """A cut-off response must have used its whole budget, and every token has its log-prob."""
     for row in rows:
         tokens = len(row["token_ids"])
-        assert tokens == len(row["logprobs"]) and tokens > 0, row["response_id"]
+        assert 0 < tokens == len(row["logprobs"]), row["response_id"]
         assert row["finish_reason"] == "stop" or tokens == task.max_tokens, row["response_id"]

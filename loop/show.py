@@ -1,4 +1,4 @@
-"""Room loop, a look at single prompts: a run and an iteration come in; prompts, responses, verdicts and pairs go out."""
+"""Room loop, a look at single prompts: a run and an iteration in; prompts, responses, verdicts and pairs out."""
 
 from typing import Any
 

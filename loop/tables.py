@@ -58,7 +58,8 @@ PAIRS = pa.schema(
 
 
 def to_bytes(rows: Sequence[dict[str, Any]], schema: pa.Schema, notes: dict[str, Any]) -> bytes:
-    """The rows as a Parquet file (zstd, page checksums); `notes` travel in its metadata. Equal input gives equal bytes."""
+    """The rows as a Parquet file (zstd, page checksums); `notes` travel in its metadata. Equal input gives equal
+    bytes."""
     table = pa.Table.from_pylist(list(rows), schema=schema)
     return table_bytes(table.replace_schema_metadata({"prefloop": json.dumps(notes, sort_keys=True)}))
 

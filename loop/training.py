@@ -76,8 +76,8 @@ def _check_identity(folder: Path, expected: str, role: str) -> None:
     found = weights_hash(folder) if folder.exists() else "missing"
     if found != expected:
         raise UserError(
-            f"The {role} in {folder} is not the model this run was made with (its hash is {found[:12]}, the promotion named "
-            f"{expected[:12]}). Put the original folder back, or start a new run with --name."
+            f"The {role} in {folder} is not the model this run was made with (its hash is {found[:12]}, the "
+            f"promotion named {expected[:12]}). Put the original folder back, or start a new run with --name."
         )
 
 

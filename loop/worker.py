@@ -1,7 +1,7 @@
 """Room loop, the inside of a worker process: jobs come in over a pipe, results and signs of life go out.
 
-A worker holds one service (an engine, a judge, a trainer) for the whole campaign. It ends when its driver does: the kernel
-signals it (Linux), the pipe closes, and it watches its parent's pid; the last two also work elsewhere.
+A worker holds one service (an engine, a judge, a trainer) for the whole campaign. It ends when its driver does: the
+kernel signals it (Linux), the pipe closes, and it watches its parent's pid; the last two also work elsewhere.
 """
 
 import ctypes
@@ -44,7 +44,7 @@ def main(pipe: Connection, service: str, arguments: dict[str, Any], log: Path, d
         try:
             obj = obj or load(service)(**arguments)
             result = getattr(obj, method)(report=report, **details)
-        except Exception as error:  # the boundary of the process: whatever failed is told to the driver
+        except Exception as error:  # noqa: BLE001  the boundary of the process: whatever failed is told to the driver
             traceback.print_exc()
             sys.stderr.flush()
             pipe.send(("refused" if is_users(error) else "failed", number, explain(error)))
@@ -73,7 +73,8 @@ def explain(error: Exception) -> str:
     """The error's text for the driver."""
     if is_disk_full(error):
         where = getattr(error, "filename", None)
-        return f"The disk is full{f' (writing {where})' if where else ''}: {error}. Free some space and run the same command; it goes on from here."
+        place = f" (writing {where})" if where else ""
+        return f"The disk is full{place}: {error}. Free some space and run the same command; it goes on from here."
     return str(error) if is_users(error) else f"{type(error).__name__}: {error}"
 
 

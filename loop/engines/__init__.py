@@ -15,7 +15,8 @@ from loop.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One response to sample. `temperature` 0 is greedy. The same list of requests gives the same completions on a CPU."""
+    """One response to sample. `temperature` 0 is greedy. The same list of requests gives the same completions on a
+    CPU."""
 
     prompt_ids: Sequence[int]
     seed: int
@@ -26,7 +27,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What was sampled: ids end with the stop token iff finish_reason is "stop"; `logprobs` are the model's own, in nats."""
+    """What was sampled: ids end with the stop token iff finish_reason is "stop"; `logprobs` are the model's own, in
+    nats."""
 
     token_ids: list[int]
     text: str
@@ -64,7 +66,7 @@ def chosen_engine(settings: EngineConfig) -> str:
     installed = find_spec("vllm") is not None
     if settings.kind == "vllm" and not installed:
         raise UserError(
-            "engine.kind is vllm, but vllm is not installed here. Install it (docs/install.md says how for a CPU and for a "
-            "GPU), or set engine.kind=transformers, which is slower and needs nothing more."
+            "engine.kind is vllm, but vllm is not installed here. Install it (docs/install.md says how for a CPU and "
+            "for a GPU), or set engine.kind=transformers, which is slower and needs nothing more."
         )
     return settings.kind if settings.kind != "auto" else ("vllm" if installed else "transformers")

@@ -192,6 +192,13 @@ FORMS = [
     ("The answer is 3:30.", "3", UNPARSABLE),
     ("Answer: She has 16 - 3 = 13 eggs. 13 - 4 = 9. She makes 9 * 2 = 18.", "18", RIGHT),
     ("Answer: She has 16 - 3 = 13 eggs. 13 - 4 = 9. She makes 9 * 2 = 18.", "13", WRONG),
+    ("Answer:\n1. She buys eggs.\n2. She makes 9 * 2 = 18", "18", RIGHT),
+    ("The answer is:\n\n1. She buys eggs.\n2. She makes 9 * 2 = 18", "1", WRONG),
+    ("The answer is therefore $18$.", "18", RIGHT),
+    ("The final answer is $18$. I hope it is correct.", "18", RIGHT),
+    ("The answer is eighteen (18).", "18", RIGHT),
+    ("Answer: 18\n\nExplanation: 16 - 7 = 9 and 9 * 2 = 18, from 3 hens", "18", RIGHT),
+    ("<answer>18</answer>", "18", RIGHT),
     # --- two answers, doubt, order
     ("#### 20\n#### 18", "18", RIGHT),
     ("#### 18\n#### 20", "18", WRONG),

@@ -177,7 +177,7 @@ def test_a_mistake_is_one_paragraph_that_says_what_to_do(
 def test_an_entry_point_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     point = metadata.EntryPoint("gone", "nowhere.at_all:X", "prefloop.judges")
     monkeypatch.setattr(metadata, "entry_points", lambda group: [point])
-    with pytest.raises(JudgeError, match="loading its entry point 'nowhere.at_all:X' failed: ModuleNotFoundError"):
+    with pytest.raises(JudgeError, match=r"loading its entry point 'nowhere\.at_all:X' failed: ModuleNotFoundError"):
         build_judge("gone", {})
     with pytest.raises(JudgeError, match="Available: contains, exact, gone, gsm8k"):
         build_judge("nothing like it", {})

@@ -1,4 +1,4 @@
-"""The reasoning-gym judge: the task's verifier decides, the pattern says what is well-formed, failures are no scores."""
+"""The reasoning-gym judge: the task's verifier decides, the pattern says what is well-formed."""
 
 import subprocess
 import sys
@@ -87,14 +87,14 @@ def test_a_verifier_that_raises_is_an_error_and_no_score() -> None:
 
 
 def test_prompts_of_another_kind_stop_the_stage() -> None:
-    with pytest.raises(JudgeError, match="prompt 'p' lacks metadata, question .it has: answer"):
+    with pytest.raises(JudgeError, match=r"prompt 'p' lacks question, metadata \(it has: answer\)"):
         judged("-18", {"task": "chain_sum"}, columns={"answer": "-18"})
     with pytest.raises(JudgeError, match="cannot fill must_contain"):
         judged("1 = 1", {**ASKED, "must_contain": "{metadata[nothing]}"})
 
 
 def test_an_unknown_task_is_named_with_the_nearest_one() -> None:
-    with pytest.raises(JudgeError, match="knows no task 'chain_smu'. Did you mean 'chain_sum'?"):
+    with pytest.raises(JudgeError, match=r"knows no task 'chain_smu'\. Did you mean 'chain_sum'\?"):
         self_test(build_judge("reasoning-gym", {"task": "chain_smu"}))
     with pytest.raises(JudgeError, match="cannot make the task 'composite'"):
         self_test(build_judge("reasoning-gym", {"task": "composite"}))

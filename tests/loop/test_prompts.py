@@ -111,7 +111,8 @@ def test_the_sets_are_disjoint_and_every_row_is_accounted_for(
     except UserError:
         return
     train, gate, test = map(set, (ids(sets.train), ids(sets.gate), ids(sets.test)))
-    assert not (train & gate or train & test or gate & test)
+    assert not train & gate
+    assert not (train | gate) & test
     assert (len(sets.train), len(sets.gate), len(sets.test)) == (len(train), len(gate), len(test))
     counts = sets.counts
     kept = ("empty", "duplicates", "also_in_test", "train", "gate", "test", "unused")

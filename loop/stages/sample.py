@@ -1,0 +1,123 @@
+"""Room loop, the stages sample and judge: prompts go to the policy, its responses to the judge, shard by shard and
+overlapped."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from loop import tables
+from loop.config import Config
+from loop.context import Campaign, Model, Standing, keys
+from loop.crew import Labelled, Shard
+from loop.prompts import PromptRow, slice_for
+from loop.runfolder import Manifest
+from loop.sampler import SampleTask
+
+BATCHES_PER_SHARD = 4
+"""A shard holds about so many batches of the engine: fewer drain it too often, more are lost in a kill."""
+
+
+def sample_and_judge(
+    campaign: Campaign, k: int, standing: Standing, train_rows: list[PromptRow]
+) -> tuple[Manifest, Manifest]:
+    """Sample this iteration's prompts from the policy; judge each shard while the next is being sampled."""
+    config = campaign.loaded.at(k)
+    samples, verdicts = campaign.run.stage(k, "sample"), campaign.run.stage(k, "judge")
+    inputs = {
+        "seed": config.seed,
+        "prompts.per_iteration": config.prompts.per_iteration,
+        **keys("sampling", config.sampling, ("n", "temperature", "top_p", "max_tokens", "shard_prompts")),
+        **engine_inputs(config),
+        "made from": {"prompts": campaign.prompts_digest, "policy": standing.incumbent.hash},
+    }
+    sampled = campaign.finished(samples, inputs)
+    judge_inputs = {"judge": campaign.judge, "made from": {"sample": sampled.digest if sampled else None}}
+    judged = campaign.finished(verdicts, judge_inputs) if sampled else None
+    if sampled and judged:
+        return sampled, judged
+    campaign.begin_work()
+    rows = [train_rows[i] for i in slice_for(k, [r.id for r in train_rows], config.prompts.per_iteration, config.seed)]
+    shards = sample_shards(campaign, k, config, standing.incumbent, rows)
+    started = time.perf_counter()
+    with campaign.display.bar("sample and judge", sum(s.responses for s in shards), "responses") as bar:
+        labelled = campaign.crew.label(shards, campaign.judge, bar)
+    seconds = label_seconds(labelled, started)
+    counts = response_counts([s.task.path for s in shards], len(rows))
+    if sampled is None:
+        sampled = campaign.finish(
+            samples, [s.task.path for s in shards], inputs=inputs, counts=counts, seconds=seconds | {"judge": 0.0}
+        )
+    judged = campaign.finish(
+        verdicts,
+        [s.verdicts for s in shards],
+        inputs={"judge": campaign.judge, "made from": {"sample": sampled.digest}},
+        counts=verdict_counts([s.verdicts for s in shards]),
+        seconds={"wall": 0.0, "judge": labelled.seconds["judge"]},
+    )
+    return sampled, judged
+
+
+def engine_inputs(config: Config) -> dict[str, Any]:
+    """What of engine and model decides which responses can be sampled."""
+    return {
+        **keys("engine", config.engine, ("kind", "dtype", "max_model_len")),
+        **keys("model", config.model, ("chat_template_kwargs",)),
+    }
+
+
+def sample_shards(campaign: Campaign, k: int, config: Config, policy: Model, rows: list[PromptRow]) -> list[Shard]:
+    """The iteration's shards, in order."""
+    sampling = config.sampling
+    size = sampling.shard_prompts or shard_size(config, sampling.n)
+    shards = []
+    for number, start in enumerate(range(0, len(rows), size)):
+        task = SampleTask(
+            name=f"shard {number} of iteration {k}",
+            path=campaign.run.stage(k, "sample").shard(number),
+            prompts=tuple(rows[start : start + size]),
+            temperatures=(sampling.temperature,) * sampling.n,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed_words=(config.seed, k, "train"),
+            policy=policy.path,
+            policy_hash=policy.hash,
+        )
+        shards.append(Shard(task, campaign.run.stage(k, "judge").shard(number)))
+    return shards
+
+
+def shard_size(config: Config, per_prompt: int) -> int:
+    """Prompts per shard when the user names none."""
+    return max(1, BATCHES_PER_SHARD * config.engine.batch // per_prompt)
+
+
+def response_counts(shards: list[Path], prompts: int) -> dict[str, Any]:
+    """Totals over sample shards; prompts in = prompts out + those too long."""
+    too_long = sum(tables.notes_of(path)["too_long"] for path in shards)
+    responses = tokens = truncated = sampled = 0
+    for path in shards:
+        table = tables.read(path, ["prompt_id", "token_ids", "finish_reason"])
+        responses += table.num_rows
+        tokens += sum(len(ids) for ids in table["token_ids"].to_pylist())
+        truncated += table["finish_reason"].to_pylist().count("length")
+        sampled += len(set(table["prompt_id"].to_pylist()))
+    assert sampled + too_long == prompts, (sampled, too_long, prompts)
+    return {
+        "prompts": prompts,
+        "prompts_too_long": too_long,
+        "responses": responses,
+        "tokens": tokens,
+        "truncated": truncated,
+    }
+
+
+def verdict_counts(shards: list[Path]) -> dict[str, Any]:
+    """How many verdicts of each kind, and how many of the scored ones had nothing to extract."""
+    rows = [row for path in shards for row in tables.read(path, ["kind", "extracted", "well_formed"]).to_pylist()]
+    counts = {kind: sum(row["kind"] == kind for row in rows) for kind in ("score", "abstain", "error")}
+    unparsable = sum(row["kind"] == "score" and row["extracted"] is None for row in rows)
+    return counts | {"unparsable": unparsable, "well_formed": sum(bool(row["well_formed"]) for row in rows)}
+
+
+def label_seconds(labelled: Labelled, started: float) -> dict[str, float]:
+    return {"wall": time.perf_counter() - started, **labelled.seconds}

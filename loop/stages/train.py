@@ -1,0 +1,78 @@
+"""Room loop, the stage train: hands the round to the trainer's worker and keeps what it made."""
+
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+from loop.context import Campaign, Model, Standing, reference_of
+from loop.display import Bar
+from loop.runfolder import Manifest
+from loop.sampler import seed_for
+from loop.training import TrainTask
+from loop.workers import Job
+
+
+def train_stage(
+    campaign: Campaign, k: int, standing: Standing, sampled: Manifest, paired: Manifest
+) -> tuple[Manifest, Model]:
+    """Train the round; the candidate is a model folder of its own."""
+    config, folder = campaign.loaded.at(k), campaign.run.stage(k, "train")
+    policy, reference = standing.incumbent, reference_of(config, standing)
+    settings = config.train.model_dump(mode="json", exclude={"checkpoint_every"})
+    inputs = {
+        "seed": config.seed,
+        "reference": config.reference,
+        **{f"train.{key}": value for key, value in settings.items()},
+        "made from": {"pair": paired.digest, "policy": policy.hash, "reference": reference.hash},
+    }
+    if manifest := campaign.finished(folder, inputs):
+        return manifest, Model(folder.model, manifest.counts["weights_hash"], k)
+    campaign.begin_work()
+    samples = campaign.run.stage(k, "sample")
+    task = TrainTask(
+        name=f"iteration {k}",
+        policy=policy.path,
+        policy_hash=policy.hash,
+        reference=reference.path,
+        reference_hash=reference.hash,
+        responses=tuple(samples.path / name for name in sorted(sampled.outputs)),
+        pairs=campaign.run.stage(k, "pair").pairs,
+        work=folder.work,
+        model=folder.model,
+        steps=folder.steps,
+        settings=config.train,
+        seed=seed_for(config.seed, k, "train"),
+        threads=config.threads,
+    )
+    started = time.perf_counter()
+    with campaign.display.bar("train", 0, "steps") as bar:
+        result = campaign.crew.train(Job(f"training iteration {k}", "train", {"task": task}, train_progress(bar)))
+    files = [path for path in folder.model.rglob("*") if path.is_file()] + [folder.steps]
+    summary = result["summary"]
+    seconds = {"wall": time.perf_counter() - started, **summary.pop("seconds")}
+    counts = {"weights_hash": result["weights_hash"], **summary}
+    manifest = campaign.finish(folder, files, inputs=inputs, counts=counts, seconds=seconds)
+    shutil.rmtree(folder.work, ignore_errors=True)  # checkpoints of a finished round are of no more use
+    return manifest, Model(folder.model, manifest.counts["weights_hash"], k)
+
+
+def train_progress(bar: Bar) -> Callable[[dict[str, Any]], None]:
+    """Shows the trainer's phases on one bar."""
+    phase = ""
+
+    def show(said: dict[str, Any]) -> None:
+        nonlocal phase
+        if said.get("phase") == "train":
+            if phase != "train":
+                bar.resume_at(said["done"] - 1 if said["done"] else 0)
+            bar.set(said["done"], said["total"])
+        elif said.get("phase") != phase:
+            bar.note(
+                {"load": "loading the model", "reference": "reference log-probs", "save": "saving"}.get(
+                    said["phase"], said["phase"]
+                )
+            )
+        phase = said.get("phase", phase)
+
+    return show

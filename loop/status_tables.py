@@ -1,0 +1,130 @@
+"""Room loop, a run's state for people: what `status.collect` found comes in, lines and tables go out."""
+
+import json
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from loop.display import duration
+from loop.runfolder import STAGES
+
+
+def percent(metric: dict[str, Any] | None, between: str = " ") -> str:
+    """52.1 [48.0, 56.2] in per cent, or a dash; `between` separates value and interval."""
+    if metric is None or metric["value"] is None:
+        return "–"
+    return f"{100 * metric['value']:.1f}{between}[{100 * metric['low']:.0f}, {100 * metric['high']:.0f}]"
+
+
+def iteration_line(state: dict[str, Any], k: int) -> str:
+    """The summary line of one iteration."""
+    it = next(it for it in state["iterations"] if it["iteration"] == k)
+    test = it["test"]
+    shown = f"test: sampled {percent(test['sampled_accuracy'])} %, greedy {percent(test['greedy_accuracy'])} %"
+    if test["well_formed_share"]["value"] is not None:
+        well_formed, right = percent(test["well_formed_share"]), percent(test["accuracy_among_well_formed"])
+        shown += f", well-formed {well_formed} %, right among those {right} %"
+    if k == 0:
+        return f"base model | {shown}"
+    spent, pairs = it["time"], it["counts"]["pair"]["pairs"]
+    took = f"{duration(spent['wall'])}, {100 * spent['overhead_share']:.0f} % overhead"
+    return f"iteration {k} | {pairs} pairs | {shown} | {took}\n  {it['reason']}"
+
+
+def print_status(state: dict[str, Any], console: Console) -> None:
+    """The table of iterations, the time per stage, and what was gained."""
+    console.print(_accuracy_table(state))
+    console.print(_work_table(state))
+    best = state["incumbent"]
+    console.print(
+        f"Incumbent: {f'iteration {best}' if best else 'the base model'}. Its test results against the base model's:"
+    )
+    for metric, gain in state.get("gains", {}).items():
+        console.print(gain_line(metric, gain), markup=False)
+    for it in state["iterations"]:
+        if it["reason"]:
+            console.print(f"Iteration {it['iteration']} {it['reason']}.", markup=False)
+    if not state["complete"]:
+        console.print(f"Not complete. Continue with: prefloop run {state['path']}", markup=False)
+
+
+def gain_line(metric: str, gain: dict[str, Any]) -> str:
+    """One metric's gain on the test prompts, in words."""
+    difference, factor = gain["difference"], gain["ratio"]
+    name = metric.replace("_", " ")
+    if difference["value"] is None:
+        return f"  {name}: cannot be compared"
+    line = (
+        f"  {name}: {100 * difference['value']:+.1f} points "
+        f"[{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}]"
+    )
+    if factor["value"] is None:
+        return line
+    high = "" if factor["high"] is None else f"{factor['high']:.2f}"
+    return f"{line}, {factor['value']:.2f} times [{factor['low']:.2f}, {high}]"
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _accuracy_table(state: dict[str, Any]) -> Table:
+    title = f"{state['run']}: accuracy in %, {100 * state['confidence']:g} % intervals over prompts"
+    columns = (
+        "iter",
+        "gate\nsampled",
+        "test\nsampled",
+        "test\ngreedy",
+        "well-\nformed",
+        "right of\nthose",
+        "mean\ntokens",
+        "",
+    )
+    table = _table(title, columns)
+    names = ("sampled_accuracy", "greedy_accuracy", "well_formed_share", "accuracy_among_well_formed")
+    for it in state["iterations"]:
+        gate, test = it["gate"], it["test"]
+        if test is None:
+            table.add_row(str(it["iteration"]), *["–"] * 6, "in progress")
+            continue
+        cells = [percent(m, "\n") for m in (gate["sampled_accuracy"], *(test[name] for name in names))]
+        length = "–" if test["mean_length"] is None else f"{test['mean_length']:.0f}"
+        outcome = {True: "promoted", False: "rejected", None: "in progress"}[it["promoted"]]
+        table.add_row(str(it["iteration"]), *cells, length, outcome if it["iteration"] else "base")
+    return table
+
+
+def _work_table(state: dict[str, Any]) -> Table:
+    columns = ("iter", "prompts", "resp.", "paired", "pairs", "steps", *STAGES, "over-\nhead")
+    table = _table("work, and time by stage (m:ss)", columns)
+    for it in state["iterations"]:
+        counts = it["counts"]
+        sample, pair, train = (counts.get(stage, {}) for stage in ("sample", "pair", "train"))
+        numbers = (
+            sample.get("prompts"),
+            sample.get("responses"),
+            pair.get("prompts", {}).get("paired"),
+            pair.get("pairs"),
+            train.get("steps"),
+        )
+        times = [_stage_time(stage, it["seconds"].get(stage), it["stages"].get(stage)) for stage in STAGES]
+        share = f"{100 * it['time']['overhead_share']:.0f} %" if it["finished"] else "–"
+        table.add_row(str(it["iteration"]), *("" if n is None else str(n) for n in numbers), *times, share)
+    return table
+
+
+def _stage_time(stage: str, seconds: dict[str, float] | None, state: str | None) -> str:
+    if seconds is None:
+        return {"finished": "", "started": "…", "waiting": "", None: ""}[state]
+    whole = round(seconds["judge"] if stage == "judge" else seconds["wall"])
+    return f"{whole // 60}:{whole % 60:02d}"
+
+
+def print_json(value: Any) -> None:
+    """For machines."""
+    print(json.dumps(value, indent=1, default=str))

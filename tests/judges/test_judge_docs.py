@@ -1,0 +1,29 @@
+"""What docs/judges.md shows is true: its custom judge works as printed, and it names every argument there is."""
+
+from pathlib import Path
+
+from judges import Group, Prompt, Response, build_judge, judge_groups, self_test
+from judges.resolve import BUILT_IN, judge_class
+
+DOCS = (Path(__file__).resolve().parents[2] / "docs" / "judges.md").read_text(encoding="utf-8")
+CUSTOM = DOCS.partition("```python\n")[2].partition("```")[0]
+
+
+def test_the_custom_judge_of_the_guide_works_and_is_short(tmp_path: Path) -> None:
+    assert len([line for line in CUSTOM.splitlines() if line.strip()]) <= 20
+    (tmp_path / "brief.py").write_text(CUSTOM, encoding="utf-8")
+    judge = build_judge("brief.py:Brief", {"words": 4}, base_dir=tmp_path)
+    assert self_test(judge) == 2
+    texts = [("Paris", "stop"), ("It is, I would say, Paris.", "stop"), ("Paris", "length")]
+    responses = tuple(Response(str(index), *text) for index, text in enumerate(texts))
+    group, unknown = Group(Prompt("p", (), "Paris", {}), responses), Group(Prompt("q", (), None, {}), responses[:1])
+    verdicts = judge_groups(judge, [group, unknown])
+    assert [v.score for v in verdicts[0]] == [1.0, 0.0, 0.0]
+    assert verdicts[1][0].kind == "abstain"
+
+
+def test_the_guide_names_every_built_in_and_every_argument() -> None:
+    for name in BUILT_IN:
+        assert f"`{name}`" in DOCS
+        for argument in judge_class(name).model_fields:
+            assert f"`{argument}`" in DOCS, f"{name}: {argument}"
