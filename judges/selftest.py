@@ -1,5 +1,7 @@
 """Room judges: before a campaign starts, a judge answers its own known examples; a wrong word stops the run."""
 
+from pydantic import ValidationError
+
 from judges.contract import Example, Group, Judge, JudgeError, Response, Verdict, judge_groups
 
 
@@ -7,12 +9,23 @@ def self_test(judge: Judge) -> int:
     """Runs the judge's known examples and returns how many there were; JudgeError at the first that comes out wrong."""
     examples = judge.known_examples()
     for example in examples:
-        asked = judge if example.args is None else type(judge)(**example.args)
+        asked = judge if example.args is None else _with_arguments(judge, example)
         group = Group(example.prompt, (Response("example", example.text, "stop"),))
         verdict = judge_groups(asked, [group])[0][0]
         if not _as_expected(example, verdict):
             raise JudgeError(_complaint(judge, example, verdict))
     return len(examples)
+
+
+def _with_arguments(judge: Judge, example: Example) -> Judge:
+    try:
+        return type(judge)(**(example.args or {}))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise JudgeError(
+            f"Judge {type(judge).__name__} cannot be built with the arguments {example.args} of its own example "
+            f"{example.text!r} ({problems}). Give the class `examples` that fit its arguments."
+        ) from None
 
 
 def _as_expected(example: Example, verdict: Verdict) -> bool:

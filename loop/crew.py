@@ -4,7 +4,7 @@ Shards go to the engine one after the other; each finished one is judged while t
 """
 
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,7 @@ class Labelled:
     """What sampling and judging some shards came to."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     identity: dict[str, Any] = field(default_factory=dict)
 
 
@@ -140,7 +140,8 @@ def _note_sampled(labelled: Labelled, result: dict[str, Any]) -> None:
     labelled.counts.update(
         {key: result[key] for key in ("responses", "tokens")} | {"prompts_too_long": result["too_long"]}
     )
-    labelled.seconds.update({key: result[key] for key in ("load", "generate")})
+    for part in ("load", "generate"):
+        labelled.seconds[part] += result[part]
     labelled.identity = result["identity"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from loop import tables
-from loop.stats import Difference, majority_at_k, paired_difference, paired_ratio, pass_at_k, ratio_interval
+from loop.stats import Array, Difference, majority_at_k, paired_difference, paired_ratio, pass_at_k, ratio_interval
 
 METRICS = ("sampled_accuracy", "greedy_accuracy", "well_formed_share", "accuracy_among_well_formed")
 Counts = dict[str, dict[str, list[int]]]
@@ -92,19 +92,20 @@ def count(answers: Iterable[Answer]) -> Counts:
 
 def compare(first: dict[str, Any], second: dict[str, Any], metric: str, confidence: float) -> Difference:
     """`second` minus `first`, two results of `measure` on the same prompts, paired by prompt."""
-    return paired_difference(*_paired(first, second, metric), confidence)
+    return paired_difference(*_paired(first, second, metric), confidence=confidence)
 
 
 def ratio(first: dict[str, Any], second: dict[str, Any], metric: str, confidence: float) -> dict[str, Any]:
     """`second` over `first`, paired by prompt."""
-    return asdict(paired_ratio(*_paired(first, second, metric), confidence))
+    return asdict(paired_ratio(*_paired(first, second, metric), confidence=confidence))
 
 
-def _paired(first: dict[str, Any], second: dict[str, Any], metric: str) -> tuple[np.ndarray, ...]:
+def _paired(first: dict[str, Any], second: dict[str, Any], metric: str) -> tuple[Array, Array, Array, Array]:
     a, b = first["counts"][metric], second["counts"][metric]
     ids = sorted(a.keys() & b.keys())
     columns = [[side[i][j] for i in ids] for side in (a, b) for j in (0, 1)]
-    return tuple(np.array(column, dtype=float) for column in columns)
+    s1, m1, s2, m2 = (np.array(column, dtype=float) for column in columns)
+    return s1, m1, s2, m2
 
 
 def _interval(cells: dict[str, list[int]], confidence: float) -> Any:

@@ -63,7 +63,8 @@ class JudgeService:
             raise UserError(
                 f"The judge {self.settings.name} failed on {counts['error']} of {len(rows)} responses of {task.name}, "
                 f"more than judge.max_error_share={self.settings.max_error_share:g} allows. The first error: {first}. "
-                "No verdict of this shard was kept and the responses are safe: mend the judge (or raise the share) and run the same command."
+                "No verdict of this shard was kept and the responses are safe: mend the judge (or raise the share) "
+                "and run the same command."
             )
 
 

@@ -234,7 +234,7 @@ def _write_model(file: Path, folder: Path) -> None:
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**source)
-    except (ValueError, KeyError, NotImplementedError) as error:
+    except Exception as error:  # the boundary to foreign parsers; some raise bare exceptions
         raise UserError(
             f"model.base: transformers cannot read {file}: {' '.join(str(error).split())[:300]}."
         ) from error

@@ -38,9 +38,8 @@ def print_status(state: dict[str, Any], console: Console) -> None:
     console.print(_accuracy_table(state))
     console.print(_work_table(state))
     best = state["incumbent"]
-    console.print(
-        f"Incumbent: {f'iteration {best}' if best else 'the base model'}. Its test results against the base model's:"
-    )
+    against = ". Its test results against the base model's:" if best else "."
+    console.print(f"Incumbent: {f'iteration {best}' if best else 'the base model'}{against}")
     for metric, gain in state.get("gains", {}).items():
         console.print(gain_line(metric, gain), markup=False)
     for it in state["iterations"]:
@@ -100,7 +99,7 @@ def _accuracy_table(state: dict[str, Any]) -> Table:
 
 
 def _work_table(state: dict[str, Any]) -> Table:
-    columns = ("iter", "prompts", "resp.", "paired", "pairs", "steps", *STAGES, "over-\nhead")
+    columns = ("iter", "prompt", "resp.", "paired", "pairs", "steps", "sampl", "judge", "pair", "train", "eval", "over")
     table = _table("work, and time by stage (m:ss)", columns)
     for it in state["iterations"]:
         counts = it["counts"]

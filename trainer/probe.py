@@ -1,4 +1,4 @@
-"""Room `trainer/`, may this model be trained on prefix trees? In: the model in fp32 and a few of the round's prompts;
+"""Room `trainer/`, may this model be trained on prefix trees? In: the model in fp32 and two of the round's prompts;
 out: the largest difference per token between tree rows and plain rows. Sliding windows, linear attention and some
 attention code answer trees wrongly without any error, so this is measured before every round."""
 
@@ -13,7 +13,6 @@ from trainer.scorer import RowScorer, to_batch
 
 MOST_GAP = 1e-4
 """Nat per token (fp32) beyond which a round uses plain rows."""
-PROMPTS = 4
 
 
 def probe_trees(scorer: RowScorer, data: PreferenceData, *, device: torch.device, seed: int) -> float:
@@ -26,7 +25,7 @@ def probe_trees(scorer: RowScorer, data: PreferenceData, *, device: torch.device
 
 
 def _sample(data: PreferenceData, seed: int) -> list[Tree]:
-    """The prompt with the longest sequence of all pairs (windows show there) and a few others, one pair of each."""
+    """The prompt with the longest sequence of all pairs (windows show there) and another one, one pair of each."""
     index = {group.id: group for group in data.groups}
     pairs = []
     for pair in data.pairs:
@@ -34,7 +33,7 @@ def _sample(data: PreferenceData, seed: int) -> list[Tree]:
         ids = [response.token_ids for response in group.responses if response.id in (pair.chosen_id, pair.rejected_id)]
         pairs.append((group.token_ids, ids))
     longest = max(pairs, key=_longest)
-    return [longest, *random.Random(seed).sample(pairs, min(PROMPTS - 1, len(pairs)))]
+    return [longest, random.Random(seed).choice(pairs)]
 
 
 def _longest(tree: Tree) -> int:

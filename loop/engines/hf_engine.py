@@ -66,7 +66,8 @@ class TransformersEngine:
 
     def load_policy(self, folder: Path) -> None:
         """Read the weights of `folder`."""
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype).to(self.device).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype).eval()
+        self.model.to(self.device)
         stops = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
         self.stops = set(stops if isinstance(stops, list) else [stops]) - {None}
 
@@ -103,7 +104,7 @@ class TransformersEngine:
         tokens = tokens[: request.max_tokens]
         end = next((i for i, token in enumerate(tokens) if token in self.stops), None)
         kept = tokens if end is None else tokens[: end + 1]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        text = str(self.tokenizer.decode(kept, skip_special_tokens=True))
         return Completion(kept, text, "length" if end is None else "stop", None, logprobs[: len(kept)])
 
     def sleep(self) -> None:

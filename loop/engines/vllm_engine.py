@@ -109,7 +109,7 @@ def _reporter(progress: Progress) -> Any:
     """A tqdm that draws nothing and tells `progress` of each finished response."""
     from tqdm import tqdm
 
-    class Reporter(tqdm):  # type: ignore[type-arg]
+    class Reporter(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options | {"file": io.StringIO(), "mininterval": 1e9})
 

@@ -246,6 +246,18 @@ def test_a_judge_that_fails_its_own_examples_is_stopped_with_what_it_said() -> N
     assert self_test(pointwise(len)) == 0
 
 
+def test_examples_that_do_not_fit_the_arguments_are_named() -> None:
+    class Needy(PointwiseJudge):
+        examples = (Example.on("18", "18", 1.0, {}),)
+        limit: int
+
+        def one(self, prompt: Prompt, response: Response) -> bool:
+            return True
+
+    with pytest.raises(JudgeError, match=r"Needy cannot be built with the arguments \{\} .*limit: Field required"):
+        self_test(Needy(limit=1))
+
+
 def test_an_example_may_expect_an_abstain() -> None:
     class Careful(PointwiseJudge):
         examples = (Example.on(None, "?", None),)

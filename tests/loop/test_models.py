@@ -123,6 +123,14 @@ def test_the_hash_is_of_what_decides_the_answers(folder: Path, tmp_path: Path) -
 # ---- GGUF ----
 
 
+@pytest.mark.slow
+def test_a_damaged_gguf_file_is_refused(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    whole = (tmp_path / "tiny.gguf").read_bytes()
+    (tmp_path / "tiny.gguf").write_bytes(whole[: len(whole) // 2])
+    assert "transformers cannot read" in refusal(tmp_path / "tiny.gguf", tmp_path / "cache")
+
+
 @pytest.fixture
 def gguf_file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.gguf"
@@ -210,7 +218,7 @@ def write_tiny_gguf(path: Path) -> dict[str, np.ndarray]:
     """A two-layer Llama with random weights and a tokenizer of single letters; its embedding is returned."""
     import gguf
 
-    vocabulary = ["<unk>", "<s>", "</s>", *(chr(c) for c in range(97, 97 + 29))]
+    vocabulary = ["<unk>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz", " ", ".", "ab"]
     size, heads, middle = 32, 2, 64
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("A title that is no folder")
@@ -264,6 +272,7 @@ def test_a_gguf_file_becomes_a_folder_with_the_same_weights_in_fp32(tmp_path: Pa
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.eos_token_id == 2
     assert tokenizer.chat_template
+    assert tokenizer("ab")["input_ids"] == [31]
     before = {path.name: os.stat(path).st_mtime_ns for path in folder.iterdir()}
     assert resolve_base(str(tmp_path / "tiny.gguf"), tmp_path / "cache") == folder
     assert {path.name: os.stat(path).st_mtime_ns for path in folder.iterdir()} == before
