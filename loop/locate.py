@@ -27,7 +27,7 @@ def find_run(run: str, runs: Path) -> RunFolder:
     for folder in (RunFolder(Path(run)), RunFolder(runs / run)):
         if folder.exists():
             return folder
-    known = sorted(path.parent.name for path in runs.glob("*/campaign.yaml"))
+    known = RunFolder.names_in(runs)
     present = f"The runs there: {', '.join(known)}" if known else "There are none; `prefloop run CONFIG` starts one"
     raise UserError(f"There is no run {run!r} here or in {runs}/{did_you_mean(run, known)}. {present}.")
 

@@ -191,12 +191,12 @@ def convert_gguf(file: Path, cache: Path) -> Path:
         if opened.read(4) != b"GGUF":
             raise UserError(f"model.base: {file} is not a GGUF file (it does not begin with the letters GGUF).")
     target = cache / "models" / f"{file.stem}-{_sha256(file)[:12]}"
-    if target.is_dir():
+    if _is_sound(target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target.with_name(target.name + ".lock")):
-            if not target.is_dir():  # another process may have made it while this one waited
+            if not _is_sound(target):  # another process may have made it while this one waited
                 _convert_into(file, target)
     except OSError as error:
         raise UserError(
@@ -221,7 +221,16 @@ def _convert_into(file: Path, target: Path) -> None:
     for path in partial.iterdir():
         with path.open("rb") as written:
             os.fsync(written.fileno())
+    shutil.rmtree(target, ignore_errors=True)  # a copy that was damaged later
     partial.rename(target)
+
+
+def _is_sound(folder: Path) -> bool:
+    try:
+        check_folder(folder)
+    except UserError:
+        return False
+    return True
 
 
 def _write_model(file: Path, folder: Path) -> None:

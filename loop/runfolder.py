@@ -180,9 +180,23 @@ class RunFolder:
         """The folder of one stage; iteration 0 is the base model, which is only evaluated."""
         return StageFolder(self.root / f"iter-{iteration:03d}" / stage, stage, iteration)
 
+    def judged_shards(self, iteration: int, which: str) -> list[tuple[Path, Path]]:
+        """Responses and verdicts, file by file: of the training prompts, or of the "gate" or "test" set."""
+        if which == "train":
+            samples, verdicts = self.stage(iteration, "sample"), self.stage(iteration, "judge")
+            return [(path, verdicts.path / path.name) for path in sorted(samples.path.glob("shard-*.parquet"))]
+        folder = self.stage(iteration, "eval").path
+        found = sorted(folder.glob(f"{which}-[0-9]*.parquet"))
+        return [(path, path.with_name(path.name.replace(which, f"{which}-verdicts"))) for path in found]
+
     def promotion(self, iteration: int) -> Path:
         """The decision that ends an iteration: all the next one reads."""
         return self.root / f"iter-{iteration:03d}" / "promotion.json"
+
+    @staticmethod
+    def names_in(runs: Path) -> list[str]:
+        """Names of the runs in a folder."""
+        return sorted(path.parent.name for path in runs.glob("*/campaign.yaml"))
 
     def iterations(self) -> list[int]:
         """Numbers of the iterations that have a folder, ascending."""

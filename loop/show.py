@@ -16,7 +16,7 @@ def collect_prompts(run: RunFolder, k: int, which: str, wanted: str | None, limi
     rows = {row.id: row for row in read_table(tables.read(_prompt_file(run, which)))}
     pairs = _pairs(run, k) if which == "train" else {}
     found: list[dict[str, Any]] = []
-    for responses, verdicts in _shards(run, k, which):
+    for responses, verdicts in run.judged_shards(k, which):
         judged = {v["response_id"]: v for v in tables.read(verdicts).to_pylist()} if verdicts.exists() else {}
         groups: dict[str, list[dict[str, Any]]] = {}
         for response in tables.read(
@@ -48,17 +48,6 @@ def _prompt_file(run: RunFolder, which: str) -> Any:
     if which not in ("train", "gate", "test"):
         raise UserError(f"--set is train, gate or test, not {which!r}.")
     return run.prompts().path / f"{which}.parquet"
-
-
-def _shards(run: RunFolder, k: int, which: str) -> list[tuple[Any, Any]]:
-    if which == "train":
-        samples, verdicts = run.stage(k, "sample").path, run.stage(k, "judge").path
-        return [(path, verdicts / path.name) for path in sorted(samples.glob("shard-*.parquet"))]
-    folder = run.stage(k, "eval").path
-    return [
-        (path, path.with_name(path.name.replace(which, f"{which}-verdicts")))
-        for path in sorted(folder.glob(f"{which}-[0-9]*.parquet"))
-    ]
 
 
 def _pairs(run: RunFolder, k: int) -> dict[str, list[tuple[str, str]]]:

@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from judges.contract import JudgeError
 from loop.errors import UserError
 from trainer.errors import TrainerError
@@ -29,8 +31,10 @@ Report = Callable[..., None]
 def main(pipe: Connection, service: str, arguments: dict[str, Any], log: Path, driver: int) -> None:
     """Serve jobs until the driver closes the pipe. Its own output goes to `log`."""
     end_with_driver(driver)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve each other once cores are shared
     _redirect_output(log)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's business; it closes the pipe
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, about which Python would warn when this process is ended
     obj = None
     while True:
         try:

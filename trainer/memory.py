@@ -1,18 +1,10 @@
-"""Room `trainer/`, memory that stays warm. In: a process about to train on a CPU; out: an allocator that keeps freed
-memory. Each row frees and allocates the same gigabytes; by default Linux takes every large block back and hands it out
-again as fresh zeroed pages, which costs a third of the time of a short step."""
+"""Room `trainer/`, memory in large pages. In: a process about to train on a CPU; out: a torch that asks Linux for
+pages of 2 MB. Each row allocates and frees gigabytes; fetched in pages of 4 kB they cost up to half the time of a
+short step."""
 
-import ctypes
-import sys
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
+import os
 
 
-def keep_freed_memory() -> bool:
-    """Ask glibc to reuse large blocks for the life of this process; False where there is no glibc."""
-    if sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+def use_huge_pages() -> None:
+    """Takes effect if torch has allocated nothing in this process yet; elsewhere than on Linux it does nothing."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

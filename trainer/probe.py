@@ -33,7 +33,8 @@ def _sample(data: PreferenceData, seed: int) -> list[Tree]:
         ids = [response.token_ids for response in group.responses if response.id in (pair.chosen_id, pair.rejected_id)]
         pairs.append((group.token_ids, ids))
     longest = max(pairs, key=_longest)
-    return [longest, random.Random(seed).choice(pairs)]
+    others = [pair for pair in pairs if pair[0] is not longest[0]]
+    return [longest, *random.Random(seed).sample(others, min(1, len(others)))]
 
 
 def _longest(tree: Tree) -> int:

@@ -12,7 +12,7 @@ from trainer.checkpoint import remove_checkpoints
 from trainer.data import CheckedData, PreferenceData, check_data
 from trainer.errors import TrainerError
 from trainer.files import fresh_partial, publish_folder
-from trainer.memory import keep_freed_memory
+from trainer.memory import use_huge_pages
 from trainer.model import (
     Arithmetic,
     cast_weights,
@@ -95,8 +95,8 @@ def train_round(spec: RoundSpec, data: PreferenceData, *, report: Report) -> Rou
 def _start(spec: RoundSpec, report: Report) -> _Running:
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
+    use_huge_pages()
     torch.manual_seed(spec.seed)
-    keep_freed_memory()
     spec.work.mkdir(parents=True, exist_ok=True)
     return _Running(spec, report, choose_arithmetic(spec.settings), Clock(), [])
 

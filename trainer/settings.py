@@ -46,7 +46,7 @@ class TrainSettings(BaseModel):
     """Pairs per optimizer step; with `grouping: prompt` steps end at the prompt boundary that is nearest."""
     grouping: Literal["prompt", "shuffled"] = "prompt"
     """`prompt`: a prompt's pairs stay in one step (fastest); `shuffled`: pairs in random order, as published."""
-    row_tokens: int = Field(default=768, ge=16)
+    row_tokens: int = Field(default=2048, ge=16)
     """Tokens that one forward pass may hold; higher needs more memory. A single pair may exceed it."""
     layout: Literal["auto", "tree", "plain"] = "auto"
     """`tree`: shared prefixes are encoded once; `plain`: every sequence by itself; `auto`: trees where a probe proves

@@ -178,6 +178,18 @@ def test_a_killed_conversion_leaves_nothing_that_counts(
     assert not list((tmp_path / "cache" / "models").glob("*.partial"))
 
 
+def test_a_copy_that_was_damaged_later_is_made_again(
+    folder: Path, gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Path] = []
+    monkeypatch.setattr(models, "_write_model", fake_conversion(folder, calls))
+    target = convert_gguf(gguf_file, tmp_path / "cache")
+    (target / "model.safetensors").write_bytes(b"")
+    assert convert_gguf(gguf_file, tmp_path / "cache") == target
+    assert len(calls) == 2
+    check_folder(target)
+
+
 def test_a_cache_without_room_names_the_way_out(
     gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,11 +213,12 @@ def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_packages_gguf_is_found_without_importing_it(
     folder: Path, gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    calls: list[Path] = []
     package = tmp_path / "site" / "my_model"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(package.parent)
-    monkeypatch.setattr(models, "_write_model", fake_conversion(folder, calls := []))
+    monkeypatch.setattr(models, "_write_model", fake_conversion(folder, calls))
     assert "has no .gguf file" in refusal("pypi:my-model")
     gguf_file.rename(package / "tiny.gguf")
     resolve_base("pypi:my-model", tmp_path / "cache")

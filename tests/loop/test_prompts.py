@@ -163,7 +163,7 @@ def test_rows_of_the_test_file_are_never_trained_on(file: Any) -> None:
 
 def test_system_examples_and_template_make_the_messages(file: Any) -> None:
     rows = [{"q": f"{i} + {i}", "meta": {"unit": "kg"}, "extra": None} for i in range(8)]
-    keys = {
+    keys: dict[str, Any] = {
         "prompt_column": "q",
         "template": "What is {prompt} = {q} in {meta[unit]}?{extra} {{}}",
         "system": "Be brief.",
@@ -272,15 +272,21 @@ def test_files_that_cannot_be_read_are_refused_in_one_paragraph(tmp_path: Path) 
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
+    (tmp_path / "broken.json").write_text('[{"prompt": "a"},\n{"prompt": }]')
+    (tmp_path / "comma.csv").write_text("prompt,b\na,b\na, and more,b\n")
+    (tmp_path / "twice.csv").write_text("prompt,prompt\na,b\n")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no parquet at all")
     (tmp_path / "ragged.csv").write_text('prompt,b\na,"b\n')
     expected = {
         "none.jsonl": "does not exist. Relative paths start at",
         "a.txt": "is not in a known format; expected a file named .json, .jsonl, .csv, .parquet",
         "empty.jsonl": "is empty (0 bytes)",
-        "broken.jsonl": "cannot be read as json",
+        "broken.jsonl": "cannot be read as json: line 2: Expecting value",
+        "broken.json": "cannot be read as json: line 2: Expecting value",
         "broken.parquet": "cannot be read as parquet",
-        "ragged.csv": "cannot be read as csv",
+        "ragged.csv": "unexpected end of data",
+        "comma.csv": "line 3 has 3 cells, but the header has 2; put a cell that holds a comma in double quotes",
+        "twice.csv": "its header names a column twice: prompt, prompt",
     }
     for name, said in expected.items():
         text = refusal(path=str(tmp_path / name))

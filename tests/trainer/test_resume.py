@@ -22,8 +22,8 @@ from trainer.settings import LoraSettings
 ROOT = Path(__file__).parents[2]
 Spec = Callable[..., RoundSpec]
 
-# argv: a pickle with spec and data, and where to kill: "row 5" (while step 5 is under way), "checkpoint" (half written),
-# "save" (the candidate half written)
+# argv: a pickle with spec and data, and where to kill: "row 5" (while step 5 is under way), "checkpoint" (half
+# written), "save" (the candidate half written)
 VICTIM = """
 import os, pickle, signal, sys
 from pathlib import Path
@@ -33,7 +33,8 @@ where = sys.argv[2]
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 def report(event):
-    if where.startswith("row") and event["phase"] == "train" and event["done"] == int(where[4:]) and "loss" not in event:
+    under_way = event["phase"] == "train" and "loss" not in event
+    if under_way and where == f"row {event['done']}":
         die()
 if where == "checkpoint":
     real, calls = trainer.checkpoint.publish_folder, []
