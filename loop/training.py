@@ -87,11 +87,11 @@ def read_preferences(responses: Sequence[Path], pairs: Path) -> PreferenceData:
     wanted = {row["chosen_id"] for row in rows} | {row["rejected_id"] for row in rows}
     groups: dict[str, tuple[list[int], list[Response]]] = {}
     for path in responses:
-        table = tables.read(path, ["prompt_id", "response_id", "prompt_token_ids", "token_ids"])
+        table = tables.read(path, ["prompt_id", "response_id", "prompt_token_ids", "token_ids", "logprobs"])
         keep = pc.is_in(table["response_id"], value_set=pa.array(sorted(wanted), pa.string()))
         for row in table.filter(keep).to_pylist():
             _, members = groups.setdefault(row["prompt_id"], (row["prompt_token_ids"], []))
-            members.append(Response(row["response_id"], row["token_ids"]))
+            members.append(Response(row["response_id"], row["token_ids"], sum(row["logprobs"])))
     return PreferenceData(
         groups=tuple(PromptGroup(prompt_id, ids, tuple(members)) for prompt_id, (ids, members) in groups.items()),
         pairs=tuple(Pair(r["prompt_id"], r["chosen_id"], r["rejected_id"], r["weight"]) for r in rows),

@@ -20,6 +20,8 @@ class Response:
 
     id: str
     token_ids: Sequence[int]
+    sampled_logp: float | None = None
+    """The sampler's own log-prob of the whole response (nats), to be compared with the trainer's; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)

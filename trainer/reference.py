@@ -83,6 +83,22 @@ def score_reference(
     return scored
 
 
+def sampler_gap(data: PreferenceData, plan: Plan, sums: Sums) -> float | None:
+    """Mean absolute difference, in nats per token, between the sampler's log-probs of the responses and `sums`.
+
+    Means something when the reference is the model that sampled them. None if the sampler's log-probs are not known.
+    """
+    gaps, tokens = 0.0, 0
+    for step, step_sums in zip(plan.steps, sums, strict=True):
+        for row, sums_R in zip(step.rows, step_sums, strict=True):
+            responses = [data.groups[tree.group].responses[index] for tree in row.trees for index in tree.responses]
+            for response, scored in zip(responses, sums_R.tolist(), strict=True):
+                if response.sampled_logp is not None:
+                    gaps += abs(response.sampled_logp - scored)
+                    tokens += len(response.token_ids)
+    return gaps / tokens if tokens else None
+
+
 def _score(scorer: RowScorer, data: PreferenceData, row: Row, plan: Plan, arithmetic: Arithmetic) -> torch.Tensor:
     batch = to_batch(encode_row(data, row, plan.layout), device=arithmetic.device, mask_dtype=arithmetic.mask_dtype)
     sums_R = scorer(batch).sum_R.cpu()

@@ -23,7 +23,7 @@ from trainer.model import (
     save_candidate,
 )
 from trainer.probe import MOST_GAP, probe_trees
-from trainer.reference import Sums, load_reference, reference_key, reference_path, score_reference
+from trainer.reference import Sums, load_reference, reference_key, reference_path, sampler_gap, score_reference
 from trainer.rows import Layout, Plan, plan_rows
 from trainer.scorer import RowScorer
 from trainer.settings import TrainSettings
@@ -87,7 +87,8 @@ def train_round(spec: RoundSpec, data: PreferenceData, *, report: Report) -> Rou
     model, sums = _score_reference(running, model, checked.data, plan)
     model = make_trainable(model, spec.settings, seed=spec.seed)
     _train(running, model, checked.data, plan, sums)
-    summary = _save(running, model, checked, plan, gap)
+    agreement = sampler_gap(checked.data, plan, sums) if spec.same_weights else None
+    summary = _save(running, model, checked, plan, gap, agreement)
     remove_checkpoints(spec.work)
     return summary
 
@@ -176,7 +177,9 @@ def _train(running: _Running, model: Any, data: PreferenceData, plan: Plan, sums
         running.notes.append(f"resumed at step {started}")
 
 
-def _save(running: _Running, model: Any, checked: CheckedData, plan: Plan, gap: float | None) -> RoundSummary:
+def _save(
+    running: _Running, model: Any, checked: CheckedData, plan: Plan, gap: float | None, agreement: float | None
+) -> RoundSummary:
     spec = running.spec
     running.report({"phase": "save", "done": 0, "total": 1})
     with running.clock.part("save"):
@@ -189,6 +192,7 @@ def _save(running: _Running, model: Any, checked: CheckedData, plan: Plan, gap: 
         dropped=checked.dropped,
         layout=plan.layout,
         probe_gap=gap,
+        sampler_gap=agreement,
         precision=running.arithmetic.precision,
         encoded_tokens=sum(step["tokens"] for step in steps),
         plain_tokens=sum(step["plain_tokens"] for step in steps),

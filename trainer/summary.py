@@ -26,6 +26,8 @@ class RoundSummary:
     layout: str
     probe_gap: float | None
     """Largest difference between tree and plain rows in the probe (nat per token); None if it was not asked."""
+    sampler_gap: float | None
+    """Mean difference between the sampler's and the trainer's log-probs (nat per token); None if not known."""
     precision: str
     encoded_tokens: int
     """Tokens that training read, over all steps."""

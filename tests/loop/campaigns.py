@@ -2,7 +2,7 @@
 
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 
 PAUSE = Path(__file__).parent / "pause"
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds that any awaited thing may take on a busy machine."""
 
 
@@ -82,8 +82,7 @@ class Cli:
     def start(self, *args: str | Path, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> Running:
         """Start a command."""
         command = [*prefix, sys.executable, "-m", "loop.cli", *map(str, args)]
-        if args[0] not in ("--help",):
-            command += ["--runs", str(self.runs)]
+        command += ["--runs", str(self.runs)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **(env or {})}
         environment["PYTHONPATH"] = os.pathsep.join([*[str(PAUSE)] * ("PAUSE_AT" in environment), *self._path()])
         return Running(
@@ -95,6 +94,7 @@ class Cli:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                start_new_session=True,
             )
         )
 
@@ -116,7 +116,7 @@ class Cli:
         """Start a run and wait until one of its processes stands still at a file (see pause/sitecustomize.py)."""
         mark = self.folder / f"paused-{time.monotonic_ns()}"
         running = self.start("run", config, *args, env={"PAUSE_AT": pattern, "PAUSE_MARK": str(mark), **(env or {})})
-        running.wait_for(f"touching {pattern}", mark.exists)
+        running.wait_for(f"touching {pattern}", mark.with_name(f"{mark.name}.0").exists)
         return running
 
 
@@ -156,11 +156,11 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def end_worker(run: Path, worker: str) -> int:
-    """SIGKILL the newest worker of that name by its pid, and return the pid."""
-    pid = [e["pid"] for e in events(run, "worker_started") if e["worker"] == worker][-1]
-    os.kill(pid, signal.SIGKILL)
-    return int(pid)
+def copy_run(run: Path, cli: Cli, name: str = "campaign") -> Path:
+    """A copy of a run folder, times included, to continue or to damage."""
+    target = cli.runs / name
+    shutil.copytree(run, target)
+    return target
 
 
 def events(run: Path, what: str | None = None) -> list[dict[str, Any]]:

