@@ -12,7 +12,6 @@ setup: ## make .venv with every dependency and prefloop itself; does nothing whe
 
 demo: setup ## run the quickstart: a real model gets better over three iterations
 	$(BIN)/prefloop run quickstart
-	$(BIN)/prefloop status quickstart
 
 test: setup lint ## everything a change must pass: lint, types, all tests but the soak
 	$(BIN)/python -m pytest -m "not soak"

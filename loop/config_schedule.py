@@ -114,6 +114,5 @@ def _refused(key: str) -> str:
         return f"names no section{did_you_mean(section, PER_ITERATION_SECTIONS)} Known here: {sections}"
     return (
         f"cannot change from iteration to iteration, only keys of {sections} can: model, prompts, judge, evaluation "
-        f"and reference rule stay the same through a campaign, so that its iterations can be compared; `prefloop fork` "
-        f"starts another campaign from any iteration with other settings"
+        f"and reference rule stay the same through a campaign, so that its iterations can be compared"
     )

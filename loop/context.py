@@ -19,7 +19,7 @@ from loop.crew import Crew
 from loop.display import Display
 from loop.errors import UserError
 from loop.lineage import record_settings
-from loop.runfolder import Manifest, RunFolder, StageFolder
+from loop.runfolder import Manifest, RunFolder, StageFolder, read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,8 @@ class Campaign:
 
     def finished(self, folder: StageFolder, inputs: dict[str, Any]) -> Manifest | None:
         """The stage's manifest if it is finished, its files are intact and it was made from these inputs."""
+        if self.repair:
+            self.drop_damaged(folder.manifest_path)
         manifest = folder.manifest()
         if manifest is None:
             return None
@@ -97,6 +99,16 @@ class Campaign:
         folder.check(manifest, verify=self.verify)
         refuse_changes(folder, manifest.inputs, inputs)
         return manifest
+
+    def drop_damaged(self, path: Path) -> None:
+        """Remove a record that cannot be read, so that it is written again."""
+        try:
+            if path.exists():
+                read_json(path)
+        except UserError:
+            self.display.say(f"  repairing {path}")
+            self.run.event("repair", files=[str(path.relative_to(self.run.root))])
+            path.unlink()
 
     def finish(self, folder: StageFolder, files: list[Path], **what: Any) -> Manifest:
         """Write the stage's manifest and note the event."""

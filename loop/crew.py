@@ -14,6 +14,7 @@ from typing import Any
 from loop import tables
 from loop.config import Config
 from loop.display import Bar, Display
+from loop.errors import UserError
 from loop.judging import JudgeTask
 from loop.runfolder import RunFolder
 from loop.sampler import SampleTask
@@ -128,12 +129,17 @@ class Crew:
 
 
 def _is_current(path: Path, key: str, wanted: Any) -> bool:
-    """Whether the file exists and was made as `wanted` says; if not, it is removed."""
-    if path.exists():
-        if tables.digest(tables.notes_of(path).get(key)) == tables.digest(wanted):
-            return True
+    """Whether the file exists, is whole and was made as `wanted` says; if not, it is removed."""
+    if not path.exists():
+        return False
+    try:
+        tables.read(path)  # no manifest knows this file yet, so its own checksums must do
+        current = tables.digest(tables.notes_of(path).get(key)) == tables.digest(wanted)
+    except UserError:
+        current = False
+    if not current:
         path.unlink()
-    return False
+    return current
 
 
 def _note_sampled(labelled: Labelled, result: dict[str, Any]) -> None:

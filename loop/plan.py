@@ -10,6 +10,7 @@ from loop.config import Config
 from loop.config_load import LoadedConfig, diff
 from loop.engines import chosen_engine
 from loop.runfolder import STAGES, RunFolder
+from trainer.settings import TrainSettings
 
 
 def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> dict[str, Any]:
@@ -59,11 +60,8 @@ def iteration_plan(loaded: LoadedConfig, k: int) -> dict[str, Any]:
     """One iteration in words and rough sizes."""
     config = loaded.at(k)
     s, t, prompts = config.sampling, config.train, config.prompts.per_iteration or config.prompts.train
-    pairs = (
-        None
-        if prompts is None
-        else prompts * (config.pairs.per_prompt if config.pairs.rule == "correct_vs_wrong" else 1)
-    )
+    each = config.pairs.per_prompt if config.pairs.rule == "correct_vs_wrong" else 1
+    pairs = None if prompts is None else min(prompts * each, config.pairs.max_pairs or prompts * each)
     first = "the base model" if k == 1 else "the last promoted model"
     anchor = first if config.reference == "previous" else "the base model"
     how = f"LoRA rank {t.lora.rank}" if t.lora else "all weights"
@@ -71,14 +69,20 @@ def iteration_plan(loaded: LoadedConfig, k: int) -> dict[str, Any]:
         "iteration": k,
         "sample": f"{s.n} responses to {prompts or 'all'} prompts from {first}, temperature {s.temperature:g}, "
         f"at most {s.max_tokens} tokens",
-        "pair": f"{config.pairs.rule}, at most {config.pairs.per_prompt if pairs else 'so many'} per prompt",
+        "pair": f"{config.pairs.rule}, at most {each} per prompt",
         "train": f"{t.loss} with beta {t.beta:g} and NLL weight {t.nll_weight:g}, {how}, "
         f"learning rate {t.learning_rate:g}, {t.batch_pairs} pairs a step, starting from {first}",
         "reference": anchor,
         "responses": None if prompts is None else prompts * s.n,
         "pairs_at_most": pairs,
-        "steps_at_most": None if pairs is None else t.max_steps or -(-pairs // t.batch_pairs) * t.epochs,
+        "steps_at_most": None if pairs is None else steps_at_most(pairs, t),
     }
+
+
+def steps_at_most(pairs: int, train: TrainSettings) -> int:
+    """Optimizer steps if every prompt gives all its pairs."""
+    steps = -(-pairs // train.batch_pairs) * train.epochs
+    return min(steps, train.max_steps or steps)
 
 
 def where_it_resumes(run: RunFolder, loaded: LoadedConfig) -> str:

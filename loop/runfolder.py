@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import time
 import uuid
@@ -90,6 +91,13 @@ class StageFolder:
     def manifest_path(self) -> Path:
         return self.path / "manifest.json"
 
+    def claim(self, inputs: dict[str, Any]) -> None:
+        """Begin or go on with the stage; what was begun with other inputs is removed."""
+        path, wanted = self.path / "inputs.json", digest(inputs)
+        if self.path.exists() and (not path.exists() or read_json(path)["digest"] != wanted):
+            shutil.rmtree(self.path)
+        write_file(path, to_json({"digest": wanted, "inputs": inputs}))
+
     def manifest(self) -> Manifest | None:
         """The manifest, or None while the stage is not finished."""
         if not self.manifest_path.exists():
@@ -111,6 +119,8 @@ class StageFolder:
         outputs = {str(path.relative_to(self.path)): record_of(path) for path in sorted(files)}
         manifest = Manifest(self.stage, self.iteration, outputs, inputs, counts, seconds, versions)
         write_file(self.manifest_path, to_json(asdict(manifest)))
+        for leftover in self.path.glob(".*.partial-*"):  # of attempts that were killed
+            leftover.unlink(missing_ok=True)
         return manifest
 
     def check(self, manifest: Manifest, *, verify: bool) -> None:
@@ -128,7 +138,9 @@ class StageFolder:
     def repair(self, manifest: Manifest) -> list[Path]:
         """Remove every output that is not as it was written, and the manifest, so that just these are made again."""
         bad = [self.path / n for n, r in manifest.outputs.items() if not _is_intact(self.path / n, r)]
-        if bad:
+        if bad and self.stage == "train":  # a model folder is one piece: the round is trained again
+            shutil.rmtree(self.path)
+        elif bad:
             for path in bad:
                 path.unlink(missing_ok=True)
             self.manifest_path.unlink()

@@ -65,7 +65,7 @@ class EngineService:
         completions = engine.generate([request for _, _, request in planned], lambda done, _: report(done=done))
         generated = time.perf_counter()
         rows = [_row(task, p, i, r, c) for (p, i, r), c in zip(planned, completions, strict=True)]
-        _check_stops(rows, task)
+        _check_stops(rows, task, engine.stop_ids)
         write_file(task.path, to_bytes(rows, RESPONSES, {"spec": task.spec, "too_long": too_long}), replace=False)
         return {
             "responses": len(rows),
@@ -146,9 +146,11 @@ def _row(task: SampleTask, prompt: PromptRow, index: int, request: Request, comp
     }
 
 
-def _check_stops(rows: list[dict[str, Any]], task: SampleTask) -> None:
-    """A cut-off response must have used its whole budget, and every token has its log-prob."""
+def _check_stops(rows: list[dict[str, Any]], task: SampleTask, stop_ids: frozenset[int]) -> None:
+    """A response ends with a stop token if and only if it was not cut off, and every token has its log-prob."""
     for row in rows:
         tokens = len(row["token_ids"])
         assert 0 < tokens == len(row["logprobs"]), row["response_id"]
-        assert row["finish_reason"] == "stop" or tokens == task.max_tokens, row["response_id"]
+        stopped = row["token_ids"][-1] in stop_ids
+        assert stopped == (row["finish_reason"] == "stop"), row["response_id"]
+        assert stopped or tokens == task.max_tokens, row["response_id"]

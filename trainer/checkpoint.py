@@ -1,7 +1,6 @@
 """Room `trainer/`, checkpoints inside a round. In: the state of a running round; out: a folder from which the same
 round goes on bit for bit. The newest is complete before the older one goes. A checkpoint of another round (other
-weights, data, settings or seed) is refused, never mixed in: whoever changes those removes the work folder or starts a
-fork."""
+weights, data, settings or seed) is refused, never mixed in: whoever changes those removes the work folder."""
 
 import shutil
 from dataclasses import dataclass

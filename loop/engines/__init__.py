@@ -3,6 +3,7 @@
 `vllm_engine.py` is the fast one, `hf_engine.py` runs anywhere. Both live inside a worker process.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -45,6 +46,8 @@ class Engine(Protocol):
     """A model that answers, with weights that can be replaced in place."""
 
     tokenizer: Any
+    stop_ids: frozenset[int]
+    """Tokens that end a response; a response that was not cut off ends with one of them, a cut-off one does not."""
     identity: dict[str, Any]
     """What decides the sampled tokens besides requests and weights: kind, versions, dtype, batch, threads."""
 
@@ -59,6 +62,14 @@ class Engine(Protocol):
 
     def wake(self) -> None:
         """Take it back."""
+
+
+def stop_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """The token ids at which the model in `folder` stops: its generation config's and its tokenizer's."""
+    path = folder / "generation_config.json"
+    named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+    ids = named if isinstance(named, list) else [named]
+    return frozenset(i for i in (*ids, tokenizer.eos_token_id) if i is not None)
 
 
 def chosen_engine(settings: EngineConfig) -> str:

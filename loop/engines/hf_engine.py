@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, TopPLogitsWarper
 
 from loop.config import EngineConfig
-from loop.engines import Completion, Progress, Request
+from loop.engines import Completion, Progress, Request, stop_ids
 
 
 class SeededSampler(LogitsProcessor):
@@ -68,8 +68,7 @@ class TransformersEngine:
         """Read the weights of `folder`."""
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype).eval()
         self.model.to(self.device)
-        stops = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
-        self.stops = set(stops if isinstance(stops, list) else [stops]) - {None}
+        self.stop_ids = stop_ids(folder, self.tokenizer)
 
     def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
         """Batches of similar lengths, in a fixed order; results in the order of the requests."""
@@ -84,7 +83,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def _batch(self, requests: Sequence[Request]) -> list[Completion]:
         longest = max(len(r.prompt_ids) for r in requests)
-        pad = min(self.stops, default=0)
+        pad = min(self.stop_ids, default=0)
         ids_BT = torch.tensor([[pad] * (longest - len(r.prompt_ids)) + list(r.prompt_ids) for r in requests])
         mask_BT = torch.tensor([[0] * (longest - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in requests])
         sampler = SeededSampler(requests)
@@ -94,7 +93,7 @@ class TransformersEngine:
             max_new_tokens=max(r.max_tokens for r in requests),
             do_sample=False,
             logits_processor=[sampler],
-            eos_token_id=sorted(self.stops) or None,
+            eos_token_id=sorted(self.stop_ids) or None,
             pad_token_id=pad,
         )
         rows = output_BT[:, longest:].tolist()
@@ -102,7 +101,7 @@ class TransformersEngine:
 
     def _completion(self, request: Request, tokens: list[int], logprobs: list[float]) -> Completion:
         tokens = tokens[: request.max_tokens]
-        end = next((i for i, token in enumerate(tokens) if token in self.stops), None)
+        end = next((i for i, token in enumerate(tokens) if token in self.stop_ids), None)
         kept = tokens if end is None else tokens[: end + 1]
         text = str(self.tokenizer.decode(kept, skip_special_tokens=True))
         return Completion(kept, text, "length" if end is None else "stop", None, logprobs[: len(kept)])

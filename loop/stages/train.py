@@ -32,6 +32,7 @@ def train_stage(
     if manifest := campaign.finished(folder, inputs):
         return manifest, Model(folder.model, manifest.counts["weights_hash"], k)
     campaign.begin_work()
+    folder.claim(inputs)
     samples = campaign.run.stage(k, "sample")
     task = TrainTask(
         name=f"iteration {k}",
@@ -53,7 +54,8 @@ def train_stage(
         result = campaign.crew.train(Job(f"training iteration {k}", "train", {"task": task}, train_progress(bar)))
     files = [path for path in folder.model.rglob("*") if path.is_file()] + [folder.steps]
     summary = result["summary"]
-    seconds = {"wall": time.perf_counter() - started, **summary.pop("seconds")}
+    parts = summary.pop("seconds")  # over all attempts whose work was kept, so their sum can exceed this start's time
+    seconds = {"wall": max(time.perf_counter() - started, sum(parts.values())), **parts}
     counts = {"weights_hash": result["weights_hash"], **summary}
     warn_of_gap(campaign, summary["sampler_gap"])
     manifest = campaign.finish(folder, files, inputs=inputs, counts=counts, seconds=seconds)

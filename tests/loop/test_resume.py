@@ -1,5 +1,6 @@
 """Killed at any moment of any stage and started again, a campaign ends as if nothing had happened."""
 
+import json
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.loop import tiny
 from tests.loop.campaigns import (
     Cli,
     assert_same_results,
@@ -19,6 +21,7 @@ from tests.loop.campaigns import (
     read,
     refusal,
     results,
+    rows,
     times,
 )
 
@@ -146,13 +149,68 @@ def test_more_iterations_and_later_settings_continue_a_finished_run(
     cli: Cli, settings: dict[str, Any], reference: Path
 ) -> None:
     run, before = copy_run(reference, cli), results(reference)
-    changes = ("iterations=3", "prompts.per_iteration=16", "train.learning_rate=[1.0e-4,1.0e-4,5.0e-5]", "pairs.per_prompt=[2,2,3]")
-    settings["prompts"]["train"] = 48
-    refused = refusal(cli("run", cli.write(settings), *changes))
-    assert "prompts.train" in refused
-    settings["prompts"] |= {"train": 32, "per_iteration": 10}
-    refused = refusal(cli("run", cli.write(settings), *changes[:1]))
-    assert "prompts.per_iteration" in refused
+    settings["prompts"]["per_iteration"] = None
+    assert "prompts.per_iteration" in refusal(cli("run", cli.write(settings)))
+    settings["prompts"]["per_iteration"] = 16
+    settings |= {"iterations": 3, "per_iteration": {3: {"train.learning_rate": 5e-5, "pairs.per_prompt": 3}}}
+    assert "prompts.train" in refusal(cli("run", cli.write(settings)))  # a third slice needs more than 32 prompts
+    assert results(run) == before
+
+
+@pytest.mark.slow
+def test_an_iteration_more_continues_a_finished_run(cli: Cli, settings: dict[str, Any]) -> None:
+    settings["prompts"] |= {"per_iteration": None, "train": 16}
+    settings |= {"iterations": 1}
+    run = cli.run(cli.write(settings))
+    before, written = results(run), times(run, "iter-00[01]/**/*")
+    settings |= {"iterations": 2, "per_iteration": {2: {"train.learning_rate": 5e-5}}}
+    cli.run(cli.write(settings))
+    assert before.items() <= results(run).items()
+    assert times(run, "iter-00[01]/**/*") == written
+    assert (run / "iter-002" / "promotion.json").exists()
+    changes = {change["key"]: change["to"] for change in read(run / "lineage.json")["starts"][-1]["changes"]}
+    assert changes["iterations"] == 2
+    assert "per_iteration" in str(changes)
+
+
+@pytest.mark.slow
+def test_settings_of_an_unfinished_stage_may_change_and_the_lineage_says_so(
+    cli: Cli, settings: dict[str, Any], reference: Path
+) -> None:
+    run = copy_run(reference, cli)
+    for name in ("train", "eval"):
+        shutil.rmtree(run / "iter-002" / name)
+    (run / "iter-002" / "promotion.json").unlink()
+    cli.pause_at("os.rename:*/iter-002/train/work/checkpoint-000003.partial", cli.write(settings)).kill()
+    config = cli.write(settings | {"per_iteration": {2: {"train.learning_rate": 5e-5}}})
+    cli.run(config)
+    assert read(run / "iter-002" / "train" / "manifest.json")["inputs"]["train.learning_rate"] == 5e-5
+    assert "resumed" not in str(read(run / "iter-002" / "train" / "manifest.json")["counts"]["notes"])
+    starts = read(run / "lineage.json")["starts"]
+    assert "learning_rate" in json.dumps(starts[-1]["changes"])
+    assert starts[0]["changes"] == []
+
+
+@pytest.mark.slow
+def test_a_judge_may_change_until_its_first_stage_is_finished(
+    cli: Cli, settings: dict[str, Any], reference: Path
+) -> None:
+    judge = cli.folder / "own.py"
+    judge.write_text(tiny.PARITY, encoding="utf-8")
+    settings["judge"]["name"] = f"{judge}:Parity"
+    settings["iterations"] = 1
+    config, run = cli.write(settings), cli.runs / "campaign"
+    cli.pause_at("os.link:*/iter-000/eval/.test-verdicts-000.parquet.partial*", config).kill()
+    first = rows(run / "iter-000" / "eval" / "gate-verdicts-000.parquet")
+    judge.write_text(tiny.PARITY + "# another opinion\n", encoding="utf-8")
+    cli.run(config)
+    again = rows(*sorted(run.glob("iter-*/*/*verdicts*.parquet")), *sorted(run.glob("iter-*/judge/*.parquet")))
+    assert len({row["version"] for row in again}) == 1
+    assert first[0]["version"] != again[0]["version"]
+    judge.write_text(tiny.PARITY + "# a third one\n", encoding="utf-8")
+    told = refusal(cli("run", config))
+    assert "judge" in told
+    assert "iteration 0, stage eval" in told
 
 
 REFUSED = {

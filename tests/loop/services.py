@@ -1,0 +1,68 @@
+"""Services for the tests of workers: each misbehaves in one way, some only as long as a marker file is missing."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from loop.errors import UserError
+from loop.worker import Report
+
+
+class Toy:
+    """Jobs that work, crash, hang or refuse."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker, self.calls = marker, 0
+
+    def _first(self) -> bool:
+        """Whether no worker has come here before."""
+        if self.marker.exists():
+            return False
+        self.marker.touch()
+        return True
+
+    def add(self, report: Report, a: int, b: int) -> tuple[int, int, int]:
+        """The sum, the calls so far, and whose work it is."""
+        self.calls += 1
+        print(f"adding {a} and {b}")
+        return a + b, self.calls, os.getpid()
+
+    def crash_once(self, report: Report) -> str:
+        """As a segmentation fault would."""
+        if self._first():
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return "survived"
+
+    def hang_once(self, report: Report) -> str:
+        """As a deadlock would."""
+        if self._first():
+            time.sleep(3600)
+        return "woke up"
+
+    def work_long(self, report: Report, seconds: float) -> str:
+        """Slow, but it says so."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(0.1)
+            report(done=1)
+        return "done"
+
+    def fail(self, report: Report) -> None:
+        """A mistake of ours."""
+        raise RuntimeError("the shelf is empty")
+
+    def exit(self, report: Report) -> None:
+        """As foreign code may."""
+        print("last words")
+        os._exit(7)
+
+    def refuse(self, report: Report) -> None:
+        """A mistake of the user."""
+        self._first()
+        raise UserError("the key is wrong; turn it.")
+
+    def fill(self, report: Report) -> None:
+        """A write that a full disk refuses, for real."""
+        with open("/dev/full", "w", encoding="utf-8") as file:
+            file.write("x")
