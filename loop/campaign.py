@@ -32,7 +32,9 @@ def run_campaign(
     Raises UserError, JudgeError or TrainerError with one paragraph; everything finished before stays.
     """
     with run.locked(), Crew(run, loaded.base, display) as crew:
-        campaign = Campaign(run, loaded, crew, display, verify=verify, repair=repair)
+        campaign = Campaign(run, loaded, crew, display, verify=verify)
+        if repair:
+            campaign.repair()
         started = time.monotonic()
         campaign.judge = call(crew.judge, Job("the judge's self-test", "prepare", {}))
         sets = prompts_stage(campaign)

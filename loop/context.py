@@ -62,11 +62,9 @@ def reference_of(config: Config, standing: Standing) -> Model:
 class Campaign:
     """What all stages of one campaign share."""
 
-    def __init__(
-        self, run: RunFolder, loaded: LoadedConfig, crew: Crew, display: Display, *, verify: bool, repair: bool
-    ):
+    def __init__(self, run: RunFolder, loaded: LoadedConfig, crew: Crew, display: Display, *, verify: bool):
         self.run, self.loaded, self.crew, self.display = run, loaded, crew, display
-        self.verify, self.repair = verify, repair
+        self.verify = verify
         self.base = loaded.base
         self.judge: dict[str, Any] = {}
         self.prompts_digest = ""
@@ -87,28 +85,29 @@ class Campaign:
 
     def finished(self, folder: StageFolder, inputs: dict[str, Any]) -> Manifest | None:
         """The stage's manifest if it is finished, its files are intact and it was made from these inputs."""
-        if self.repair:
-            self.drop_damaged(folder.manifest_path)
         manifest = folder.manifest()
         if manifest is None:
-            return None
-        if self.repair and (bad := folder.repair(manifest)):
-            self.display.say(f"  repairing {folder}: {', '.join(path.name for path in bad)}")
-            self.run.event("repair", stage=folder.stage, iteration=folder.iteration, files=[p.name for p in bad])
             return None
         folder.check(manifest, verify=self.verify)
         refuse_changes(folder, manifest.inputs, inputs)
         return manifest
 
-    def drop_damaged(self, path: Path) -> None:
-        """Remove a record that cannot be read, so that it is written again."""
-        try:
-            if path.exists():
+    def repair(self) -> None:
+        """Remove everything that is not as it was written, all over the run, so that just that is made again."""
+        for path in self.run.records():
+            try:
                 read_json(path)
-        except UserError:
-            self.display.say(f"  repairing {path}")
-            self.run.event("repair", files=[str(path.relative_to(self.run.root))])
-            path.unlink()
+            except UserError:
+                self._note_repair(path.parent, [path])
+                path.unlink()
+        for folder in self.run.stages():
+            if (manifest := folder.manifest()) and (bad := folder.repair(manifest)):
+                self._note_repair(folder.path, bad)
+
+    def _note_repair(self, folder: Path, files: list[Path]) -> None:
+        names = [str(path.relative_to(folder)) for path in files]
+        self.display.say(f"repairing {', '.join(names)} in {folder}")
+        self.run.event("repair", folder=str(folder.relative_to(self.run.root)), files=names)
 
     def finish(self, folder: StageFolder, files: list[Path], **what: Any) -> Manifest:
         """Write the stage's manifest and note the event."""

@@ -42,7 +42,7 @@ class Bar:
         """Say what is being waited for."""
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, rate=f" ({text})")
-        else:
+        elif self.last_line < float("inf"):
             print(f"  {self.title}: {text}", flush=True)
 
     def resume_at(self, done: int) -> None:
@@ -62,10 +62,10 @@ class Bar:
 
 
 class Display:
-    """The terminal, or the log that stands in for it. `quiet` keeps only what is said."""
+    """The terminal, or the log that stands in for it. `quiet` keeps only what is said, on stderr: stdout is JSON's."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(soft_wrap=True, highlight=False)
+        self.console = Console(soft_wrap=True, highlight=False, stderr=quiet)
         self.quiet = quiet
 
     def say(self, text: str) -> None:

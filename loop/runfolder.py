@@ -214,6 +214,15 @@ class RunFolder:
         """Numbers of the iterations that have a folder, ascending."""
         return sorted(int(path.name[5:]) for path in self.root.glob("iter-[0-9]*"))
 
+    def stages(self) -> list[StageFolder]:
+        """Every stage that may hold something, in the order of the campaign."""
+        return [self.prompts(), *(self.stage(k, stage) for k in self.iterations() for stage in STAGES)]
+
+    def records(self) -> list[Path]:
+        """The manifests and decisions that are there."""
+        decisions = [self.promotion(k) for k in self.iterations()]
+        return [path for path in [*(f.manifest_path for f in self.stages()), *decisions] if path.exists()]
+
     def event(self, what: str, **details: Any) -> None:
         """Append a line to events.jsonl."""
         append_line(self.events, {"time": round(time.time(), 3), "event": what, **details})

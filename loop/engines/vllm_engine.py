@@ -18,6 +18,10 @@ from typing import Any
 from loop.config import EngineConfig
 from loop.engines import Completion, Progress, Request, stop_ids
 
+SMALL_BLOCK = 32
+"""Tokens per cache block on a CPU, vLLM's smallest: responses share the full blocks of their prompt, and prompts are
+often shorter than the default of 128. A quarter faster on prompts of 45 tokens with 8 responses each."""
+
 
 class VllmEngine:
     """vLLM inside this process; `load_policy` swaps the weights in place, in a fraction of a second."""
@@ -61,7 +65,7 @@ class VllmEngine:
 
     def _device_settings(self, settings: EngineConfig) -> dict[str, Any]:
         if not self.on_gpu:
-            return {}
+            return {"block_size": SMALL_BLOCK}
         return {"gpu_memory_utilization": settings.gpu_memory_share, "enable_sleep_mode": settings.idle != "keep"}
 
     def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:

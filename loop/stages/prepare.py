@@ -47,8 +47,6 @@ def base_stage(campaign: Campaign) -> Standing:
     """Find the base model; its record is the promotion that iteration 1 reads."""
     path = campaign.run.promotion(0)
     base = campaign.base.model.base
-    if campaign.repair:
-        campaign.drop_damaged(path)
     if not path.exists():
         campaign.begin_work()
         folder, found = call(campaign.crew.trainer, Job(f"finding the model {base}", "base", {"base": base}))

@@ -19,8 +19,6 @@ def promote_stage(
         **{f"promote.{key}": value for key, value in config.promote.model_dump(mode="json").items()},
         "made from": {"candidate": candidate.hash, "incumbent": standing.incumbent.hash},
     }
-    if campaign.repair:
-        campaign.drop_damaged(path)
     if not path.exists():
         campaign.begin_work()
         incumbent_gate = measured[standing.incumbent.iteration]["gate"]

@@ -106,9 +106,9 @@ class Cli:
         return self.start(*args, env=env, prefix=prefix).end()
 
     def run(self, config: Path, *args: str, env: dict[str, str] | None = None) -> Path:
-        """`prefloop run` must work; the run folder."""
+        """`prefloop run` must work and have nothing to complain about; the run folder."""
         ended = self("run", config, *args, env=env)
-        assert ended.code == 0, ended.out + ended.err
+        assert (ended.code, ended.err) == (0, ""), ended.out + ended.err
         name = args[args.index("--name") + 1] if "--name" in args else config.stem
         return self.runs / name
 

@@ -60,7 +60,11 @@ def test_a_response_ends_with_the_end_token_exactly_if_it_stopped(reference: Pat
 
 @pytest.mark.parametrize("k", ITERATIONS)
 def test_pairs_prefer_right_to_wrong_and_the_counts_reconcile(reference: Path, k: int) -> None:
-    sampled, judged, made = {row["response_id"]: row for row in samples(reference, k)}, verdicts(reference, k), pairs(reference, k)
+    sampled, judged, made = (
+        {row["response_id"]: row for row in samples(reference, k)},
+        verdicts(reference, k),
+        pairs(reference, k),
+    )
     counts = read(reference / f"iter-{k:03d}" / "pair" / "manifest.json")["counts"]
     assert made
     assert counts["pairs"] == len(made)
@@ -77,7 +81,10 @@ def test_pairs_prefer_right_to_wrong_and_the_counts_reconcile(reference: Path, k
 
 
 def test_prompt_sets_and_slices_are_disjoint(reference: Path) -> None:
-    sets = {name: {row["id"] for row in rows(reference / "prompts" / f"{name}.parquet")} for name in ("train", "gate", "test")}
+    sets = {
+        name: {row["id"] for row in rows(reference / "prompts" / f"{name}.parquet")}
+        for name in ("train", "gate", "test")
+    }
     assert {name: len(ids) for name, ids in sets.items()} == {"train": 32, "gate": 6, "test": 8}
     assert len(set.union(*sets.values())) == 46
     first, second = ({row["prompt_id"] for row in samples(reference, k)} for k in ITERATIONS)
@@ -142,7 +149,9 @@ def test_the_accuracies_of_status_are_those_of_the_tables(reference: Path, k: in
 
 def test_all_models_answer_the_same_held_out_prompts_with_the_same_seeds(reference: Path) -> None:
     for name in ("gate", "test"):
-        asked = [[(r["prompt_id"], r["seed"], r["temperature"]) for r in answers(reference, k, name)] for k in (0, 1, 2)]
+        asked = [
+            [(r["prompt_id"], r["seed"], r["temperature"]) for r in answers(reference, k, name)] for k in (0, 1, 2)
+        ]
         assert asked[0] == asked[1] == asked[2]
 
 

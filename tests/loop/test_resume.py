@@ -67,7 +67,9 @@ def test_a_campaign_killed_in_every_stage_ends_as_one_that_nothing_interrupted(
 
 def leftovers(run: Path) -> list[str]:
     """What a kill left behind in the stages' folders and nobody swept up."""
-    return [str(p.relative_to(run)) for p in sorted(run.glob("iter-*/*/**/*")) if ".partial" in p.name or p.name == "work"]
+    return [
+        str(p.relative_to(run)) for p in sorted(run.glob("iter-*/*/**/*")) if ".partial" in p.name or p.name == "work"
+    ]
 
 
 @pytest.mark.slow
@@ -101,9 +103,7 @@ def test_a_kill_while_shards_fly_is_made_good(cli: Cli, settings: dict[str, Any]
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(5))
-def test_kills_at_random_moments_change_nothing(
-    cli: Cli, settings: dict[str, Any], reference: Path, seed: int
-) -> None:
+def test_kills_at_random_moments_change_nothing(cli: Cli, settings: dict[str, Any], reference: Path, seed: int) -> None:
     config, clock = cli.write(settings), random.Random(seed)
     for _ in range(12):
         running = cli.start("run", config)

@@ -136,7 +136,10 @@ def test_a_damaged_table_is_a_paragraph_not_a_parquet_error(tmp_path: Path) -> N
     path.write_bytes(tables.to_bytes(rows, tables.RESPONSES, {"spec": 1}))
     content = path.read_bytes()
     assert tables.notes_of(path) == {"spec": 1}
-    for hurt in (content[: len(content) // 2], content[:500] + bytes(b ^ 255 for b in content[500:600]) + content[600:]):
+    for hurt in (
+        content[: len(content) // 2],
+        content[:500] + bytes(b ^ 255 for b in content[500:600]) + content[600:],
+    ):
         path.write_bytes(hurt)
         with pytest.raises(UserError, match="is damaged"):
             tables.read(path)

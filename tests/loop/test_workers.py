@@ -2,6 +2,7 @@
 in one paragraph."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from loop.errors import UserError
 from loop.workers import Job, Worker, call, wait
-from tests.loop.campaigns import Cli, assert_same_results, descendants, events, is_alive
+from tests.loop.campaigns import Cli, assert_same_results, copy_run, descendants, events, is_alive
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,19 +73,21 @@ def test_a_crash_is_named_and_the_job_is_done_by_a_new_process(
 def test_a_stall_is_named_and_the_job_is_done_by_a_new_process(
     make_worker: Callable[..., Worker], said: list[tuple[str, dict[str, Any]]]
 ) -> None:
-    worker = make_worker(stall_seconds=6.0)
+    worker = make_worker(stall_seconds=3.0)
     hung = call(worker, job("add", a=1, b=1))[2]
     assert call(worker, job("hang_once")) == "woke up"
     assert not is_alive(hung)
-    assert [(loss["job"], loss["why"]) for loss in lost(said)] == [("the job hang_once", "it said nothing for 6 seconds")]
+    assert [(loss["job"], loss["why"]) for loss in lost(said)] == [
+        ("the job hang_once", "it said nothing for 3 seconds")
+    ]
 
 
 @pytest.mark.slow
 def test_a_slow_job_that_shows_signs_of_life_is_no_stall(
     make_worker: Callable[..., Worker], said: list[tuple[str, dict[str, Any]]]
 ) -> None:
-    worker = make_worker(stall_seconds=5.0)
-    assert call(worker, job("work_long", seconds=7.0)) == "done"
+    worker = make_worker(stall_seconds=3.0)
+    assert call(worker, job("work_long", seconds=4.0)) == "done"
     assert lost(said) == []
 
 
@@ -148,7 +151,8 @@ from loop.workers import Job, Worker, wait
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    worker = Worker("toy", "tests.loop.services:Toy", {"marker": folder / "marker"}, folder / "log", 600.0, 0, lambda *_, **__: None)
+    toy = {"marker": folder / "marker"}
+    worker = Worker("toy", "tests.loop.services:Toy", toy, folder / "log", 600.0, 0, lambda *_, **__: None)
     worker.submit(Job("a deadlock", "hang_once", {}))
     while True:
         wait([worker])
@@ -193,3 +197,22 @@ def test_each_worker_of_a_campaign_may_die_mid_work_and_the_result_is_the_same(
     assert {loss["why"] for loss in losses} == {"the process ended with code -9"}
     assert sorted(event["worker"] for event in events(run, "worker_started")) == sorted([*deaths, *deaths])
     assert_same_results(run, reference)
+
+
+@pytest.mark.slow
+def test_a_judge_that_hangs_is_noticed_by_name_and_its_shard_judged_by_a_new_one(
+    cli: Cli, settings: dict[str, Any], reference: Path
+) -> None:
+    run, folder = copy_run(reference, cli), reference / "iter-002" / "judge"
+    for name in ("judge", "pair", "train", "eval"):
+        shutil.rmtree(run / "iter-002" / name)
+    (run / "iter-002" / "promotion.json").unlink()
+    settings["engine"]["stall_seconds"] = 5
+    running = cli.start("run", cli.write(settings), env={"HANG_ONCE": str(cli.folder / "hung")})
+    running.wait_for("the last verdicts", (run / "iter-002" / "judge" / "manifest.json").exists)
+    running.kill()
+    loss = events(run, "worker_lost")[0]
+    assert (loss["worker"], loss["job"]) == ("judge", "judging shard 0 of iteration 2")
+    assert loss["why"] == "it said nothing for 5 seconds"
+    for path in sorted(folder.glob("*.parquet")):
+        assert (run / "iter-002" / "judge" / path.name).read_bytes() == path.read_bytes()

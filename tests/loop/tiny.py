@@ -20,12 +20,16 @@ from judges.contract import PointwiseJudge, Prompt, Response, Verdict
 
 
 class Parity(PointwiseJudge):
-    """What the tests judge with. SLOW_JUDGE is how many seconds one response takes."""
+    """What the tests judge with. A response takes SLOW_JUDGE seconds, the first for ever while HANG_ONCE is no file."""
 
     right: int = 0
 
     def one(self, prompt: Prompt, response: Response) -> Verdict:
         time.sleep(float(os.environ.get("SLOW_JUDGE", "0")))
+        mark = os.environ.get("HANG_ONCE", "/")
+        if not os.path.exists(mark):
+            open(mark, "x").close()
+            time.sleep(3600)
         text = response.text
         return Verdict.of(len(text) % 2 == self.right, str(len(text)), "parity", well_formed=text[:1].isascii())
 '''
@@ -63,7 +67,7 @@ def save_model(folder: Path, seed: int = 0, *, tied: bool = True) -> Path:
             num_hidden_layers=2,
             num_attention_heads=2,
             num_key_value_heads=2,
-            max_position_embeddings=256,
+            max_position_embeddings=512,
             initializer_range=0.15,
             tie_word_embeddings=tied,
             bos_token_id=None,
