@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from loop.errors import UserError
+from loop.training import TrainService, TrainTask
 from tests.loop import tiny
 from tests.loop.campaigns import (
     Cli,
@@ -19,9 +21,9 @@ from tests.loop.campaigns import (
     events,
     refusal,
     results,
-    rows,
     times,
 )
+from trainer.settings import TrainSettings
 
 # ---- settings: refused before anything is written ----
 
@@ -151,9 +153,13 @@ def test_a_judge_that_fails_is_named_and_the_responses_are_kept_until_it_is_mend
         assert written
         assert times(run, "iter-000/eval/gate-000.parquet") == written, "the responses were sampled again"
     judge.write_text(tiny.PARITY, encoding="utf-8")
-    cli.run(config)
-    for folder in ("iter-001/sample", "iter-002/sample"):
-        assert rows(*sorted((run / folder).glob("*.parquet"))) == rows(*sorted((reference / folder).glob("*.parquet")))
+    running = cli.start("run", config)
+    running.wait_for("the evaluation", (run / "iter-000" / "eval" / "manifest.json").exists)
+    running.kill()
+    assert times(run, "iter-000/eval/gate-000.parquet") == written
+    for name in ("gate", "test"):
+        sampled = f"iter-000/eval/{name}-000.parquet"
+        assert (run / sampled).read_bytes() == (reference / sampled).read_bytes()
 
 
 @pytest.mark.slow
@@ -248,18 +254,25 @@ def test_a_damaged_shard_of_an_unfinished_stage_is_made_again(
     assert_same_results(run, reference)
 
 
-@pytest.mark.slow
-def test_a_policy_that_was_replaced_is_not_trained(
-    cli: Cli, settings: dict[str, Any], reference: Path, toys: Path
-) -> None:
-    shutil.copytree(toys / "model", cli.folder / "model")
-    settings["model"]["base"] = str(cli.folder / "model")
-    config = cli.write(settings)
-    cli.pause_at("os.rename:*/iter-001/pair/.pairs.parquet.partial*", config).kill()
-    tiny.save_model(cli.folder / "model", seed=1)
-    told = refusal(cli("run", config))
-    assert "is not the model this run was made with" in told
-    assert str(cli.folder / "model") in told
+def test_a_policy_that_was_replaced_is_not_trained(tmp_path: Path, toys: Path) -> None:
+    task = TrainTask(
+        name="iteration 1",
+        policy=toys / "model",
+        policy_hash="0" * 64,
+        reference=toys / "model",
+        reference_hash="0" * 64,
+        responses=(),
+        pairs=tmp_path / "pairs.parquet",
+        work=tmp_path / "work",
+        model=tmp_path / "model",
+        steps=tmp_path / "steps.jsonl",
+        settings=TrainSettings(),
+        seed=0,
+        threads=1,
+    )
+    with pytest.raises(UserError, match=r"policy in .*model is not the model this run was made with.*Put the original"):
+        TrainService().train(task, lambda **_: None)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- a full disk ----

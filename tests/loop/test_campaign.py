@@ -85,11 +85,11 @@ def test_prompt_sets_and_slices_are_disjoint(reference: Path) -> None:
         name: {row["id"] for row in rows(reference / "prompts" / f"{name}.parquet")}
         for name in ("train", "gate", "test")
     }
-    assert {name: len(ids) for name, ids in sets.items()} == {"train": 32, "gate": 6, "test": 8}
-    assert len(set.union(*sets.values())) == 46
+    assert {name: len(ids) for name, ids in sets.items()} == {"train": 48, "gate": 6, "test": 8}
+    assert len(set.union(*sets.values())) == 62
     first, second = ({row["prompt_id"] for row in samples(reference, k)} for k in ITERATIONS)
     assert not first & second
-    assert first | second == sets["train"]
+    assert first | second < sets["train"]
 
 
 def test_each_iteration_samples_from_and_trains_what_was_promoted(reference: Path) -> None:

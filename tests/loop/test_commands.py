@@ -116,7 +116,7 @@ def test_plan_says_where_a_run_would_go_on_and_touches_nothing(cli: Cli, run: Pa
 @pytest.mark.slow
 def test_plan_with_check_builds_the_judge_and_opens_the_data(cli: Cli, settings: dict[str, Any]) -> None:
     checked = told(cli("plan", cli.write(settings), "--check", "--json"))["checked"]
-    assert checked["prompts"]["train"] == 32
+    assert checked["prompts"]["train"] == 48
     assert "Parity" in checked["judge"]
     assert "torch" in checked["libraries"]
     assert not cli.runs.exists()

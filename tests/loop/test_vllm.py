@@ -107,11 +107,12 @@ def test_logprobs_of_sampled_tokens_are_the_models_own_before_temperature(
 def test_a_campaign_on_vllm_killed_while_it_samples_ends_as_an_uninterrupted_one(
     cli: Cli, settings: dict[str, Any]
 ) -> None:
-    settings |= {"iterations": 1, "engine": SETTINGS.model_dump(exclude_defaults=True)}
+    """Killed in the second iteration: one run reloads the weights in place, the other starts its engine with them."""
+    settings |= {"engine": SETTINGS.model_dump(exclude_defaults=True)}
     config, run = cli.write(settings), cli.runs / "campaign"
-    cli.pause_at("os.link:*/iter-001/sample/.shard-002.parquet.partial*", config).kill()
+    cli.pause_at("os.link:*/iter-002/sample/.shard-002.parquet.partial*", config).kill()
     finished = times(run, "iter-*/*/*-0*.parquet")
-    assert "iter-001/sample/shard-001.parquet" in finished
+    assert "iter-002/sample/shard-001.parquet" in finished
     cli.run(config)
     assert finished.items() <= times(run, "iter-*/*/*-0*.parquet").items()
     whole = cli.run(config, "--name", "uninterrupted")

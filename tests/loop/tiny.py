@@ -101,7 +101,7 @@ def settings(model: Path, prompts: Path, judge: Path) -> dict[str, Any]:
         "iterations": 2,
         "threads": 1,
         "model": {"base": str(model)},
-        "prompts": {"source": "file", "path": str(prompts), "target_column": "target", "train": 32}
+        "prompts": {"source": "file", "path": str(prompts), "target_column": "target", "train": 48}
         | {"per_iteration": 16, "gate": 6, "test": 8},
         "engine": {"kind": "transformers", "max_model_len": 128, "batch": 16},
         "sampling": {"n": 4, "max_tokens": 12, "shard_prompts": 4},
