@@ -18,7 +18,6 @@ from tests.loop.campaigns import (
     assert_same_results,
     copy_run,
     events,
-    is_alive,
     read,
     refusal,
     results,
@@ -102,7 +101,7 @@ def test_a_round_goes_on_from_its_last_checkpoint(cli: Cli, settings: dict[str, 
     assert_same_results(run, reference)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_kill_while_shards_fly_is_made_good(cli: Cli, settings: dict[str, Any], reference: Path) -> None:
     config, run = cli.write(settings), cli.runs / "campaign"
     running = cli.start("run", config, env={"SLOW_JUDGE": "0.02"})
@@ -141,7 +140,7 @@ def test_ctrl_c_ends_the_campaign_and_its_workers_at_once_and_the_lock_is_free_a
     assert ended.code == 130
     assert "Traceback" not in ended.out + ended.err
     assert "same command goes on" in ended.err
-    assert not [pid for pid in running.workers if is_alive(pid)]
+    running.expect_no_worker()
     with RunFolder(cli.runs / "campaign").locked():
         pass
 

@@ -78,8 +78,10 @@ def test_the_engine_holds_exactly_the_weights_it_was_given(engine: Worker, model
         found = sample(engine, models[place], tmp_path / f"shard-{turn}", prompts(0, 16), (0.0,))
         wanted = [Request(row["prompt_token_ids"], row["seed"], 0.0, 1.0, 12) for row in found]
         ours, others = (transformers_says(models[p], wanted) for p in (place, 1 - place))
-        for name in ("token_ids", "finish_reason", "text"):
+        for name in ("token_ids", "finish_reason"):
             assert [row[name] for row in found] == [getattr(completion, name) for completion in ours]
+        for row, completion in zip(found, ours, strict=True):  # vLLM leaves out a character that is cut at the end
+            assert row["text"].rstrip("\ufffd") == completion.text.rstrip("\ufffd")
         assert [row["token_ids"] for row in found] != [completion.token_ids for completion in others]
         for row, completion in zip(found, ours, strict=True):
             assert row["logprobs"] == pytest.approx(completion.logprobs, abs=1e-3)
