@@ -69,9 +69,13 @@ class VllmEngine:
         return {"gpu_memory_utilization": settings.gpu_memory_share, "enable_sleep_mode": settings.idle != "keep"}
 
     def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
-        """One generate call over the list; raw log-probs of the sampled tokens come with it."""
+        """One generate call over the list; raw log-probs of the sampled tokens come with it.
+
+        It starts with an empty prefix cache: a shard must come out the same whatever the engine did before.
+        """
         from vllm import SamplingParams
 
+        self.llm.reset_prefix_cache()
         params = [
             SamplingParams(
                 n=1, seed=r.seed, temperature=r.temperature, top_p=r.top_p, max_tokens=r.max_tokens, logprobs=0
@@ -83,9 +87,10 @@ class VllmEngine:
         return [_completion(output.outputs[0]) for output in outputs]
 
     def load_policy(self, folder: Path) -> None:
-        """Reload the weights, and forget what was computed with the old ones."""
+        """Reload the weights in place."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-        self.llm.reset_prefix_cache()
+        if not self.on_gpu:
+            self.llm.apply_model(_renew_head)
 
     def sleep(self) -> None:
         """On a GPU: weights to host memory, KV cache dropped."""
@@ -96,6 +101,16 @@ class VllmEngine:
         """Undo `sleep`."""
         if self.on_gpu:
             self.llm.wake_up()
+
+
+def _renew_head(model: Any) -> None:
+    """On a CPU vLLM multiplies by a packed copy of the output head, and a reload leaves that of a head tied to the
+    embeddings as it was: the new model would speak through the old one's head."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
 
 
 def _completion(output: Any) -> Completion:
