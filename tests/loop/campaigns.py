@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -99,6 +100,7 @@ class Cli:
                 stderr=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
+                preexec_fn=_heed_interrupts,
             )
         )
 
@@ -122,6 +124,11 @@ class Cli:
         running = self.start("run", config, *args, env={"PAUSE_AT": pattern, "PAUSE_MARK": str(mark), **(env or {})})
         running.wait_for(f"touching {pattern}", mark.with_name(f"{mark.name}.0").exists)
         return running
+
+
+def _heed_interrupts() -> None:
+    """A shell's background jobs ignore SIGINT, and so would everything started by them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def refusal(ended: Ended) -> str:
