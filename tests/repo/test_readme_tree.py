@@ -16,7 +16,8 @@ DRAWING = str.maketrans("│├└─┬╰╭", "       ")
 def tree_block(readme: str) -> str:
     """The fenced block that has a line for each of the three rooms."""
     for match in FENCE.finditer(readme):
-        first_words = {line.translate(DRAWING).split(maxsplit=1)[0] for line in match[1].splitlines() if line.strip()}
+        drawn = (line.translate(DRAWING).split(maxsplit=1) for line in match[1].splitlines())
+        first_words = {words[0] for words in drawn if words}
         if {f"{room}/" for room in ROOMS} <= first_words:
             return match[1]
     pytest.fail("README.md has no fenced block with lines for loop/, judges/ and trainer/: the tree is missing")
