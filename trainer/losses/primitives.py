@@ -1,0 +1,16 @@
+"""Room `trainer/`, the losses' arithmetic: functions that several of them share, written so that they do not overflow."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+
+def ell(z: Tensor) -> Tensor:
+    """`-log sigmoid(z)`."""
+    return softplus(-z)
+
+
+def log1mexp(u: Tensor) -> Tensor:
+    """`log(1 - exp(u))` for `u < 0`; `u` is held at most at -1e-7, where it would diverge."""
+    u = u.clamp(max=-1e-7)
+    return torch.where(u > -0.6931471805599453, torch.log(-torch.expm1(u)), torch.log1p(-torch.exp(u)))
