@@ -94,5 +94,5 @@ def read_preferences(responses: Sequence[Path], pairs: Path) -> PreferenceData:
             members.append(Response(row["response_id"], row["token_ids"], sum(row["logprobs"])))
     return PreferenceData(
         groups=tuple(PromptGroup(prompt_id, ids, tuple(members)) for prompt_id, (ids, members) in groups.items()),
-        pairs=tuple(Pair(r["prompt_id"], r["chosen_id"], r["rejected_id"], r["weight"]) for r in rows),
+        relations=tuple(Pair(r["prompt_id"], r["chosen_id"], r["rejected_id"], r["weight"]) for r in rows),
     )

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from trainer.errors import TrainerError
 from trainer.files import PARTIAL, fresh_partial, publish_folder, read_json, write_json
-from trainer.model import trained_parameters
+from trainer.learner import Learner
+
+REFERENCE = "reference.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +27,23 @@ class Position:
 
 
 def save_checkpoint(
-    work: Path, position: Position, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
+    work: Path, position: Position, identity: dict[str, Any], learner: Learner, optimizer: torch.optim.Optimizer
 ) -> None:
     """Write `work/checkpoint-<steps>`, then remove the older ones."""
     target = work / f"checkpoint-{position.steps:06d}"
     partial = fresh_partial(target)
-    names = [name for name, _ in trained_parameters(model)]
-    save_file(
-        {name: parameter.detach() for name, parameter in trained_parameters(model)}, partial / "weights.safetensors"
-    )
-    save_file(_flatten(optimizer.state_dict()["state"], names), partial / "optimizer.safetensors")
+    parameters = learner.parameters()
+    save_file({name: parameter.detach() for name, parameter in parameters.items()}, partial / "weights.safetensors")
+    save_file(_flatten(optimizer.state_dict()["state"], list(parameters)), partial / "optimizer.safetensors")
     save_file({"torch": torch.get_rng_state()}, partial / "rng.safetensors")
+    if learner.live is not None and learner.live.moves:
+        save_file(learner.live.state(), partial / REFERENCE)
     state = {
         "steps": position.steps,
         "log_bytes": position.log_bytes,
         "seconds": position.seconds,
         "identity": identity,
+        "losses": learner.objective.state,
     }
     write_json(partial / "state.json", state)
     publish_folder(partial, target)
@@ -67,10 +69,11 @@ def find_checkpoint(work: Path, identity: dict[str, Any]) -> Path | None:
     return folders[-1]
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
-    """Put weights, optimizer and random state back; returns where the round stands."""
+def load_checkpoint(folder: Path, learner: Learner, optimizer: torch.optim.Optimizer) -> Position:
+    """Put weights, optimizer, moving reference, running statistics and random state back; returns where the round
+    stands."""
     weights = load_file(folder / "weights.safetensors")
-    parameters = dict(trained_parameters(model))
+    parameters = learner.parameters()
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
@@ -78,7 +81,10 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": _unflatten(flat, list(parameters)), "param_groups": groups})
     torch.set_rng_state(load_file(folder / "rng.safetensors")["torch"])
+    if learner.live is not None and learner.live.moves:
+        learner.live.load(load_file(folder / REFERENCE))
     state = read_json(folder / "state.json")
+    learner.objective.state = state["losses"]
     return Position(state["steps"], state["log_bytes"], state["seconds"])
 
 

@@ -1,17 +1,22 @@
-"""Room `trainer/`, what a round trains on. In: prompts, responses (token ids) and pairs; out: the same, checked, with
-a count and a reason for every pair that was left out. Refuses what can only be a mistake."""
+"""Room `trainer/`, what a round trains on. In: prompts, responses (token ids) and relations over them (pairs, labelled
+or scored single responses, ranked groups); out: the same, checked, with a count and a reason for every relation that
+was left out. Refuses what can only be a mistake."""
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
 
 from trainer.errors import TrainerError
+from trainer.losses.method import Kind
 
 IDENTICAL = "identical responses"
 EMPTY_RESPONSE = "empty response"
 EMPTY_PROMPT = "empty prompt"
 TOO_LONG = "longer than the model's context"
+NAMES: dict[Kind, str] = {"pairs": "pair", "singles": "single response", "groups": "ranked group"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,44 +40,113 @@ class PromptGroup:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """`chosen_id` is preferred to `rejected_id`; `weight` multiplies the pair's loss."""
+    """`chosen_id` is preferred to `rejected_id`; `weight` multiplies the pair's loss. The rest is what some losses
+    need to know (`trainer.losses.batch.Pairs` says what each means)."""
+
+    kind: ClassVar[Kind] = "pairs"
 
     prompt_id: str
     chosen_id: str
     rejected_id: str
     weight: float = 1.0
+    score_w: float | None = None
+    score_l: float | None = None
+    win_w: float | None = None
+    win_l: float | None = None
+    probability: float | None = None
+    margin: float | None = None
+    chosen_is_reference: bool | None = None
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """Ids of the responses that the relation is about."""
+        return (self.chosen_id, self.rejected_id)
 
 
 @dataclass(frozen=True, slots=True)
+class Single:
+    """One response with a label or a score."""
+
+    kind: ClassVar[Kind] = "singles"
+
+    prompt_id: str
+    response_id: str
+    good: bool | None = None
+    score: float | None = None
+    weight: float = 1.0
+    mismatched_id: str | None = None
+    """Another prompt's response, added to this prompt's group, for losses that compare with it."""
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """The response, and the mismatched one if there is one."""
+        return (self.response_id,) if self.mismatched_id is None else (self.response_id, self.mismatched_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Responses to one prompt, best first, with their scores if they are known."""
+
+    kind: ClassVar[Kind] = "groups"
+
+    prompt_id: str
+    response_ids: tuple[str, ...]
+    scores: tuple[float, ...] | None = None
+    weight: float = 1.0
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """Ids, best first."""
+        return self.response_ids
+
+
+Relation = Pair | Single | Ranked
+
+
+@dataclass(frozen=True)
 class PreferenceData:
-    """Everything one round trains on."""
+    """Everything one round trains on; its relations are all of one kind."""
 
     groups: tuple[PromptGroup, ...]
-    pairs: tuple[Pair, ...]
+    relations: tuple[Relation, ...]
+
+    def length(self, prompt_id: str, response_id: str) -> int:
+        """Tokens of a response."""
+        return self._lengths[prompt_id, response_id]
+
+    @cached_property
+    def _lengths(self) -> dict[tuple[str, str], int]:
+        return {(g.id, r.id): len(r.token_ids) for g in self.groups for r in g.responses}
+
+    @property
+    def kind(self) -> Kind:
+        """What the relations are; pairs if there are none."""
+        return self.relations[0].kind if self.relations else "pairs"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedData:
-    """Data that can be trained on, and how many pairs were dropped for which reason."""
+    """Data that can be trained on, and how many relations were dropped for which reason."""
 
     data: PreferenceData
     dropped: dict[str, int]
 
 
 def check_data(data: PreferenceData, *, vocabulary: int, context: int | None) -> CheckedData:
-    """Drop pairs that cannot be trained (counted by reason); raise TrainerError for data that contradict themselves."""
+    """Drop relations that cannot be trained (counted by reason); raise TrainerError for data that contradict
+    themselves."""
     groups = _by_id(data.groups)
     responses = {group.id: _responses_by_id(group) for group in data.groups}
     kept, dropped = [], Counter[str]()
-    for pair in data.pairs:
-        group, chosen, rejected = _resolve(pair, groups, responses)
-        reason = _why_dropped(group, chosen, rejected, context)
+    for relation in data.relations:
+        members = _resolve(relation, responses)
+        reason = _why_dropped(groups[relation.prompt_id], members, relation.kind, context)
         if reason:
             dropped[reason] += 1
         else:
-            kept.append(pair)
+            kept.append(relation)
     if not kept:
-        raise TrainerError(_nothing_left(len(data.pairs), dropped))
+        raise TrainerError(_nothing_left(len(data.relations), data.kind, dropped))
     _check_vocabulary(kept, groups, responses, vocabulary)
     return CheckedData(PreferenceData(data.groups, tuple(kept)), dict(sorted(dropped.items())))
 
@@ -96,49 +170,45 @@ def _responses_by_id(group: PromptGroup) -> dict[str, Response]:
     return table
 
 
-def _resolve(
-    pair: Pair, groups: dict[str, PromptGroup], responses: dict[str, dict[str, Response]]
-) -> tuple[PromptGroup, Response, Response]:
-    table = responses.get(pair.prompt_id, {})
-    for id in (pair.chosen_id, pair.rejected_id):
+def _resolve(relation: Relation, responses: dict[str, dict[str, Response]]) -> list[Response]:
+    """The responses of a relation. TrainerError if one is missing or the weight is no weight."""
+    table, what = responses.get(relation.prompt_id, {}), f"A {NAMES[relation.kind]} of prompt {relation.prompt_id!r}"
+    for id in relation.responses:
         if id not in table:
             raise TrainerError(
-                f"A pair of prompt {pair.prompt_id!r} names the response {id!r}, which is not among that prompt's "
-                f"{len(table)} responses. Pairs and responses must come from the same sampling stage."
+                f"{what} names the response {id!r}, which is not among that prompt's {len(table)} responses. Relations "
+                "and responses must come from the same sampling stage."
             )
-    if not (math.isfinite(pair.weight) and pair.weight >= 0):
-        raise TrainerError(
-            f"A pair of prompt {pair.prompt_id!r} has the weight {pair.weight}. "
-            "Weights must be finite and not negative."
-        )
-    return groups[pair.prompt_id], table[pair.chosen_id], table[pair.rejected_id]
+    if not (math.isfinite(relation.weight) and relation.weight >= 0):
+        raise TrainerError(f"{what} has the weight {relation.weight}. Weights must be finite and not negative.")
+    return [table[id] for id in relation.responses]
 
 
-def _why_dropped(group: PromptGroup, chosen: Response, rejected: Response, context: int | None) -> str | None:
+def _why_dropped(group: PromptGroup, members: Sequence[Response], kind: Kind, context: int | None) -> str | None:
     if len(group.token_ids) == 0:
         return EMPTY_PROMPT
-    if len(chosen.token_ids) == 0 or len(rejected.token_ids) == 0:
+    if any(len(response.token_ids) == 0 for response in members):
         return EMPTY_RESPONSE
-    if list(chosen.token_ids) == list(rejected.token_ids):
+    distinct = {tuple(response.token_ids) for response in members}
+    if kind != "singles" and len(distinct) < len(members):
         return IDENTICAL
-    longest = len(group.token_ids) + max(len(chosen.token_ids), len(rejected.token_ids))
+    longest = len(group.token_ids) + max(len(response.token_ids) for response in members)
     return TOO_LONG if context is not None and longest > context else None
 
 
 def _check_vocabulary(
-    pairs: list[Pair], groups: dict[str, PromptGroup], responses: dict[str, dict[str, Response]], vocabulary: int
+    kept: list[Relation],
+    groups: dict[str, PromptGroup],
+    responses: dict[str, dict[str, Response]],
+    vocabulary: int,
 ) -> None:
-    seen: set[tuple[str, str]] = set()
-    for pair in pairs:
-        for id in (pair.chosen_id, pair.rejected_id):
-            if (pair.prompt_id, id) in seen:
-                continue
-            seen.add((pair.prompt_id, id))
-            for what, ids in (
-                ("prompt", groups[pair.prompt_id].token_ids),
-                ("response", responses[pair.prompt_id][id].token_ids),
-            ):
-                _check_ids(ids, vocabulary, f"{what} of prompt {pair.prompt_id!r} (response {id!r})")
+    wanted = dict.fromkeys((relation.prompt_id, id) for relation in kept for id in relation.responses)
+    for prompt_id, id in wanted:
+        for what, ids in (
+            ("prompt", groups[prompt_id].token_ids),
+            ("response", responses[prompt_id][id].token_ids),
+        ):
+            _check_ids(ids, vocabulary, f"{what} of prompt {prompt_id!r} (response {id!r})")
 
 
 def _check_ids(ids: Sequence[int], vocabulary: int, where: str) -> None:
@@ -150,8 +220,8 @@ def _check_ids(ids: Sequence[int], vocabulary: int, where: str) -> None:
         )
 
 
-def _nothing_left(total: int, dropped: Counter[str]) -> str:
+def _nothing_left(total: int, kind: Kind, dropped: Counter[str]) -> str:
     if total == 0:
         return "There is no pair to train on. The pairing stage made none: look at its counts before training."
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-    return f"None of the {total} pairs can be trained on: {reasons}. Change sampling or pairing."
+    return f"None of the {total} {kind} can be trained on: {reasons}. Change sampling or pairing."

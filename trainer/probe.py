@@ -25,15 +25,14 @@ def probe_trees(scorer: RowScorer, data: PreferenceData, *, device: torch.device
 
 
 def _sample(data: PreferenceData, seed: int) -> list[Tree]:
-    """The prompt with the longest sequence of all pairs (windows show there) and another one, one pair of each."""
+    """The prompt with the longest sequence of all relations (windows show there) and another, one relation of each."""
     index = {group.id: group for group in data.groups}
-    pairs = []
-    for pair in data.pairs:
-        group = index[pair.prompt_id]
-        ids = [response.token_ids for response in group.responses if response.id in (pair.chosen_id, pair.rejected_id)]
-        pairs.append((group.token_ids, ids))
-    longest = max(pairs, key=_longest)
-    others = [pair for pair in pairs if pair[0] is not longest[0]]
+    trees: list[Tree] = []
+    for relation in data.relations:
+        group = index[relation.prompt_id]
+        trees.append((group.token_ids, [r.token_ids for r in group.responses if r.id in relation.responses]))
+    longest = max(trees, key=_longest)
+    others = [tree for tree in trees if tree[0] is not longest[0]]
     return [longest, *random.Random(seed).sample(others, min(1, len(others)))]
 
 

@@ -1,17 +1,21 @@
 """Room `trainer/`, the reference pass. In: the reference model and the round's plan; out: one log-prob sum per
-response of every row. It walks exactly the planned rows, with the kernels and number format of training: only then is
-the margin at step 0 exactly 0. Kept in the work folder, so that a restart goes on where it was; the model is not
-needed afterwards."""
+response of every row, and where the loss needs them the log-probs of its tokens. It walks exactly the planned rows,
+with the kernels and number format of training: only then is the margin at step 0 exactly 0. Kept in the work folder,
+so that a restart goes on where it was; the model is not needed afterwards."""
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from trainer.data import PreferenceData
 from trainer.errors import TrainerError
@@ -22,11 +26,19 @@ from trainer.scorer import RowScorer, to_batch
 
 SAVE_SECONDS = 20.0
 
-Sums = list[list[torch.Tensor]]
-"""[step][row] -> the row's sums, shape [R], on the CPU."""
+
+class RowReference(NamedTuple):
+    """What the reference says of one row's responses, on the CPU."""
+
+    sum_R: Tensor
+    tokens_RL: Tensor | None
 
 
-def reference_key(*, reference_hash: str, plan: Plan, arithmetic: Arithmetic) -> str:
+Reference = list[list[RowReference]]
+"""[step][row]."""
+
+
+def reference_key(*, reference_hash: str, plan: Plan, arithmetic: Arithmetic, tokens: bool) -> str:
     """Changes with everything that could change a bit of the reference log-probs."""
     parts = (
         reference_hash,
@@ -35,6 +47,7 @@ def reference_key(*, reference_hash: str, plan: Plan, arithmetic: Arithmetic) ->
         str(arithmetic.device),
         torch.get_num_threads(),
         torch.__version__,
+        tokens,
     )
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -44,82 +57,86 @@ def reference_path(work: Path, key: str) -> Path:
     return work / f"reference-{key[:16]}.safetensors"
 
 
-def load_reference(path: Path, plan: Plan) -> Sums | None:
-    """The finished log-probs, or None if the pass has not been made or not to its end."""
-    done = _read(path)
-    sizes = [row.responses for step in plan.steps for row in step.rows]
-    if len(done) < sum(sizes):
-        return None
-    rows = iter(done.split(sizes))
-    return [[next(rows) for _ in step.rows] for step in plan.steps]
+class ReferencePass:
+    """The pass over one plan; `tokens` keeps the log-probs of single tokens too."""
+
+    def __init__(self, data: PreferenceData, plan: Plan, path: Path, *, tokens: bool) -> None:
+        self.data, self.plan, self.path, self.tokens = data, plan, path, tokens
+        self.rows = [row for step in plan.steps for row in step.rows]
+        self.lengths = [response_lengths(data, row) for row in self.rows]
+
+    def load(self) -> Reference | None:
+        """The finished log-probs, or None if the pass has not been made or not to its end."""
+        done = _read(self.path)
+        sizes = [self._size(lengths) for lengths in self.lengths]
+        if len(done) < sum(sizes):
+            return None
+        rows = iter(zip(done.split(sizes), self.lengths, strict=True))
+        return [[self._unpack(*next(rows)) for _ in step.rows] for step in self.plan.steps]
+
+    def score(self, scorer: RowScorer, arithmetic: Arithmetic, tick: Callable[[int, int], None]) -> Reference:
+        """Score the rows that the file does not hold yet; saved every `SAVE_SECONDS` and at the end. `tick(done,
+        total)` per row."""
+        done = _read(self.path)
+        ends = list(accumulate(map(self._size, self.lengths)))
+        parts, saved = [done], time.monotonic()
+        with torch.no_grad(), arithmetic.autocast():
+            for at, (row, end) in enumerate(zip(self.rows, ends, strict=True)):
+                if end > len(done):
+                    parts.append(self._score(scorer, row, arithmetic))
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    _save(self.path, torch.cat(parts))
+                    saved = time.monotonic()
+                tick(at + 1, len(self.rows))
+        _save(self.path, torch.cat(parts))
+        scored = self.load()
+        assert scored is not None, "every planned row was scored"
+        return scored
+
+    def _score(self, scorer: RowScorer, row: Row, arithmetic: Arithmetic) -> Tensor:
+        encoded = encode_row(self.data, row, self.plan.layout)
+        scores = scorer(to_batch(encoded, device=arithmetic.device, mask_dtype=arithmetic.mask_dtype))
+        if not torch.isfinite(scores.sum_R).all():
+            names = ", ".join(sorted({self.data.groups[tree.group].id for tree in row.trees}))
+            raise TrainerError(
+                f"The reference model gives a log-prob that is not a number for the prompts {names}. Its weights hold "
+                "NaN or infinity, or overflow in this precision: check the folder, or try precision fp32."
+            )
+        if not self.tokens:
+            return scores.sum_R.cpu()
+        paths = torch.from_numpy(encoded.path_RL[encoded.path_RL >= 0]).to(scores.token_K.device)
+        return torch.cat([scores.sum_R, scores.token_K[paths]]).cpu()
+
+    def _size(self, lengths: Sequence[int]) -> int:
+        return len(lengths) + (sum(lengths) if self.tokens else 0)
+
+    def _unpack(self, flat: Tensor, lengths: Sequence[int]) -> RowReference:
+        if not self.tokens:
+            return RowReference(flat, None)
+        pieces = flat[len(lengths) :].split(list(lengths))
+        return RowReference(flat[: len(lengths)], pad_sequence(list(pieces), batch_first=True))
 
 
-def score_reference(
-    scorer: RowScorer,
-    data: PreferenceData,
-    plan: Plan,
-    path: Path,
-    *,
-    arithmetic: Arithmetic,
-    tick: Callable[[int, int], None],
-) -> Sums:
-    """Score the rows that `path` does not hold yet; saved every `SAVE_SECONDS` and at the end. `tick(done, total)`
-    per row."""
-    rows = [row for step in plan.steps for row in step.rows]
-    done = _read(path)
-    skip = _rows_in(done, rows)
-    sums, saved = [done], time.monotonic()
-    with torch.no_grad(), arithmetic.autocast():
-        for at, row in enumerate(rows):
-            if at >= skip:
-                sums.append(_score(scorer, data, row, plan, arithmetic))
-            if time.monotonic() - saved > SAVE_SECONDS:
-                _save(path, torch.cat(sums))
-                saved = time.monotonic()
-            tick(at + 1, len(rows))
-    _save(path, torch.cat(sums))
-    scored = load_reference(path, plan)
-    assert scored is not None, "every planned row was scored"
-    return scored
+def response_lengths(data: PreferenceData, row: Row) -> list[int]:
+    """Tokens of each response of a row."""
+    return [len(data.groups[tree.group].responses[index].token_ids) for tree in row.trees for index in tree.responses]
 
 
-def sampler_gap(data: PreferenceData, plan: Plan, sums: Sums) -> float | None:
-    """Mean absolute difference, in nats per token, between the sampler's log-probs of the responses and `sums`.
+def sampler_gap(data: PreferenceData, plan: Plan, reference: Reference) -> float | None:
+    """Mean absolute difference, in nats per token, between the sampler's log-probs of the responses and the
+    reference's.
 
     Means something when the reference is the model that sampled them. None if the sampler's log-probs are not known.
     """
     gaps, tokens = 0.0, 0
-    for step, step_sums in zip(plan.steps, sums, strict=True):
-        for row, sums_R in zip(step.rows, step_sums, strict=True):
+    for step, rows in zip(plan.steps, reference, strict=True):
+        for row, scored_row in zip(step.rows, rows, strict=True):
             responses = [data.groups[tree.group].responses[index] for tree in row.trees for index in tree.responses]
-            for response, scored in zip(responses, sums_R.tolist(), strict=True):
+            for response, scored in zip(responses, scored_row.sum_R.tolist(), strict=True):
                 if response.sampled_logp is not None:
                     gaps += abs(response.sampled_logp - scored)
                     tokens += len(response.token_ids)
     return gaps / tokens if tokens else None
-
-
-def _score(scorer: RowScorer, data: PreferenceData, row: Row, plan: Plan, arithmetic: Arithmetic) -> torch.Tensor:
-    batch = to_batch(encode_row(data, row, plan.layout), device=arithmetic.device, mask_dtype=arithmetic.mask_dtype)
-    sums_R = scorer(batch).sum_R.cpu()
-    if not torch.isfinite(sums_R).all():
-        names = ", ".join(sorted({data.groups[tree.group].id for tree in row.trees}))
-        raise TrainerError(
-            f"The reference model gives a log-prob that is not a number for the prompts {names}. "
-            "Its weights hold NaN or infinity, or overflow in this precision: check the folder, or try precision fp32."
-        )
-    return sums_R
-
-
-def _rows_in(done: torch.Tensor, rows: list[Row]) -> int:
-    return sum(end <= len(done) for end in _ends(rows))
-
-
-def _ends(rows: list[Row]) -> Iterator[int]:
-    end = 0
-    for row in rows:
-        end += row.responses
-        yield end
 
 
 def _read(path: Path) -> torch.Tensor:

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 
 from trainer.checkpoint import remove_checkpoints
+from trainer.convert import as_kind, with_mismatched
 from trainer.data import CheckedData, PreferenceData, check_data
 from trainer.errors import TrainerError
 from trainer.files import fresh_partial, publish_folder
+from trainer.learner import Learner
+from trainer.live import LiveReference
 from trainer.memory import use_huge_pages
 from trainer.model import (
     Arithmetic,
@@ -22,13 +25,15 @@ from trainer.model import (
     read_limits,
     save_candidate,
 )
+from trainer.objective import Objective, check_needs
 from trainer.probe import MOST_GAP, probe_trees
-from trainer.reference import Sums, load_reference, reference_key, reference_path, sampler_gap, score_reference
+from trainer.reference import Reference, ReferencePass, reference_key, reference_path, sampler_gap
 from trainer.rows import Layout, Plan, plan_rows
 from trainer.scorer import RowScorer
 from trainer.settings import TrainSettings
 from trainer.summary import Clock, RoundSummary, read_summary, write_summary
 from trainer.training import Report, StepsJob, read_steps, train_steps
+from trainer.value import ValueNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +72,13 @@ class _Running:
     spec: RoundSpec
     report: Report
     arithmetic: Arithmetic
+    objective: Objective
     clock: Clock
     notes: list[str]
 
 
 def train_round(spec: RoundSpec, data: PreferenceData, *, report: Report) -> RoundSummary:
-    """Train the policy on the pairs and write the candidate to `spec.out`; a finished one is returned as it is.
+    """Train the policy on the relations and write the candidate to `spec.out`; a finished one is returned as it is.
 
     `report` is called with `phase` (load, reference, train, save), `done`, `total` and, after a step, the step's
     metrics. Raises TrainerError for data, folders or numbers with which the round cannot go on."""
@@ -80,15 +86,15 @@ def train_round(spec: RoundSpec, data: PreferenceData, *, report: Report) -> Rou
     if finished is not None:
         return finished
     running = _start(spec, report)
-    checked = _check(spec, data)
+    checked = _check(running, data)
     model = _load(running, spec.policy)
     layout, gap = _choose_layout(running, model, checked.data)
     plan = _plan(running, checked.data, layout)
-    model, sums = _score_reference(running, model, checked.data, plan)
-    model = make_trainable(model, spec.settings, seed=spec.seed)
-    _train(running, model, checked.data, plan, sums)
-    agreement = sampler_gap(checked.data, plan, sums) if spec.same_weights else None
-    summary = _save(running, model, checked, plan, gap, agreement)
+    model, reference, live = _score_reference(running, model, checked.data, plan)
+    learner = _learner(running, model, live)
+    _train(running, learner, checked.data, plan, reference)
+    agreement = sampler_gap(checked.data, plan, reference) if reference and spec.same_weights else None
+    summary = _save(running, learner.model, checked, plan, gap, agreement)
     remove_checkpoints(spec.work)
     return summary
 
@@ -99,17 +105,24 @@ def _start(spec: RoundSpec, report: Report) -> _Running:
     use_huge_pages()
     torch.manual_seed(spec.seed)
     spec.work.mkdir(parents=True, exist_ok=True)
-    return _Running(spec, report, choose_arithmetic(spec.settings), Clock(), [])
+    return _Running(spec, report, choose_arithmetic(spec.settings), Objective(spec.settings.terms), Clock(), [])
 
 
-def _check(spec: RoundSpec, data: PreferenceData) -> CheckedData:
+def _check(running: _Running, data: PreferenceData) -> CheckedData:
+    """The data in the kind that the losses are written over, without what cannot be trained."""
+    spec, objective = running.spec, running.objective
     vocabulary, context = read_limits(spec.policy)
     if not spec.same_weights and read_limits(spec.reference)[0] != vocabulary:
         raise TrainerError(
             f"The policy {spec.policy} has a vocabulary of {vocabulary} ids, the reference {spec.reference} one of "
             f"{read_limits(spec.reference)[0]}. Both must read the same tokens: choose another reference."
         )
-    return check_data(data, vocabulary=vocabulary, context=context)
+    data = as_kind(data, objective.kind)
+    if "mismatched" in objective.needs:
+        data = with_mismatched(data)
+    checked = check_data(data, vocabulary=vocabulary, context=context)
+    check_needs(objective, checked.data)
+    return checked
 
 
 def _load(running: _Running, folder: Path) -> Any:
@@ -143,15 +156,21 @@ def _plan(running: _Running, data: PreferenceData, layout: Layout) -> Plan:
         return plan_rows(data, running.spec.settings, seed=running.spec.seed, layout=layout)
 
 
-def _score_reference(running: _Running, model: Any, data: PreferenceData, plan: Plan) -> tuple[Any, Sums]:
-    """The policy in the round's number format, and the reference log-probs; never two models in memory."""
-    spec, arithmetic = running.spec, running.arithmetic
-    path = reference_path(
-        spec.work, reference_key(reference_hash=spec.reference_hash, plan=plan, arithmetic=arithmetic)
-    )
-    sums = load_reference(path, plan)
-    if sums is not None:
-        return cast_weights(model, arithmetic), sums
+def _score_reference(
+    running: _Running, model: Any, data: PreferenceData, plan: Plan
+) -> tuple[Any, Reference | None, LiveReference | None]:
+    """The policy in the round's number format, and the reference log-probs. Policy and reference are never in memory
+    together, unless a loss needs the reference itself."""
+    spec, arithmetic, needs = running.spec, running.arithmetic, running.objective.needs
+    if "reference" not in needs:
+        return cast_weights(model, arithmetic), None, None
+    tokens = "tokens" in needs
+    key = reference_key(reference_hash=spec.reference_hash, plan=plan, arithmetic=arithmetic, tokens=tokens)
+    scoring = ReferencePass(data, plan, reference_path(spec.work, key), tokens=tokens)
+    scored = scoring.load()
+    lives = {"sequence_kl", "moving_reference"} & needs
+    if scored is not None and not lives:
+        return cast_weights(model, arithmetic), scored, None
     if not spec.same_weights:
         del model
         model = _load(running, spec.reference)
@@ -161,18 +180,31 @@ def _score_reference(running: _Running, model: Any, data: PreferenceData, plan: 
         running.report({"phase": "reference", "done": done, "total": total})
 
     with running.clock.part("reference"):
-        sums = score_reference(RowScorer(model), data, plan, path, arithmetic=arithmetic, tick=tick)
+        scored = scored or scoring.score(RowScorer(model), arithmetic, tick)
+    live = LiveReference.of(model, running.objective)
     if not spec.same_weights:
         del model
         model = cast_weights(_load(running, spec.policy), arithmetic)
-    return model, sums
+    return model, scored, live
 
 
-def _train(running: _Running, model: Any, data: PreferenceData, plan: Plan, sums: Sums) -> None:
+def _learner(running: _Running, model: Any, live: LiveReference | None) -> Learner:
+    spec = running.spec
+    if live is not None and live.moves and spec.settings.lora is not None:
+        raise TrainerError(
+            "A reference that follows the policy inside the round cannot be used with lora: a mix of adapters is not "
+            "the adapter of a mix. Train all weights, or use another loss."
+        )
+    model = make_trainable(model, spec.settings, seed=spec.seed)
+    value = ValueNetwork.load(spec.policy, running.arithmetic) if "value" in running.objective.needs else None
+    return Learner(model, running.objective, live, value)
+
+
+def _train(running: _Running, learner: Learner, data: PreferenceData, plan: Plan, reference: Reference | None) -> None:
     spec = running.spec
     identity = spec.identity | {"plan": plan.digest, "precision": running.arithmetic.precision}
-    job = StepsJob(spec.work, data, plan, sums, spec.settings, running.arithmetic, identity, spec.same_weights)
-    started = train_steps(model, job, clock=running.clock, report=running.report)
+    job = StepsJob(spec.work, data, plan, reference, spec.settings, running.arithmetic, identity, spec.same_weights)
+    started = train_steps(learner, job, clock=running.clock, report=running.report)
     if started:
         running.notes.append(f"resumed at step {started}")
 
@@ -188,7 +220,7 @@ def _save(
     steps = read_steps(spec.work)
     summary = RoundSummary(
         steps=len(steps),
-        pairs=sum(plan.steps[index].pairs for index in sorted(set(plan.order))),
+        pairs=sum(plan.steps[index].relations for index in sorted(set(plan.order))),
         dropped=checked.dropped,
         layout=plan.layout,
         probe_gap=gap,

@@ -1,10 +1,9 @@
-"""Room `trainer/`, the plan of a round. In: checked data, settings, a seed; out: which pairs make which optimizer
-step, and in which packed rows the model reads them. No torch: the same data, settings and seed give the same plan
-everywhere.
+"""Room `trainer/`, the plan of a round. In: checked data, settings, a seed; out: which relations (pairs, single
+responses, groups) make which optimizer step, and in which packed rows the model reads them. No torch: the same data,
+settings and seed give the same plan everywhere.
 
-Both responses of a pair lie in one row, so each row's loss can go backward by itself. The reference pass walks exactly
-these rows; that is why later epochs repeat the same steps (in another order) instead of cutting new ones.
-"""
+All responses of a relation lie in one row, so each row's loss can go backward by itself. The reference pass walks
+exactly these rows; that is why later epochs repeat the same steps (in another order) instead of cutting new ones."""
 
 import hashlib
 import random
@@ -14,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from trainer.data import Pair, PreferenceData, PromptGroup
+from trainer.data import PreferenceData, PromptGroup, Relation
 from trainer.encode import EncodedRow, PrefixTree, Tree, encode_plain_row, encode_tree_row
 from trainer.settings import TrainSettings
 
@@ -30,12 +29,11 @@ class RowTree:
 
 
 @dataclass(frozen=True, slots=True)
-class RowPair:
-    """A pair (index into the data's pairs); `chosen` and `rejected` count the row's responses, tree after tree."""
+class RowRelation:
+    """A relation (index into the data's relations); `places` count the row's responses, tree after tree."""
 
-    pair: int
-    chosen: int
-    rejected: int
+    index: int
+    places: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class Row:
     """One forward and backward pass."""
 
     trees: tuple[RowTree, ...]
-    pairs: tuple[RowPair, ...]
+    relations: tuple[RowRelation, ...]
 
     @property
     def responses(self) -> int:
@@ -53,14 +51,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step; its loss is divided by `pairs` whatever the number of rows."""
+    """One optimizer step; its loss is divided by `relations` whatever the number of rows."""
 
     rows: tuple[Row, ...]
 
     @property
-    def pairs(self) -> int:
-        """How many pairs share the step's one denominator."""
-        return sum(len(row.pairs) for row in self.rows)
+    def relations(self) -> int:
+        """How many relations share the step's one denominator."""
+        return sum(len(row.relations) for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +72,9 @@ class Plan:
 
 
 def plan_rows(data: PreferenceData, settings: TrainSettings, *, seed: int, layout: Layout) -> Plan:
-    """Steps of about `batch_pairs` pairs, each cut into rows of at most `row_tokens` tokens, in a seeded order."""
+    """Steps of about `batch_pairs` relations, each cut into rows of at most `row_tokens` tokens, in a seeded order."""
     rng = random.Random(seed)
-    units = _units(data.pairs, settings, rng)
+    units = _units(data.relations, settings, rng)
     header = _common_prefix(data) if layout == "tree" else 0
     index = _Index(data)
     batches = _cut(units, settings.batch_pairs)
@@ -101,10 +99,10 @@ def encode_row(data: PreferenceData, row: Row, layout: Layout) -> EncodedRow:
 
 
 def separate_tokens(data: PreferenceData, row: Row) -> int:
-    """Tokens that this row's pairs would cost as separate prompt + response sequences, two for each pair."""
+    """Tokens that this row's relations would cost as separate prompt + response sequences, two for each pair."""
     trees = row_trees(data, row)
     lengths = [len(prompt) + len(ids) for prompt, responses in trees for ids in responses]
-    return sum(lengths[pair.chosen] + lengths[pair.rejected] for pair in row.pairs)
+    return sum(lengths[place] for relation in row.relations for place in relation.places)
 
 
 class _Index:
@@ -115,23 +113,23 @@ class _Index:
         self.group_of = {group.id: index for index, group in enumerate(data.groups)}
         self._responses: dict[int, dict[str, int]] = {}
 
-    def locate(self, pair: Pair) -> tuple[int, int, int]:
-        """Group, chosen and rejected response of a pair, as indices."""
-        group = self.group_of[pair.prompt_id]
+    def locate(self, relation: Relation) -> tuple[int, tuple[int, ...]]:
+        """Group and responses of a relation, as indices."""
+        group = self.group_of[relation.prompt_id]
         table = self._responses.get(group)
         if table is None:
             table = self._responses[group] = {r.id: i for i, r in enumerate(self.data.groups[group].responses)}
-        return group, table[pair.chosen_id], table[pair.rejected_id]
+        return group, tuple(table[id] for id in relation.responses)
 
 
-def _units(pairs: Sequence[Pair], settings: TrainSettings, rng: random.Random) -> list[list[int]]:
-    """What a step takes whole: a prompt's pairs (at most a step's worth), or single pairs, shuffled."""
+def _units(relations: Sequence[Relation], settings: TrainSettings, rng: random.Random) -> list[list[int]]:
+    """What a step takes whole: a prompt's relations (at most a step's worth), or single ones, shuffled."""
     if settings.grouping == "shuffled":
-        units = [[index] for index in range(len(pairs))]
+        units = [[index] for index in range(len(relations))]
     else:
         by_prompt: dict[str, list[int]] = {}
-        for index, pair in enumerate(pairs):
-            by_prompt.setdefault(pair.prompt_id, []).append(index)
+        for index, relation in enumerate(relations):
+            by_prompt.setdefault(relation.prompt_id, []).append(index)
         size = settings.batch_pairs
         units = [ids[at : at + size] for ids in by_prompt.values() for at in range(0, len(ids), size)]
     rng.shuffle(units)
@@ -152,13 +150,17 @@ def _cut(units: Sequence[list[int]], batch_pairs: int) -> list[list[int]]:
     return [batch for batch in batches if batch]
 
 
+_Located = tuple[int, tuple[int, ...]]
+"""A relation and its responses, as indices into the data and into the prompt's group."""
+
+
 @dataclass(slots=True)
 class _Piece:
-    """Pairs of one prompt that go into one row, with the responses they need and what those cost."""
+    """Relations of one prompt that go into one row, with the responses they need and what those cost."""
 
     group: int
     responses: dict[int, None]
-    pairs: list[tuple[int, int, int]]
+    relations: list[_Located]
     tokens: int
     longest: int
 
@@ -169,42 +171,42 @@ def _rows_of(batch: Sequence[int], index: _Index, budget: int, layout: Layout, h
 
 
 def _pieces(batch: Sequence[int], index: _Index, budget: int, layout: Layout) -> Iterator[_Piece]:
-    """Each prompt's pairs of a step in as few pieces as the budget allows."""
-    by_group: dict[int, list[tuple[int, int, int]]] = {}
-    for pair in batch:
-        group, chosen, rejected = index.locate(index.data.pairs[pair])
-        by_group.setdefault(group, []).append((pair, chosen, rejected))
-    for group, pairs in by_group.items():
-        yield from _split(group, pairs, index.data.groups[group], budget, layout)
+    """Each prompt's relations of a step in as few pieces as the budget allows."""
+    by_group: dict[int, list[_Located]] = {}
+    for relation in batch:
+        group, responses = index.locate(index.data.relations[relation])
+        by_group.setdefault(group, []).append((relation, responses))
+    for group, relations in by_group.items():
+        yield from _split(group, relations, index.data.groups[group], budget, layout)
 
 
 def _split(
-    group: int, pairs: Sequence[tuple[int, int, int]], prompt: PromptGroup, budget: int, layout: Layout
+    group: int, relations: Sequence[_Located], prompt: PromptGroup, budget: int, layout: Layout
 ) -> Iterator[_Piece]:
     piece = _Piece(group, {}, [], 0, 0)
     tree = PrefixTree()
-    for pair in pairs:
-        size = _grow(piece, tree, pair, prompt, layout)
-        if size > budget and piece.pairs:
+    for index, responses in relations:
+        size = _grow(piece, tree, responses, prompt, layout)
+        if size > budget and piece.relations:
             yield piece
             piece, tree = _Piece(group, {}, [], 0, 0), PrefixTree()
-            size = _grow(piece, tree, pair, prompt, layout)
+            size = _grow(piece, tree, responses, prompt, layout)
         piece.tokens = size
-        piece.pairs.append(pair)
-        piece.responses.update(dict.fromkeys(pair[1:]))
+        piece.relations.append((index, responses))
+        piece.responses.update(dict.fromkeys(responses))
         piece.longest = max(
-            piece.longest, *(len(prompt.responses[r].token_ids) + len(prompt.token_ids) for r in pair[1:])
+            piece.longest, *(len(prompt.responses[r].token_ids) + len(prompt.token_ids) for r in responses)
         )
     yield piece
 
 
-def _grow(piece: _Piece, tree: PrefixTree, pair: tuple[int, int, int], prompt: PromptGroup, layout: Layout) -> int:
-    """Tokens of the piece if the pair joined it (the tree has then grown by it)."""
+def _grow(piece: _Piece, tree: PrefixTree, responses: tuple[int, ...], prompt: PromptGroup, layout: Layout) -> int:
+    """Tokens of the piece if the relation joined it (the tree has then grown by it)."""
     if layout == "plain":
-        wanted = set(piece.responses) | set(pair[1:])
+        wanted = set(piece.responses) | set(responses)
         return len(wanted) * max(len(prompt.token_ids) + len(prompt.responses[r].token_ids) - 1 for r in wanted)
     end = tree.add_prompt(prompt.token_ids)
-    for response in pair[1:]:
+    for response in responses:
         tree.add_response(end, prompt.responses[response].token_ids)
     return len(tree)
 
@@ -231,19 +233,19 @@ def _cost(pieces: Sequence[_Piece], layout: Layout, header: int) -> int:
 
 def _as_row(pieces: Iterable[_Piece]) -> Row:
     trees: list[RowTree] = []
-    pairs: list[RowPair] = []
+    relations: list[RowRelation] = []
     before = 0
     for piece in pieces:
         place = {response: before + at for at, response in enumerate(piece.responses)}
         trees.append(RowTree(piece.group, tuple(piece.responses)))
-        pairs.extend(RowPair(pair, place[chosen], place[rejected]) for pair, chosen, rejected in piece.pairs)
+        relations.extend(RowRelation(index, tuple(place[r] for r in responses)) for index, responses in piece.relations)
         before += len(place)
-    return Row(tuple(trees), tuple(pairs))
+    return Row(tuple(trees), tuple(relations))
 
 
 def _common_prefix(data: PreferenceData) -> int:
-    """Length of the prefix that all prompts of the pairs share (a system message, few-shot examples)."""
-    wanted = {pair.prompt_id for pair in data.pairs}
+    """Length of the prefix that all prompts of the relations share (a system message, few-shot examples)."""
+    wanted = {relation.prompt_id for relation in data.relations}
     prompts = [list(group.token_ids) for group in data.groups if group.id in wanted]
     low, high = min(prompts), max(prompts)
     return next((at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
@@ -254,8 +256,7 @@ def _digest(data: PreferenceData, steps: Sequence[Step], order: Sequence[int], l
     for step in steps:
         sha.update(b"step")
         for row in step.rows:
-            weights = [data.pairs[pair.pair].weight for pair in row.pairs]
-            sha.update(repr((row, weights)).encode())
+            sha.update(repr((row, [data.relations[relation.index] for relation in row.relations])).encode())
             for prompt, responses in row_trees(data, row):
                 for ids in (prompt, *responses):
                     sha.update(len(ids).to_bytes(8, "little") + np.asarray(ids, dtype=np.int64).tobytes())

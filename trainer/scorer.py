@@ -1,5 +1,6 @@
 """Room `trainer/`, the one module that runs the model. In: an encoded row; out: the log-prob of every scored token
-and the sum of each response's, differentiable. Distribution wrappers wrap exactly this module.
+and the sum of each response's, differentiable, and what some losses need of the whole vocabulary. Distribution wrappers
+wrap exactly this module.
 
 Shapes: `B` sequences (1 in a tree row), `T` tokens, `U` kept outputs per sequence, `K` scored tokens, `R` responses,
 `L` tokens of the longest response, `V` vocabulary, `N = B * U` logit rows."""
@@ -31,10 +32,16 @@ class RowBatch(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Log-probs in fp32: of each scored token, and summed over each response."""
+    """Log-probs in fp32: of each scored token, and summed over each response; the rest if it was asked for."""
 
     token_K: Tensor
     sum_R: Tensor
+    kl_R: Tensor | None = None
+    """Sum over the response's positions of KL(reference || policy)."""
+    collision_K: Tensor | None = None
+    """Log of the sum of squared probabilities where the token is predicted; no gradient."""
+    entropy: Tensor | None = None
+    """[] mean over the scored positions of the entropy of the next token; no gradient."""
 
 
 def to_batch(row: EncodedRow, *, device: torch.device, mask_dtype: torch.dtype) -> RowBatch:
@@ -63,15 +70,43 @@ class RowScorer(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, row: RowBatch) -> Scores:
-        """Token log-probs and their sums; logits exist for the kept outputs only."""
+    def forward(
+        self,
+        row: RowBatch,
+        *,
+        collision: bool = False,
+        entropy: bool = False,
+        reference_logits_NV: Tensor | None = None,
+    ) -> Scores:
+        """Token log-probs and their sums; logits exist for the kept outputs only. With the reference's logits also the
+        divergence from it."""
+        logits_NV = self.logits(row)
+        token_K: Tensor = TokenLogprobs.apply(logits_NV, row.from_K, row.target_K)
+        scores = Scores(token_K, sum_paths(token_K, row.path_RL))
+        if reference_logits_NV is not None:
+            kl_N = SequenceKL.apply(logits_NV, reference_logits_NV)
+            scores = scores._replace(kl_R=sum_paths(kl_N[row.from_K], row.path_RL))
+        if collision:
+            scores = scores._replace(collision_K=_collisions(logits_NV.detach())[row.from_K])
+        return scores._replace(entropy=_entropy(logits_NV.detach(), row.from_K)) if entropy else scores
+
+    def logits(self, row: RowBatch) -> Tensor:
+        """[N, V] logits of the kept outputs, as the model gives them."""
         inputs: dict[str, Any] = {"input_ids": row.tokens_BT, "attention_mask": row.attention, "use_cache": False}
         if row.positions_BT is not None:
             inputs["position_ids"] = row.positions_BT
-        logits_NV = self.model(**inputs, logits_to_keep=row.keep_U).logits.flatten(0, 1)
-        token_K: Tensor = TokenLogprobs.apply(logits_NV, row.from_K, row.target_K)
-        padded = torch.cat([token_K, token_K.new_zeros(1)])
-        return Scores(token_K, padded[row.path_RL].sum(dim=1))
+        logits: Tensor = self.model(**inputs, logits_to_keep=row.keep_U).logits.flatten(0, 1)
+        return logits
+
+
+def sum_paths(values_K: Tensor, path_RL: Tensor) -> Tensor:
+    """[R] sums over the tokens of each response."""
+    return along_paths(values_K, path_RL).sum(dim=1)
+
+
+def along_paths(values_K: Tensor, path_RL: Tensor) -> Tensor:
+    """[R, L] values of each response's tokens in order, 0 after its end."""
+    return torch.cat([values_K, values_K.new_zeros(1)])[path_RL]
 
 
 class TokenLogprobs(torch.autograd.Function):
@@ -95,6 +130,48 @@ class TokenLogprobs(torch.autograd.Function):
             grad_NV[rows] = softmax.mul_(-total_N[rows, None]).to(grad_NV.dtype)
         grad_NV.index_put_((from_K, target_K), grad_K.to(grad_NV.dtype), accumulate=True)
         return grad_NV, None, None
+
+
+class SequenceKL(torch.autograd.Function):
+    """`KL(reference || policy)` at each position, in fp32, a few rows at a time; its gradient with respect to the
+    policy's logits is the difference of both distributions."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, reference_NV: Tensor) -> Tensor:
+        """[N, V] logits of both to [N]."""
+        ctx.save_for_backward(logits_NV, reference_NV)
+        parts = []
+        for rows in _chunks(len(logits_NV)):
+            log_p, log_q = (logits[rows].float().log_softmax(dim=1) for logits in (reference_NV, logits_NV))
+            parts.append((log_p.exp() * (log_p - log_q)).sum(dim=1))
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """[N] to [N, V]."""
+        logits_NV, reference_NV = ctx.saved_tensors
+        grad_NV = torch.empty_like(logits_NV)
+        for rows in _chunks(len(logits_NV)):
+            p, q = (logits[rows].float().softmax(dim=1) for logits in (reference_NV, logits_NV))
+            grad_NV[rows] = ((q - p) * grads[0][rows, None]).to(grad_NV.dtype)
+        return grad_NV, None
+
+
+def _collisions(logits_NV: Tensor) -> Tensor:
+    """[N] log of the sum of squared probabilities."""
+    parts = []
+    for rows in _chunks(len(logits_NV)):
+        logits = logits_NV[rows].float()
+        parts.append(torch.logsumexp(2 * logits, dim=1) - 2 * torch.logsumexp(logits, dim=1))
+    return torch.cat(parts)
+
+
+def _entropy(logits_NV: Tensor, from_K: Tensor) -> Tensor:
+    """[] mean entropy over (at most `LOGIT_ROWS` evenly spaced of) the scored positions, nat."""
+    rows = from_K.unique()
+    logits = logits_NV[rows[:: -(-len(rows) // LOGIT_ROWS)]].float()
+    log_p = logits.log_softmax(dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1).mean()
 
 
 def _chunks(rows: int) -> Iterator[slice]:

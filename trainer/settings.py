@@ -1,9 +1,11 @@
 """Room `trainer/`: what a user may set about one round. In: YAML values; out: a frozen `TrainSettings`. No torch
 here."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from trainer.losses.terms import LossTerm, terms_of
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -26,12 +28,13 @@ class TrainSettings(BaseModel):
 
     model_config = FROZEN
 
-    loss: Literal["dpo"] = "dpo"
-    """Name of the preference loss (a row of the table in `losses.py`)."""
-    beta: float = Field(default=0.1, gt=0)
-    """Strength of the pull towards the reference; higher keeps the policy closer to it."""
-    nll_weight: float = Field(default=1.0, ge=0)
-    """Weight of the chosen response's mean token loss (alpha of Iterative RPO); 0 is plain DPO."""
+    loss: str | dict[str, Any] | tuple[str | dict[str, Any], ...] = "dpo_nll"
+    """A method of docs/methods.md by name; with arguments `{name: simpo, beta: 2.5}`; a weighted sum
+    `[{name: dpo}, {name: nll, weight: 0.2}]`; or your own `package.module:function`."""
+    beta: float | None = Field(default=None, gt=0)
+    """Shorthand: the `beta` of every loss that has one (null: the method's own default, 0.1 for DPO)."""
+    nll_weight: float | None = Field(default=None, ge=0)
+    """Shorthand: weight of the chosen response's mean token loss, added to `loss` (null: 1 with `dpo_nll`, else 0)."""
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate of AdamW; LoRA usually wants about ten times more."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -70,6 +73,16 @@ class TrainSettings(BaseModel):
     """Train low-rank adapters instead of all weights."""
     checkpoint_every: int = Field(default=20, ge=0)
     """Optimizer steps between two checkpoints inside the round; 0 makes none."""
+
+    @property
+    def terms(self) -> tuple[LossTerm, ...]:
+        """The loss as a weighted sum, every argument filled in."""
+        return terms_of(self.loss, beta=self.beta, nll_weight=self.nll_weight)
+
+    @model_validator(mode="after")
+    def _known_losses(self) -> "TrainSettings":
+        assert self.terms
+        return self
 
     @model_validator(mode="after")
     def _refuse_lora_in_bf16(self) -> "TrainSettings":

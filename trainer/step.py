@@ -1,25 +1,32 @@
 """Room `trainer/`, one optimizer step. In: a planned step and its reference log-probs; out: gradients of the mean
-loss over all pairs of the step, however many rows they lie in, and what is written into the log about them.
+loss over all relations of the step, however many rows they lie in, and what is written into the log about them.
 
-Shapes: `P` pairs of a row, `R` responses of a row.
+A loss whose statistics span the step takes two passes over its rows: the first, without gradients, gives the log-probs
+of all responses, from which the loss and its gradient for each log-prob follow; the second carries them into the
+weights.
+
+Shapes: `R` responses of a row.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainer.data import PreferenceData
-from trainer.encode import EncodedRow
+from trainer.data import PreferenceData, Relation
+from trainer.diagnostics import describe
 from trainer.errors import TrainerError
-from trainer.losses import PairLogprobs, pair_loss
+from trainer.learner import Learner
+from trainer.losses.batch import Responses
 from trainer.model import Arithmetic
+from trainer.objective import Objective, Value
+from trainer.reference import RowReference
+from trainer.relations import Batch, Placed, gather, join, leaves
 from trainer.rows import Layout, Row, Step, encode_row, separate_tokens
-from trainer.scorer import RowScorer, to_batch
-from trainer.settings import TrainSettings
+from trainer.scorer import RowBatch, RowScorer, Scores, along_paths, to_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,56 +34,84 @@ class StepContext:
     """What stays the same over all steps of a round."""
 
     scorer: RowScorer
+    learner: Learner
     data: PreferenceData
-    settings: TrainSettings
     arithmetic: Arithmetic
     layout: Layout
+
+    @property
+    def objective(self) -> Objective:
+        """The loss."""
+        return self.learner.objective
+
+    def relations(self, step: Step) -> list[Relation]:
+        """All relations of a step, in the order of its rows."""
+        return [self.data.relations[relation.index] for row in step.rows for relation in row.relations]
 
 
 @dataclass(slots=True)
 class StepTotals:
-    """Sums over the pairs of a step; `means` divides them once."""
+    """Sums over the relations of a step; `means` divides them once."""
 
-    pairs: int
+    counts: dict[str, int]
+    """Relations that each loss term is averaged over."""
+    mean_length: Tensor
     loss: float = 0.0
     """Sum of the numbers that `backward` saw."""
     tokens: int = 0
     plain_tokens: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
 
-    def add(self, **values: Tensor | float) -> None:
-        """Add one row's per-pair sums."""
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+    def add(self, values: dict[str, tuple[float, float]]) -> None:
+        """Add sums with the number of things summed."""
+        for name, (total, count) in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + total
+            self.weights[name] = self.weights.get(name, 0.0) + count
+
+    def add_loss(self, value: Value) -> None:
+        """Add a share of the loss and of its parts."""
+        self.loss += float(value.total.detach())
+        self.add({name: (total, 0.0) for name, total in value.parts.items()})
+        self.weights |= {name: float(self.counts[name]) for name in value.parts}
 
     def means(self) -> dict[str, float]:
-        """Means over the step's pairs, in the words of the log."""
-        return {"loss": self.loss} | {name: value / self.pairs for name, value in self.sums.items()}
+        """Means over the step's relations, in the words of the log."""
+        return {"loss": self.loss} | {name: total / self.weights[name] for name, total in self.sums.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _RowJob:
+    """A row on the device, with what the reference says of it."""
+
+    row: Row
+    batch: RowBatch
+    reference: RowReference | None
+    placed: list[Placed]
+    encoded: int
 
 
 def accumulate_step(
     context: StepContext,
     step: Step,
-    reference: Sequence[Tensor],
+    reference: Sequence[RowReference] | None,
     *,
     number: int,
     check_zero: bool,
     tick: Callable[[], None],
 ) -> StepTotals:
-    """Forward and backward over every row; gradients add up to those of the mean loss over the step's pairs.
+    """Forward and backward over every row; gradients add up to those of the mean loss over the step's relations.
 
-    With `check_zero` policy and reference are the same weights, and every margin must be exactly 0.
+    With `check_zero` policy and reference are the same weights, and every log-ratio must be exactly 0.
     Raises TrainerError for that, and for a loss that is not a number.
     """
-    totals = StepTotals(step.pairs)
+    relations = context.relations(step)
+    totals = StepTotals(context.objective.counts(relations), _mean_length(context.data, relations, context.arithmetic))
+    run = _two_passes if context.objective.whole_step else _row_by_row
     with context.arithmetic.autocast():
-        for row, ref_R in zip(step.rows, reference, strict=True):
-            encoded = encode_row(context.data, row, context.layout)
-            loss = _row_loss(context, row, encoded, ref_R, totals, number=number, check_zero=check_zero)
-            with context.arithmetic.autocast(enabled=False):
-                loss.backward()
-            totals.tokens += encoded.encoded
-            totals.plain_tokens += separate_tokens(context.data, row)
+        for job in run(context, step, reference, totals, number, check_zero):
+            totals.tokens += job.encoded
+            totals.plain_tokens += separate_tokens(context.data, job.row)
             tick()
     return totals
 
@@ -94,63 +129,132 @@ def prompts_of(data: PreferenceData, rows: Sequence[Row]) -> list[str]:
     return sorted({data.groups[tree.group].id for row in rows for tree in row.trees})
 
 
-def _row_loss(
+def _row_by_row(
     context: StepContext,
-    row: Row,
-    encoded: EncodedRow,
-    ref_R: Tensor,
+    step: Step,
+    reference: Sequence[RowReference] | None,
     totals: StepTotals,
-    *,
     number: int,
     check_zero: bool,
+) -> Iterator[_RowJob]:
+    for job in _jobs(context, step, reference):
+        responses, scores = _forward(context, job)
+        if check_zero:
+            check_step_zero(responses, job.row, context.data)
+        batch = gather(job.placed, responses, totals.mean_length)
+        loss = _loss(context, batch, job.placed, totals, number, [job.row])
+        _backward(context, [loss], [None])
+        totals.add(describe(batch, context.objective.beta) | _entropy(scores))
+        yield job
+
+
+def _two_passes(
+    context: StepContext,
+    step: Step,
+    reference: Sequence[RowReference] | None,
+    totals: StepTotals,
+    number: int,
+    check_zero: bool,
+) -> Iterator[_RowJob]:
+    """All responses of the step first without, then with gradients."""
+    jobs = list(_jobs(context, step, reference))
+    cut: list[Responses] = []
+    placed: list[Placed] = []
+    for job in jobs:
+        with torch.no_grad():
+            responses, scores = _forward(context, job)
+        if check_zero:
+            check_step_zero(responses, job.row, context.data)
+        before = sum(len(row.logp) for row in cut)
+        placed += [(relation, tuple(before + place for place in places)) for relation, places in job.placed]
+        cut.append(leaves(responses))
+        totals.add(_entropy(scores))
+    torch.clear_autocast_cache()  # weights that were cast without gradients must not serve the second pass
+    batch = gather(placed, join(cut), totals.mean_length)
+    context.objective.update(batch)
+    with context.arithmetic.autocast(enabled=False):
+        _loss(context, batch, placed, totals, number, step.rows).backward()
+    totals.add(describe(batch, context.objective.beta))
+    for job, leaf in zip(jobs, cut, strict=True):
+        responses, _ = _forward(context, job)
+        names = [name for name in ("logp", "tokens", "kl", "value") if getattr(leaf, name) is not None]
+        grads = {name: getattr(leaf, name).grad for name in names}
+        wanted = [name for name in names if grads[name] is not None and getattr(responses, name).requires_grad]
+        _backward(context, [getattr(responses, name) for name in wanted], [grads[name] for name in wanted])
+        yield job
+
+
+def _backward(context: StepContext, values: list[Tensor], grads: list[Tensor | None]) -> None:
+    with context.arithmetic.autocast(enabled=False):
+        torch.autograd.backward(values, grads)
+
+
+def _jobs(context: StepContext, step: Step, reference: Sequence[RowReference] | None) -> Iterator[_RowJob]:
+    arithmetic = context.arithmetic
+    said_of_rows: Sequence[RowReference | None] = [None] * len(step.rows) if reference is None else reference
+    for row, said in zip(step.rows, said_of_rows, strict=True):
+        encoded = encode_row(context.data, row, context.layout)
+        batch = to_batch(encoded, device=arithmetic.device, mask_dtype=arithmetic.mask_dtype)
+        placed = [(context.data.relations[relation.index], relation.places) for relation in row.relations]
+        yield _RowJob(row, batch, said, placed, encoded.encoded)
+
+
+def _forward(context: StepContext, job: _RowJob) -> tuple[Responses, Scores]:
+    """What policy, reference and value network say of the row's responses."""
+    needs, batch, learner = context.objective.needs, job.batch, context.learner
+    live = learner.live
+    logits = live.logits(batch) if live is not None and "sequence_kl" in needs else None
+    scores: Scores = context.scorer(batch, collision="collision" in needs, entropy=True, reference_logits_NV=logits)
+    said = live.score(batch) if live is not None and live.moves else job.reference
+    device, tokens = scores.sum_R.device, "tokens" in needs
+    responses = Responses(
+        logp=scores.sum_R,
+        length=batch.length_R,
+        ref=None if said is None else said.sum_R.to(device),
+        tokens=along_paths(scores.token_K, batch.path_RL) if tokens else None,
+        ref_tokens=None if said is None or said.tokens_RL is None else said.tokens_RL.to(device),
+        kl=scores.kl_R,
+        collision=None if scores.collision_K is None else along_paths(scores.collision_K, batch.path_RL),
+        value=None if learner.value is None else learner.value.of_row(context.data, job.row),
+    )
+    return responses, scores
+
+
+def _loss(
+    context: StepContext,
+    batch: Batch,
+    placed: Sequence[Placed],
+    totals: StepTotals,
+    number: int,
+    rows: Sequence[Row],
 ) -> Tensor:
-    """The row's share of the step's mean loss; the row's numbers are added to `totals`."""
-    arithmetic, settings = context.arithmetic, context.settings
-    batch = to_batch(encoded, device=arithmetic.device, mask_dtype=arithmetic.mask_dtype)
-    sums_R = context.scorer(batch).sum_R
-    pairs = _pair_logprobs(row, sums_R, ref_R.to(sums_R.device), batch.length_R)
-    if check_zero:
-        _check_step_zero(pairs, row, context.data)
-    loss = pair_loss(pairs, name=settings.loss, beta=settings.beta, nll_weight=settings.nll_weight)
-    weight_P = sums_R.new_tensor([context.data.pairs[pair.pair].weight for pair in row.pairs])
-    total = (weight_P * loss.total_P).sum() / totals.pairs
-    if not torch.isfinite(total):
-        raise TrainerError(_not_a_number("loss", total.item(), number, prompts_of(context.data, [row])))
-    with torch.no_grad():
-        parts = {name: (weight_P * value_P).sum() for name, value_P in loss.parts.items()}
-        totals.add(**parts, **_diagnostics(pairs, settings.beta))
-        totals.loss += total.item()
-    return total
+    """The share of the step's mean loss; its numbers are added to `totals`."""
+    value = context.objective.evaluate(batch, [relation for relation, _ in placed], totals.counts)
+    if not torch.isfinite(value.total):
+        raise TrainerError(_not_a_number("loss", value.total.item(), number, prompts_of(context.data, rows)))
+    totals.add_loss(value)
+    return value.total
 
 
-def _pair_logprobs(row: Row, sums_R: Tensor, ref_R: Tensor, length_R: Tensor) -> PairLogprobs:
-    w = torch.tensor([pair.chosen for pair in row.pairs], device=sums_R.device)
-    l = torch.tensor([pair.rejected for pair in row.pairs], device=sums_R.device)  # noqa: E741
-    return PairLogprobs(sums_R[w], sums_R[l], ref_R[w], ref_R[l], length_R[w], length_R[l])
-
-
-def _diagnostics(pairs: PairLogprobs, beta: float) -> dict[str, Tensor]:
-    """Sums over the row's pairs of what the log shows; a tie counts one half."""
-    delta_P = pairs.delta_P
-    return {
-        "chosen_logp": pairs.logp_w_P.sum(),
-        "rejected_logp": pairs.logp_l_P.sum(),
-        "chosen_logp_per_token": (pairs.logp_w_P / pairs.n_w_P).sum(),
-        "rejected_logp_per_token": (pairs.logp_l_P / pairs.n_l_P).sum(),
-        "margin": beta * delta_P.sum(),
-        "reward_accuracy": ((delta_P > 0).float() + 0.5 * (delta_P == 0).float()).sum(),
-        "displacement_rate": (pairs.gap_w_P < 0).float().sum(),
-    }
-
-
-def _check_step_zero(pairs: PairLogprobs, row: Row, data: PreferenceData) -> None:
-    worst = float(torch.cat([pairs.gap_w_P, pairs.gap_l_P]).detach().abs().max())
+def check_step_zero(responses: Responses, row: Row, data: PreferenceData) -> None:
+    """TrainerError unless every log-ratio is exactly 0."""
+    worst = 0.0 if responses.ref is None else float(responses.gap.detach().abs().max())
     if worst != 0.0:
         raise TrainerError(
             f"Step-0 check failed: policy and reference are the same weights, yet a log-prob of the prompts "
             f"{', '.join(prompts_of(data, [row]))} differs by {worst:.3g} nat before the first update. The reference "
             "log-probs do not belong to this model and these rows, or the model's forward pass does not repeat exactly."
         )
+
+
+def _mean_length(data: PreferenceData, relations: Sequence[Relation], arithmetic: Arithmetic) -> Tensor:
+    """[] mean number of tokens of the relations' first (for pairs: chosen) responses."""
+    lengths = [data.length(relation.prompt_id, relation.responses[0]) for relation in relations]
+    return torch.tensor(sum(lengths) / len(lengths), device=arithmetic.device)
+
+
+def _entropy(scores: Scores) -> dict[str, tuple[float, float]]:
+    return {} if scores.entropy is None else {"entropy": (float(scores.entropy), 1.0)}
 
 
 def _not_a_number(what: str, value: Any, number: int, prompts: Sequence[str]) -> str:

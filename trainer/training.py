@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import nn
 
 from trainer.checkpoint import Position, find_checkpoint, load_checkpoint, save_checkpoint
 from trainer.data import PreferenceData
 from trainer.errors import TrainerError
-from trainer.model import Arithmetic, trained_parameters
+from trainer.learner import Learner
+from trainer.model import Arithmetic
 from trainer.optimizer import learning_rate, make_optimizer
-from trainer.reference import Sums
+from trainer.reference import Reference
 from trainer.rows import Plan
 from trainer.scorer import RowScorer
 from trainer.settings import TrainSettings
@@ -36,7 +36,8 @@ class StepsJob:
     work: Path
     data: PreferenceData
     plan: Plan
-    reference: Sums
+    reference: Reference | None
+    """None if no loss needs one."""
     settings: TrainSettings
     arithmetic: Arithmetic
     identity: dict[str, Any]
@@ -45,16 +46,15 @@ class StepsJob:
     """Policy and reference are the same weights: the first margins must be 0."""
 
 
-def train_steps(model: nn.Module, job: StepsJob, *, clock: Clock, report: Report) -> int:
+def train_steps(learner: Learner, job: StepsJob, *, clock: Clock, report: Report) -> int:
     """All optimizer steps that are still to do; returns the number of the first of them."""
-    parameters = [parameter for _, parameter in trained_parameters(model)]
-    optimizer = make_optimizer(parameters, job.settings)
-    context = StepContext(RowScorer(model), job.data, job.settings, job.arithmetic, job.plan.layout)
-    start, total = _resume(model, optimizer, job, clock), len(job.plan.order)
+    optimizer = make_optimizer(learner.parameters().values(), job.settings)
+    context = StepContext(RowScorer(learner.model), learner, job.data, job.arithmetic, job.plan.layout)
+    start, total = _resume(learner, optimizer, job, clock), len(job.plan.order)
     with _open_log(job.work / STEPS, start.log_bytes) as log:
         for number in range(start.steps, total):
             with clock.part("compute"):
-                metrics = _step(context, job, optimizer, parameters, number, report)
+                metrics = _step(context, job, optimizer, learner, number, report)
             log.write((json.dumps(metrics) + "\n").encode())
             log.flush()
             report({"phase": "train", "done": number + 1, "total": total} | metrics)
@@ -62,7 +62,7 @@ def train_steps(model: nn.Module, job: StepsJob, *, clock: Clock, report: Report
                 with clock.part("checkpoint"):
                     os.fsync(log.fileno())
                     position = Position(number + 1, log.tell(), dict(clock.seconds))
-                    save_checkpoint(job.work, position, job.identity, model, optimizer)
+                    save_checkpoint(job.work, position, job.identity, learner, optimizer)
     return start.steps
 
 
@@ -75,7 +75,7 @@ def _step(
     context: StepContext,
     job: StepsJob,
     optimizer: torch.optim.Optimizer,
-    parameters: list[nn.Parameter],
+    learner: Learner,
     number: int,
     report: Report,
 ) -> dict[str, Any]:
@@ -87,32 +87,36 @@ def _step(
         report({"phase": "train", "done": number, "total": total})
 
     check_zero = number == 0 and job.same_weights
-    totals = accumulate_step(context, step, job.reference[index], number=number, check_zero=check_zero, tick=tick)
+    reference = None if job.reference is None else job.reference[index]
+    totals = accumulate_step(context, step, reference, number=number, check_zero=check_zero, tick=tick)
     names = prompts_of(context.data, step.rows)
+    parameters = list(learner.parameters().values())
     norm = clip_gradients(parameters, job.settings.max_grad_norm, number=number, prompts=names)
     rate = learning_rate(number, total, job.settings)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if learner.live is not None:
+        learner.live.after_step(learner.model, number + 1)
     return {
         "step": number,
         **totals.means(),
         "gradient_norm": norm,
         "learning_rate": rate,
-        "pairs": totals.pairs,
+        "pairs": step.relations,
         "tokens": totals.tokens,
         "plain_tokens": totals.plain_tokens,
         "seconds": time.perf_counter() - start,
     }
 
 
-def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, job: StepsJob, clock: Clock) -> Position:
+def _resume(learner: Learner, optimizer: torch.optim.Optimizer, job: StepsJob, clock: Clock) -> Position:
     folder = find_checkpoint(job.work, job.identity)
     if folder is None:
         return Position(0, 0, {})
     with clock.part("load"):
-        position = load_checkpoint(folder, model, optimizer)
+        position = load_checkpoint(folder, learner, optimizer)
     for part, seconds in position.seconds.items():
         clock.seconds[part] = clock.seconds.get(part, 0.0) + seconds
     return position

@@ -1,0 +1,83 @@
+"""Room `trainer/`, what the log says of the relations of a row or step. In: a batch; out: named sums with the number of
+things summed, so that rows add up to the step's means. Definitions: sections 5.1 to 5.4 of the literature they name.
+
+`margin` is the implicit reward margin β(a - b), `reward_accuracy` the share of pairs with a positive one (a tie counts
+half), `ranking_accuracy` the share with `logp_w > logp_l`, `displacement_rate` the share whose chosen response fell
+below the reference (arXiv:2404.19733, figure 3), `loss_weight` the mean of σ(-βΔ), the share of the batch that still
+teaches DPO (arXiv:2305.18290), `log10_gradient_ratio` the mean of -Δ / ln 10 (arXiv:2404.04626)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from trainer.losses.batch import Groups, Pairs, Responses, Singles
+from trainer.relations import Batch, take
+
+Sums = dict[str, tuple[float, float]]
+
+
+Terms = dict[str, Tensor]
+"""By name the values of all things that the number is a mean of, [N]."""
+
+
+def describe(batch: Batch, beta: float) -> Sums:
+    """Every number that the batch has; without a reference those that compare with it are missing."""
+    with torch.no_grad():
+        if isinstance(batch, Pairs):
+            terms = _of_pairs(batch, beta)
+        else:
+            terms = _of_singles(batch) if isinstance(batch, Singles) else _of_groups(batch)
+        totals = torch.stack([values.float().sum() for values in terms.values()]).tolist()
+    return {name: (total, float(len(terms[name]))) for name, total in zip(terms, totals, strict=True)}
+
+
+def _of_pairs(pairs: Pairs, beta: float) -> Terms:
+    values = _of_responses("chosen", pairs.w) | _of_responses("rejected", pairs.l)
+    values["ranking_accuracy"] = _share(pairs.w.logp - pairs.l.logp)
+    values["length_gap"] = pairs.w.length - pairs.l.length
+    if pairs.w.ref is None or pairs.l.ref is None:
+        return values
+    delta = pairs.delta
+    return values | {
+        "margin": beta * delta,
+        "reward_accuracy": _share(delta),
+        "displacement_rate": pairs.w.gap < 0,
+        "both_displaced_rate": (pairs.w.gap < 0) & (pairs.l.gap < 0) & (delta > 0),
+        "loss_weight": torch.sigmoid(-beta * delta),
+        "log10_gradient_ratio": -delta / math.log(10),
+        "reference_gap": pairs.w.ref - pairs.l.ref,
+    }
+
+
+def _of_singles(singles: Singles) -> Terms:
+    if singles.good is None:
+        return _of_responses("response", singles.y)
+    values: Terms = {}
+    for name, chosen in (("chosen", singles.good), ("rejected", ~singles.good)):
+        if chosen.any():
+            values |= _of_responses(name, take(singles.y, chosen))
+    return values
+
+
+def _of_groups(groups: Groups) -> Terms:
+    worst = groups.present.sum(dim=1) - 1
+    at = torch.arange(len(worst), device=worst.device)
+    first, last = take(groups.y, (at, torch.zeros_like(worst))), take(groups.y, (at, worst))
+    return _of_responses("chosen", first) | _of_responses("rejected", last)
+
+
+def _of_responses(name: str, responses: Responses) -> Terms:
+    values = {
+        f"{name}_logp": responses.logp,
+        f"{name}_logp_per_token": responses.mean,
+        f"{name}_length": responses.length,
+    }
+    if responses.ref is not None:
+        values[f"{name}_log_ratio"] = responses.gap
+    return values
+
+
+def _share(values: Tensor) -> Tensor:
+    """1 above 0, a half at 0."""
+    return (values > 0).float() + 0.5 * (values == 0).float()

@@ -1,0 +1,28 @@
+"""Room `trainer/`, everything that changes while a round runs, held together: the policy, a value network, a reference
+that follows, running statistics of losses."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from trainer.live import LiveReference
+from trainer.model import trained_parameters
+from trainer.objective import Objective
+from trainer.value import ValueNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """What is trained, and what a checkpoint must hold of it."""
+
+    model: nn.Module
+    objective: Objective
+    live: LiveReference | None = None
+    value: ValueNetwork | None = None
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All parameters that the optimizer changes, by name."""
+        found = dict(trained_parameters(self.model))
+        if self.value is not None:
+            found |= {f"value.{name}": parameter for name, parameter in self.value.named_parameters()}
+        return found

@@ -1,0 +1,82 @@
+"""Room `trainer/`, a reference that stays in memory. In: a model of its own, no gradients; out: its logits and
+log-probs for a row, for losses that need its whole distribution (TDPO) or let it follow the policy (TR-DPO,
+arXiv:2404.09656)."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.model import trained_parameters
+from trainer.objective import Objective
+from trainer.reference import RowReference
+from trainer.scorer import RowBatch, RowScorer, Scores, along_paths
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """How the reference moves: after every `every` steps, `reference <- share * policy + (1 - share) * reference`."""
+
+    share: float
+    every: int
+
+
+class LiveReference:
+    """A frozen copy of the policy as it is before the first step (or the given reference model)."""
+
+    def __init__(self, model: nn.Module, follow: Follow | None, *, tokens: bool) -> None:
+        self.scorer = RowScorer(model)
+        self.follow, self.tokens = follow, tokens
+        self.parameters = dict(trained_parameters(model))
+        model.requires_grad_(False)
+
+    @classmethod
+    def of(cls, model: nn.Module, objective: Objective) -> "LiveReference | None":
+        """The one that the losses need, if any; `model` is the reference, ready to be scored."""
+        if not {"sequence_kl", "moving_reference"} & objective.needs:
+            return None
+        return cls(copy.deepcopy(model).eval(), _follow(objective), tokens="tokens" in objective.needs)
+
+    @property
+    def moves(self) -> bool:
+        """Must log-probs be asked of the model itself, because it is no longer what the reference pass saw?"""
+        return self.follow is not None
+
+    @torch.no_grad()
+    def logits(self, row: RowBatch) -> Tensor:
+        """[N, V] logits of the kept outputs."""
+        return self.scorer.logits(row)
+
+    @torch.no_grad()
+    def score(self, row: RowBatch) -> RowReference:
+        """Log-probs of the row's responses."""
+        scores: Scores = self.scorer(row)
+        return RowReference(scores.sum_R, along_paths(scores.token_K, row.path_RL) if self.tokens else None)
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module, done: int) -> None:
+        """Let the reference follow, when `done` steps have been made."""
+        if self.follow is None or done % self.follow.every:
+            return
+        for name, parameter in trained_parameters(model):
+            self.parameters[name].lerp_(parameter, self.follow.share)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold: nothing unless it moves."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()} if self.moves else {}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Put a checkpoint's state back."""
+        for name, values in state.items():
+            self.parameters[name].copy_(values)
+
+
+def _follow(objective: Objective) -> Follow | None:
+    for part in objective.parts:
+        if "moving_reference" in part.method.needs:
+            arguments: dict[str, Any] = part.arguments
+            return Follow(float(arguments["share"]), int(arguments["every"]))
+    return None

@@ -1,0 +1,143 @@
+"""Room `trainer/`, from what a config says of the loss to a weighted sum of methods. In: a name, a name with arguments
+or a list of them; out: `LossTerm`s with every argument filled in, or a ValueError that says what is wrong. No torch."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainer.losses.method import Kind, Method, Need
+from trainer.losses.table import METHODS
+
+SUMS: dict[str, dict[str, float]] = {"dpo_nll": {"dpo": 1.0, "nll": 1.0}}
+"""Names for weighted sums; `nll_weight` overrides the weight of their `nll`."""
+OWN = "__prefloop_loss__"
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerm:
+    """One method of the sum."""
+
+    name: str
+    weight: float
+    arguments: dict[str, Any]
+
+    @property
+    def is_custom(self) -> bool:
+        """Is it the user's own function?"""
+        return ":" in self.name
+
+    def method(self) -> Method:
+        """The row of the table, or what the user's function declares. Raises ValueError if that cannot be imported."""
+        return _custom(self.name) if self.is_custom else METHODS[self.name]
+
+    def filled(self, method: Method) -> dict[str, Any]:
+        """The arguments, defaults included. Raises ValueError for one that the method does not take."""
+        return _arguments(self.name, method, self.arguments)
+
+
+def loss(*, kind: Kind = "pairs", needs: Sequence[Need] = ("reference",)) -> Callable[[Any], Any]:
+    """Decorator for a loss of your own: over which relation it is written, and what it needs (see docs/methods.md)."""
+
+    def mark(function: Any) -> Any:
+        setattr(function, OWN, (kind, frozenset(needs)))
+        return function
+
+    return mark
+
+
+def terms_of(given: Any, *, beta: float | None, nll_weight: float | None) -> tuple[LossTerm, ...]:
+    """The sum that a config means. Raises ValueError for unknown names or arguments."""
+    parts = given if isinstance(given, (list, tuple)) else [given]
+    if not parts:
+        raise ValueError("loss is an empty list; name at least one method")
+    terms = [term for part in parts for term in _terms(part, beta)]
+    if nll_weight is not None:
+        terms = [term for term in terms if term.name != "nll"]
+        terms += [LossTerm("nll", nll_weight, _arguments("nll", METHODS["nll"], {}))] if nll_weight else []
+    kinds = {term.name: term.method().kind for term in terms if not term.is_custom}
+    if len(set(kinds.values())) > 1:
+        each = ", ".join(f"{name} over {kind}" for name, kind in kinds.items())
+        raise ValueError(f"the losses of a sum must be written over the same kind of data, but there are {each}")
+    return tuple(terms)
+
+
+def _terms(part: Any, beta: float | None) -> list[LossTerm]:
+    entry = {"name": part} if isinstance(part, str) else dict(part) if isinstance(part, Mapping) else {}
+    name, weight = entry.pop("name", None), entry.pop("weight", 1.0)
+    if not isinstance(name, str):
+        raise ValueError(f"a loss is a name or {{name: ..., weight: ..., arguments}}, got {part!r}")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+        raise ValueError(f"the weight of the loss {name} must be a number above 0, got {weight!r}")
+    if name in SUMS:
+        return [
+            LossTerm(inner, weight * share, _with_beta(inner, METHODS[inner], entry if inner != "nll" else {}, beta))
+            for inner, share in SUMS[name].items()
+        ]
+    if ":" in name:
+        return [LossTerm(name, float(weight), entry if beta is None else {"beta": beta} | entry)]
+    if name not in METHODS:
+        raise ValueError(
+            f"there is no loss {name!r}{_near(name, [*METHODS, *SUMS])}; all are listed in docs/methods.md"
+        )
+    return [LossTerm(name, float(weight), _with_beta(name, METHODS[name], entry, beta))]
+
+
+def _with_beta(name: str, method: Method, given: dict[str, Any], beta: float | None) -> dict[str, Any]:
+    shorthand = {"beta": beta} if beta is not None and "beta" in method.arguments else {}
+    return _arguments(name, method, shorthand | given)
+
+
+def _arguments(name: str, method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return method.settings(**given).model_dump()
+    except ValidationError as error:
+        known = ", ".join(f"{key}={value}" for key, value in method.settings().model_dump().items())
+        problems = "; ".join(_problem(item, method) for item in error.errors(include_url=False))
+        raise ValueError(f"the loss {name}: {problems} (its arguments: {known or 'none'})") from None
+
+
+def _problem(item: Any, method: Method) -> str:
+    where = ".".join(map(str, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        return f"there is no argument {where!r}{_near(where, list(method.arguments))}"
+    message = item["msg"][:1].lower() + item["msg"][1:]
+    return f"{where} is {item['input']!r}: {message}"
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    found = difflib.get_close_matches(name, known, 1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def _custom(name: str) -> Method:
+    """What the user's function declares: `@loss(kind=..., needs=...)`, its keyword-only parameters as arguments."""
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # noqa: BLE001  the boundary to foreign code
+        raise ValueError(
+            f"the loss {name!r} cannot be imported ({type(error).__name__}: {error}); it must be "
+            "package.module:function, with the package installed or its folder in PYTHONPATH"
+        ) from None
+    if not hasattr(function, OWN):
+        raise ValueError(
+            f"the loss {name!r} does not say what it is written over; put @trainer.losses.terms.loss(kind='pairs', "
+            "needs=['reference']) above the function"
+        )
+    kind, needs = getattr(function, OWN)
+    return Method(kind, name, paper="", about=(inspect.getdoc(function) or "").partition("\n")[0], needs=needs,
+                  arguments=_parameters(function))  # fmt: skip
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    parameters = inspect.signature(function).parameters.values()
+    return {
+        p.name: (Any if p.annotation is p.empty else p.annotation, ... if p.default is p.empty else p.default)
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.name != "state"
+    }

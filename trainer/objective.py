@@ -1,0 +1,152 @@
+"""Room `trainer/`, the objective of a round. In: the loss terms of the settings; out: what must be computed for them,
+and for the relations of a row or step the share of the step's loss.
+
+Every term is averaged over the relations of the whole optimizer step that it is written over: a row contributes its sum
+divided by that one count. Terms with batch statistics are given the whole step at once (`whole_step`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.data import PreferenceData, Relation, Single
+from trainer.errors import TrainerError
+from trainer.losses.batch import Singles
+from trainer.losses.method import Kind, Method
+from trainer.losses.terms import LossTerm
+from trainer.relations import Batch, select
+
+State = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A term ready to be computed."""
+
+    name: str
+    weight: float
+    method: Method
+    function: Callable[..., Tensor]
+    update: Callable[..., dict[str, float]] | None
+    arguments: dict[str, Any]
+
+    def takes(self, relation: Relation) -> bool:
+        """Is the term written over this relation?"""
+        return self.method.takes == "all" or (
+            isinstance(relation, Single) and relation.good is (self.method.takes == "good")
+        )
+
+
+@dataclass(slots=True)
+class Value:
+    """A share of the step's loss, and what the log says about each term (sums over relations, no gradient)."""
+
+    total: Tensor
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Objective:
+    """The weighted sum of losses; `state` holds the running statistics of those that keep any."""
+
+    def __init__(self, terms: Sequence[LossTerm]) -> None:
+        self.parts = [_part(term) for term in terms]
+        self.kind = _one_kind(self.parts)
+        self.needs = frozenset(need for part in self.parts for need in part.method.needs)
+        self.whole_step = "step" in self.needs or any(part.update for part in self.parts)
+        self.state: State = {part.name: {} for part in self.parts if part.update}
+
+    @property
+    def beta(self) -> float:
+        """The beta by which the log multiplies margins: that of the first term that has one, else 1."""
+        return next((float(part.arguments["beta"]) for part in self.parts if "beta" in part.arguments), 1.0)
+
+    def counts(self, relations: Sequence[Relation]) -> dict[str, int]:
+        """How many of a step's relations each term is averaged over."""
+        return {part.name: sum(map(part.takes, relations)) for part in self.parts}
+
+    def update(self, batch: Batch) -> None:
+        """Advance the running statistics by one step, of which `batch` holds all relations."""
+        with torch.no_grad():
+            for part in self.parts:
+                if part.update is not None:
+                    self.state[part.name] = part.update(batch, self.state[part.name], **part.arguments)
+
+    def evaluate(self, batch: Batch, relations: Sequence[Relation], counts: dict[str, int]) -> Value:
+        """The share that these relations have in the step's loss."""
+        value = Value(_logp(batch).new_zeros(()))
+        for part in self.parts:
+            chosen = [part.takes(relation) for relation in relations]
+            if not any(chosen):
+                continue
+            kept = [relation for relation, taken in zip(relations, chosen, strict=True) if taken]
+            values_N = self._values(part, batch if all(chosen) else select(batch, _mask(chosen, batch)))
+            total = (values_N * values_N.new_tensor([relation.weight for relation in kept])).sum()
+            value.total = value.total + part.weight * total / counts[part.name]
+            value.parts[part.name] = float(total.detach())
+        return value
+
+    def _values(self, part: Part, batch: Batch) -> Tensor:
+        state = {"state": self.state[part.name]} if part.update else {}
+        values_N = part.function(batch, **part.arguments, **state)
+        expected = len(_logp(batch))
+        if not isinstance(values_N, Tensor) or values_N.shape != (expected,):
+            shape = tuple(values_N.shape) if isinstance(values_N, Tensor) else type(values_N).__name__
+            raise TrainerError(
+                f"The loss {part.name} returned {shape} for {expected} relations. A loss gives one value for each of "
+                "them, without averaging; the trainer divides by the step's count."
+            )
+        return values_N
+
+
+def check_needs(objective: Objective, data: PreferenceData) -> None:
+    """Raise TrainerError if a loss needs a column that the data do not have."""
+    for need, (columns, remedy) in COLUMNS.items():
+        if need in objective.needs:
+            missing = sum(any(getattr(r, column, 0) is None for column in columns) for r in data.relations)
+            names = ", ".join(part.name for part in objective.parts if need in part.method.needs)
+            if missing:
+                raise TrainerError(
+                    f"The loss {names} needs {need.replace('_', ' ')}, but {missing} of {len(data.relations)} "
+                    f"{data.kind} come without. {remedy}"
+                )
+
+
+COLUMNS: dict[str, tuple[tuple[str, ...], str]] = {
+    "scores": (("score", "scores", "score_w", "score_l"), "Use a judge that gives scores, or another loss."),
+    "win_rates": (("win_w", "win_l"), "Use a pairwise judge, or another loss."),
+    "probability": (("probability",), "Use a pairwise judge, or another loss."),
+    "margin": (("margin",), "Use a judge that gives scores, or another loss."),
+    "labels": (("good",), "Use a judge that says right or wrong, or another loss."),
+    "origin": (("chosen_is_reference",), "Sample one response of each pair from the reference, or use another loss."),
+}
+"""Which columns each need stands for, and what a person can do."""
+
+
+def _part(term: LossTerm) -> Part:
+    try:
+        method = term.method()
+        arguments = term.filled(method)
+    except ValueError as error:
+        raise TrainerError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
+    return Part(term.name, term.weight, method, method.load(), method.load_update(), arguments)
+
+
+def _one_kind(parts: Sequence[Part]) -> Kind:
+    kinds = {part.method.kind for part in parts}
+    if len(kinds) > 1:
+        each = ", ".join(f"{part.name} over {part.method.kind}" for part in parts)
+        raise TrainerError(f"The losses of a sum must be written over the same kind of data, but there are {each}.")
+    return kinds.pop()
+
+
+def _logp(batch: Batch) -> Tensor:
+    """[N] or [G, K]: one row per relation."""
+    return batch.w.logp if hasattr(batch, "w") else batch.y.logp
+
+
+def _mask(chosen: Sequence[bool], batch: Batch) -> Tensor:
+    assert isinstance(batch, Singles)
+    return torch.tensor(chosen, device=batch.y.logp.device)
