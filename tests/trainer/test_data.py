@@ -39,7 +39,7 @@ def test_each_dropped_pair_has_its_reason() -> None:
         vocabulary=10,
         context=10,
     )
-    assert checked.data.pairs == (GOOD,)
+    assert checked.data.relations == (GOOD,)
     assert checked.dropped == {EMPTY_PROMPT: 1, EMPTY_RESPONSE: 1, IDENTICAL: 2, TOO_LONG: 1}
 
 

@@ -127,7 +127,7 @@ def test_other_data_are_refused_too(make_spec: Spec, toy_data: PreferenceData) -
     spec = make_spec(checkpoint_every=1)
     stopped(spec, toy_data, 2)
     with pytest.raises(TrainerError, match="differs in plan"):
-        train_round(spec, PreferenceData(toy_data.groups, toy_data.pairs[1:]), report=silent)
+        train_round(spec, PreferenceData(toy_data.groups, toy_data.relations[1:]), report=silent)
 
 
 def test_checkpoints_may_come_more_or_less_often_after_a_restart(make_spec: Spec, toy_data: PreferenceData) -> None:

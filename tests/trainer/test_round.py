@@ -14,6 +14,7 @@ from trainer import reference as reference_module
 from trainer.data import Pair, PreferenceData
 from trainer.errors import TrainerError
 from trainer.model import choose_arithmetic, load_model
+from trainer.reference import ReferencePass
 from trainer.round import RoundSpec, train_round
 from trainer.settings import LoraSettings, TrainSettings
 from trainer.summary import RoundSummary
@@ -95,11 +96,11 @@ def test_a_finished_round_is_returned_not_repeated(make_spec: Spec, toy_data: Pr
 
 def test_counts_add_up(make_spec: Spec, toy_data: PreferenceData) -> None:
     twins = Pair("p0", "r0", "r0")
-    data = PreferenceData(toy_data.groups, (*toy_data.pairs, twins))
+    data = PreferenceData(toy_data.groups, (*toy_data.relations, twins))
     spec = make_spec(epochs=2)
     summary = train_round(spec, data, report=silent)
     lines = steps(spec)
-    assert summary.pairs + sum(summary.dropped.values()) == len(data.pairs)
+    assert summary.pairs + sum(summary.dropped.values()) == len(data.relations)
     assert sum(line["pairs"] for line in lines) == 2 * summary.pairs
     assert summary.encoded_tokens == sum(line["tokens"] for line in lines)
     assert summary.encoded_tokens < 0.5 * summary.plain_tokens
@@ -162,13 +163,13 @@ def test_another_reference_is_scored_and_the_policy_trained(
 def test_a_wrong_claim_that_reference_is_policy_is_caught(
     make_spec: Spec, make_policy: Maker, toy_data: PreferenceData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = reference_module.load_reference
+    real = ReferencePass.load
 
-    def shifted(*args: Any) -> Any:
-        sums = real(*args)
-        return None if sums is None else [[row + 1e-6 for row in step] for step in sums]
+    def shifted(scoring: ReferencePass) -> Any:
+        scored = real(scoring)
+        return scored and [[row._replace(sum_R=row.sum_R + 1e-6) for row in step] for step in scored]
 
-    monkeypatch.setattr(reference_module, "load_reference", shifted)
+    monkeypatch.setattr(ReferencePass, "load", shifted)
     with pytest.raises(TrainerError, match="Step-0 check failed"):
         train_round(make_spec(), toy_data, report=silent)
 
@@ -214,8 +215,8 @@ def test_a_reference_pass_goes_on_where_it_stopped(
 ) -> None:
     monkeypatch.setattr(reference_module, "SAVE_SECONDS", 0.0)
     scored = []
-    real = reference_module._score
-    monkeypatch.setattr(reference_module, "_score", lambda *args: scored.append(args[2]) or real(*args))
+    real = ReferencePass._score
+    monkeypatch.setattr(ReferencePass, "_score", lambda *args: scored.append(args[2]) or real(*args))
     spec, whole = make_spec(max_steps=2), make_spec("whole", max_steps=2)
 
     def stop_at_three(event: dict[str, Any]) -> None:

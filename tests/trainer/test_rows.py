@@ -49,7 +49,7 @@ def rows(plan: Plan) -> list[Row]:
 @given(preference_data(), SETTINGS, LAYOUTS, st.integers(0, 9))
 def test_every_pair_once_per_epoch(data: PreferenceData, options: TrainSettings, layout: Layout, seed: int) -> None:
     plan = plan_rows(data, options, seed=seed, layout=layout)
-    assert sorted(pair.pair for row in rows(plan) for pair in row.pairs) == list(range(len(data.pairs)))
+    assert sorted(pair.index for row in rows(plan) for pair in row.relations) == list(range(len(data.relations)))
     assert Counter(plan.order) == dict.fromkeys(range(len(plan.steps)), options.epochs)
 
 
@@ -58,9 +58,9 @@ def test_every_pair_once_per_epoch(data: PreferenceData, options: TrainSettings,
 def test_both_members_of_a_pair_lie_in_its_row(data: PreferenceData, options: TrainSettings, layout: Layout) -> None:
     for row in rows(plan_rows(data, options, seed=0, layout=layout)):
         held = [(tree.group, r) for tree in row.trees for r in tree.responses]
-        for planned in row.pairs:
-            pair = data.pairs[planned.pair]
-            for place, name in ((planned.chosen, pair.chosen_id), (planned.rejected, pair.rejected_id)):
+        for planned in row.relations:
+            pair = data.relations[planned.index]
+            for place, name in zip(planned.places, pair.responses, strict=True):
                 group, response = held[place]
                 assert data.groups[group].id == pair.prompt_id
                 assert data.groups[group].responses[response].id == name
@@ -73,7 +73,7 @@ def test_rows_keep_the_budget_unless_one_pair_exceeds_it(
 ) -> None:
     for row in rows(plan_rows(data, options, seed=0, layout=layout)):
         if encode_row(data, row, layout).tokens_BT.size > options.row_tokens:
-            kinds = {(data.pairs[pair.pair].chosen_id, data.pairs[pair.pair].rejected_id) for pair in row.pairs}
+            kinds = {data.relations[pair.index].responses for pair in row.relations}
             assert len(row.trees) == 1
             assert len(kinds) == 1 or row.responses <= 2
 
@@ -84,7 +84,7 @@ def test_steps_of_single_pairs_never_exceed_the_batch(
     data: PreferenceData, options: TrainSettings, layout: Layout
 ) -> None:
     options = options.model_copy(update={"grouping": "shuffled"})
-    sizes = [step.pairs for step in plan_rows(data, options, seed=0, layout=layout).steps]
+    sizes = [step.relations for step in plan_rows(data, options, seed=0, layout=layout).steps]
     assert max(sizes) <= options.batch_pairs
     assert max(sizes) - min(sizes) <= 1
 
@@ -103,7 +103,7 @@ def test_the_digest_changes_iff_the_plan_changes(
 def edited(data: PreferenceData, **changes: Any) -> PreferenceData:
     response = replace(data.groups[0].responses[0], token_ids=changes.pop("ids", data.groups[0].responses[0].token_ids))
     group = replace(data.groups[0], responses=(response, *data.groups[0].responses[1:]))
-    pairs = (replace(data.pairs[0], **changes), *data.pairs[1:])
+    pairs = (replace(data.relations[0], **changes), *data.relations[1:])
     return PreferenceData((group, *data.groups[1:]), pairs)
 
 
@@ -118,7 +118,7 @@ def test_the_digest_covers_token_ids_and_weights(toy_data: PreferenceData) -> No
 def test_grouping_prompt_keeps_each_prompt_in_one_step(toy_data: PreferenceData) -> None:
     plan = plan_rows(toy_data, TrainSettings(batch_pairs=8), seed=0, layout="tree")
     homes = [{tree.group for row in step.rows for tree in row.trees} for step in plan.steps]
-    assert [step.pairs for step in plan.steps] == [8, 8, 8, 8]
+    assert [step.relations for step in plan.steps] == [8, 8, 8, 8]
     assert sum(map(len, homes)) == 8
 
 
@@ -134,14 +134,14 @@ def test_a_tree_that_is_too_large_is_split_by_pairs() -> None:
         (PromptGroup("p", [1, 2, 3], responses),), tuple(Pair("p", f"r{w}", f"r{w + 3}") for w in range(3))
     )
     plan = plan_rows(data, TrainSettings(row_tokens=48), seed=0, layout="tree")
-    assert [len(row.pairs) for row in rows(plan)] == [1, 1, 1]
+    assert [len(row.relations) for row in rows(plan)] == [1, 1, 1]
     assert [encode_row(data, row, "tree").encoded for row in rows(plan)] == [3 + 19 + 19] * 3
 
 
 def test_separate_tokens_count_two_sequences_for_each_pair(toy_data: PreferenceData) -> None:
     plan = plan_rows(toy_data, TrainSettings(), seed=0, layout="tree")
     lengths = {(g.id, r.id): len(g.token_ids) + len(r.token_ids) for g in toy_data.groups for r in g.responses}
-    expected = sum(lengths[p.prompt_id, p.chosen_id] + lengths[p.prompt_id, p.rejected_id] for p in toy_data.pairs)
+    expected = sum(lengths[p.prompt_id, p.chosen_id] + lengths[p.prompt_id, p.rejected_id] for p in toy_data.relations)
     assert sum(separate_tokens(toy_data, row) for row in rows(plan)) == expected
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainer.data import Pair, PreferenceData, PromptGroup, Response
-from trainer.reference import sampler_gap
+from trainer.reference import RowReference, sampler_gap
 from trainer.rows import plan_rows
 from trainer.settings import TrainSettings
 
@@ -19,7 +19,7 @@ def gap_of(first: float | None, second: float | None) -> float | None:
     plan = plan_rows(data, TrainSettings(), seed=0, layout="tree")
     order = [data.groups[0].responses[i].id for i in plan.steps[0].rows[0].trees[0].responses]
     scored = torch.tensor([{"a": -1.0, "b": -4.0}[name] for name in order])
-    return sampler_gap(data, plan, [[scored]])
+    return sampler_gap(data, plan, [[RowReference(scored, None)]])
 
 
 def test_gap_is_the_mean_over_tokens_of_both_responses() -> None:

@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from trainer.data import PreferenceData
 from trainer.errors import TrainerError
+from trainer.learner import Learner
 from trainer.model import choose_arithmetic, load_model, make_trainable
+from trainer.objective import Objective
 from trainer.optimizer import learning_rate
+from trainer.reference import RowReference
 from trainer.rows import Layout, Plan, Step, plan_rows
 from trainer.scorer import RowScorer
 from trainer.settings import TrainSettings
@@ -27,17 +31,26 @@ def run(
 ) -> tuple[StepTotals, torch.Tensor]:
     """Totals and all gradients of the plan's only step; reference = -20 and a shift for every second response."""
     model = load_model(policy, choose_arithmetic(settings))
-    context = StepContext(RowScorer(model), data, settings, choose_arithmetic(settings), plan.layout)
+    context = context_of(model, data, settings, plan.layout)
     (step,) = plan.steps
-    reference = [torch.tensor(reference_of(data, plan, at, shift)) for at in range(len(step.rows))]
+    reference = reference_of(data, plan, shift)
     totals = accumulate_step(context, step, reference, number=0, check_zero=False, tick=lambda: None)
     return totals, torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
-def reference_of(data: PreferenceData, plan: Plan, row: int, shift: float) -> list[float]:
+def context_of(model: Any, data: PreferenceData, settings: TrainSettings, layout: Layout) -> StepContext:
+    learner = Learner(model, Objective(settings.terms))
+    return StepContext(RowScorer(model), learner, data, choose_arithmetic(settings), layout)
+
+
+def reference_of(data: PreferenceData, plan: Plan, shift: float) -> list[RowReference]:
     """Made-up reference sums that depend on the response only."""
-    trees = plan.steps[0].rows[row].trees
-    return [-20.0 + shift * ((tree.group + r) % 5) for tree in trees for r in tree.responses]
+    return [
+        RowReference(
+            torch.tensor([-20.0 + shift * ((tree.group + r) % 5) for tree in row.trees for r in tree.responses]), None
+        )
+        for row in plan.steps[0].rows
+    ]
 
 
 def close(one: torch.Tensor, other: torch.Tensor) -> None:
@@ -46,7 +59,7 @@ def close(one: torch.Tensor, other: torch.Tensor) -> None:
 
 def test_uneven_rows_give_the_same_loss_and_gradient_as_one_row(policy: Path, toy_data: PreferenceData) -> None:
     whole, uneven = planned(toy_data, row_tokens=100_000), planned(toy_data)
-    sizes = {len(row.pairs) for row in uneven.steps[0].rows}
+    sizes = {len(row.relations) for row in uneven.steps[0].rows}
     assert len(whole.steps[0].rows) == 1
     assert len(sizes) > 1
     (one, gradient), (many, accumulated) = run(policy, toy_data, whole), run(policy, toy_data, uneven)
@@ -75,13 +88,13 @@ def test_trees_and_plain_rows_give_the_same_step(policy: Path, toy_data: Prefere
 
 
 def test_a_weight_counts_like_repeated_pairs(policy: Path, toy_data: PreferenceData) -> None:
-    first, *rest = toy_data.pairs
+    first, *rest = toy_data.relations
     doubled = PreferenceData(toy_data.groups, (replace(first, weight=2.0), *rest))
     repeated = PreferenceData(toy_data.groups, (first, first, *rest))
     _, of_weight = run(policy, doubled, planned(doubled, row_tokens=100_000))
     settings = SETTINGS.model_copy(update={"batch_pairs": 33, "row_tokens": 100_000})
     _, of_repeat = run(policy, repeated, plan_rows(repeated, settings, seed=0, layout="tree"))
-    close(of_weight * len(toy_data.pairs), of_repeat * len(repeated.pairs))
+    close(of_weight * len(toy_data.relations), of_repeat * len(repeated.relations))
 
 
 def test_the_logged_loss_is_dpo_plus_weighted_nll(policy: Path, toy_data: PreferenceData) -> None:
@@ -92,8 +105,8 @@ def test_the_logged_loss_is_dpo_plus_weighted_nll(policy: Path, toy_data: Prefer
 def test_a_false_reference_fails_the_zero_check(policy: Path, toy_data: PreferenceData) -> None:
     plan = planned(toy_data)
     model = load_model(policy, choose_arithmetic(SETTINGS))
-    context = StepContext(RowScorer(model), toy_data, SETTINGS, choose_arithmetic(SETTINGS), "tree")
-    reference = [torch.zeros(row.responses) for row in plan.steps[0].rows]
+    context = context_of(model, toy_data, SETTINGS, "tree")
+    reference = [RowReference(torch.zeros(row.responses), None) for row in plan.steps[0].rows]
     with pytest.raises(TrainerError, match="Step-0 check failed"):
         accumulate_step(context, plan.steps[0], reference, number=0, check_zero=True, tick=lambda: None)
 
@@ -141,8 +154,8 @@ def test_gradient_checkpointing_changes_nothing(policy: Path, toy_data: Preferen
     for checkpointing in (False, True):
         settings = SETTINGS.model_copy(update={"gradient_checkpointing": checkpointing})
         model = make_trainable(load_model(policy, choose_arithmetic(settings)), settings, seed=0)
-        context = StepContext(RowScorer(model), toy_data, settings, choose_arithmetic(settings), "tree")
-        reference = [torch.tensor(reference_of(toy_data, plan, at, 0.3)) for at in range(len(plan.steps[0].rows))]
+        context = context_of(model, toy_data, settings, "tree")
+        reference = reference_of(toy_data, plan, 0.3)
         accumulate_step(context, plan.steps[0], reference, number=0, check_zero=False, tick=lambda: None)
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
     assert torch.equal(*gradients)
