@@ -1,9 +1,17 @@
 """Room `trainer/`, the losses: log-probs and relations in, one value per relation out. Pure functions, no reduction:
 the one division, by the relations of the whole optimizer step, happens in `step.py`.
 
-table.py        every loss by name: function, arguments, needs, paper
-batch.py        what a loss is given
-primitives.py   shared arithmetic
-contrastive.py  losses over the difference of both log-ratios (DPO and kin)
-likelihood.py   losses over a response's own likelihood
+table.py              every loss by its name in the config
+method.py             a row of the table: kind, function, needs, arguments with their defaults
+table_contrastive.py  the rows of contrastive.py
+table_pairs.py        the rows of all losses over pairs
+methods_page.py       writes docs/methods.md from the table
+batch.py              what a loss is given
+primitives.py         shared arithmetic
+contrastive.py        losses over the difference of both log-ratios (DPO and kin)
+log_ratios.py         losses over each log-ratio by itself (SPPO, APO, NCA and kin)
+token_level.py        losses over single tokens or whole next-token distributions (TDPO, WPO, LD-DPO)
+reference_free.py     losses over both log-probs, without a reference (SimPO, ORPO and kin)
+likelihood.py         losses over a response's own likelihood
+reward.py             the loss of reward models; not in the table
 """

@@ -10,6 +10,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
+def given(column: Tensor | None, need: str) -> Tensor:
+    """The column, which is there because the loss declares the need."""
+    assert column is not None, f"the loss must declare the need `{need}`"
+    return column
+
+
 @dataclass(frozen=True, slots=True)
 class Responses:
     """What the models say of some responses. Only `logp`, `tokens`, `kl` and `value` carry a gradient."""
@@ -35,8 +41,7 @@ class Responses:
     @property
     def gap(self) -> Tensor:
         """`h = logp - ref`: how far the response has moved from the reference."""
-        assert self.ref is not None, "the loss must declare the need `reference`"
-        return self.logp - self.ref
+        return self.logp - given(self.ref, "reference")
 
     @property
     def mean(self) -> Tensor:
@@ -69,6 +74,11 @@ class Pairs:
     def delta(self) -> Tensor:
         """`Δ = a - b`, [P]."""
         return self.w.gap - self.l.gap
+
+    @property
+    def mean_delta(self) -> Tensor:
+        """`a / n_w - b / n_l`, [P]: the same over mean token log-probs."""
+        return self.w.gap / self.w.length - self.l.gap / self.l.length
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,4 @@
-"""Room `trainer/`, a row of the table of losses: function, arguments with their defaults, what the trainer must
-compute.
+"""Room `trainer/`, the table of losses: name, function, arguments with their defaults, what the trainer must compute.
 
 No torch here: the functions are imported when a round starts. Adding a loss is one function, one row, one test.
 """
@@ -28,6 +27,7 @@ Need = Literal[
     "labels",  # good or bad
     "mismatched",  # another prompt's response after this prompt
     "step",  # all relations of the optimizer step at once, whatever the rows
+    "random",  # a `generator` (torch.Generator) for the loss's own draws, seeded by the trainer for this step
 ]
 
 
