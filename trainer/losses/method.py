@@ -1,0 +1,88 @@
+"""Room `trainer/`, the table of losses: name, function, arguments with their defaults, what the trainer must compute.
+
+No torch here: the functions are imported when a round starts. Adding a loss is one function, one row, one test.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+Kind = Literal["pairs", "singles", "groups"]
+"""Over which relation a loss is written."""
+Need = Literal[
+    "reference",  # log-probs under the reference
+    "tokens",  # log-probs of single tokens
+    "sequence_kl",  # KL(reference || policy) over the whole vocabulary; the reference stays in memory
+    "collision",  # sum of squared probabilities over the vocabulary
+    "value",  # a value network, trained beside the policy
+    "moving_reference",  # the reference follows the policy during the round, so it stays in memory
+    "scores",  # the judge's scores
+    "win_rates",  # win rate of each response over the prompt's responses
+    "probability",  # probability that the chosen response is preferred
+    "margin",  # by how much the chosen response is better
+    "origin",  # which of the two was sampled from the reference
+    "labels",  # good or bad
+    "mismatched",  # another prompt's response after this prompt
+    "step",  # all relations of the optimizer step at once, whatever the rows
+    "random",  # a `generator` (torch.Generator) for the loss's own draws, seeded by the trainer for this step
+]
+
+
+def number(default: float, about: str, **bounds: float) -> tuple[Any, Any]:
+    """An argument of a loss; `bounds` are pydantic's (gt, ge, lt, le)."""
+    return (float, Field(default=default, description=about, **bounds))  # type: ignore[call-overload,unused-ignore]
+
+
+def choice(default: str, about: str, *others: str) -> tuple[Any, Any]:
+    """An argument that is one of some words."""
+    return (Literal[(default, *others)], Field(default=default, description=about))
+
+
+def flag(default: bool, about: str) -> tuple[Any, Any]:
+    """An argument that is true or false."""
+    return (bool, Field(default=default, description=about))
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A row of the table."""
+
+    kind: Kind
+    function: str
+    """`module:function`; called as `function(relation, **arguments)`, gives one value per relation."""
+    paper: str
+    about: str
+    """One line: what it does."""
+    needs: frozenset[Need] = frozenset()
+    arguments: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Made by `number`, `choice` or `flag`; the function's keyword-only parameters, without defaults there."""
+    takes: Literal["all", "good", "bad"] = "all"
+    """Singles: which of them the loss is written over; it is averaged over those."""
+    update: str = ""
+    """`module:function` of a loss with a running state: `update(relation, state, **arguments) -> new state` is called
+    once per step with all its relations, without gradients, before the loss, which then gets `state` too."""
+    notes: str = ""
+    """Known disagreements between paper and implementations, and which one this is."""
+
+    @property
+    def settings(self) -> type[BaseModel]:
+        """The arguments as a pydantic model."""
+        fields: dict[str, Any] = dict(self.arguments)
+        return create_model("Arguments", __config__=ConfigDict(frozen=True, extra="forbid"), **fields)
+
+    def load(self) -> Callable[..., Any]:
+        """The function itself."""
+        return _import(self.function)
+
+    def load_update(self) -> Callable[..., Any] | None:
+        """The update of the running state, if there is one."""
+        return _import(self.update) if self.update else None
+
+
+def _import(where: str) -> Callable[..., Any]:
+    module, _, name = where.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
