@@ -9,18 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.losses.method import Need
+from trainer.losses.moving import follow
 from trainer.model import trained_parameters
 from trainer.objective import Objective
 from trainer.reference import RowReference
 from trainer.scorer import RowBatch, RowScorer, Scores, along_paths
 
+LIVE: frozenset[Need] = frozenset({"sequence_kl", "moving_reference"})
+"""Needs for which the reference stays in memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """How the reference moves: after every `every` steps, `reference <- share * policy + (1 - share) * reference`."""
+    """How the reference moves: `reference <- alpha * policy + (1 - alpha) * reference` after every `tau` steps."""
 
-    share: float
-    every: int
+    alpha: float
+    tau: int
 
 
 class LiveReference:
@@ -35,7 +40,7 @@ class LiveReference:
     @classmethod
     def of(cls, model: nn.Module, objective: Objective) -> "LiveReference | None":
         """The one that the losses need, if any; `model` is the reference, ready to be scored."""
-        if not {"sequence_kl", "moving_reference"} & objective.needs:
+        if not LIVE & objective.needs:
             return None
         return cls(copy.deepcopy(model).eval(), _follow(objective), tokens="tokens" in objective.needs)
 
@@ -58,10 +63,10 @@ class LiveReference:
     @torch.no_grad()
     def after_step(self, model: nn.Module, done: int) -> None:
         """Let the reference follow, when `done` steps have been made."""
-        if self.follow is None or done % self.follow.every:
+        if self.follow is None or done % self.follow.tau:
             return
         for name, parameter in trained_parameters(model):
-            self.parameters[name].lerp_(parameter, self.follow.share)
+            self.parameters[name].copy_(follow(self.parameters[name], parameter, alpha=self.follow.alpha))
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold: nothing unless it moves."""
@@ -78,5 +83,5 @@ def _follow(objective: Objective) -> Follow | None:
     for part in objective.parts:
         if "moving_reference" in part.method.needs:
             arguments: dict[str, Any] = part.arguments
-            return Follow(float(arguments["share"]), int(arguments["every"]))
+            return Follow(float(arguments["alpha"]), int(arguments["tau"]))
     return None

@@ -74,23 +74,27 @@ class Objective:
                 if part.update is not None:
                     self.state[part.name] = part.update(batch, self.state[part.name], **part.arguments)
 
-    def evaluate(self, batch: Batch, relations: Sequence[Relation], counts: dict[str, int]) -> Value:
-        """The share that these relations have in the step's loss."""
+    def evaluate(
+        self, batch: Batch, relations: Sequence[Relation], counts: dict[str, int], generator: torch.Generator
+    ) -> Value:
+        """The share that these relations have in the step's loss; `generator` is for losses that draw."""
         value = Value(_logp(batch).new_zeros(()))
         for part in self.parts:
             chosen = [part.takes(relation) for relation in relations]
             if not any(chosen):
                 continue
             kept = [relation for relation, taken in zip(relations, chosen, strict=True) if taken]
-            values_N = self._values(part, batch if all(chosen) else select(batch, _mask(chosen, batch)))
+            values_N = self._values(part, batch if all(chosen) else select(batch, _mask(chosen, batch)), generator)
             total = (values_N * values_N.new_tensor([relation.weight for relation in kept])).sum()
             value.total = value.total + part.weight * total / counts[part.name]
             value.parts[part.name] = float(total.detach())
         return value
 
-    def _values(self, part: Part, batch: Batch) -> Tensor:
-        state = {"state": self.state[part.name]} if part.update else {}
-        values_N = part.function(batch, **part.arguments, **state)
+    def _values(self, part: Part, batch: Batch, generator: torch.Generator) -> Tensor:
+        more: dict[str, Any] = {"state": self.state[part.name]} if part.update else {}
+        if "random" in part.method.needs:
+            more["generator"] = generator
+        values_N = part.function(batch, **part.arguments, **more)
         expected = len(_logp(batch))
         if not isinstance(values_N, Tensor) or values_N.shape != (expected,):
             shape = tuple(values_N.shape) if isinstance(values_N, Tensor) else type(values_N).__name__

@@ -2,6 +2,7 @@
 hashes, preference data, settings, a seed; out: a candidate model folder and a summary. Killed at any moment and
 called again, it goes on from its last checkpoint and ends with the same weights (same threads, CPU)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from trainer.data import CheckedData, PreferenceData, check_data
 from trainer.errors import TrainerError
 from trainer.files import fresh_partial, publish_folder
 from trainer.learner import Learner
-from trainer.live import LiveReference
+from trainer.live import LIVE, LiveReference
 from trainer.memory import use_huge_pages
 from trainer.model import (
     Arithmetic,
@@ -27,12 +28,13 @@ from trainer.model import (
 )
 from trainer.objective import Objective, check_needs
 from trainer.probe import MOST_GAP, probe_trees
+from trainer.probe_set import ProbeSet, split_probe
 from trainer.reference import Reference, ReferencePass, reference_key, reference_path, sampler_gap
 from trainer.rows import Layout, Plan, plan_rows
 from trainer.scorer import RowScorer
 from trainer.settings import TrainSettings
 from trainer.summary import Clock, RoundSummary, read_summary, write_summary
-from trainer.training import Report, StepsJob, read_steps, train_steps
+from trainer.training import Report, StepsJob, StepsPlan, read_steps, train_steps
 from trainer.value import ValueNetwork
 
 
@@ -89,11 +91,14 @@ def train_round(spec: RoundSpec, data: PreferenceData, *, report: Report) -> Rou
     checked = _check(running, data)
     model = _load(running, spec.policy)
     layout, gap = _choose_layout(running, model, checked.data)
-    plan = _plan(running, checked.data, layout)
-    model, reference, live = _score_reference(running, model, checked.data, plan)
+    parts = split_probe(checked.data, spec.settings.probe_pairs, seed=spec.seed)
+    planned = [(part, _plan(running, part, layout)) for part in parts if part is not None]
+    model, references, live = _score_reference(running, model, planned)
+    (data, plan), reference = planned[0], references[0]
+    probe = ProbeSet(*planned[1], references[1]) if len(planned) > 1 else None
     learner = _learner(running, model, live)
-    _train(running, learner, checked.data, plan, reference)
-    agreement = sampler_gap(checked.data, plan, reference) if reference and spec.same_weights else None
+    _train(running, learner, StepsPlan(data, plan, reference, probe))
+    agreement = sampler_gap(data, plan, reference) if reference and spec.same_weights else None
     summary = _save(running, learner.model, checked, plan, gap, agreement)
     remove_checkpoints(spec.work)
     return summary
@@ -157,20 +162,17 @@ def _plan(running: _Running, data: PreferenceData, layout: Layout) -> Plan:
 
 
 def _score_reference(
-    running: _Running, model: Any, data: PreferenceData, plan: Plan
-) -> tuple[Any, Reference | None, LiveReference | None]:
-    """The policy in the round's number format, and the reference log-probs. Policy and reference are never in memory
-    together, unless a loss needs the reference itself."""
+    running: _Running, model: Any, planned: Sequence[tuple[PreferenceData, Plan]]
+) -> tuple[Any, list[Reference | None], LiveReference | None]:
+    """The policy in the round's number format, and the reference log-probs of each plan. Policy and reference are never
+    in memory together, unless a loss needs the reference itself."""
     spec, arithmetic, needs = running.spec, running.arithmetic, running.objective.needs
-    if "reference" not in needs:
-        return cast_weights(model, arithmetic), None, None
-    tokens = "tokens" in needs
-    key = reference_key(reference_hash=spec.reference_hash, plan=plan, arithmetic=arithmetic, tokens=tokens)
-    scoring = ReferencePass(data, plan, reference_path(spec.work, key), tokens=tokens)
-    scored = scoring.load()
-    lives = {"sequence_kl", "moving_reference"} & needs
-    if scored is not None and not lives:
-        return cast_weights(model, arithmetic), scored, None
+    if "reference" not in needs and not LIVE & needs:
+        return cast_weights(model, arithmetic), [None] * len(planned), None
+    passes = [_reference_pass(running, data, plan) for data, plan in planned]
+    scored = [scoring.load() for scoring in passes]
+    if all(scored) and not LIVE & needs:
+        return cast_weights(model, arithmetic), list(scored), None
     if not spec.same_weights:
         del model
         model = _load(running, spec.reference)
@@ -180,12 +182,23 @@ def _score_reference(
         running.report({"phase": "reference", "done": done, "total": total})
 
     with running.clock.part("reference"):
-        scored = scored or scoring.score(RowScorer(model), arithmetic, tick)
+        scored = [
+            known or scoring.score(RowScorer(model), arithmetic, tick)
+            for known, scoring in zip(scored, passes, strict=True)
+        ]
     live = LiveReference.of(model, running.objective)
     if not spec.same_weights:
         del model
         model = cast_weights(_load(running, spec.policy), arithmetic)
-    return model, scored, live
+    return model, list(scored), live
+
+
+def _reference_pass(running: _Running, data: PreferenceData, plan: Plan) -> ReferencePass:
+    tokens = "tokens" in running.objective.needs
+    key = reference_key(
+        reference_hash=running.spec.reference_hash, plan=plan, arithmetic=running.arithmetic, tokens=tokens
+    )
+    return ReferencePass(data, plan, reference_path(running.spec.work, key), tokens=tokens)
 
 
 def _learner(running: _Running, model: Any, live: LiveReference | None) -> Learner:
@@ -200,10 +213,10 @@ def _learner(running: _Running, model: Any, live: LiveReference | None) -> Learn
     return Learner(model, running.objective, live, value)
 
 
-def _train(running: _Running, learner: Learner, data: PreferenceData, plan: Plan, reference: Reference | None) -> None:
+def _train(running: _Running, learner: Learner, plan: StepsPlan) -> None:
     spec = running.spec
-    identity = spec.identity | {"plan": plan.digest, "precision": running.arithmetic.precision}
-    job = StepsJob(spec.work, data, plan, reference, spec.settings, running.arithmetic, identity, spec.same_weights)
+    identity = spec.identity | {"plan": plan.plan.digest, "precision": running.arithmetic.precision}
+    job = StepsJob(spec.work, plan, spec.settings, spec.seed, running.arithmetic, identity, spec.same_weights)
     started = train_steps(learner, job, clock=running.clock, report=running.report)
     if started:
         running.notes.append(f"resumed at step {started}")

@@ -71,6 +71,11 @@ class TrainSettings(BaseModel):
     """Recompute activations in the backward pass: much less memory, about a third slower."""
     lora: LoraSettings | None = None
     """Train low-rank adapters instead of all weights."""
+    probe_pairs: int = Field(default=0, ge=0)
+    """Pairs (of whole prompts) that are kept out of training and watched before, during and after it; 0 watches
+    none."""
+    probe_every: int = Field(default=10, ge=1)
+    """Optimizer steps between two looks at the probe pairs."""
     checkpoint_every: int = Field(default=20, ge=0)
     """Optimizer steps between two checkpoints inside the round; 0 makes none."""
 

@@ -38,6 +38,7 @@ class StepContext:
     data: PreferenceData
     arithmetic: Arithmetic
     layout: Layout
+    seed: int = 0
 
     @property
     def objective(self) -> Objective:
@@ -81,7 +82,7 @@ class StepTotals:
 
 
 @dataclass(frozen=True, slots=True)
-class _RowJob:
+class RowJob:
     """A row on the device, with what the reference says of it."""
 
     row: Row
@@ -106,7 +107,7 @@ def accumulate_step(
     Raises TrainerError for that, and for a loss that is not a number.
     """
     relations = context.relations(step)
-    totals = StepTotals(context.objective.counts(relations), _mean_length(context.data, relations, context.arithmetic))
+    totals = StepTotals(context.objective.counts(relations), mean_length(context.data, relations, context.arithmetic))
     run = _two_passes if context.objective.whole_step else _row_by_row
     with context.arithmetic.autocast():
         for job in run(context, step, reference, totals, number, check_zero):
@@ -136,15 +137,15 @@ def _row_by_row(
     totals: StepTotals,
     number: int,
     check_zero: bool,
-) -> Iterator[_RowJob]:
-    for job in _jobs(context, step, reference):
-        responses, scores = _forward(context, job)
+) -> Iterator[RowJob]:
+    for job in row_jobs(context, step, reference):
+        responses, scores = forward(context, job)
         if check_zero:
             check_step_zero(responses, job.row, context.data)
         batch = gather(job.placed, responses, totals.mean_length)
         loss = _loss(context, batch, job.placed, totals, number, [job.row])
         _backward(context, [loss], [None])
-        totals.add(describe(batch, context.objective.beta) | _entropy(scores))
+        totals.add(describe(batch, context.objective.beta) | entropy_of(scores))
         yield job
 
 
@@ -155,20 +156,20 @@ def _two_passes(
     totals: StepTotals,
     number: int,
     check_zero: bool,
-) -> Iterator[_RowJob]:
+) -> Iterator[RowJob]:
     """All responses of the step first without, then with gradients."""
-    jobs = list(_jobs(context, step, reference))
+    jobs = list(row_jobs(context, step, reference))
     cut: list[Responses] = []
     placed: list[Placed] = []
     for job in jobs:
         with torch.no_grad():
-            responses, scores = _forward(context, job)
+            responses, scores = forward(context, job)
         if check_zero:
             check_step_zero(responses, job.row, context.data)
         before = sum(len(row.logp) for row in cut)
         placed += [(relation, tuple(before + place for place in places)) for relation, places in job.placed]
         cut.append(leaves(responses))
-        totals.add(_entropy(scores))
+        totals.add(entropy_of(scores))
     torch.clear_autocast_cache()  # weights that were cast without gradients must not serve the second pass
     batch = gather(placed, join(cut), totals.mean_length)
     context.objective.update(batch)
@@ -176,7 +177,7 @@ def _two_passes(
         _loss(context, batch, placed, totals, number, step.rows).backward()
     totals.add(describe(batch, context.objective.beta))
     for job, leaf in zip(jobs, cut, strict=True):
-        responses, _ = _forward(context, job)
+        responses, _ = forward(context, job)
         names = [name for name in ("logp", "tokens", "kl", "value") if getattr(leaf, name) is not None]
         grads = {name: getattr(leaf, name).grad for name in names}
         wanted = [name for name in names if grads[name] is not None and getattr(responses, name).requires_grad]
@@ -189,17 +190,18 @@ def _backward(context: StepContext, values: list[Tensor], grads: list[Tensor | N
         torch.autograd.backward(values, grads)
 
 
-def _jobs(context: StepContext, step: Step, reference: Sequence[RowReference] | None) -> Iterator[_RowJob]:
+def row_jobs(context: StepContext, step: Step, reference: Sequence[RowReference] | None) -> Iterator[RowJob]:
+    """The step's rows, one after the other, as the model reads them."""
     arithmetic = context.arithmetic
     said_of_rows: Sequence[RowReference | None] = [None] * len(step.rows) if reference is None else reference
     for row, said in zip(step.rows, said_of_rows, strict=True):
         encoded = encode_row(context.data, row, context.layout)
         batch = to_batch(encoded, device=arithmetic.device, mask_dtype=arithmetic.mask_dtype)
         placed = [(context.data.relations[relation.index], relation.places) for relation in row.relations]
-        yield _RowJob(row, batch, said, placed, encoded.encoded)
+        yield RowJob(row, batch, said, placed, encoded.encoded)
 
 
-def _forward(context: StepContext, job: _RowJob) -> tuple[Responses, Scores]:
+def forward(context: StepContext, job: RowJob) -> tuple[Responses, Scores]:
     """What policy, reference and value network say of the row's responses."""
     needs, batch, learner = context.objective.needs, job.batch, context.learner
     live = learner.live
@@ -229,11 +231,18 @@ def _loss(
     rows: Sequence[Row],
 ) -> Tensor:
     """The share of the step's mean loss; its numbers are added to `totals`."""
-    value = context.objective.evaluate(batch, [relation for relation, _ in placed], totals.counts)
+    value = context.objective.evaluate(
+        batch, [relation for relation, _ in placed], totals.counts, generator_of(context.seed, number)
+    )
     if not torch.isfinite(value.total):
         raise TrainerError(_not_a_number("loss", value.total.item(), number, prompts_of(context.data, rows)))
     totals.add_loss(value)
     return value.total
+
+
+def generator_of(seed: int, number: int) -> torch.Generator:
+    """The random numbers of one step, whatever ran before it."""
+    return torch.Generator().manual_seed((seed + 1_000_003 * number) % 2**63)
 
 
 def check_step_zero(responses: Responses, row: Row, data: PreferenceData) -> None:
@@ -247,13 +256,14 @@ def check_step_zero(responses: Responses, row: Row, data: PreferenceData) -> Non
         )
 
 
-def _mean_length(data: PreferenceData, relations: Sequence[Relation], arithmetic: Arithmetic) -> Tensor:
+def mean_length(data: PreferenceData, relations: Sequence[Relation], arithmetic: Arithmetic) -> Tensor:
     """[] mean number of tokens of the relations' first (for pairs: chosen) responses."""
     lengths = [data.length(relation.prompt_id, relation.responses[0]) for relation in relations]
     return torch.tensor(sum(lengths) / len(lengths), device=arithmetic.device)
 
 
-def _entropy(scores: Scores) -> dict[str, tuple[float, float]]:
+def entropy_of(scores: Scores) -> dict[str, tuple[float, float]]:
+    """The row's mean entropy as a sum over one row."""
     return {} if scores.entropy is None else {"entropy": (float(scores.entropy), 1.0)}
 
 

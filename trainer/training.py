@@ -18,6 +18,7 @@ from trainer.errors import TrainerError
 from trainer.learner import Learner
 from trainer.model import Arithmetic
 from trainer.optimizer import learning_rate, make_optimizer
+from trainer.probe_set import ProbeSet
 from trainer.reference import Reference
 from trainer.rows import Plan
 from trainer.scorer import RowScorer
@@ -30,15 +31,24 @@ Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
+class StepsPlan:
+    """What is trained in which rows, with the reference's log-probs of them (None if no loss needs any)."""
+
+    data: PreferenceData
+    plan: Plan
+    reference: Reference | None
+    probe: ProbeSet | None = None
+    """Relations that are watched and never trained on."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepsJob:
     """What the steps of a round are made of."""
 
     work: Path
-    data: PreferenceData
-    plan: Plan
-    reference: Reference | None
-    """None if no loss needs one."""
+    planned: StepsPlan
     settings: TrainSettings
+    seed: int
     arithmetic: Arithmetic
     identity: dict[str, Any]
     """Names the round; a checkpoint with another one is refused."""
@@ -48,13 +58,15 @@ class StepsJob:
 
 def train_steps(learner: Learner, job: StepsJob, *, clock: Clock, report: Report) -> int:
     """All optimizer steps that are still to do; returns the number of the first of them."""
-    optimizer = make_optimizer(learner.parameters().values(), job.settings)
-    context = StepContext(RowScorer(learner.model), learner, job.data, job.arithmetic, job.plan.layout)
-    start, total = _resume(learner, optimizer, job, clock), len(job.plan.order)
+    plan, optimizer = job.planned, make_optimizer(learner.parameters().values(), job.settings)
+    context = StepContext(RowScorer(learner.model), learner, plan.data, job.arithmetic, plan.plan.layout, job.seed)
+    start, total = _resume(learner, optimizer, job, clock), len(plan.plan.order)
     with _open_log(job.work / STEPS, start.log_bytes) as log:
         for number in range(start.steps, total):
             with clock.part("compute"):
-                metrics = _step(context, job, optimizer, learner, number, report)
+                metrics = _watch(context, job, number) | _step(context, job, optimizer, learner, number, report)
+                if number + 1 == total and plan.probe is not None:
+                    metrics["probe_after"] = plan.probe.measure(context)
             log.write((json.dumps(metrics) + "\n").encode())
             log.flush()
             report({"phase": "train", "done": number + 1, "total": total} | metrics)
@@ -71,6 +83,12 @@ def read_steps(work: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (work / STEPS).read_text(encoding="utf-8").splitlines()]
 
 
+def _watch(context: StepContext, job: StepsJob, number: int) -> dict[str, Any]:
+    """What the probe relations say before this step, if it is time to look."""
+    probe = job.planned.probe
+    return {} if probe is None or number % job.settings.probe_every else {"probe": probe.measure(context)}
+
+
 def _step(
     context: StepContext,
     job: StepsJob,
@@ -80,14 +98,15 @@ def _step(
     report: Report,
 ) -> dict[str, Any]:
     """One optimizer step; returns its line of the log."""
-    start, total, index = time.perf_counter(), len(job.plan.order), job.plan.order[number]
-    step = job.plan.steps[index]
+    plan, start = job.planned.plan, time.perf_counter()
+    total, index = len(plan.order), plan.order[number]
+    step = plan.steps[index]
 
     def tick() -> None:
         report({"phase": "train", "done": number, "total": total})
 
     check_zero = number == 0 and job.same_weights
-    reference = None if job.reference is None else job.reference[index]
+    reference = None if job.planned.reference is None else job.planned.reference[index]
     totals = accumulate_step(context, step, reference, number=number, check_zero=check_zero, tick=tick)
     names = prompts_of(context.data, step.rows)
     parameters = list(learner.parameters().values())

@@ -5,7 +5,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -57,13 +57,23 @@ def terms_of(given: Any, *, beta: float | None, nll_weight: float | None) -> tup
         raise ValueError("loss is an empty list; name at least one method")
     terms = [term for part in parts for term in _terms(part, beta)]
     if nll_weight is not None:
-        terms = [term for term in terms if term.name != "nll"]
-        terms += [LossTerm("nll", nll_weight, _arguments("nll", METHODS["nll"], {}))] if nll_weight else []
+        terms = _with_nll(terms, nll_weight)
     kinds = {term.name: term.method().kind for term in terms if not term.is_custom}
     if len(set(kinds.values())) > 1:
         each = ", ".join(f"{name} over {kind}" for name, kind in kinds.items())
         raise ValueError(f"the losses of a sum must be written over the same kind of data, but there are {each}")
     return tuple(terms)
+
+
+def _with_nll(terms: list[LossTerm], weight: float) -> list[LossTerm]:
+    """The sum with this weight of the NLL: inside a method that has one of its own, else as a term."""
+    if any("nll_weight" in term.arguments for term in terms):
+        return [
+            replace(term, arguments=term.arguments | {"nll_weight": weight}) if "nll_weight" in term.arguments else term
+            for term in terms
+        ]
+    others = [term for term in terms if term.name != "nll"]
+    return [*others, LossTerm("nll", weight, _arguments("nll", METHODS["nll"], {}))] if weight else others
 
 
 def _terms(part: Any, beta: float | None) -> list[LossTerm]:
