@@ -43,7 +43,7 @@ def ld_dpo(pairs: Pairs, *, beta: float, alpha: float, apply_to: str) -> Tensor:
 
 def _gap(y: Responses, common: Tensor, alpha: float, apply_to: str) -> Tensor:
     """Log-ratio with a reduced tail, [P]; the tail begins after `common` [P] tokens."""
-    tokens, ref_tokens = given(y.tokens, "tokens"), given(y.ref_tokens, "tokens")
+    tokens, ref_tokens = given(y.tokens, "tokens"), given(y.ref_tokens, "reference")
     head = torch.arange(tokens.shape[-1], device=tokens.device) < common.unsqueeze(-1)
     weight = torch.where(head, 1.0, alpha).to(tokens)
     if apply_to == "policy":
