@@ -42,7 +42,7 @@ def bco_update(singles: Singles, state: dict[str, float], *, beta: float, moment
     new = dict(state)
     for name, which_S in (("good", singles.good), ("bad", ~singles.good)):
         if which_S.any():
-            mean = float((beta * singles.y.gap[which_S]).mean())
+            mean = beta * float(singles.y.gap[which_S].detach().mean())
             new[name] = momentum * state.get(name, mean) + (1 - momentum) * mean
     return new
 
@@ -115,8 +115,8 @@ def _running(state: dict[str, float], momentum: float, bias_correction: bool) ->
 
 
 def _draw(gap_P: Tensor, mean: float, spread: float, count: int, generator: torch.Generator) -> Tensor:
-    """[P] 1 for `count` pairs drawn one after the other without replacement, 0 for the rest: those with the largest `log w +
-    Gumbel noise` (arXiv:1903.06059), which holds even where every weight underflows."""
+    """[P] 1 for `count` pairs drawn one after the other without replacement, 0 for the rest: those with the largest
+    `log w + Gumbel noise` (arXiv:1903.06059), which holds even where every weight underflows."""
     log_w_P = -0.5 * ((gap_P.double() - mean) / spread).square() if spread > 0 else torch.zeros_like(gap_P).double()
     noise_P = torch.rand(len(gap_P), generator=generator, device=generator.device, dtype=torch.float64)
     gumbel_P = -(-noise_P.clamp(min=1e-300).log()).log()
