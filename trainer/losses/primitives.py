@@ -1,4 +1,4 @@
-"""Room `trainer/`, the losses' arithmetic: functions that several of them share, written so that they do not overflow."""
+"""Room `trainer/`, the losses' arithmetic: what several of them share, written so that it does not overflow."""
 
 import torch
 from torch import Tensor

@@ -152,10 +152,12 @@ def test_beta_stays_above_its_least_value() -> None:
     )
 
 
-@pytest.mark.parametrize(("keep", "kept"), [(0.8, 8), (0.79, 7), (0.7, 7), (0.01, 1), (1.0, 10)])
-def test_the_filter_keeps_its_share_and_the_mean_is_that_over_the_kept(keep: float, kept: int) -> None:
-    gaps = [0.5 * i for i in range(10)]
-    some = pairs_of(gaps, [0.0] * 10)
+@pytest.mark.parametrize(
+    ("keep", "count", "kept"),
+    [(0.8, 10, 8), (0.79, 10, 7), (0.01, 10, 1), (1.0, 10, 10), (0.29, 100, 29)],  # 0.29 * 100 is 28.999999999999996
+)
+def test_the_filter_keeps_its_share_and_the_mean_is_that_over_the_kept(keep: float, count: int, kept: int) -> None:
+    some = pairs_of([0.05 * i for i in range(count)], [0.0] * count)
     state = {"mean": 2.0, "spread": 1.5, "steps": 3.0}
     filtered = evaluate("beta_dpo", some, state=state, keep=keep)
     full = evaluate("beta_dpo", some, state=state, **NO_FILTER)
@@ -172,6 +174,12 @@ def test_the_filter_draws_by_distance_from_the_running_mean() -> None:
     )
     expected = [weight / sum(weights) for weight in weights]
     assert (kept / draws).tolist() == pytest.approx(expected, abs=0.03)  # three standard deviations
+
+
+def test_without_a_spread_every_pair_may_be_kept() -> None:
+    state = {"mean": 2.0, "spread": 0.0, "steps": 1.0}  # the mean is that of pair A
+    kept = [evaluate("beta_dpo", pairs("ABC"), state=state, keep=0.34, seed=seed) > 0 for seed in range(30)]
+    assert torch.stack(kept).any(0).all()
 
 
 def test_the_filter_repeats_itself_with_the_same_seed_only() -> None:
