@@ -192,6 +192,15 @@ def test_the_filter_repeats_itself_with_the_same_seed_only() -> None:
     assert len({kept(seed) for seed in range(10)}) > 1
 
 
+def test_before_the_first_update_the_running_values_are_zero() -> None:
+    """A look at held-out data may come before the first step."""
+    shift_0 = evaluate("bco", halves("ABC"), state={"good": 0.0, "bad": 0.0})
+    torch.testing.assert_close(evaluate("bco", halves("ABC"), state={}), shift_0)
+    for correction in (False, True):
+        values = evaluate("beta_dpo", pairs("ABC"), state={}, bias_correction=correction, **NO_FILTER)
+        torch.testing.assert_close(values, dpo(pairs("ABC"), beta=0.1 * (1 + 0.6 * 1.25)))
+
+
 # AOT
 
 
