@@ -1,12 +1,16 @@
 """Room `trainer/`: preference data in, candidate model folder out. Knows nothing of judges, campaigns or run folders.
 
 The walk of one round (`round.py` tells it as a list of steps):
-  settings.py    what a user may set                    data.py       prompts, responses, pairs; what is dropped and why
-  model.py       models in and out, number formats      probe.py      may this model be trained on prefix trees?
-  rows.py        the plan: steps, rows, trees           encode.py     a row's prompts and responses as one prefix tree
-  branches.py    a tree as small attention problems     attention.py  attention over them, exact and cheap
-  scorer.py      the one module that runs the model     losses.py     per-pair losses, one table
-  reference.py   reference log-probs of the plan        step.py       forward and backward over one optimizer step
+  settings.py    what a user may set                    data.py       prompts, responses, relations; what is dropped
+  convert.py     pairs as singles or groups             model.py      models in and out, number formats
+  probe.py       may this model be trained on trees?    rows.py       the plan: steps, rows, trees
+  encode.py      a row as one prefix tree               branches.py   a tree as small attention problems
+  attention.py   attention over them, exact and cheap   scorer.py     the one module that runs the model
+  losses/        pure functions, one table              objective.py  their weighted sum over a step
+  reference.py   reference log-probs of the plan        live.py       a reference that stays in memory
+  relations.py   from responses to relations            value.py      the value network of DRO-V
+  step.py        forward and backward over one step     diagnostics.py  what the log says of it
+  learner.py     everything that changes in a round     probe_set.py  relations that are only watched
   training.py    all steps, log and checkpoints         optimizer.py  AdamW and its learning rate
   checkpoint.py  going on after a kill                  summary.py    what a round reports
   memory.py      large pages                            files.py      write, flush, rename

@@ -3,6 +3,7 @@ the one division, by the relations of the whole optimizer step, happens in `step
 
 table.py              every loss by its name in the config
 method.py             a row of the table: kind, function, needs, arguments with their defaults
+terms.py              what a config says of the loss, as a weighted sum of rows
 table_contrastive.py  the rows of contrastive.py
 table_pairs.py        the rows of all losses over pairs
 methods_page.py       writes docs/methods.md from the table
@@ -14,4 +15,9 @@ token_level.py        losses over single tokens or whole next-token distribution
 reference_free.py     losses over both log-probs, without a reference (SimPO, ORPO and kin)
 likelihood.py         losses over a response's own likelihood
 reward.py             the loss of reward models; not in the table
+table_others.py       the rows of all losses over groups, singles and whole steps
+listwise.py           losses over groups of ranked or scored responses (Plackett-Luce, InfoNCA and kin)
+singles.py            losses over single responses with a label or a score (NPO, DRO, Nash-MD and kin)
+stepwise.py           losses with a statistic of the whole optimizer step (KTO, BCO, β-DPO, AOT)
+moving.py             a loss whose reference follows the policy (TR-DPO)
 """

@@ -29,9 +29,9 @@ def kto(singles: Singles, *, beta: float, desirable_weight: float, undesirable_w
 
 def bco(singles: Singles, *, state: dict[str, float], beta: float, momentum: float) -> Tensor:
     """`ell(βh - δ)` for a good response, `ell(-(βh - δ))` for a bad one; arXiv:2404.04656. `δ` is the mean of the two
-    running means in `state`."""
+    running means in `state`, 0 before its first update."""
     assert singles.good is not None, "the loss must declare the need `labels`"
-    z_S = beta * singles.y.gap - sum(state.values()) / len(state)
+    z_S = beta * singles.y.gap - sum(state.values()) / max(len(state), 1)
     return ell(torch.where(singles.good, z_S, -z_S))
 
 
@@ -42,7 +42,7 @@ def bco_update(singles: Singles, state: dict[str, float], *, beta: float, moment
     new = dict(state)
     for name, which_S in (("good", singles.good), ("bad", ~singles.good)):
         if which_S.any():
-            mean = float((beta * singles.y.gap[which_S]).mean())
+            mean = beta * float(singles.y.gap[which_S].detach().mean())
             new[name] = momentum * state.get(name, mean) + (1 - momentum) * mean
     return new
 
@@ -62,7 +62,7 @@ def beta_dpo(
 
     `floor(keep · P)` pairs (at least one) are drawn without replacement, weights `exp(-½((Δ - M0)/S)²)`; a kept pair
     counts `P / kept`, another one 0, so the mean over all pairs is that over the kept. Neither β nor the draw has a
-    gradient. M0 and S are the running mean and spread in `state`, this step included.
+    gradient. M0 and S are the running mean and spread in `state`, this step included; 0 before its first update.
     """
     gap_P = pairs.delta.detach()
     mean, spread = _running(state, momentum, bias_correction)
@@ -110,6 +110,8 @@ def _smoothed(z_P: Tensor, label_smoothing: float) -> Tensor:
 
 def _running(state: dict[str, float], momentum: float, bias_correction: bool) -> tuple[float, float]:
     """Mean and spread of the state; with `bias_correction` divided by `1 - momentum^steps`, as they started at 0."""
+    if not state:
+        return 0.0, 0.0
     scale = 1 - momentum ** state["steps"] if bias_correction else 1.0
     return state["mean"] / scale, state["spread"] / scale
 

@@ -219,10 +219,11 @@ PAIRS: dict[str, Method] = {
             "alpha": number(0.6, "How strongly beta follows the step's gap; 0 keeps it constant.", ge=0),
             "keep": number(0.8, "Share of the step's pairs that the filter keeps; 1 keeps all.", gt=0, le=1),
             "momentum": number(0.9, "Of the running mean and spread; higher follows more slowly.", ge=0, lt=1),
-            "bias_correction": flag(False, "Correct the running values for their start at 0; matters for 20 steps."),
+            "bias_correction": flag(False, "Correct the running mean and spread for their start at 0."),
         },
         notes="As the authors' code: the gap has no factor beta (the paper speaks of a reward discrepancy), and the "
-        "running values are updated before they are used. Statistics and filter see the whole step.",
+        "running values are updated before they are used. Without bias_correction beta is too high in the first "
+        "20 steps or so, and the filter keeps the pairs nearest to 0.",
     ),
     "aot": Method(
         kind="pairs",

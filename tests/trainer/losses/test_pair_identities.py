@@ -131,7 +131,7 @@ def swap(row: Row) -> Row:
 def test_swapped_labels_change_dpo_by_the_margin(rows: list[Row], beta: float) -> None:
     pairs, swapped = make_pairs(*rows), make_pairs(*map(swap, rows))
     change = loss("dpo", swapped, beta=beta) - loss("dpo", pairs, beta=beta)
-    assert change.tolist() == pytest.approx((beta * pairs.delta).tolist(), abs=1e-9)
+    assert change.tolist() == pytest.approx((beta * pairs.delta).tolist(), abs=1e-8)  # softplus(z) is z beyond 20
 
 
 @few
