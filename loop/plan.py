@@ -70,13 +70,23 @@ def iteration_plan(loaded: LoadedConfig, k: int) -> dict[str, Any]:
         "sample": f"{s.n} responses to {prompts or 'all'} prompts from {first}, temperature {s.temperature:g}, "
         f"at most {s.max_tokens} tokens",
         "pair": f"{config.pairs.rule}, at most {each} per prompt",
-        "train": f"{t.loss} with beta {t.beta:g} and NLL weight {t.nll_weight:g}, {how}, "
+        "train": f"{loss_in_words(t)}, {how}, "
         f"learning rate {t.learning_rate:g}, {t.batch_pairs} pairs a step, starting from {first}",
         "reference": anchor,
         "responses": None if prompts is None else prompts * s.n,
         "pairs_at_most": pairs,
         "steps_at_most": None if pairs is None else steps_at_most(pairs, t),
     }
+
+
+def loss_in_words(train: TrainSettings) -> str:
+    """The weighted sum with its arguments, e.g. `dpo (beta 0.1) + 0.5 x nll (normalise response)`."""
+    words = []
+    for term in train.terms:
+        arguments = ", ".join(f"{key} {value}" for key, value in term.arguments.items())
+        scale = "" if term.weight == 1 else f"{term.weight:g} x "
+        words.append(f"{scale}{term.name}{f' ({arguments})' if arguments else ''}")
+    return " + ".join(words)
 
 
 def steps_at_most(pairs: int, train: TrainSettings) -> int:
