@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from trainer.errors import TrainerError
 from trainer.files import PARTIAL, fresh_partial, publish_folder, read_json, write_json
 from trainer.learner import Learner
+from trainer.team import ALONE, Team
 
 REFERENCE = "reference.safetensors"
 
@@ -27,17 +28,28 @@ class Position:
 
 
 def save_checkpoint(
-    work: Path, position: Position, identity: dict[str, Any], learner: Learner, optimizer: torch.optim.Optimizer
+    work: Path,
+    position: Position,
+    identity: dict[str, Any],
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    team: Team = ALONE,
 ) -> None:
-    """Write `work/checkpoint-<steps>`, then remove the older ones."""
+    """Write `work/checkpoint-<steps>`, then remove the older ones. Tensors are whole, so that another number of
+    processes can go on; every process must call this, and the leader writes."""
+    parameters = learner.parameters()
+    weights = team.collect(parameters)
+    moments = team.collect(_flatten(optimizer.state_dict()["state"], list(parameters)))
+    moving = team.collect(learner.live.state()) if learner.live is not None and learner.live.moves else None
+    if not team.leads:
+        return
     target = work / f"checkpoint-{position.steps:06d}"
     partial = fresh_partial(target)
-    parameters = learner.parameters()
-    save_file({name: parameter.detach() for name, parameter in parameters.items()}, partial / "weights.safetensors")
-    save_file(_flatten(optimizer.state_dict()["state"], list(parameters)), partial / "optimizer.safetensors")
+    save_file(weights, partial / "weights.safetensors")
+    save_file(moments, partial / "optimizer.safetensors")
     save_file({"torch": torch.get_rng_state()}, partial / "rng.safetensors")
-    if learner.live is not None and learner.live.moves:
-        save_file(learner.live.state(), partial / REFERENCE)
+    if moving is not None:
+        save_file(moving, partial / REFERENCE)
     state = {
         "steps": position.steps,
         "log_bytes": position.log_bytes,
@@ -55,7 +67,7 @@ def save_checkpoint(
 def find_checkpoint(work: Path, identity: dict[str, Any]) -> Path | None:
     """The newest checkpoint, if there is one. Raises TrainerError if it belongs to another round."""
     for leftover in work.glob("checkpoint-*" + PARTIAL):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)  # several processes may come here at once
     folders = _folders(work)
     if not folders:
         return None
@@ -69,20 +81,23 @@ def find_checkpoint(work: Path, identity: dict[str, Any]) -> Path | None:
     return folders[-1]
 
 
-def load_checkpoint(folder: Path, learner: Learner, optimizer: torch.optim.Optimizer) -> Position:
+def load_checkpoint(folder: Path, learner: Learner, optimizer: torch.optim.Optimizer, team: Team = ALONE) -> Position:
     """Put weights, optimizer, moving reference, running statistics and random state back; returns where the round
     stands."""
     weights = load_file(folder / "weights.safetensors")
     parameters = learner.parameters()
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(team.part(weights[name], like=parameter))
     flat = load_file(folder / "optimizer.safetensors")
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": _unflatten(flat, list(parameters)), "param_groups": groups})
+    moments = {label: _part_of_moment(label, value, parameters, team) for label, value in flat.items()}
+    optimizer.load_state_dict({"state": _unflatten(moments, list(parameters)), "param_groups": groups})
     torch.set_rng_state(load_file(folder / "rng.safetensors")["torch"])
     if learner.live is not None and learner.live.moves:
-        learner.live.load(load_file(folder / REFERENCE))
+        held = learner.live.parameters
+        moved = load_file(folder / REFERENCE)
+        learner.live.load({name: team.part(values, like=held[name]) for name, values in moved.items()})
     state = read_json(folder / "state.json")
     learner.objective.state = state["losses"]
     return Position(state["steps"], state["log_bytes"], state["seconds"])
@@ -96,6 +111,13 @@ def remove_checkpoints(work: Path) -> None:
 
 def _folders(work: Path) -> list[Path]:
     return sorted(folder for folder in work.glob("checkpoint-*") if not folder.name.endswith(PARTIAL))
+
+
+def _part_of_moment(
+    label: str, value: torch.Tensor, parameters: dict[str, torch.nn.Parameter], team: Team
+) -> torch.Tensor:
+    """The optimizer's tensors are cut like the weights they belong to; its step counts are single numbers."""
+    return team.part(value, like=parameters[label.rsplit("|", 1)[0]]) if value.dim() else value
 
 
 def _flatten(state: dict[int, dict[str, torch.Tensor]], names: list[str]) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 log-probs for a row, for losses that need its whole distribution (TDPO) or let it follow the policy (TR-DPO,
 arXiv:2404.09656)."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +37,9 @@ class LiveReference:
         model.requires_grad_(False)
 
     @classmethod
-    def of(cls, model: nn.Module, objective: Objective) -> "LiveReference | None":
-        """The one that the losses need, if any; `model` is the reference, ready to be scored."""
-        if not LIVE & objective.needs:
-            return None
-        return cls(copy.deepcopy(model).eval(), _follow(objective), tokens="tokens" in objective.needs)
+    def of(cls, model: nn.Module, objective: Objective) -> "LiveReference":
+        """The one that the losses need; `model` is the reference, which becomes its own."""
+        return cls(model.eval(), _follow(objective), tokens="tokens" in objective.needs)
 
     @property
     def moves(self) -> bool:

@@ -26,6 +26,8 @@ class Arithmetic:
 
     device: torch.device
     precision: Precision
+    keep_casts: bool = True
+    """Under autocast: weights stay cast for a whole block. A sharded model must not hold them."""
 
     @property
     def mask_dtype(self) -> torch.dtype:
@@ -33,11 +35,11 @@ class Arithmetic:
         return torch.float32 if self.precision == "fp32" else torch.bfloat16
 
     def autocast(self, *, enabled: bool = True) -> AbstractContextManager[Any]:
-        """Inside, matrix products run in bf16 where the precision says so; weights are cast once per outermost
-        block."""
+        """Inside, matrix products run in bf16 where the precision says so; with `keep_casts` weights are cast once
+        per outermost block."""
         if self.precision != "bf16-autocast":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=self.keep_casts)
 
 
 def choose_arithmetic(settings: TrainSettings) -> Arithmetic:
@@ -48,8 +50,9 @@ def choose_arithmetic(settings: TrainSettings) -> Arithmetic:
     return Arithmetic(device, "bf16-autocast" if device.type == "cuda" or _cpu_has_bf16() else "fp32")
 
 
-def load_model(folder: Path, arithmetic: Arithmetic) -> Any:
-    """The causal model of a folder in fp32, dropout off, with sdpa attention."""
+def load_model(folder: Path, arithmetic: Arithmetic, *, whole: bool = True) -> Any:
+    """The causal model of a folder in fp32, dropout off, with sdpa attention; on the CPU if the device is not to hold
+    the whole of it."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -61,7 +64,7 @@ def load_model(folder: Path, arithmetic: Arithmetic) -> Any:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     disable_dropout(model)
     use_tree_attention(model)
-    return model.to(arithmetic.device).eval()
+    return model.to(arithmetic.device if whole else "cpu").eval()
 
 
 def read_limits(folder: Path) -> tuple[int, int | None]:

@@ -5,6 +5,7 @@ so that what the round teaches can be told from what it remembers."""
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
 import torch
 
 from trainer.data import PreferenceData
@@ -14,7 +15,8 @@ from trainer.losses.batch import Responses
 from trainer.reference import RowReference
 from trainer.relations import Placed, gather, join
 from trainer.rows import Plan
-from trainer.step import StepContext, StepTotals, entropy_of, forward, generator_of, mean_length, row_jobs
+from trainer.step import StepContext, generator_of, mean_length, place_over, read_rows, row_jobs
+from trainer.totals import StepTotals
 
 
 def split_probe(data: PreferenceData, relations: int, *, seed: int) -> tuple[PreferenceData, PreferenceData | None]:
@@ -54,18 +56,14 @@ class ProbeSet:
         """Loss, its parts and everything that the log says of relations, over the whole set at once."""
         context = replace(context, data=self.data)
         said: list[Responses] = []
-        placed: list[Placed] = []
         entropies = StepTotals({}, torch.zeros(()))
         with context.arithmetic.autocast():
             for at, step in enumerate(self.plan.steps):
-                for job in row_jobs(context, step, None if self.reference is None else self.reference[at]):
-                    before = sum(len(row.logp) for row in said)
-                    responses, scores = forward(context, job)
-                    placed += [(relation, tuple(before + place for place in places)) for relation, places in job.placed]
-                    said.append(responses)
-                    entropies.add(entropy_of(scores))
-        torch.clear_autocast_cache()  # weights that were cast without gradients must not serve training
-        return {"entropy": entropies.means()["entropy"]} | self._numbers(context, join(said), placed)
+                jobs = list(row_jobs(context, step, None if self.reference is None else self.reference[at]))
+                said += read_rows(context, jobs, len(step.rows), entropies)
+        placed = place_over(self.data, [row for step in self.plan.steps for row in step.rows])
+        entropy = entropies.of_all(context.team).means()["entropy"]
+        return {"entropy": entropy} | self._numbers(context, join(said), placed)
 
     def _numbers(self, context: StepContext, responses: Responses, placed: Sequence[Placed]) -> dict[str, float]:
         relations = [relation for relation, _ in placed]

@@ -6,6 +6,7 @@ so that a restart goes on where it was; the model is not needed afterwards."""
 import hashlib
 import json
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -23,6 +24,7 @@ from trainer.files import PARTIAL, publish_file
 from trainer.model import Arithmetic
 from trainer.rows import Plan, Row, encode_row
 from trainer.scorer import RowScorer, to_batch
+from trainer.team import Team
 
 SAVE_SECONDS = 20.0
 
@@ -74,21 +76,25 @@ class ReferencePass:
         rows = iter(zip(done.split(sizes), self.lengths, strict=True))
         return [[self._unpack(*next(rows)) for _ in step.rows] for step in self.plan.steps]
 
-    def score(self, scorer: RowScorer, arithmetic: Arithmetic, tick: Callable[[int, int], None]) -> Reference:
+    def score(
+        self, scorer: RowScorer, arithmetic: Arithmetic, tick: Callable[[int, int], None], team: Team
+    ) -> Reference:
         """Score the rows that the file does not hold yet; saved every `SAVE_SECONDS` and at the end. `tick(done,
-        total)` per row."""
+        total)` per turn of the team, which is a row if there is one process."""
         done = _read(self.path)
-        ends = list(accumulate(map(self._size, self.lengths)))
-        parts, saved = [done], time.monotonic()
+        first = bisect_right(list(accumulate(map(self._size, self.lengths))), len(done))
+        parts, saved, rows = [done], time.monotonic(), self.rows[first:]
         with torch.no_grad(), arithmetic.autocast():
-            for at, (row, end) in enumerate(zip(self.rows, ends, strict=True)):
-                if end > len(done):
-                    parts.append(self._score(scorer, row, arithmetic))
-                if time.monotonic() - saved > SAVE_SECONDS:
+            for turn in team.turns(len(rows)):
+                mine = self._score(scorer, rows[turn.row], arithmetic)
+                parts += [scored for scored, idle in team.gather((mine, turn.idle)) if not idle]
+                if team.leads and time.monotonic() - saved > SAVE_SECONDS:
                     _save(self.path, torch.cat(parts))
                     saved = time.monotonic()
-                tick(at + 1, len(self.rows))
-        _save(self.path, torch.cat(parts))
+                tick(first + len(parts) - 1, len(self.rows))
+        if team.leads:
+            _save(self.path, torch.cat(parts))
+        team.wait()
         scored = self.load()
         assert scored is not None, "every planned row was scored"
         return scored

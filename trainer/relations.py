@@ -42,6 +42,11 @@ def leaves(responses: Responses) -> Responses:
     return _each(responses, lambda name, values: values.detach().requires_grad_(name in wanted))
 
 
+def moved(responses: Responses, device: torch.device | str) -> Responses:
+    """The same on another device."""
+    return _each(responses, lambda _, values: values.to(device))
+
+
 def gather(placed: Sequence[Placed], responses: Responses, mean_length: Tensor) -> Batch:
     """The relation over these responses; columns that the data do not have are None."""
     first = placed[0][0]

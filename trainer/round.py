@@ -1,9 +1,13 @@
 """Room `trainer/`, one round of preference training from start to end. In: policy and reference folders with their
 hashes, preference data, settings, a seed; out: a candidate model folder and a summary. Killed at any moment and
-called again, it goes on from its last checkpoint and ends with the same weights (same threads, CPU)."""
+called again, it goes on from its last checkpoint and ends with the same weights (same threads, CPU).
 
+With `processes` above 1 the call starts them; each runs the same list of steps with its place in the `Team`."""
+
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ from trainer.model import (
     make_trainable,
     read_limits,
     save_candidate,
+    trained_parameters,
 )
 from trainer.objective import Objective, check_needs
 from trainer.probe import MOST_GAP, probe_trees
@@ -32,8 +37,9 @@ from trainer.probe_set import ProbeSet, split_probe
 from trainer.reference import Reference, ReferencePass, reference_key, reference_path, sampler_gap
 from trainer.rows import Layout, Plan, plan_rows
 from trainer.scorer import RowScorer
-from trainer.settings import TrainSettings
+from trainer.settings import ONLY_HOW, TrainSettings
 from trainer.summary import Clock, RoundSummary, read_summary, write_summary
+from trainer.team import ALONE, Team
 from trainer.training import Report, StepsJob, StepsPlan, read_steps, train_steps
 from trainer.value import ValueNetwork
 
@@ -62,8 +68,8 @@ class RoundSpec:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the candidate's weights, apart from the data (checkpoints only change when work is saved)."""
-        settings = self.settings.model_dump(mode="json", exclude={"checkpoint_every"})
+        """What decides the candidate's weights, apart from the data."""
+        settings = self.settings.model_dump(mode="json", exclude=set(ONLY_HOW))
         return {"policy": self.policy_hash, "reference": self.reference_hash, "seed": self.seed} | settings
 
 
@@ -77,9 +83,10 @@ class _Running:
     objective: Objective
     clock: Clock
     notes: list[str]
+    team: Team
 
 
-def train_round(spec: RoundSpec, data: PreferenceData, *, report: Report) -> RoundSummary:
+def train_round(spec: RoundSpec, data: PreferenceData, *, report: Report, team: Team = ALONE) -> RoundSummary:
     """Train the policy on the relations and write the candidate to `spec.out`; a finished one is returned as it is.
 
     `report` is called with `phase` (load, reference, train, save), `done`, `total` and, after a step, the step's
@@ -87,9 +94,11 @@ def train_round(spec: RoundSpec, data: PreferenceData, *, report: Report) -> Rou
     finished = read_summary(spec.out, spec.identity)
     if finished is not None:
         return finished
-    running = _start(spec, report)
+    if spec.settings.processes > 1 and team.size == 1:
+        return _train_together(spec, data, report)
+    running = _start(spec, report, team)
     checked = _check(running, data)
-    model = _load(running, spec.policy)
+    model = _load(running, spec.policy, adapters=True)
     layout, gap = _choose_layout(running, model, checked.data)
     parts = split_probe(checked.data, spec.settings.probe_pairs, seed=spec.seed)
     planned = [(part, _plan(running, part, layout)) for part in parts if part is not None]
@@ -99,18 +108,36 @@ def train_round(spec: RoundSpec, data: PreferenceData, *, report: Report) -> Rou
     learner = _learner(running, model, live)
     _train(running, learner, StepsPlan(data, plan, reference, probe))
     agreement = sampler_gap(data, plan, reference) if reference and spec.same_weights else None
-    summary = _save(running, learner.model, checked, plan, gap, agreement)
-    remove_checkpoints(spec.work)
+    whole = _whole_model(running, learner.model)
+    if team.leads:
+        _save(running, whole, checked, plan, gap, agreement)
+        remove_checkpoints(spec.work)
+    team.wait()
+    summary = read_summary(spec.out, spec.identity)
+    assert summary is not None, "the leader has saved the candidate"
     return summary
 
 
-def _start(spec: RoundSpec, report: Report) -> _Running:
+def _train_together(spec: RoundSpec, data: PreferenceData, report: Report) -> RoundSummary:
+    """The same in several processes, which share the CPU's threads."""
+    from trainer.processes import run_together
+
+    size, sharded = spec.settings.processes, spec.settings.distribute == "fsdp"
+    own = replace(spec, threads=max(1, (spec.threads or torch.get_num_threads()) // size))
+    work = partial(train_round, own, data)
+    summary: RoundSummary = run_together(size, work, sharded=sharded, logs=spec.work, report=report)
+    return summary
+
+
+def _start(spec: RoundSpec, report: Report, team: Team) -> _Running:
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     use_huge_pages()
     torch.manual_seed(spec.seed)
     spec.work.mkdir(parents=True, exist_ok=True)
-    return _Running(spec, report, choose_arithmetic(spec.settings), Objective(spec.settings.terms), Clock(), [])
+    arithmetic = replace(choose_arithmetic(spec.settings), keep_casts=not team.sharded)
+    notes = [f"{team.size} processes, {spec.settings.distribute}"] if team.size > 1 else []
+    return _Running(spec, report, arithmetic, Objective(spec.settings.terms), Clock(), notes, team)
 
 
 def _check(running: _Running, data: PreferenceData) -> CheckedData:
@@ -130,10 +157,14 @@ def _check(running: _Running, data: PreferenceData) -> CheckedData:
     return checked
 
 
-def _load(running: _Running, folder: Path) -> Any:
+def _load(running: _Running, folder: Path, *, adapters: bool = False) -> Any:
+    """A model as this team holds it; with `adapters` in the form that is trained, which must be there before weights are
+    sharded and changes no output."""
+    spec, team = running.spec, running.team
     running.report({"phase": "load", "done": 0, "total": 1})
     with running.clock.part("load"):
-        model = load_model(folder, running.arithmetic)
+        model = load_model(folder, running.arithmetic, whole=not team.sharded)
+        model = team.place(make_trainable(model, spec.settings, seed=spec.seed) if adapters else model)
     running.report({"phase": "load", "done": 1, "total": 1})
     return model
 
@@ -183,14 +214,20 @@ def _score_reference(
 
     with running.clock.part("reference"):
         scored = [
-            known or scoring.score(RowScorer(model), arithmetic, tick)
+            known or scoring.score(RowScorer(model), arithmetic, tick, running.team)
             for known, scoring in zip(scored, passes, strict=True)
         ]
-    live = LiveReference.of(model, running.objective)
+    live = _live(running, model) if LIVE & needs else None
     if not spec.same_weights:
         del model
-        model = cast_weights(_load(running, spec.policy), arithmetic)
+        model = cast_weights(_load(running, spec.policy, adapters=True), arithmetic)
     return model, list(scored), live
+
+
+def _live(running: _Running, reference: Any) -> LiveReference:
+    """A reference that stays, beside the policy; sharded weights cannot be copied."""
+    own = _load(running, running.spec.reference) if running.team.sharded else copy.deepcopy(reference)
+    return LiveReference.of(own, running.objective)
 
 
 def _reference_pass(running: _Running, data: PreferenceData, plan: Plan) -> ReferencePass:
@@ -208,23 +245,40 @@ def _learner(running: _Running, model: Any, live: LiveReference | None) -> Learn
             "A reference that follows the policy inside the round cannot be used with lora: a mix of adapters is not "
             "the adapter of a mix. Train all weights, or use another loss."
         )
-    model = make_trainable(model, spec.settings, seed=spec.seed)
-    value = ValueNetwork.load(spec.policy, running.arithmetic) if "value" in running.objective.needs else None
+    value = None
+    if "value" in running.objective.needs:
+        value = running.team.place(ValueNetwork.load(spec.policy, running.arithmetic))
     return Learner(model, running.objective, live, value)
 
 
 def _train(running: _Running, learner: Learner, plan: StepsPlan) -> None:
     spec = running.spec
     identity = spec.identity | {"plan": plan.plan.digest, "precision": running.arithmetic.precision}
-    job = StepsJob(spec.work, plan, spec.settings, spec.seed, running.arithmetic, identity, spec.same_weights)
+    job = StepsJob(
+        spec.work, plan, spec.settings, spec.seed, running.arithmetic, identity, spec.same_weights, running.team
+    )
     started = train_steps(learner, job, clock=running.clock, report=running.report)
     if started:
         running.notes.append(f"resumed at step {started}")
 
 
+def _whole_model(running: _Running, model: Any) -> Any:
+    """The trained model in one piece; of shards the leader makes one, from the policy's folder and what was trained."""
+    if not running.team.sharded:
+        return model
+    spec = running.spec
+    weights = running.team.collect(dict(trained_parameters(model)))
+    if not running.team.leads:
+        return None
+    whole = make_trainable(load_model(spec.policy, running.arithmetic, whole=False), spec.settings, seed=spec.seed)
+    for name, parameter in trained_parameters(whole):
+        parameter.data.copy_(weights[name])
+    return whole
+
+
 def _save(
     running: _Running, model: Any, checked: CheckedData, plan: Plan, gap: float | None, agreement: float | None
-) -> RoundSummary:
+) -> None:
     spec = running.spec
     running.report({"phase": "save", "done": 0, "total": 1})
     with running.clock.part("save"):
@@ -251,4 +305,3 @@ def _save(
     with running.clock.part("save"):
         publish_folder(partial, spec.out)
     running.report({"phase": "save", "done": 1, "total": 1})
-    return summary

@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainer.losses.terms import LossTerm, terms_of
 
+ONLY_HOW = frozenset({"checkpoint_every", "processes", "distribute"})
+"""Fields of `TrainSettings` that say how the work is done and not what comes out (up to rounding); they may change
+while a round is under way."""
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
@@ -78,6 +81,12 @@ class TrainSettings(BaseModel):
     """Optimizer steps between two looks at the probe pairs."""
     checkpoint_every: int = Field(default=20, ge=0)
     """Optimizer steps between two checkpoints inside the round; 0 makes none."""
+    processes: int = Field(default=1, ge=1)
+    """Processes on this machine that train together, one for each GPU, or sharing a CPU's threads. They split each
+    step's rows, so the result is that of one process up to rounding; more than a step has rows are of no use."""
+    distribute: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: `ddp`: each holds the whole model; `fsdp`: each holds a part of weights, gradients and
+    optimizer state, for models that do not fit on one GPU."""
 
     @property
     def terms(self) -> tuple[LossTerm, ...]:
@@ -94,5 +103,14 @@ class TrainSettings(BaseModel):
         if self.lora is not None and self.precision == "bf16":
             raise ValueError(
                 "precision bf16 cannot be used with lora: merged updates would be rounded away; use bf16-autocast"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_fsdp_in_bf16(self) -> "TrainSettings":
+        if self.distribute == "fsdp" and self.precision == "bf16":
+            raise ValueError(
+                "precision bf16 cannot be used with distribute fsdp: sharded weights cannot change their format after "
+                "the layout probe; use bf16-autocast, or distribute ddp"
             )
         return self

@@ -5,12 +5,14 @@ A loss whose statistics span the step takes two passes over its rows: the first,
 of all responses, from which the loss and its gradient for each log-prob follow; the second carries them into the
 weights.
 
+Several processes share a step's rows. Each one's gradients are its rows' part of the whole; the caller sums them.
+
 Shapes: `R` responses of a row.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,11 +24,13 @@ from trainer.errors import TrainerError
 from trainer.learner import Learner
 from trainer.losses.batch import Responses
 from trainer.model import Arithmetic
-from trainer.objective import Objective, Value
+from trainer.objective import Objective
 from trainer.reference import RowReference
-from trainer.relations import Batch, Placed, gather, join, leaves
+from trainer.relations import Batch, Placed, gather, join, leaves, moved
 from trainer.rows import Layout, Row, Step, encode_row, separate_tokens
 from trainer.scorer import RowBatch, RowScorer, Scores, along_paths, to_batch
+from trainer.team import ALONE, Team
+from trainer.totals import StepTotals
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class StepContext:
     arithmetic: Arithmetic
     layout: Layout
     seed: int = 0
+    team: Team = ALONE
 
     @property
     def objective(self) -> Objective:
@@ -50,37 +55,6 @@ class StepContext:
         return [self.data.relations[relation.index] for row in step.rows for relation in row.relations]
 
 
-@dataclass(slots=True)
-class StepTotals:
-    """Sums over the relations of a step; `means` divides them once."""
-
-    counts: dict[str, int]
-    """Relations that each loss term is averaged over."""
-    mean_length: Tensor
-    loss: float = 0.0
-    """Sum of the numbers that `backward` saw."""
-    tokens: int = 0
-    plain_tokens: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
-
-    def add(self, values: dict[str, tuple[float, float]]) -> None:
-        """Add sums with the number of things summed."""
-        for name, (total, count) in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + total
-            self.weights[name] = self.weights.get(name, 0.0) + count
-
-    def add_loss(self, value: Value) -> None:
-        """Add a share of the loss and of its parts."""
-        self.loss += float(value.total.detach())
-        self.add({name: (total, 0.0) for name, total in value.parts.items()})
-        self.weights |= {name: float(self.counts[name]) for name in value.parts}
-
-    def means(self) -> dict[str, float]:
-        """Means over the step's relations, in the words of the log."""
-        return {"loss": self.loss} | {name: total / self.weights[name] for name, total in self.sums.items()}
-
-
 @dataclass(frozen=True, slots=True)
 class RowJob:
     """A row on the device, with what the reference says of it."""
@@ -90,6 +64,10 @@ class RowJob:
     reference: RowReference | None
     placed: list[Placed]
     encoded: int
+    at: int
+    """Which of the step's rows it is."""
+    idle: bool
+    """Another process counts this row (`Turn.idle`)."""
 
 
 def accumulate_step(
@@ -101,7 +79,8 @@ def accumulate_step(
     check_zero: bool,
     tick: Callable[[], None],
 ) -> StepTotals:
-    """Forward and backward over every row; gradients add up to those of the mean loss over the step's relations.
+    """Forward and backward over this process's rows; gradients add up, over all rows and processes, to those of the
+    mean loss over the step's relations. The totals are those of all processes.
 
     With `check_zero` policy and reference are the same weights, and every log-ratio must be exactly 0.
     Raises TrainerError for that, and for a loss that is not a number.
@@ -114,7 +93,7 @@ def accumulate_step(
             totals.tokens += job.encoded
             totals.plain_tokens += separate_tokens(context.data, job.row)
             tick()
-    return totals
+    return totals.of_all(context.team)
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], most: float, *, number: int, prompts: Sequence[str]) -> float:
@@ -140,6 +119,9 @@ def _row_by_row(
 ) -> Iterator[RowJob]:
     for job in row_jobs(context, step, reference):
         responses, scores = forward(context, job)
+        if job.idle:
+            _backward_without_effect(context, responses)
+            continue
         if check_zero:
             check_step_zero(responses, job.row, context.data)
         batch = gather(job.placed, responses, totals.mean_length)
@@ -159,25 +141,20 @@ def _two_passes(
 ) -> Iterator[RowJob]:
     """All responses of the step first without, then with gradients."""
     jobs = list(row_jobs(context, step, reference))
-    cut: list[Responses] = []
-    placed: list[Placed] = []
-    for job in jobs:
-        with torch.no_grad():
-            responses, scores = forward(context, job)
-        if check_zero:
-            check_step_zero(responses, job.row, context.data)
-        before = sum(len(row.logp) for row in cut)
-        placed += [(relation, tuple(before + place for place in places)) for relation, places in job.placed]
-        cut.append(leaves(responses))
-        totals.add(entropy_of(scores))
-    torch.clear_autocast_cache()  # weights that were cast without gradients must not serve the second pass
+    cut = [leaves(row) for row in read_rows(context, jobs, len(step.rows), totals, check_zero=check_zero)]
+    placed = place_over(context.data, step.rows)
     batch = gather(placed, join(cut), totals.mean_length)
     context.objective.update(batch)
+    said = totals if context.team.leads else replace(totals, sums={}, weights={})  # all know the step, one reports it
     with context.arithmetic.autocast(enabled=False):
-        _loss(context, batch, placed, totals, number, step.rows).backward()
-    totals.add(describe(batch, context.objective.beta))
-    for job, leaf in zip(jobs, cut, strict=True):
+        _loss(context, batch, placed, said, number, step.rows).backward()
+    said.add(describe(batch, context.objective.beta))
+    for job in jobs:
         responses, _ = forward(context, job)
+        if job.idle:
+            _backward_without_effect(context, responses)
+            continue
+        leaf = cut[job.at]
         names = [name for name in ("logp", "tokens", "kl", "value") if getattr(leaf, name) is not None]
         grads = {name: getattr(leaf, name).grad for name in names}
         wanted = [name for name in names if grads[name] is not None and getattr(responses, name).requires_grad]
@@ -190,15 +167,53 @@ def _backward(context: StepContext, values: list[Tensor], grads: list[Tensor | N
         torch.autograd.backward(values, grads)
 
 
+def _backward_without_effect(context: StepContext, responses: Responses) -> None:
+    """Sharded weights need every process in every backward pass."""
+    values = [values for values in (responses.logp, responses.value) if values is not None]
+    _backward(context, values, [torch.zeros_like(value) for value in values])
+
+
+@torch.no_grad()
+def read_rows(
+    context: StepContext, jobs: Sequence[RowJob], rows: int, totals: StepTotals, *, check_zero: bool = False
+) -> list[Responses]:
+    """What the models say of each of a step's `rows`, of which this process reads `jobs`, without gradients; the
+    entropies of its own are added to `totals`."""
+    mine: list[Responses] = []
+    for job in jobs:
+        responses, scores = forward(context, job)
+        mine.append(responses)
+        if check_zero:
+            check_step_zero(responses, job.row, context.data)
+        if not job.idle:
+            totals.add(entropy_of(scores))
+    torch.clear_autocast_cache()  # weights that were cast without gradients must not serve training
+    if context.team.size == 1:
+        return mine
+    said = context.team.in_order([moved(responses, "cpu") for responses in mine], rows)
+    return [moved(responses, context.arithmetic.device) for responses in said]
+
+
+def place_over(data: PreferenceData, rows: Sequence[Row]) -> list[Placed]:
+    """The relations of these rows, over the responses of all of them."""
+    placed: list[Placed] = []
+    before = 0
+    for row in rows:
+        for relation in row.relations:
+            placed.append((data.relations[relation.index], tuple(before + place for place in relation.places)))
+        before += row.responses
+    return placed
+
+
 def row_jobs(context: StepContext, step: Step, reference: Sequence[RowReference] | None) -> Iterator[RowJob]:
-    """The step's rows, one after the other, as the model reads them."""
+    """This process's rows of the step, one after the other, as the model reads them."""
     arithmetic = context.arithmetic
-    said_of_rows: Sequence[RowReference | None] = [None] * len(step.rows) if reference is None else reference
-    for row, said in zip(step.rows, said_of_rows, strict=True):
+    for at, idle in context.team.turns(len(step.rows)):
+        row, said = step.rows[at], None if reference is None else reference[at]
         encoded = encode_row(context.data, row, context.layout)
         batch = to_batch(encoded, device=arithmetic.device, mask_dtype=arithmetic.mask_dtype)
         placed = [(context.data.relations[relation.index], relation.places) for relation in row.relations]
-        yield RowJob(row, batch, said, placed, encoded.encoded)
+        yield RowJob(row, batch, said, placed, encoded.encoded, at, idle)
 
 
 def forward(context: StepContext, job: RowJob) -> tuple[Responses, Scores]:

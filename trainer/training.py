@@ -2,6 +2,7 @@
 trained weights, one line of `steps.jsonl` per step, a checkpoint now and then. Starts where the last checkpoint
 stands."""
 
+import io
 import json
 import os
 import time
@@ -25,6 +26,7 @@ from trainer.scorer import RowScorer
 from trainer.settings import TrainSettings
 from trainer.step import StepContext, accumulate_step, clip_gradients, prompts_of
 from trainer.summary import Clock
+from trainer.team import ALONE, Team
 
 STEPS = "steps.jsonl"
 Report = Callable[[dict[str, Any]], None]
@@ -54,14 +56,16 @@ class StepsJob:
     """Names the round; a checkpoint with another one is refused."""
     same_weights: bool
     """Policy and reference are the same weights: the first margins must be 0."""
+    team: Team = ALONE
 
 
 def train_steps(learner: Learner, job: StepsJob, *, clock: Clock, report: Report) -> int:
     """All optimizer steps that are still to do; returns the number of the first of them."""
     plan, optimizer = job.planned, make_optimizer(learner.parameters().values(), job.settings)
-    context = StepContext(RowScorer(learner.model), learner, plan.data, job.arithmetic, plan.plan.layout, job.seed)
+    scorer, layout = RowScorer(learner.model), plan.plan.layout
+    context = StepContext(scorer, learner, plan.data, job.arithmetic, layout, job.seed, job.team)
     start, total = _resume(learner, optimizer, job, clock), len(plan.plan.order)
-    with _open_log(job.work / STEPS, start.log_bytes) as log:
+    with _open_log(job.work / STEPS, start.log_bytes) if job.team.leads else io.BytesIO() as log:
         for number in range(start.steps, total):
             with clock.part("compute"):
                 metrics = _watch(context, job, number) | _step(context, job, optimizer, learner, number, report)
@@ -72,9 +76,10 @@ def train_steps(learner: Learner, job: StepsJob, *, clock: Clock, report: Report
             report({"phase": "train", "done": number + 1, "total": total} | metrics)
             if _checkpoint_is_due(number + 1, total, job.settings.checkpoint_every):
                 with clock.part("checkpoint"):
-                    os.fsync(log.fileno())
+                    if job.team.leads:
+                        os.fsync(log.fileno())
                     position = Position(number + 1, log.tell(), dict(clock.seconds))
-                    save_checkpoint(job.work, position, job.identity, learner, optimizer)
+                    save_checkpoint(job.work, position, job.identity, learner, optimizer, job.team)
     return start.steps
 
 
@@ -110,6 +115,7 @@ def _step(
     totals = accumulate_step(context, step, reference, number=number, check_zero=check_zero, tick=tick)
     names = prompts_of(context.data, step.rows)
     parameters = list(learner.parameters().values())
+    job.team.sum_gradients(parameters)
     norm = clip_gradients(parameters, job.settings.max_grad_norm, number=number, prompts=names)
     rate = learning_rate(number, total, job.settings)
     for group in optimizer.param_groups:
@@ -135,7 +141,7 @@ def _resume(learner: Learner, optimizer: torch.optim.Optimizer, job: StepsJob, c
     if folder is None:
         return Position(0, 0, {})
     with clock.part("load"):
-        position = load_checkpoint(folder, learner, optimizer)
+        position = load_checkpoint(folder, learner, optimizer, job.team)
     for part, seconds in position.seconds.items():
         clock.seconds[part] = clock.seconds.get(part, 0.0) + seconds
     return position

@@ -11,6 +11,7 @@ from loop.runfolder import Manifest
 from loop.sampler import seed_for
 from loop.training import TrainTask
 from loop.workers import Job
+from trainer.settings import ONLY_HOW
 
 MOST_GAP = 0.15
 """Nats per token by which sampler and trainer may differ before the run warns; 0.01 was measured (bf16 engine)."""
@@ -22,7 +23,7 @@ def train_stage(
     """Train the round; the candidate is a model folder of its own."""
     config, folder = campaign.loaded.at(k), campaign.run.stage(k, "train")
     policy, reference = standing.incumbent, reference_of(config, standing)
-    settings = config.train.model_dump(mode="json", exclude={"checkpoint_every"})
+    settings = config.train.model_dump(mode="json", exclude=set(ONLY_HOW))
     inputs = {
         "seed": config.seed,
         "reference": config.reference,

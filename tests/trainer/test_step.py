@@ -17,7 +17,8 @@ from trainer.reference import RowReference
 from trainer.rows import Layout, Plan, Step, plan_rows
 from trainer.scorer import RowScorer
 from trainer.settings import TrainSettings
-from trainer.step import StepContext, StepTotals, accumulate_step, clip_gradients
+from trainer.step import StepContext, accumulate_step, clip_gradients
+from trainer.totals import StepTotals
 
 SETTINGS = TrainSettings(precision="fp32", batch_pairs=32)
 

@@ -1,0 +1,54 @@
+"""Room `trainer/`, what a step's log line is made of. In: sums over rows with the number of things summed; out: means over
+the whole step, whichever process read the rows."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from trainer.objective import Value
+from trainer.team import Team
+
+
+@dataclass(slots=True)
+class StepTotals:
+    """Sums over the relations of a step; `means` divides them once."""
+
+    counts: dict[str, int]
+    """Relations that each loss term is averaged over."""
+    mean_length: Tensor
+    loss: float = 0.0
+    """Sum of the numbers that `backward` saw."""
+    tokens: int = 0
+    plain_tokens: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def add(self, values: dict[str, tuple[float, float]]) -> None:
+        """Add sums with the number of things summed."""
+        for name, (total, count) in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + total
+            self.weights[name] = self.weights.get(name, 0.0) + count
+
+    def add_loss(self, value: Value) -> None:
+        """Add a share of the loss and of its parts."""
+        self.loss += float(value.total.detach())
+        self.add({name: (total, 0.0) for name, total in value.parts.items()})
+        self.weights |= {name: float(self.counts[name]) for name in value.parts}
+
+    def of_all(self, team: Team) -> "StepTotals":
+        """The totals of all processes."""
+        if team.size == 1:
+            return self
+        whole = StepTotals(self.counts, self.mean_length)
+        for part in team.gather((self.loss, self.tokens, self.plain_tokens, self.sums, self.weights)):
+            loss, tokens, plain_tokens, sums, weights = part
+            whole.loss += loss
+            whole.tokens += tokens
+            whole.plain_tokens += plain_tokens
+            whole.add({name: (total, weights[name]) for name, total in sums.items()})
+        whole.weights |= {name: float(count) for name, count in self.counts.items() if name in whole.sums}
+        return whole
+
+    def means(self) -> dict[str, float]:
+        """Means over the step's relations, in the words of the log."""
+        return {"loss": self.loss} | {name: total / self.weights[name] for name, total in self.sums.items()}
