@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Iterable
 from functools import cache
@@ -25,6 +26,8 @@ BUILT_IN = {
     "contains": "judges.text:Contains",
     "exact": "judges.text:Exact",
     "gsm8k": "judges.gsm8k:GSM8K",
+    "llm-compare": "judges.llm_compare:LLMCompare",
+    "llm-grade": "judges.llm_grade:LLMGrade",
     "number": "judges.text:Number",
     "reasoning-gym": "judges.reasoning_gym:ReasoningGym",
     "regex": "judges.text:Regex",
@@ -50,9 +53,17 @@ def build_judge(name: str, args: dict[str, Any], *, base_dir: Path | None = None
 def fingerprint(judge: Judge, name: str) -> dict[str, Any]:
     """What makes two verdicts comparable: the judge's name, its version and all its arguments, defaults included.
 
-    The version is the class's own for a built-in, and the sha256 of its source file for a custom judge.
+    The version is the class's own for a built-in, and the sha256 of its source file for a custom judge; a template's
+    hash is part of it. Arguments that never change a verdict are left out.
     """
-    return {"name": name, "version": _version(type(judge)), "args": judge.model_dump(mode="json")}
+    version = "+".join(filter(None, (_version(type(judge)), judge.content_version)))
+    return {"name": name, "version": version, "args": judge.model_dump(mode="json", exclude=set(judge.incidental))}
+
+
+def identity_of(judge: Judge) -> str:
+    """sha256 of the judge's fingerprint, the class's name standing for whatever name or path it was built by."""
+    known = fingerprint(judge, type(judge).__qualname__)
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def judge_class(name: str, *, base_dir: Path | None = None) -> type[Judge]:

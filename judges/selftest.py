@@ -6,7 +6,9 @@ from judges.contract import Example, Group, Judge, JudgeError, Response, Verdict
 
 
 def self_test(judge: Judge) -> int:
-    """Runs the judge's known examples and returns how many there were; JudgeError at the first that comes out wrong."""
+    """Runs the judge's known examples and returns how many there were; JudgeError at the first that comes out wrong,
+    or if something that the judge needs is missing."""
+    judge.ready()
     examples = judge.known_examples()
     for example in examples:
         asked = judge if example.args is None else _with_arguments(judge, example)
