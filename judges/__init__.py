@@ -5,6 +5,17 @@ pairwise.py       Preference, Game; PairwiseJudge to derive from: games in both 
 games.py          who plays whom: everyone, a sample, a tournament
 resolve.py        from a name in the config to a judge, and a judge's fingerprint
 selftest.py       a judge's known right and wrong examples, run before a campaign
+handed.py         what the loop hands to a judge: store, model, progress
+remember.py       one verdict per content, given once
+llm_grade.py      judge "llm-grade"
+llm_compare.py    judge "llm-compare"
+llm.py            what both share: arguments; questions become replies
+llm_template.py   templates, and the marks around foreign text
+llm_verdict.py    the verdict in a reply, read strictly
+templates/        the questions, as text files
+asking.py         many requests: concurrency, retries, deadlines
+api.py            one request: the only file with a network
+budget.py         what a judge may spend
 numerals.py       numbers as people write them, read exactly
 markers.py        explicit final answers: `#### 18`, `\\boxed{18}`, "the answer is 18"
 gsm8k.py          judge "gsm8k"

@@ -171,6 +171,9 @@ class LLM(Judge):
             import_openai()
             read_key(self.api_key_env)
 
+    def cost(self, usage: Usage) -> float | None:
+        return self.budget.cost(usage)
+
     # ---- questions ----
 
     def reads(self, questions: Sequence[Question]) -> list[Read | Failed]:

@@ -1,6 +1,7 @@
 """Room loop, a run's state for people: what `status.collect` found comes in, lines and tables go out."""
 
 import json
+from collections import Counter
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -45,8 +46,24 @@ def print_status(state: dict[str, Any], console: Console) -> None:
     for it in state["iterations"]:
         if it["reason"]:
             console.print(f"Iteration {it['iteration']} {it['reason']}.", markup=False)
+    if used := judge_line(state):
+        console.print(used, markup=False)
     if not state["complete"]:
         console.print(f"Not complete. Continue with: prefloop run {state['path']}", markup=False)
+
+
+def judge_line(state: dict[str, Any]) -> str:
+    """What the verdicts of all finished stages took of a judge that is paid for; empty if it costs nothing."""
+    used: Counter[str] = Counter()
+    for it in state["iterations"]:
+        counts = it["counts"]
+        for part in (counts.get("judge"), *((counts.get("eval") or {}).get(name) for name in ("gate", "test"))):
+            used.update({key: n for key, n in (part or {}).items() if key.startswith("judge_")})
+    if not used:
+        return ""
+    tokens = used["judge_prompt_tokens"] + used["judge_completion_tokens"]
+    cost = f", cost {used['judge_cost']:,.2f}" if "judge_cost" in used else ""
+    return f"Judge: {used['judge_calls']:,} calls, {tokens:,} tokens{cost} for the verdicts of the finished stages."
 
 
 def gain_line(metric: str, gain: dict[str, Any]) -> str:
