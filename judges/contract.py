@@ -210,6 +210,11 @@ class Judge(BaseModel):
         """What so much usage costs in money; None if nobody has named a price."""
         return None
 
+    @property
+    def longest_call(self) -> tuple[int, int, int]:
+        """Of a judge that asks a model: tokens of its own text in a question, responses shown, tokens of a reply."""
+        return 0, 1, 0
+
     def calls_at_most(self, responses: int) -> int:
         """How many verdicts, votes and orders included, a group of so many responses costs at most."""
         return responses

@@ -32,6 +32,9 @@ from judges.remember import key_of
 
 CUT_OFF = "\n(It was cut off here, at its length limit.)"
 
+CHARACTERS_PER_TOKEN = 3
+"""A cautious guess for the text of a template; English has about four."""
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -173,6 +176,11 @@ class LLM(Judge):
 
     def cost(self, usage: Usage) -> float | None:
         return self.budget.cost(usage)
+
+    @property
+    def longest_call(self) -> tuple[int, int, int]:
+        own = self.rubric + "".join(text for _, text in self._template.messages)
+        return len(own) // CHARACTERS_PER_TOKEN, len(self.slots), self.max_tokens or 0
 
     # ---- questions ----
 

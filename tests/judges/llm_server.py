@@ -18,6 +18,11 @@ KEY = "test-key"
 Fault = str | None
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # connections that wait to be accepted
+
+
 class LLMServer:
     """`calls` are the requests that came in; `fault(number, body)` names what is to go wrong with one, or None."""
 
@@ -40,8 +45,7 @@ class LLMServer:
     @contextmanager
     def running(self) -> Iterator["LLMServer"]:
         """Serve until the end of the block."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", 0), _handler(self))
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         self.base_url = f"http://127.0.0.1:{server.server_address[1]}/v1"
