@@ -10,6 +10,7 @@ remember.py       one verdict per content, given once
 llm_grade.py      judge "llm-grade"
 llm_compare.py    judge "llm-compare"
 llm.py            what both share: arguments; questions become replies
+llm_question.py   one question: prompt and responses as texts
 llm_template.py   templates, and the marks around foreign text
 llm_verdict.py    the verdict in a reply, read strictly
 templates/        the questions, as text files

@@ -39,7 +39,7 @@ def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> dict[str,
 def judge_calls(loaded: LoadedConfig, judge: Judge) -> dict[str, Any]:
     """What a paid judge will be asked at most, votes and orders included, if no call fails; None: prompts unknown.
 
-    Tokens are a bound, in the policy's tokens: each prompt as long as the engine takes, each response and reply cut off.
+    Tokens are a bound, in the policy's tokens: prompts as long as the engine takes, responses and replies cut off.
     """
     config = loaded.base
     held_out = judge.calls_at_most(1 + config.eval.samples) * (config.prompts.gate + config.prompts.test)
@@ -158,8 +158,9 @@ def calls_in_words(asked: dict[str, Any]) -> str:
     size = f"of at most {each['prompt_tokens']:,} tokens and {each['completion_tokens']:,} of reply"
     if asked["calls"] is None:
         return f"calls {size} each; how many depends on the prompts (prompts.train is null)"
-    cost = "no prices given (budget.prompt_price, completion_price)" if asked["cost"] is None else ""
-    return f"at most {asked['calls']:,} calls {size} each; {cost or f'at most {asked["cost"]:,.2f} in all'}"
+    cost = asked["cost"]
+    money = "no prices given (budget.prompt_price, completion_price)" if cost is None else f"cost at most {cost:,.2f}"
+    return f"at most {asked['calls']:,} calls {size} each; {money}"
 
 
 def print_plan(plan: dict[str, Any]) -> None:

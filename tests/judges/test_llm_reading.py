@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from judges import JudgeError, Prompt, Response, build_judge, fingerprint
 from judges.handed import Reply, Usage
-from judges.llm import LLM, Question
+from judges.llm import LLM
+from judges.llm_question import Question
 from judges.llm_template import code_for, fenced, read_template
 from judges.llm_verdict import Numbers, Words, instruction, read_reply
 from judges.remember import key_of
