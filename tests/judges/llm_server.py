@@ -1,7 +1,7 @@
 """A real HTTP server on loopback that speaks the OpenAI protocol and misbehaves as it is told.
 
-It is a perfect judge: a response's worth is its number of `!`. It finds the texts by the marks that the request's own
-code makes, as a model would. `faults` decides call by call what goes wrong instead.
+It is a perfect judge: a response's worth is its number of `!`, or what `worth` says. It finds the texts by the marks
+that the request's own code makes, as a model would. `fault` decides call by call what goes wrong instead.
 """
 
 import json
@@ -29,6 +29,7 @@ class LLMServer:
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
         self.fault: Callable[[int, dict[str, Any]], Fault] = lambda number, body: None
+        self.worth: Callable[[str], int] = worth
         self.delay = 0.0
         self.structured = True
         self.usage: dict[str, int] | None = {"prompt_tokens": 100, "completion_tokens": 10}
@@ -67,12 +68,17 @@ class LLMServer:
         return call
 
 
-def verdict(body: dict[str, Any]) -> tuple[str, str]:
+def worth(text: str) -> int:
+    """How good a response is."""
+    return text.count("!")
+
+
+def verdict(body: dict[str, Any], worth: Callable[[str], int] = worth) -> tuple[str, str]:
     """The right verdict on the question of a request, and the request's code."""
     text = body["messages"][-1]["content"]
     code = re.findall(r"^<question ([0-9a-f]{8})>$", text, re.MULTILINE)[0]
     found = [re.search(rf"<{name} {code}>\n(.*?)\n</{name} {code}>", text, re.DOTALL) for name in NAMES]
-    one, first, second = (match[1].count("!") if match else 0 for match in found)
+    one, first, second = (worth(match[1]) if match else 0 for match in found)
     if found[0]:
         return ("yes" if one else "no") if "yes or no" in text else str(min(10, 1 + one)), code
     return ("tie" if first == second else "A" if first > second else "B"), code
@@ -118,7 +124,7 @@ def _handler(server: LLMServer) -> type[BaseHTTPRequestHandler]:
                 getattr(self, f"fault_{fault.replace(' ', '_')}")(call)
 
         def completion(self, call: dict[str, Any], said: str | None = None, **message: Any) -> dict[str, Any]:
-            right, code = verdict(call["body"])
+            right, code = verdict(call["body"], server.worth)
             text = content_of(call["body"], right if said is None else said, code)
             choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": "stop"}
             return {"id": "1", "object": "chat.completion", "choices": [choice], "usage": server.usage}
