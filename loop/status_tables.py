@@ -1,7 +1,6 @@
 """Room loop, a run's state for people: what `status.collect` found comes in, lines and tables go out."""
 
 import json
-from collections import Counter
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -53,17 +52,10 @@ def print_status(state: dict[str, Any], console: Console) -> None:
 
 
 def judge_line(state: dict[str, Any]) -> str:
-    """What the verdicts of all finished stages took of a judge that is paid for; empty if it costs nothing."""
-    used: Counter[str] = Counter()
-    for it in state["iterations"]:
-        counts = it["counts"]
-        for part in (counts.get("judge"), *((counts.get("eval") or {}).get(name) for name in ("gate", "test"))):
-            used.update({key: n for key, n in (part or {}).items() if key.startswith("judge_")})
-    if not used:
-        return ""
-    tokens = used["judge_prompt_tokens"] + used["judge_completion_tokens"]
-    cost = f", cost {used['judge_cost']:,.2f}" if "judge_cost" in used else ""
-    return f"Judge: {used['judge_calls']:,} calls, {tokens:,} tokens{cost} for the verdicts of the finished stages."
+    """What was spent on a judge that is paid for; empty if it costs nothing."""
+    spent = state["judge_spent"]
+    tokens = spent["prompt_tokens"] + spent["completion_tokens"]
+    return f"Judge: {spent['calls']:,} calls and {tokens:,} tokens paid for so far." if spent["calls"] else ""
 
 
 def gain_line(metric: str, gain: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ flight and no other. The caches of a run's parents are read and never written.
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 
@@ -86,18 +87,32 @@ class VerdictCache:
 
     @cached_property
     def _inherited(self) -> list[sqlite3.Connection]:
-        return [
-            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=PATIENCE)
-            for path in self.parents
-            if path.exists()
-        ]
+        return [read_only(path) for path in self.parents if path.exists()]
 
     def _run(self, database: sqlite3.Connection, statement: str, *values: str | int) -> sqlite3.Cursor:
         try:
             return database.execute(statement, values)
         except sqlite3.Error as error:
             own = database is self.__dict__.get("_own")
-            raise unusable(self.path if own else self.parents[self._inherited.index(database)], error) from error
+            existing = [path for path in self.parents if path.exists()]
+            raise unusable(self.path if own else existing[self._inherited.index(database)], error) from error
+
+
+def read_only(path: Path) -> sqlite3.Connection:
+    """A cache that is looked at and never written."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=PATIENCE)
+
+
+def spent_in(path: Path) -> Usage:
+    """All that the judges of a run were charged, failed calls included; nothing if there is no cache."""
+    if not path.exists():
+        return Usage()
+    try:
+        with closing(read_only(path)) as database:
+            row = database.execute("SELECT total(calls), total(prompt_tokens), total(completion_tokens) FROM spent")
+            return Usage(*map(int, row.fetchone()))
+    except sqlite3.Error as error:
+        raise unusable(path, error) from error
 
 
 def unusable(path: Path, error: sqlite3.Error) -> UserError:

@@ -246,5 +246,5 @@ def test_a_campaign_with_a_paid_judge_stops_at_its_budget_and_goes_on(
     assert (counts["score"], counts["judge_calls"]) == (64, len(distinct))
     assert events(run, "verdicts_remembered")
     assert KEY not in "".join(p.read_text(encoding="utf-8", errors="replace") for p in run.rglob("*") if p.is_file())
-    state = collect(RunFolder(run))
-    assert judge_line(state).startswith(f"Judge: {len(server.answered)} calls, {110 * len(server.answered):,} tokens")
+    paid = len(server.answered)
+    assert judge_line(collect(RunFolder(run))) == f"Judge: {paid} calls and {110 * paid:,} tokens paid for so far."
