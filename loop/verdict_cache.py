@@ -12,8 +12,8 @@ from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 
+from judges.contract import JudgeError
 from judges.handed import Usage
-from loop.errors import UserError
 
 PATIENCE = 60.0
 """Seconds to wait for a process that has not yet let go of the file."""
@@ -115,9 +115,9 @@ def spent_in(path: Path) -> Usage:
         raise unusable(path, error) from error
 
 
-def unusable(path: Path, error: sqlite3.Error) -> UserError:
-    """The message for a cache that cannot be read or written."""
-    return UserError(
+def unusable(path: Path, error: sqlite3.Error) -> JudgeError:
+    """The message for a cache that cannot be read or written; of the class that passes through a judge as it is."""
+    return JudgeError(
         f"The verdict cache {path} cannot be used ({error}). It holds the verdicts that were paid for: free some space "
         "or mend its rights, and run the same command. If it is damaged, restore it from a backup; without it the run "
         "goes on, too, but asks again for the verdicts of unfinished shards."

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from judges.contract import JudgeError
 from judges.handed import Usage
 from loop import tables
 from loop.config import EngineConfig, JudgeConfig
@@ -98,12 +99,19 @@ def test_a_damaged_cache_is_one_paragraph(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.sqlite"
     path.write_bytes(b"no database" * 100)
     with pytest.raises(
-        UserError, match=r"verdicts.sqlite cannot be used \(file is not a database\).*run the same"
+        JudgeError, match=r"verdicts.sqlite cannot be used \(file is not a database\).*run the same"
     ) as e:
         VerdictCache(path).get("a")
     assert "\n" not in str(e.value)
-    with pytest.raises(UserError, match=str(path)):
+    with pytest.raises(JudgeError, match=str(path)):
         VerdictCache(tmp_path / "own.sqlite", [path]).get("a")
+
+
+def test_a_damaged_cache_stops_the_judging_with_its_own_words(server: LLMServer, shard: Path, tmp_path: Path) -> None:
+    (tmp_path / "verdicts.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(JudgeError, match=r"\AThe verdict cache .*cannot be used"):
+        label(JudgeService(settings(server), tmp_path / "verdicts.sqlite"), shard, tmp_path / "v.parquet")
+    assert server.calls == []
 
 
 def test_a_second_process_waits_its_turn_and_loses_nothing(tmp_path: Path) -> None:
