@@ -220,10 +220,10 @@ def test_the_configured_concurrency_is_kept_busy(server: LLMServer) -> None:
 
 
 def test_the_pace_is_kept(server: LLMServer) -> None:
-    judged(server, groups=[group(0, 1, 2, 3, 4)], requests_per_minute=600)
-    gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
-    assert sum(gaps) >= 0.29
-    assert len(gaps) == 3
+    started = time.monotonic()
+    judged(server, groups=[group(0, 1, 2, 3, 4)], requests_per_minute=120)
+    assert len(server.times) == 4
+    assert server.times[-1] - started >= 3 * 0.5
 
 
 def test_the_ledger_counts_every_call_and_every_token(server: LLMServer) -> None:
