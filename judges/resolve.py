@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Iterable
 from functools import cache
@@ -19,11 +20,14 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from judges.contract import Judge, JudgeError, PointwiseJudge, describe
+from judges.pairwise import PairwiseJudge
 
 BUILT_IN = {
     "contains": "judges.text:Contains",
     "exact": "judges.text:Exact",
     "gsm8k": "judges.gsm8k:GSM8K",
+    "llm-compare": "judges.llm_compare:LLMCompare",
+    "llm-grade": "judges.llm_grade:LLMGrade",
     "number": "judges.text:Number",
     "reasoning-gym": "judges.reasoning_gym:ReasoningGym",
     "regex": "judges.text:Regex",
@@ -49,9 +53,17 @@ def build_judge(name: str, args: dict[str, Any], *, base_dir: Path | None = None
 def fingerprint(judge: Judge, name: str) -> dict[str, Any]:
     """What makes two verdicts comparable: the judge's name, its version and all its arguments, defaults included.
 
-    The version is the class's own for a built-in, and the sha256 of its source file for a custom judge.
+    The version is the class's own for a built-in, and the sha256 of its source file for a custom judge; a template's
+    hash is part of it. Arguments that never change a verdict are left out.
     """
-    return {"name": name, "version": _version(type(judge)), "args": judge.model_dump(mode="json")}
+    version = "+".join(filter(None, (_version(type(judge)), judge.content_version)))
+    return {"name": name, "version": version, "args": judge.model_dump(mode="json", exclude=set(judge.incidental))}
+
+
+def identity_of(judge: Judge) -> str:
+    """sha256 of the judge's fingerprint, the class's name standing for whatever name or path it was built by."""
+    known = fingerprint(judge, type(judge).__qualname__)
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def judge_class(name: str, *, base_dir: Path | None = None) -> type[Judge]:
@@ -173,12 +185,19 @@ def _checked(name: str, value: object) -> type[Judge]:
     if not (isinstance(value, type) and issubclass(value, Judge)):
         raise JudgeError(
             f"Judge {name!r} is {repr(value)[:100]}, not a judge: it must be a class derived from "
-            f"judges.PointwiseJudge (write one(self, prompt, response)) or judges.Judge (write __call__(self, groups))."
+            f"judges.PointwiseJudge (write one(self, prompt, response)), judges.PairwiseJudge (write compare(self, "
+            f"prompt, first, second)) or judges.Judge (write __call__(self, groups))."
         )
+    if issubclass(value, PairwiseJudge) and _same(value, "compare") and _same(value, "compare_all"):
+        raise JudgeError(f"Judge {name!r}: the class {value.__name__} does not define compare (or compare_all).")
     if inspect.isabstract(value):
         missing = ", ".join(sorted(getattr(value, "__abstractmethods__", ())))
         raise JudgeError(f"Judge {name!r}: the class {value.__name__} does not define {missing}.")
     return value
+
+
+def _same(kind: type[PairwiseJudge], method: str) -> bool:
+    return getattr(kind, method) is getattr(PairwiseJudge, method)
 
 
 def _wrong_arguments(name: str, kind: type[Judge], error: ValidationError) -> str:

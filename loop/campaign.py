@@ -21,7 +21,6 @@ from loop.stages.sample import sample_and_judge
 from loop.stages.train import train_stage
 from loop.status import collect, metric_rows
 from loop.status_tables import iteration_line
-from loop.workers import Job, call
 
 
 def run_campaign(
@@ -36,7 +35,7 @@ def run_campaign(
         if repair:
             campaign.repair()
         started = time.monotonic()
-        campaign.judge = call(crew.judge, Job("the judge's self-test", "prepare", {}))
+        campaign.judge = crew.prepare_judge()
         sets = prompts_stage(campaign)
         standing = base_stage(campaign)
         measured = {0: eval_stage(campaign, 0, standing.initial, sets)}

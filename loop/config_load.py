@@ -169,6 +169,9 @@ def _make_paths_absolute(raw: Raw) -> None:
     file, colon, attribute = raw["judge"]["name"].rpartition(":")
     if file.endswith(".py"):
         raw["judge"]["name"] = f"{_absolute(file)}{colon}{attribute}"
+    template = (raw["judge"].get("args") or {}).get("template")
+    if isinstance(template, str) and Path(template).expanduser().is_file():
+        raw["judge"]["args"]["template"] = _absolute(template)
 
 
 def _absolute(path: str) -> str:

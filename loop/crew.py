@@ -47,10 +47,12 @@ class Crew:
     """The three workers; each starts with its first job and stays until the campaign ends."""
 
     def __init__(self, run: RunFolder, config: Config, display: Display) -> None:
+        judging = {"settings": config.judge, "cache": run.verdict_cache}
         engine = {"settings": config.engine, "chat_template_kwargs": config.model.chat_template_kwargs}
         self.run, self.config, self.display = run, config, display
-        self.engine = self._worker("engine", "loop.sampler:EngineService", engine)
-        self.judge = self._worker("judge", "loop.judging:JudgeService", {"settings": config.judge})
+        self.asks_policy = False
+        self.engine = self._worker("engine", "loop.sampler:EngineService", engine | {"judging": judging})
+        self.judge = self._worker("judge", "loop.judging:JudgeService", judging)
         self.trainer = self._worker("trainer", "loop.training:TrainService", {})
 
     def _worker(self, name: str, service: str, arguments: dict[str, Any]) -> Worker:
@@ -73,6 +75,12 @@ class Crew:
         for worker in (self.engine, self.judge, self.trainer):
             worker.close()
 
+    def prepare_judge(self) -> dict[str, Any]:
+        """Test the judge and return its fingerprint; from here on it is known who answers its questions."""
+        prepared = call(self.judge, Job("the judge's self-test", "prepare", {}))
+        self.asks_policy = "generate" in prepared["needs"]
+        return dict(prepared["fingerprint"])
+
     def label(self, shards: Sequence[Shard], judge: dict[str, Any], bar: Bar) -> Labelled:
         """Bring every shard's responses and verdicts into being, re-using what is there; returns counts and seconds."""
         labelled = Labelled()
@@ -83,13 +91,11 @@ class Crew:
         while to_sample or to_judge or self.engine.job or self.judge.job:
             if to_sample and not self.engine.job:
                 self._sample(to_sample[0], bar, finished)
-            if to_judge and not self.judge.job:
-                shard = to_judge[0]
-                task = JudgeTask(shard.task.name, shard.task.path, shard.verdicts, shard.task.prompts)
-                self.judge.submit(Job(f"judging {task.name}", "label", {"task": task}))
-            for worker, job in wait([self.engine, self.judge]):
-                if worker is self.judge:
-                    _note_judged(labelled, job.result)
+            if to_judge and not (self.engine if self.asks_policy else self.judge).job:
+                self._judge(to_judge[0])
+            for _, job in wait([self.engine, self.judge]):
+                if job.method == "label":
+                    self._note_judged(labelled, job)
                     to_judge.popleft()
                 else:
                     _note_sampled(labelled, job.result)
@@ -108,6 +114,19 @@ class Crew:
                 bar.set(finished + said["done"])
 
         self.engine.submit(Job(f"sampling {shard.task.name}", "sample", {"task": shard.task}, progress))
+
+    def _judge(self, shard: Shard) -> None:
+        """Hand a shard to the judge; one that asks the policy works in the engine, once nothing is left to sample."""
+        task = JudgeTask(shard.task.name, shard.task.path, shard.verdicts, shard.task.prompts)
+        policy = {"policy": shard.task.policy, "policy_hash": shard.task.policy_hash} if self.asks_policy else {}
+        worker = self.engine if self.asks_policy else self.judge
+        worker.submit(Job(f"judging {task.name}", "label", {"task": task, **policy}))
+
+    def _note_judged(self, labelled: Labelled, job: Job) -> None:
+        labelled.counts.update({f"verdicts_{kind}": n for kind, n in job.result["counts"].items()})
+        labelled.seconds["judge"] += job.result["judge"]
+        if job.result["remembered"]:
+            self.run.event("verdicts_remembered", job=job.name, calls=job.result["remembered"])
 
     def _missing(self, shards: Sequence[Shard], judge: dict[str, Any]) -> tuple[deque[Shard], deque[Shard]]:
         """Shards to sample, and shards that only lack verdicts; what was made with other settings is removed."""
@@ -149,8 +168,3 @@ def _note_sampled(labelled: Labelled, result: dict[str, Any]) -> None:
     for part in ("load", "generate"):
         labelled.seconds[part] += result[part]
     labelled.identity = result["identity"]
-
-
-def _note_judged(labelled: Labelled, result: dict[str, Any]) -> None:
-    labelled.counts.update({f"verdicts_{kind}": n for kind, n in result["counts"].items()})
-    labelled.seconds["judge"] += result["judge"]

@@ -10,7 +10,7 @@ from loop.evaluation import measure, read_answers
 from loop.prompts import PromptRow
 from loop.runfolder import StageFolder, read_json, to_json, write_file
 from loop.sampler import SampleTask
-from loop.stages.sample import engine_inputs, label_seconds, response_counts, shard_size
+from loop.stages.sample import engine_inputs, judge_usage, label_seconds, response_counts, shard_size
 
 
 def eval_stage(campaign: Campaign, k: int, model: Model, sets: dict[str, list[PromptRow]]) -> dict[str, Any]:
@@ -45,7 +45,10 @@ def eval_stage(campaign: Campaign, k: int, model: Model, sets: dict[str, list[Pr
     }
     write_file(folder.metrics, to_json(metrics))
     files = [path for s in everything for path in (s.task.path, s.verdicts)]
-    counts = {name: response_counts([s.task.path for s in part], len(sets[name])) for name, part in shards.items()}
+    counts = {
+        name: response_counts([s.task.path for s in part], len(sets[name])) | judge_usage([s.verdicts for s in part])
+        for name, part in shards.items()
+    }
     campaign.finish(
         folder, [*files, folder.metrics], inputs=inputs, counts=counts, seconds=label_seconds(labelled, started)
     )

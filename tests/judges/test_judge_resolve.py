@@ -120,7 +120,11 @@ def test_a_built_in_has_the_version_of_its_class() -> None:
 @pytest.mark.parametrize(
     ("name", "args", "complaint"),
     [
-        ("gsm9k", {}, "There is no judge 'gsm9k'. Did you mean 'gsm8k'. Available: contains, exact, gsm8k, number"),
+        (
+            "gsm9k",
+            {},
+            "There is no judge 'gsm9k'. Did you mean 'gsm8k'. Available: contains, exact, gsm8k, llm-compare",
+        ),
         ("", {}, "There is no judge ''. Available: contains"),
         (
             "gsm8k",
