@@ -1,6 +1,8 @@
 """Room judges: text in, verdict out. Knows nothing of training or run folders.
 
 contract.py       Prompt, Response, Group, Verdict; Judge and PointwiseJudge to derive from; judge_groups
+pairwise.py       Preference, Game; PairwiseJudge to derive from: games in both orders become win rates
+games.py          who plays whom: everyone, a sample, a tournament
 resolve.py        from a name in the config to a judge, and a judge's fingerprint
 selftest.py       a judge's known right and wrong examples, run before a campaign
 numerals.py       numbers as people write them, read exactly
@@ -12,15 +14,19 @@ stdout.py         what a judge prints goes to stderr
 """
 
 from judges.contract import Example, Group, Judge, JudgeError, PointwiseJudge, Prompt, Response, Verdict, judge_groups
+from judges.pairwise import Game, PairwiseJudge, Preference
 from judges.resolve import build_judge, fingerprint
 from judges.selftest import self_test
 
 __all__ = [
     "Example",
+    "Game",
     "Group",
     "Judge",
     "JudgeError",
+    "PairwiseJudge",
     "PointwiseJudge",
+    "Preference",
     "Prompt",
     "Response",
     "Verdict",

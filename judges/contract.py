@@ -135,6 +135,7 @@ def unparsable(policy: Unparsable, why: str, *, well_formed: bool | None) -> Ver
 class Example:
     """A known case of a judge: `text` in answer to `prompt` must get `score` (None: must abstain).
 
+    For a pairwise judge, `against` is the other response and `score` the probability that `text` is better.
     `args` None runs the judge as the user configured it; a dict runs its class with these arguments instead.
     """
 
@@ -142,6 +143,7 @@ class Example:
     text: str
     score: float | None
     args: dict[str, Any] | None = None
+    against: str | None = None
 
     @classmethod
     def on(cls, target: str | None, text: str, score: float | None, args: dict[str, Any] | None = None) -> "Example":
@@ -152,7 +154,8 @@ class Example:
 class Judge(BaseModel):
     """Fields are the judge's arguments, validated when the config is read; the call turns groups into verdicts.
 
-    Derive from `PointwiseJudge` to look at single responses, from this class to see a prompt's responses together.
+    Derive from `PointwiseJudge` to look at single responses, from `PairwiseJudge` (pairwise.py) to compare two, from
+    this class to see a prompt's responses together.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from judges.contract import Judge, JudgeError, PointwiseJudge, describe
+from judges.pairwise import PairwiseJudge
 
 BUILT_IN = {
     "contains": "judges.text:Contains",
@@ -173,12 +174,19 @@ def _checked(name: str, value: object) -> type[Judge]:
     if not (isinstance(value, type) and issubclass(value, Judge)):
         raise JudgeError(
             f"Judge {name!r} is {repr(value)[:100]}, not a judge: it must be a class derived from "
-            f"judges.PointwiseJudge (write one(self, prompt, response)) or judges.Judge (write __call__(self, groups))."
+            f"judges.PointwiseJudge (write one(self, prompt, response)), judges.PairwiseJudge (write compare(self, "
+            f"prompt, first, second)) or judges.Judge (write __call__(self, groups))."
         )
+    if issubclass(value, PairwiseJudge) and _same(value, "compare") and _same(value, "compare_all"):
+        raise JudgeError(f"Judge {name!r}: the class {value.__name__} does not define compare (or compare_all).")
     if inspect.isabstract(value):
         missing = ", ".join(sorted(getattr(value, "__abstractmethods__", ())))
         raise JudgeError(f"Judge {name!r}: the class {value.__name__} does not define {missing}.")
     return value
+
+
+def _same(kind: type[PairwiseJudge], method: str) -> bool:
+    return getattr(kind, method) is getattr(PairwiseJudge, method)
 
 
 def _wrong_arguments(name: str, kind: type[Judge], error: ValidationError) -> str:

@@ -10,7 +10,8 @@ def self_test(judge: Judge) -> int:
     examples = judge.known_examples()
     for example in examples:
         asked = judge if example.args is None else _with_arguments(judge, example)
-        group = Group(example.prompt, (Response("example", example.text, "stop"),))
+        texts = [text for text in (example.text, example.against) if text is not None]
+        group = Group(example.prompt, tuple(Response(f"example {i}", t, "stop") for i, t in enumerate(texts)))
         verdict = judge_groups(asked, [group])[0][0]
         if not _as_expected(example, verdict):
             raise JudgeError(_complaint(judge, example, verdict))
@@ -34,9 +35,10 @@ def _as_expected(example: Example, verdict: Verdict) -> bool:
 
 def _complaint(judge: Judge, example: Example, verdict: Verdict) -> str:
     said = f"{verdict.kind} {verdict.score if verdict.kind == 'score' else ''}".strip()
+    other = "" if example.against is None else f" against {example.against!r}"
     wanted = "abstain" if example.score is None else f"score {example.score}"
     return (
-        f"Judge {type(judge).__name__} fails its own self-test: for the answer {example.text!r} to target "
+        f"Judge {type(judge).__name__} fails its own self-test: for the answer {example.text!r}{other} to target "
         f"{example.prompt.target!r} it said {said} ({verdict.why or 'no reason'}; extracted {verdict.extracted!r}), "
         f"expected {wanted}. Nothing was judged; fix the judge, or correct its `examples`."
     )
