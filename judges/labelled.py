@@ -1,8 +1,8 @@
 """Room judges, labelled examples: a JSONL, CSV or Parquet file comes in, cases with a known right word go out.
 
 A row holds `prompt` (a text or chat messages) and either `response` with `label` (right, wrong, abstain) or `score` (a
-number), or `chosen` and `rejected`. `target` is the known answer, `finish_reason` is "stop" if it is not given, and every
-other column reaches the judge in `Prompt.columns`, as in a campaign.
+number), or `chosen` and `rejected`. `target` is the known answer, `finish_reason` is "stop" if it is not given, and
+every other column reaches the judge in `Prompt.columns`, as in a campaign.
 """
 
 import csv
@@ -74,7 +74,9 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise JudgeError(f"{path}, line {number} is not JSON ({error}); expected one object on each line.") from None
+            raise JudgeError(
+                f"{path}, line {number} is not JSON ({error}); expected one object on each line."
+            ) from None
         if not isinstance(row, dict):
             raise JudgeError(f"{path}, line {number} holds {line[:80]}, expected an object. {NEEDED}")
         yield f"line {number}", row
@@ -116,7 +118,7 @@ def _case(path: Path, where: str, row: dict[str, Any]) -> Case:
         if finish not in ("stop", "length"):
             raise ValueError(f"finish_reason is {finish!r}, expected stop or length")
         responses = tuple(Response(f"{where} {name}", _text(name, row[name]), finish) for name in names)
-        wanted = {"label": _label, "score": _score, "pair": lambda _: "chosen"}[kind](row)
+        wanted = "chosen" if kind == "pair" else _label(row) if kind == "label" else _score(row)
     except ValueError as error:
         raise JudgeError(f"{path}, {where}: {error}. {NEEDED}") from None
     return Case(where, kind, prompt, responses, wanted)

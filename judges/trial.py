@@ -1,9 +1,10 @@
 """Room judges, a trial: a judge and labelled cases come in, what it said of each goes out.
 
-A pair is shown in both orders to every judge that can see an order, that is to all but pointwise ones. A pointwise judge
-gets single responses; any other one gets the responses to equal prompts together, as in a campaign.
+A pair is shown in both orders to every judge that can see an order, that is to all but pointwise ones. A pointwise
+judge gets single responses; any other one gets the responses to equal prompts together, as in a campaign.
 """
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -123,10 +124,10 @@ def _preference(chosen: Verdict, rejected: Verdict) -> Preference:
 
 
 def _used(judge: Judge, case: Case, orders: tuple[Preference, Preference]) -> Preference:
-    """What a campaign would go by: both orders, or the one that the responses happen to have."""
+    """What a campaign would go by: both orders, or one of them, as chance has it (here: as the text has it)."""
     if isinstance(judge, PairwiseJudge) and judge.both_orders:
         return both(*orders)[0]
-    return orders[len(case.responses[0].text + case.prompt.text) % 2]
+    return orders[zlib.crc32(case.responses[0].text.encode("utf-8", "surrogatepass")) % 2]
 
 
 def _winner(word: Preference) -> Said:
