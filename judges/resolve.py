@@ -14,16 +14,20 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
 from judges.contract import Judge, JudgeError, PointwiseJudge, describe
 from judges.pairwise import PairwiseJudge
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
 BUILT_IN = {
     "contains": "judges.text:Contains",
     "exact": "judges.text:Exact",
+    "external": "judges.external:External",
     "gsm8k": "judges.gsm8k:GSM8K",
     "number": "judges.text:Number",
     "reasoning-gym": "judges.reasoning_gym:ReasoningGym",
@@ -40,7 +44,7 @@ def build_judge(name: str, args: dict[str, Any], *, base_dir: Path | None = None
     A relative file path is looked up from `base_dir` (the config's folder; default the current directory).
     """
     kind = judge_class(name, base_dir=base_dir)
-    _version(kind)  # hashed now, so that editing the file during a run does not change what was run
+    _version(kind, _is_plugin(name))  # hashed now, so that editing the file during a run does not change what was run
     try:
         return kind(**args)
     except ValidationError as error:
@@ -50,9 +54,10 @@ def build_judge(name: str, args: dict[str, Any], *, base_dir: Path | None = None
 def fingerprint(judge: Judge, name: str) -> dict[str, Any]:
     """What makes two verdicts comparable: the judge's name, its version and all its arguments, defaults included.
 
-    The version is the class's own for a built-in, and the sha256 of its source file for a custom judge.
+    The version is the class's own for a built-in, the sha256 of its source file for a custom judge, and that of all
+    sources of its package for an installed plug-in.
     """
-    return {"name": name, "version": _version(type(judge)), "args": judge.model_dump(mode="json")}
+    return {"name": name, "version": _version(type(judge), _is_plugin(name)), "args": judge.model_dump(mode="json")}
 
 
 def judge_class(name: str, *, base_dir: Path | None = None) -> type[Judge]:
@@ -85,11 +90,12 @@ def describe_arguments(kind: type[Judge]) -> str:
     shown = []
     for name, info in kind.model_fields.items():
         default = "required" if info.is_required() else f"default {info.default!r}"
-        shown.append(f"{name} ({_type_name(info.annotation)}, {default})")
+        shown.append(f"{name} ({type_name(info.annotation)}, {default})")
     return "; ".join(shown) or "it takes none"
 
 
-def _type_name(annotation: Any) -> str:
+def type_name(annotation: Any) -> str:
+    """A type as a person would write it."""
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
     if isinstance(annotation, type) and get_origin(annotation) is None:
@@ -97,11 +103,20 @@ def _type_name(annotation: Any) -> str:
     return str(annotation).replace("typing.", "")
 
 
-def _entry_point(name: str) -> object:
-    """What an installed package offers under that name."""
+def installed_plugins() -> dict[str, "EntryPoint"]:
+    """The entry points of installed packages by name; those that would take a built-in's name are left out."""
     from importlib import metadata
 
-    installed = {point.name: point for point in metadata.entry_points(group=GROUP)}
+    return {point.name: point for point in metadata.entry_points(group=GROUP) if point.name not in BUILT_IN}
+
+
+def _is_plugin(name: str) -> bool:
+    return name not in BUILT_IN and ":" not in name
+
+
+def _entry_point(name: str) -> object:
+    """What an installed package offers under that name."""
+    installed = installed_plugins()
     if name not in installed:
         known = sorted({*BUILT_IN, *installed})
         raise JudgeError(
@@ -207,25 +222,36 @@ def _wrong_arguments(name: str, kind: type[Judge], error: ValidationError) -> st
 
 
 @cache
-def _version(kind: type[Judge]) -> str:
-    """The versions of the classes a judge is made of: a hash for each file outside this room, a number inside it."""
+def _version(kind: type[Judge], is_plugin: bool) -> str:
+    """The versions of the classes a judge is made of: a hash for what is outside this room, a number inside it."""
     versions = []
     for part in kind.__mro__:
         if issubclass(part, Judge) and part not in (Judge, PointwiseJudge):
             inside = part.__module__.partition(".")[0] == __name__.partition(".")[0]
-            versions.append(part.version if inside else _source_hash(part))
+            versions.append(part.version if inside else _source_hash(part, is_plugin))
     return "+".join(dict.fromkeys(versions))
 
 
-def _source_hash(kind: type[Judge]) -> str:
+def _source_hash(kind: type[Judge], is_plugin: bool) -> str:
     module = sys.modules.get(kind.__module__)
     known = getattr(module, "__source_sha256__", None)
     if known is not None:
         return str(known)
     try:
-        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+        file = Path(inspect.getfile(kind))
+        package = sys.modules.get(kind.__module__.partition(".")[0])
+        if is_plugin and package is not None and Path(package.__file__ or "").name == "__init__.py":
+            return _package_hash(Path(package.__file__ or "").parent)
+        return hashlib.sha256(file.read_bytes()).hexdigest()
     except (OSError, TypeError):
         raise JudgeError(
             f"Judge {kind.__name__}: its source file cannot be found, so its verdicts could not be told from those of "
             f"another version. Keep the class in a file."
         ) from None
+
+
+def _package_hash(folder: Path) -> str:
+    """sha256 over the paths and contents of all Python files of a package, wherever it is installed."""
+    sources = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.py")}
+    lines = [f"{name} {hashlib.sha256(content).hexdigest()}\n" for name, content in sorted(sources.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -44,13 +44,19 @@ class Labelled:
 
 
 class Crew:
-    """The three workers; each starts with its first job and stays until the campaign ends."""
+    """The workers: engine, judge (two if the evaluation has its own), trainer.
+
+    Each starts with its first job and stays until the campaign ends.
+    """
 
     def __init__(self, run: RunFolder, config: Config, display: Display) -> None:
         engine = {"settings": config.engine, "chat_template_kwargs": config.model.chat_template_kwargs}
         self.run, self.config, self.display = run, config, display
         self.engine = self._worker("engine", "loop.sampler:EngineService", engine)
         self.judge = self._worker("judge", "loop.judging:JudgeService", {"settings": config.judge})
+        self.eval_judge = self.judge
+        if config.eval_judge != config.judge:
+            self.eval_judge = self._worker("eval-judge", "loop.judging:JudgeService", {"settings": config.eval_judge})
         self.trainer = self._worker("trainer", "loop.training:TrainService", {})
 
     def _worker(self, name: str, service: str, arguments: dict[str, Any]) -> Worker:
@@ -70,32 +76,36 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for worker in (self.engine, self.judge, self.trainer):
+        for worker in (self.engine, self.judge, self.eval_judge, self.trainer):
             worker.close()
 
-    def label(self, shards: Sequence[Shard], judge: dict[str, Any], bar: Bar) -> Labelled:
-        """Bring every shard's responses and verdicts into being, re-using what is there; returns counts and seconds."""
+    def label(self, shards: Sequence[Shard], judge: dict[str, Any] | None, bar: Bar, by: Worker) -> Labelled:
+        """Bring every shard's responses and verdicts into being, re-using what is there; returns counts and seconds.
+
+        `by` is the judge's worker and `judge` its fingerprint; without one, responses only.
+        """
         labelled = Labelled()
         to_sample, to_judge = self._missing(shards, judge)
         finished = sum(s.responses for s in shards) - sum(s.responses for s in to_sample)
         bar.resume_at(finished)
         sampled_at = time.perf_counter()
-        while to_sample or to_judge or self.engine.job or self.judge.job:
+        while to_sample or to_judge or self.engine.job or by.job:
             if to_sample and not self.engine.job:
                 self._sample(to_sample[0], bar, finished)
-            if to_judge and not self.judge.job:
+            if to_judge and not by.job:
                 shard = to_judge[0]
                 task = JudgeTask(shard.task.name, shard.task.path, shard.verdicts, shard.task.prompts)
-                self.judge.submit(Job(f"judging {task.name}", "label", {"task": task}))
-            for worker, job in wait([self.engine, self.judge]):
-                if worker is self.judge:
+                by.submit(Job(f"judging {task.name}", "label", {"task": task}))
+            for worker, job in wait([self.engine, by]):
+                if worker is by:
                     _note_judged(labelled, job.result)
                     to_judge.popleft()
                 else:
                     _note_sampled(labelled, job.result)
                     sampled_at = time.perf_counter()
                     finished += to_sample[0].responses
-                    to_judge.append(to_sample.popleft())
+                    sampled = to_sample.popleft()
+                    to_judge.extend([sampled] if judge is not None else [])
                     bar.set(finished)
         labelled.seconds["judge_after_sampling"] = time.perf_counter() - sampled_at
         return labelled
@@ -109,15 +119,15 @@ class Crew:
 
         self.engine.submit(Job(f"sampling {shard.task.name}", "sample", {"task": shard.task}, progress))
 
-    def _missing(self, shards: Sequence[Shard], judge: dict[str, Any]) -> tuple[deque[Shard], deque[Shard]]:
+    def _missing(self, shards: Sequence[Shard], judge: dict[str, Any] | None) -> tuple[deque[Shard], deque[Shard]]:
         """Shards to sample, and shards that only lack verdicts; what was made with other settings is removed."""
         to_sample: deque[Shard] = deque()
         to_judge: deque[Shard] = deque()
         for shard in shards:
-            if not _is_current(shard.task.path, "spec", shard.task.spec):
+            if not is_current(shard.task.path, "spec", shard.task.spec):
                 shard.verdicts.unlink(missing_ok=True)
                 to_sample.append(shard)
-            elif not _is_current(shard.verdicts, "judge", judge):
+            elif judge is not None and not is_current(shard.verdicts, "judge", judge):
                 to_judge.append(shard)
         return to_sample, to_judge
 
@@ -128,7 +138,7 @@ class Crew:
         return call(self.trainer, job)
 
 
-def _is_current(path: Path, key: str, wanted: Any) -> bool:
+def is_current(path: Path, key: str, wanted: Any) -> bool:
     """Whether the file exists, is whole and was made as `wanted` says; if not, it is removed."""
     if not path.exists():
         return False

@@ -6,7 +6,7 @@ With `check` the libraries are imported, the judge is built and runs its own exa
 from typing import Any
 
 from judges.resolve import BUILT_IN, build_judge
-from loop.config import Config
+from loop.config import Config, JudgeConfig
 from loop.config_load import LoadedConfig, diff
 from loop.engines import chosen_engine
 from loop.runfolder import STAGES, RunFolder
@@ -16,8 +16,9 @@ from trainer.settings import TrainSettings
 def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> dict[str, Any]:
     """What `prefloop run` would do. UserError or JudgeError if it could not."""
     config = loaded.base
-    if config.judge.name in BUILT_IN:
-        build_judge(config.judge.name, config.judge.args)
+    for judge in (config.judge, config.eval_judge):
+        if judge.name in BUILT_IN:
+            build_judge(judge.name, judge.args)
     plan = {
         "config": str(loaded.source),
         "run": str(run),
@@ -26,6 +27,7 @@ def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> dict[str,
         "engine": chosen_engine(config.engine),
         "prompts": prompts_in_words(config),
         "judge": {"name": config.judge.name, "args": config.judge.args},
+        "eval_judge": {"name": config.eval_judge.name, "args": config.eval_judge.args},
         "evaluation": evaluation_in_words(config),
         "iterations": [iteration_plan(loaded, k) for k in range(1, loaded.iterations + 1)],
     }
@@ -107,19 +109,36 @@ def check_for_real(config: Config) -> dict[str, Any]:
     """Import what a run needs, build and test the judge, open the data; no model is loaded."""
     import importlib
 
-    from judges.selftest import self_test
     from loop.prompts import build_prompt_sets
 
     libraries = ["torch", "transformers", *(["vllm"] if chosen_engine(config.engine) == "vllm" else [])]
     versions = {name: importlib.import_module(name).__version__ for name in libraries}
-    judge = build_judge(config.judge.name, config.judge.args)
+    judges = {"judge": check_judge(config.judge, config.pairs.correct_at)}
+    if config.eval_judge != config.judge:
+        judges["judge of the evaluation"] = check_judge(config.eval_judge, config.pairs.correct_at)
     sets = build_prompt_sets(config.prompts, config.seed)
     return {
         "libraries": versions,
-        "judge": f"{type(judge).__name__} built, {self_test(judge)} examples judged as known",
+        **judges,
         "prompts": sets.counts,
         "first_prompt": sets.train[0].messages,
     }
+
+
+def check_judge(settings: JudgeConfig, correct_at: float) -> str:
+    """Build a judge, have it answer its own examples and the user's; JudgeError if it fails."""
+    from judges.selftest import self_test
+    from loop.judging import test_with_examples
+
+    judge = build_judge(settings.name, settings.args)
+    checked = f"{type(judge).__name__} built, {self_test(judge)} examples judged as known"
+    given = test_with_examples(judge, settings, correct_at)
+    return f"{checked}, {given} of {settings.examples} as labelled" if settings.examples else checked
+
+
+def judge_in_words(judge: dict[str, Any]) -> str:
+    """Its name and arguments."""
+    return f"{judge['name']} {judge['args'] or ''}".rstrip()
 
 
 def print_plan(plan: dict[str, Any]) -> None:
@@ -127,7 +146,9 @@ def print_plan(plan: dict[str, Any]) -> None:
     print(f"{plan['config']} → {plan['run']}: {plan['resume']}.\n")
     print(f"model    {plan['model']}, sampled with the {plan['engine']} engine")
     print(f"prompts  {plan['prompts']}")
-    print(f"judge    {plan['judge']['name']} {plan['judge']['args'] or ''}")
+    print(f"judge    {judge_in_words(plan['judge'])}")
+    if plan["eval_judge"] != plan["judge"]:
+        print(f"         {judge_in_words(plan['eval_judge'])} in the evaluation")
     print(f"eval     {plan['evaluation']}")
     for it in plan["iterations"]:
         sizes = (

@@ -1,0 +1,5 @@
+"""Room loop"""
+
+import typer
+
+judge_app = typer.Typer()
