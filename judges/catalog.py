@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from judges.contract import Judge, JudgeError, PointwiseJudge
 from judges.pairwise import PairwiseJudge
 from judges.resolve import BUILT_IN, installed_plugins, judge_class, type_name
@@ -85,6 +87,8 @@ def _plain(value: Any) -> Any:
     """A default as JSON can hold it."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return {str(k): _plain(v) for k, v in value.items()} if isinstance(value, dict) else str(value)

@@ -8,12 +8,15 @@ import math
 import traceback
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from judges.handed import Handed
+from judges.remember import key_of, once
 from judges.stdout import prints_go_to_stderr
 
 
@@ -163,11 +166,49 @@ class Judge(BaseModel):
     version: ClassVar[str] = "1"
     """Raised by a built-in judge whenever a score would change; a custom judge is versioned by its source instead."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """What the loop must hand in (an engine, log-probs); nothing so far."""
+    costly: ClassVar[bool] = False
+    """Whether a verdict costs money or minutes: then it is kept, and the same content is never judged again."""
+
+    incidental: ClassVar[frozenset[str]] = frozenset()
+    """Names of the arguments that never change a verdict (a time limit): no part of the fingerprint."""
 
     examples: ClassVar[tuple[Example, ...]] = ()
     """Known right and wrong answers, run by `self_test` before a campaign starts."""
+
+    _handed: Handed = PrivateAttr(default_factory=Handed)
+
+    @property
+    def handed(self) -> Handed:
+        """What the loop handed in."""
+        return self._handed
+
+    def take(self, handed: Handed) -> None:
+        """Called by the loop before it judges; a judge made of others passes it on to them."""
+        self._handed = handed
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the loop must hand in for these arguments: {"generate"} or nothing."""
+        return frozenset()
+
+    def ready(self) -> None:
+        """Raises JudgeError if something that the judge needs is missing: a key, a library. Asks nobody."""
+
+    @property
+    def content_version(self) -> str:
+        """Whatever else decides a score: the hash of a template, of weights."""
+        return ""
+
+    @cached_property
+    def identity(self) -> str:
+        """sha256 of class, version and arguments: equal identities give equal verdicts to equal content."""
+        from judges.resolve import identity_of
+
+        return identity_of(self)
+
+    def calls_at_most(self, responses: int) -> int:
+        """How many verdicts, votes and orders included, a group of so many responses costs at most."""
+        return responses
 
     def known_examples(self) -> Sequence[Example]:
         """The examples of this judge as it is configured."""
@@ -186,7 +227,12 @@ class PointwiseJudge(Judge):
         """The verdict on one response; a plain number is a score, a bool is 1.0 or 0.0."""
 
     def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
-        return [[self._judge(group.prompt, response) for response in group.responses] for group in groups]
+        judge = self._remembered if self.costly else self._judge
+        return [[judge(group.prompt, response) for response in group.responses] for group in groups]
+
+    def _remembered(self, prompt: Prompt, response: Response) -> Verdict:
+        key = key_of(self, prompt, [response])
+        return Verdict(**once(self, key, lambda: asdict(self._judge(prompt, response))))
 
     def _judge(self, prompt: Prompt, response: Response) -> Verdict:
         try:

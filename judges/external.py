@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, PrivateAttr, model_validator
+from pydantic import PositiveInt, PrivateAttr, model_validator
 
 from judges.contract import Group, Judge, JudgeError, Prompt, Response, Verdict
 
@@ -50,6 +50,7 @@ class External(Judge):
     """People are the judge: the run writes what to label, stops, and goes on when the labels are there."""
 
     version: ClassVar[str] = "1"
+    incidental: ClassVar[frozenset[str]] = frozenset({"missing"})
 
     ask: Literal["right-wrong", "score", "pair"] = "right-wrong"
     """Right or wrong for each response, a score for each, or the better one of two."""
@@ -66,7 +67,7 @@ class External(Judge):
     question: str = ""
     """What the people are asked to look for, shown on top of the page."""
 
-    missing: Literal["wait", "abstain"] = Field(default="wait", exclude=True)  # changes no label, so no verdict either
+    missing: Literal["wait", "abstain"] = "wait"
     """What has no label: wait for it, or go on without it (it abstains, which keeps it out of every pair)."""
 
     _labels: Mapping[str, Label] | None = PrivateAttr(default=None)

@@ -7,13 +7,14 @@ win rate is taken over the others.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from pydantic import Field, PositiveInt
 
 from judges.contract import Group, Judge, JudgeError, Prompt, Response, Verdict, describe, finite
 from judges.games import Couple, Schedule, circle, drawn_order, games_at_most, round_robin, swiss_round
+from judges.remember import key_of, once
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,12 @@ class PairwiseJudge(Judge):
 
     def compare_all(self, games: Sequence[Game]) -> list[Preference]:
         """One preference per game, in their order. This one calls `compare`; an exception costs that game alone."""
-        return [self._compared(game) for game in games]
+        compared = self._remembered if self.costly else self._compared
+        return [compared(game) for game in games]
+
+    def _remembered(self, game: Game) -> Preference:
+        key = key_of(self, game.prompt, [game.first, game.second])
+        return Preference(**once(self, key, lambda: asdict(self._compared(game))))
 
     def _compared(self, game: Game) -> Preference:
         try:

@@ -9,14 +9,15 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from types import ModuleType, NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from judges.contract import Judge, JudgeError, PointwiseJudge, describe
 from judges.pairwise import PairwiseJudge
@@ -29,6 +30,8 @@ BUILT_IN = {
     "exact": "judges.text:Exact",
     "external": "judges.external:External",
     "gsm8k": "judges.gsm8k:GSM8K",
+    "llm-compare": "judges.llm_compare:LLMCompare",
+    "llm-grade": "judges.llm_grade:LLMGrade",
     "number": "judges.text:Number",
     "reasoning-gym": "judges.reasoning_gym:ReasoningGym",
     "regex": "judges.text:Regex",
@@ -44,7 +47,7 @@ def build_judge(name: str, args: dict[str, Any], *, base_dir: Path | None = None
     A relative file path is looked up from `base_dir` (the config's folder; default the current directory).
     """
     kind = judge_class(name, base_dir=base_dir)
-    _version(kind, _is_plugin(name))  # hashed now, so that editing the file during a run does not change what was run
+    _version(kind)  # hashed now, so that editing the file during a run does not change what was run
     try:
         return kind(**args)
     except ValidationError as error:
@@ -55,9 +58,17 @@ def fingerprint(judge: Judge, name: str) -> dict[str, Any]:
     """What makes two verdicts comparable: the judge's name, its version and all its arguments, defaults included.
 
     The version is the class's own for a built-in, the sha256 of its source file for a custom judge, and that of all
-    sources of its package for an installed plug-in.
+    sources of its package for an installed plug-in; a template's hash is part of it. Arguments that never change a
+    verdict are left out.
     """
-    return {"name": name, "version": _version(type(judge), _is_plugin(name)), "args": judge.model_dump(mode="json")}
+    version = "+".join(filter(None, (_version(type(judge)), judge.content_version)))
+    return {"name": name, "version": version, "args": judge.model_dump(mode="json", exclude=set(judge.incidental))}
+
+
+def identity_of(judge: Judge) -> str:
+    """sha256 of the judge's fingerprint, the class's name standing for whatever name or path it was built by."""
+    known = fingerprint(judge, type(judge).__qualname__)
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def judge_class(name: str, *, base_dir: Path | None = None) -> type[Judge]:
@@ -95,12 +106,21 @@ def describe_arguments(kind: type[Judge]) -> str:
 
 
 def type_name(annotation: Any) -> str:
-    """A type as a person would write it."""
-    if get_origin(annotation) is Literal:
-        return " | ".join(map(str, get_args(annotation)))
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        return annotation.__name__
-    return str(annotation).replace("typing.", "")
+    """A type as a person would write it: `str`, `a | b`, `float | null`, `list of str`."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_name(parts[0])
+    if origin is Literal:
+        return " | ".join(map(str, parts))
+    if origin in (Union, UnionType):
+        return " | ".join(type_name(part) for part in parts)
+    if origin in (list, tuple):
+        return f"list of {' and '.join(dict.fromkeys(type_name(part) for part in parts if part is not Ellipsis))}"
+    if annotation is NoneType:
+        return "null"
+    if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return "mapping"
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).removeprefix("typing.")
 
 
 def installed_plugins() -> dict[str, "EntryPoint"]:
@@ -108,10 +128,6 @@ def installed_plugins() -> dict[str, "EntryPoint"]:
     from importlib import metadata
 
     return {point.name: point for point in metadata.entry_points(group=GROUP) if point.name not in BUILT_IN}
-
-
-def _is_plugin(name: str) -> bool:
-    return name not in BUILT_IN and ":" not in name
 
 
 def _entry_point(name: str) -> object:
@@ -222,32 +238,40 @@ def _wrong_arguments(name: str, kind: type[Judge], error: ValidationError) -> st
 
 
 @cache
-def _version(kind: type[Judge], is_plugin: bool) -> str:
+def _version(kind: type[Judge]) -> str:
     """The versions of the classes a judge is made of: a hash for what is outside this room, a number inside it."""
     versions = []
     for part in kind.__mro__:
         if issubclass(part, Judge) and part not in (Judge, PointwiseJudge):
             inside = part.__module__.partition(".")[0] == __name__.partition(".")[0]
-            versions.append(part.version if inside else _source_hash(part, is_plugin))
+            versions.append(part.version if inside else _source_hash(part))
     return "+".join(dict.fromkeys(versions))
 
 
-def _source_hash(kind: type[Judge], is_plugin: bool) -> str:
+def _source_hash(kind: type[Judge]) -> str:
+    """sha256 of the file that the class was loaded from, or of its whole package if that is an installed plug-in."""
     module = sys.modules.get(kind.__module__)
     known = getattr(module, "__source_sha256__", None)
     if known is not None:
         return str(known)
     try:
-        file = Path(inspect.getfile(kind))
-        package = sys.modules.get(kind.__module__.partition(".")[0])
-        if is_plugin and package is not None and Path(package.__file__ or "").name == "__init__.py":
-            return _package_hash(Path(package.__file__ or "").parent)
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        package = _plugin_folder(kind)
+        if package is not None:
+            return _package_hash(package)
+        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
     except (OSError, TypeError):
         raise JudgeError(
             f"Judge {kind.__name__}: its source file cannot be found, so its verdicts could not be told from those of "
             f"another version. Keep the class in a file."
         ) from None
+
+
+def _plugin_folder(kind: type[Judge]) -> Path | None:
+    """The folder of the package that the class is from, if that package offers judges by entry points."""
+    top = kind.__module__.partition(".")[0]
+    file = Path(getattr(sys.modules.get(top), "__file__", None) or "")
+    offers = any(point.module.partition(".")[0] == top for point in installed_plugins().values())
+    return file.parent if offers and file.name == "__init__.py" else None
 
 
 def _package_hash(folder: Path) -> str:

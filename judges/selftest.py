@@ -13,7 +13,9 @@ from judges.trial import Outcome, try_cases
 
 
 def self_test(judge: Judge) -> int:
-    """Runs the judge's known examples and returns how many there were; JudgeError at the first that comes out wrong."""
+    """Runs the judge's known examples and returns how many there were; JudgeError at the first that comes out wrong,
+    or if something that the judge needs is missing."""
+    judge.ready()
     examples = judge.known_examples()
     for example in examples:
         asked = judge if example.args is None else _with_arguments(judge, example)

@@ -56,11 +56,11 @@ def try_cases(
             f"Judge {type(judge).__name__} compares responses, but the labelled example at {single.where} is a single "
             f"one with a {single.kind}. Give it rows with prompt, chosen and rejected."
         )
-    groups = list(_groups(judge, cases))
+    groups, asked = list(_groups(judge, cases)), _one_order(judge)
     verdicts: dict[tuple[str, bool], Verdict] = {}
     for start in range(0, len(groups), AT_A_TIME):
         part = groups[start : start + AT_A_TIME]
-        for (group, swapped), row in zip(part, judge_groups(_one_order(judge), [g for g, _ in part]), strict=True):
+        for (group, swapped), row in zip(part, judge_groups(asked, [g for g, _ in part]), strict=True):
             verdicts |= {(r.id, swapped): verdict for r, verdict in zip(group.responses, row, strict=True)}
         on_progress(sum(not swapped for _, swapped in verdicts))
     return [_outcome(judge, case, verdicts, correct_at, tolerance) for case in cases]

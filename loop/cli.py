@@ -1,7 +1,7 @@
-"""Room loop, the command line: arguments come in, exit codes go out (0 done, 2 the user's mistake, 3 waiting for people,
-130 interrupted).
+"""Room loop, the command line: arguments come in, exit codes go out.
 
-Nothing heavy is imported before a command needs it.
+0 is done, 2 the user's mistake, 3 a run that waits for people, 130 interrupted. Nothing heavy is imported before a
+command needs it.
 """
 
 import sys
