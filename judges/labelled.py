@@ -94,7 +94,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                     )
                 yield f"line {reader.line_num}", row
         except csv.Error as error:
-            raise JudgeError(f"{path}, line {reader.line_num} cannot be read as CSV: {error}.") from None
+            raise JudgeError(f"{path}, line {reader.reader.line_num} cannot be read as CSV: {error}.") from None
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

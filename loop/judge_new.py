@@ -131,7 +131,8 @@ def write_judge(name: str, kind: Kind, folder: Path) -> Written:
     class_name = "".join(part[:1].upper() + part[1:] for part in stem.split("_"))
     judge, test = folder / f"{stem}.py", folder / f"test_{stem}.py"
     if there := [str(path) for path in (judge, test) if path.exists()]:
-        raise UserError(f"{' and '.join(there)} exists already and is left as it is; take another name or --dir.")
+        exist = "exist" if len(there) > 1 else "exists"
+        raise UserError(f"{' and '.join(there)} {exist} already; nothing was written. Take another name or --dir.")
     better, scores = BETTER[kind]
     texts = {
         judge: TEXTS[kind],
