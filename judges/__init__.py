@@ -11,6 +11,18 @@ trial.py          a judge on labelled examples: what it said of each
 report.py         agreement, calibration, biases: what a trial comes to
 external.py       judge "external": people; what to label, and labels to verdicts
 label_page.py     the page on which people label, from its template label_page.html
+handed.py         what the loop hands to a judge: store, model, progress
+remember.py       one verdict per content, given once
+llm_grade.py      judge "llm-grade"
+llm_compare.py    judge "llm-compare"
+llm.py            what both share: arguments; questions become replies
+llm_question.py   one question: prompt and responses as texts
+llm_template.py   templates, and the marks around foreign text
+llm_verdict.py    the verdict in a reply, read strictly
+templates/        the questions, as text files
+asking.py         many requests: concurrency, retries, deadlines
+api.py            one request: the only file with a network
+budget.py         what a judge may spend
 numerals.py       numbers as people write them, read exactly
 markers.py        explicit final answers: `#### 18`, `\\boxed{18}`, "the answer is 18"
 gsm8k.py          judge "gsm8k"

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
-from judges.handed import Handed
+from judges.handed import Handed, Usage
 from judges.remember import key_of, once
 from judges.stdout import prints_go_to_stderr
 
@@ -205,6 +205,15 @@ class Judge(BaseModel):
         from judges.resolve import identity_of
 
         return identity_of(self)
+
+    def cost(self, usage: Usage) -> float | None:
+        """What so much usage costs in money; None if nobody has named a price."""
+        return None
+
+    @property
+    def longest_call(self) -> tuple[int, int, int]:
+        """Of a judge that asks a model: tokens of its own text in a question, responses shown, tokens of a reply."""
+        return 0, 1, 0
 
     def calls_at_most(self, responses: int) -> int:
         """How many verdicts, votes and orders included, a group of so many responses costs at most."""

@@ -6,7 +6,6 @@ not there is asked: an OpenAI-compatible endpoint, or the model that the loop ha
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -24,22 +23,15 @@ from pydantic import (
 from judges.api import Endpoint, import_openai, read_key
 from judges.asking import Answered, Ask, Asker, Failed, Limits, from_store, stored
 from judges.budget import Budget
-from judges.contract import Judge, JudgeError, Prompt, Response
+from judges.contract import Judge, JudgeError, Prompt
 from judges.handed import Messages, Usage
-from judges.llm_template import Template, code_for, fenced, read_template
+from judges.llm_question import Question, conversation
+from judges.llm_template import Template, fenced, read_template
 from judges.llm_verdict import Form, Read, Scale, instruction, read_reply, response_format
 from judges.remember import key_of
 
-CUT_OFF = "\n(It was cut off here, at its length limit.)"
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked of the model once: about these responses, in this order, for the so-manieth time."""
-
-    prompt: Prompt
-    responses: tuple[Response, ...]
-    vote: int
+CHARACTERS_PER_TOKEN = 3
+"""A cautious guess for the text of a template; English has about four."""
 
 
 class LLM(Judge):
@@ -171,6 +163,14 @@ class LLM(Judge):
             import_openai()
             read_key(self.api_key_env)
 
+    def cost(self, usage: Usage) -> float | None:
+        return self.budget.cost(usage)
+
+    @property
+    def longest_call(self) -> tuple[int, int, int]:
+        own = self.rubric + "".join(text for _, text in self._template.messages)
+        return len(own) // CHARACTERS_PER_TOKEN, len(self.slots), self.max_tokens or 0
+
     # ---- questions ----
 
     def reads(self, questions: Sequence[Question]) -> list[Read | Failed]:
@@ -237,11 +237,8 @@ class LLM(Judge):
 
     def messages(self, question: Question, key: str, form: Form) -> Messages:
         """What the model is sent; every text that a person or a model wrote lies between marks with a code."""
-        prompt, code = question.prompt, self._code(question, key)
-        shown = [
-            fenced(name, response.text, code) + (CUT_OFF if response.finish_reason == "length" else "")
-            for name, response in zip(self._names, question.responses, strict=True)
-        ]
+        prompt, code = question.prompt, question.code(key, self._template.columns)
+        shown = question.shown(self._names, code)
         values = {
             "question": fenced("question", conversation(prompt), code),
             "reference": self._reference(prompt, code),
@@ -252,13 +249,6 @@ class LLM(Judge):
             **{f"columns[{name}]": self._column(prompt, name, code) for name in self._template.columns},
         }
         return self._template.fill(values)
-
-    def _code(self, question: Question, key: str) -> str:
-        prompt = question.prompt
-        columns = [str(prompt.columns.get(name)) for name in self._template.columns]
-        return code_for(
-            key, [conversation(prompt), str(prompt.target), *columns, *(r.text for r in question.responses)]
-        )
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -287,11 +277,5 @@ class LLM(Judge):
     def _read(self, question: Question, key: str, answer: Answered | Failed) -> Read | Failed:
         if isinstance(answer, Failed):
             return answer
-        return read_reply(answer.reply, self._scale, self._forms[answer.form], self._code(question, key))
-
-
-def conversation(prompt: Prompt) -> str:
-    """What was asked: the text of a single user message, or all messages with their roles."""
-    if len(prompt.messages) == 1:
-        return prompt.messages[0]["content"]
-    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt.messages)
+        code = question.code(key, self._template.columns)
+        return read_reply(answer.reply, self._scale, self._forms[answer.form], code)

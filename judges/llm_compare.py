@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from judges.asking import Failed
 from judges.contract import Prompt, Response
-from judges.llm import LLM, Question
+from judges.llm import LLM
 from judges.llm_grade import undecided
+from judges.llm_question import Question
 from judges.llm_verdict import Read, Scale, Words
 from judges.pairwise import Game, PairwiseJudge, Preference
 

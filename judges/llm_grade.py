@@ -7,7 +7,8 @@ from pydantic import field_validator
 
 from judges.asking import Failed
 from judges.contract import Group, PointwiseJudge, Prompt, Response, Verdict
-from judges.llm import LLM, Question
+from judges.llm import LLM
+from judges.llm_question import Question
 from judges.llm_verdict import Numbers, Read, Scale, Words
 
 

@@ -21,7 +21,6 @@ from loop.stages.sample import sample_and_judge
 from loop.stages.train import train_stage
 from loop.status import collect, metric_rows
 from loop.status_tables import iteration_line
-from loop.workers import Job, call
 
 
 def run_campaign(
@@ -54,11 +53,8 @@ def run_campaign(
 def test_judges(campaign: Campaign) -> None:
     """Have the judges answer their known examples; their fingerprints."""
     crew, correct_at = campaign.crew, campaign.base.pairs.correct_at
-    campaign.judge = call(crew.judge, Job("the judge's self-test", "prepare", {"correct_at": correct_at}))
-    campaign.eval_judge = campaign.judge
-    if crew.eval_judge is not crew.judge:
-        job = Job("the self-test of the evaluation's judge", "prepare", {"correct_at": correct_at})
-        campaign.eval_judge = call(crew.eval_judge, job)
+    campaign.judge = crew.prepare(crew.judge, correct_at)
+    campaign.eval_judge = campaign.judge if crew.eval_judge is crew.judge else crew.prepare(crew.eval_judge, correct_at)
 
 
 def run_iteration(

@@ -172,6 +172,9 @@ def _make_paths_absolute(raw: Raw) -> None:
             judge["name"] = f"{_absolute(file)}{colon}{attribute}"
         if judge.get("examples"):
             judge["examples"] = _absolute(judge["examples"])
+        template = (judge.get("args") or {}).get("template")
+        if isinstance(template, str) and Path(template).expanduser().is_file():
+            judge["args"]["template"] = _absolute(template)
 
 
 def _absolute(path: str) -> str:

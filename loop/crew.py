@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from loop import tables
-from loop.config import Config
+from loop.config import Config, JudgeConfig
 from loop.display import Bar, Display
 from loop.errors import UserError
 from loop.judging import JudgeTask
@@ -43,6 +43,16 @@ class Labelled:
     identity: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Seat:
+    """A judge: its worker, what its service is made of and, once it was tested, who it is and whom it asks."""
+
+    worker: Worker
+    judging: dict[str, Any]
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    asks_policy: bool = False
+
+
 class Crew:
     """The workers: engine, judge (two if the evaluation has its own), trainer.
 
@@ -53,10 +63,9 @@ class Crew:
         engine = {"settings": config.engine, "chat_template_kwargs": config.model.chat_template_kwargs}
         self.run, self.config, self.display = run, config, display
         self.engine = self._worker("engine", "loop.sampler:EngineService", engine)
-        self.judge = self._worker("judge", "loop.judging:JudgeService", {"settings": config.judge})
-        self.eval_judge = self.judge
+        self.judge = self.eval_judge = self._seat("judge", config.judge)
         if config.eval_judge != config.judge:
-            self.eval_judge = self._worker("eval-judge", "loop.judging:JudgeService", {"settings": config.eval_judge})
+            self.eval_judge = self._seat("eval-judge", config.eval_judge)
         self.trainer = self._worker("trainer", "loop.training:TrainService", {})
 
     def _worker(self, name: str, service: str, arguments: dict[str, Any]) -> Worker:
@@ -64,6 +73,10 @@ class Crew:
         return Worker(
             name, service, arguments, self.run.log(name), settings.stall_seconds, settings.retries, self._event
         )
+
+    def _seat(self, name: str, settings: JudgeConfig) -> Seat:
+        judging = {"settings": settings, "cache": self.run.verdict_cache}
+        return Seat(self._worker(name, "loop.judging:JudgeService", judging), judging)
 
     def _event(self, what: str, **details: Any) -> None:
         self.run.event(what, **details)
@@ -76,29 +89,36 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for worker in (self.engine, self.judge, self.eval_judge, self.trainer):
+        for worker in (self.engine, self.judge.worker, self.eval_judge.worker, self.trainer):
             worker.close()
 
-    def label(self, shards: Sequence[Shard], judge: dict[str, Any] | None, bar: Bar, by: Worker) -> Labelled:
+    def prepare(self, judge: Seat, correct_at: float) -> dict[str, Any]:
+        """Test a judge and return its fingerprint; from here on it is known who answers its questions."""
+        job = Job(f"the self-test of the {judge.worker.name}", "prepare", {"correct_at": correct_at})
+        prepared = call(judge.worker, job)
+        judge.asks_policy = "generate" in prepared["needs"]
+        judge.fingerprint = dict(prepared["fingerprint"])
+        return judge.fingerprint
+
+    def label(self, shards: Sequence[Shard], judge: Seat | None, bar: Bar) -> Labelled:
         """Bring every shard's responses and verdicts into being, re-using what is there; returns counts and seconds.
 
-        `by` is the judge's worker and `judge` its fingerprint; without one, responses only.
+        Without a judge it is responses only.
         """
         labelled = Labelled()
         to_sample, to_judge = self._missing(shards, judge)
+        judging = self.engine if judge is None or judge.asks_policy else judge.worker
         finished = sum(s.responses for s in shards) - sum(s.responses for s in to_sample)
         bar.resume_at(finished)
         sampled_at = time.perf_counter()
-        while to_sample or to_judge or self.engine.job or by.job:
+        while to_sample or to_judge or self.engine.job or judging.job:
             if to_sample and not self.engine.job:
                 self._sample(to_sample[0], bar, finished)
-            if to_judge and not by.job:
-                shard = to_judge[0]
-                task = JudgeTask(shard.task.name, shard.task.path, shard.verdicts, shard.task.prompts)
-                by.submit(Job(f"judging {task.name}", "label", {"task": task}))
-            for worker, job in wait([self.engine, by]):
-                if worker is by:
-                    _note_judged(labelled, job.result)
+            if judge is not None and to_judge and not judging.job:
+                self._judge(to_judge[0], judge)
+            for _, job in wait([self.engine] if judging is self.engine else [self.engine, judging]):
+                if job.method == "label":
+                    self._note_judged(labelled, job)
                     to_judge.popleft()
                 else:
                     _note_sampled(labelled, job.result)
@@ -119,7 +139,20 @@ class Crew:
 
         self.engine.submit(Job(f"sampling {shard.task.name}", "sample", {"task": shard.task}, progress))
 
-    def _missing(self, shards: Sequence[Shard], judge: dict[str, Any] | None) -> tuple[deque[Shard], deque[Shard]]:
+    def _judge(self, shard: Shard, judge: Seat) -> None:
+        """Hand a shard to the judge; one that asks the policy works in the engine, once nothing is left to sample."""
+        task = JudgeTask(shard.task.name, shard.task.path, shard.verdicts, shard.task.prompts)
+        policy = {"policy": shard.task.policy, "policy_hash": shard.task.policy_hash, "judging": judge.judging}
+        worker = self.engine if judge.asks_policy else judge.worker
+        worker.submit(Job(f"judging {task.name}", "label", {"task": task, **(policy if judge.asks_policy else {})}))
+
+    def _note_judged(self, labelled: Labelled, job: Job) -> None:
+        labelled.counts.update({f"verdicts_{kind}": n for kind, n in job.result["counts"].items()})
+        labelled.seconds["judge"] += job.result["judge"]
+        if job.result["remembered"]:
+            self.run.event("verdicts_remembered", job=job.name, calls=job.result["remembered"])
+
+    def _missing(self, shards: Sequence[Shard], judge: Seat | None) -> tuple[deque[Shard], deque[Shard]]:
         """Shards to sample, and shards that only lack verdicts; what was made with other settings is removed."""
         to_sample: deque[Shard] = deque()
         to_judge: deque[Shard] = deque()
@@ -127,7 +160,7 @@ class Crew:
             if not is_current(shard.task.path, "spec", shard.task.spec):
                 shard.verdicts.unlink(missing_ok=True)
                 to_sample.append(shard)
-            elif judge is not None and not is_current(shard.verdicts, "judge", judge):
+            elif judge is not None and not is_current(shard.verdicts, "judge", judge.fingerprint):
                 to_judge.append(shard)
         return to_sample, to_judge
 
@@ -159,8 +192,3 @@ def _note_sampled(labelled: Labelled, result: dict[str, Any]) -> None:
     for part in ("load", "generate"):
         labelled.seconds[part] += result[part]
     labelled.identity = result["identity"]
-
-
-def _note_judged(labelled: Labelled, result: dict[str, Any]) -> None:
-    labelled.counts.update({f"verdicts_{kind}": n for kind, n in result["counts"].items()})
-    labelled.seconds["judge"] += result["judge"]

@@ -120,10 +120,12 @@ def _order_lines(orders: dict[str, Any] | None) -> list[tuple[str, str]]:
     ]
 
 
-def _used_lines(used: dict[str, int] | None) -> list[tuple[str, str]]:
+def _used_lines(used: dict[str, Any] | None) -> list[tuple[str, str]]:
     if used is None:
         return []
-    return [("cost", f"{used['calls']} calls, {used['prompt_tokens']} + {used['completion_tokens']} tokens")]
+    money = "" if used["cost"] is None else f", {used['cost']:,.4f} in money"
+    tokens = f"{used['prompt_tokens']:,} + {used['completion_tokens']:,} tokens"
+    return [("cost", f"{used['calls']:,} calls, {tokens}{money}")]
 
 
 def _speed(speed: dict[str, float]) -> str:

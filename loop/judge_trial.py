@@ -71,7 +71,7 @@ def run_test(
         **found,
         "agreement_interval": _interval(found["agreed"], len(outcomes)),
         "speed": {"seconds": seconds, "responses": responses, "responses_per_second": responses / max(seconds, 1e-9)},
-        "used": asdict(used.total) if used.total.calls else None,
+        "used": asdict(used.total) | {"cost": judge.cost(used.total)} if used.total.calls else None,
         "disagreements": [_shown(outcome) for outcome in outcomes if not outcome.agrees][:show],
     }
 

@@ -4,6 +4,7 @@ Every file is written under a partial name that carries an attempt id, fsynced a
 link wins, so a worker that was believed dead cannot corrupt. A stage is finished when its manifest exists.
 
     runs/NAME/  campaign.yaml  lineage.json  events.jsonl  metrics.jsonl  lock  logs/  prompts/{train,gate,test}.parquet
+      cache/verdicts.sqlite
       iter-001/{sample,judge,pair,train,eval}/  shard-000.parquet …  manifest.json      promotion.json
 """
 
@@ -197,6 +198,11 @@ class RunFolder:
     def log(self, worker: str) -> Path:
         """Where a worker's own output goes."""
         return self.root / "logs" / f"{worker}.log"
+
+    @property
+    def verdict_cache(self) -> Path:
+        """Verdicts that cost money or minutes; forks of this run read it."""
+        return self.root / "cache" / "verdicts.sqlite"
 
     def prompts(self) -> StageFolder:
         """The folder of the three prompt sets."""

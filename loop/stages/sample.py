@@ -2,6 +2,7 @@
 overlapped."""
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,7 @@ def sample_and_judge(
     if not (sampled and by_people):
         title = "sample" if by_people else "sample and judge"
         with campaign.display.bar(title, sum(s.responses for s in shards), "responses") as bar:
-            judge = None if by_people else campaign.judge
-            labelled = campaign.crew.label(shards, judge, bar, campaign.crew.judge)
+            labelled = campaign.crew.label(shards, None if by_people else campaign.crew.judge, bar)
     seconds = label_seconds(labelled, started)
     counts = response_counts([s.task.path for s in shards], len(rows))
     if sampled is None:
@@ -129,7 +129,16 @@ def verdict_counts(shards: list[Path]) -> dict[str, Any]:
     rows = [row for path in shards for row in tables.read(path, ["kind", "extracted", "well_formed"]).to_pylist()]
     counts = {kind: sum(row["kind"] == kind for row in rows) for kind in ("score", "abstain", "error")}
     unparsable = sum(row["kind"] == "score" and row["extracted"] is None for row in rows)
-    return counts | {"unparsable": unparsable, "well_formed": sum(bool(row["well_formed"]) for row in rows)}
+    shape = {"unparsable": unparsable, "well_formed": sum(bool(row["well_formed"]) for row in rows)}
+    return counts | shape | judge_usage(shards)
+
+
+def judge_usage(shards: list[Path]) -> dict[str, float]:
+    """Of a paid judge: `judge_calls`, `judge_prompt_tokens`, `judge_completion_tokens`; with prices `judge_cost`."""
+    used: Counter[str] = Counter()
+    for path in shards:
+        used.update(tables.notes_of(path).get("used", {}))
+    return {f"judge_{what}": amount for what, amount in used.items()}
 
 
 def label_seconds(labelled: Labelled, started: float) -> dict[str, float]:

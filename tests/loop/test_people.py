@@ -174,7 +174,7 @@ def test_the_plan_names_the_judge_of_the_evaluation(cli: Cli, by_people: dict[st
     planned = cli("plan", cli.write(by_people))
     assert planned.code == 0, planned.err
     assert "judge    external\n" in planned.out
-    assert ":Parity in the evaluation" in planned.out
+    assert "\n         in the evaluation " in planned.out
 
 
 # ---- labelled examples before the start ----
