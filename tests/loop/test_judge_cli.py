@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 from judges.resolve import BUILT_IN
 from loop.cli import main
 from loop.config_load import load_config
+from tests.judges.llm_server import KEY, LLMServer
 
 Prefloop = Callable[..., tuple[int, str, str]]
 
@@ -194,3 +195,34 @@ def test_pairs_show_ties_and_both_orders(prefloop: Prefloop) -> None:
 def test_a_mistake_is_one_paragraph(prefloop: Prefloop, arguments: list[str], complaint: str) -> None:
     labelled(ROWS)
     assert complaint in refused(prefloop("judge", "test", *arguments))
+
+
+# ---- judges that ask a model ----
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LLMServer]:
+    """An endpoint on this machine that likes exclamation marks."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with LLMServer().running() as running:
+        yield running
+
+
+def test_what_a_model_was_paid_is_reported_and_both_orders_are_asked_once(
+    prefloop: Prefloop, server: LLMServer
+) -> None:
+    rows = [{"prompt": "Hi", "chosen": "Hi!!", "rejected": "Hi"}, {"prompt": "Yo", "chosen": "Yo", "rejected": "Yo!"}]
+    arguments = ["--data", labelled(rows), "--arg", f"base_url={server.base_url}", "--arg", "model=m"]
+    prices = ["--arg", "budget={prompt_price: 10, completion_price: 20}"]
+    found = told(prefloop("judge", "test", "llm-compare", *arguments, *prices, "--json"))
+    assert (found["agreement"], found["orders"]["consistent"]) == (0.5, 1.0)
+    assert found["used"] == {"calls": 4, "prompt_tokens": 400, "completion_tokens": 40, "cost": pytest.approx(0.0048)}
+    assert set(server.answered.values()) == {1}
+    assert "4 calls, 400 + 40 tokens, 0.0048 in money" in ok(
+        prefloop("judge", "test", "llm-compare", *arguments, *prices)
+    )
+
+
+def test_a_judge_that_asks_the_policy_cannot_be_tested_without_one(prefloop: Prefloop) -> None:
+    arguments = ["--data", labelled(ROWS), "--arg", "engine=policy"]
+    assert "asks the policy" in refused(prefloop("judge", "test", "llm-grade", *arguments))
