@@ -1,6 +1,6 @@
 """Do prefloop and TRL train alike? The same real pairs, model, batches and optimizer, in fp32, for every loss of both.
 
-In: an iteration of a finished run. Out: for each loss the largest difference of the per-step losses. A loss that differs
+In: an iteration of a finished run. Out: for each loss the largest difference of the per-step losses. One that differs
 for a reason that docs/methods.md explains says so; any other difference above the limit ends the command with code 1.
 Needs `pip install trl`. `benchmarks/training.py` compares speed.
 """

@@ -4,7 +4,13 @@ contract.py       Prompt, Response, Group, Verdict; Judge and PointwiseJudge to 
 pairwise.py       Preference, Game; PairwiseJudge to derive from: games in both orders become win rates
 games.py          who plays whom: everyone, a sample, a tournament
 resolve.py        from a name in the config to a judge, and a judge's fingerprint
-selftest.py       a judge's known right and wrong examples, run before a campaign
+selftest.py       a judge's known right and wrong examples, and the user's, run before a campaign
+catalog.py        which judges are installed, in words
+labelled.py       labelled examples: files to cases
+trial.py          a judge on labelled examples: what it said of each
+report.py         agreement, calibration, biases: what a trial comes to
+external.py       judge "external": people; what to label, and labels to verdicts
+label_page.py     the page on which people label, from its template label_page.html
 handed.py         what the loop hands to a judge: store, model, progress
 remember.py       one verdict per content, given once
 llm_grade.py      judge "llm-grade"

@@ -6,14 +6,15 @@ Verdicts that cost money or minutes go through the run's verdict cache, which th
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from judges.contract import Group, Prompt, Response, Verdict, judge_groups
+from judges.contract import Group, Judge, Prompt, Response, Verdict, judge_groups
 from judges.handed import Generate, Handed, Usage
 from judges.resolve import build_judge, fingerprint
-from judges.selftest import self_test
+from judges.selftest import agree_with, self_test
 from loop import tables
 from loop.config import JudgeConfig
 from loop.errors import UserError
@@ -57,9 +58,12 @@ class JudgeService:
         self.fingerprint = fingerprint(self.judge, settings.name)
         self.store = VerdictCache(cache, parents)
 
-    def prepare(self, report: Report) -> dict[str, Any]:
-        """Run the judge's own known examples; its fingerprint, and what the loop must hand to it."""
+    def prepare(self, report: Report, correct_at: float) -> dict[str, Any]:
+        """Run the judge's own known examples and the user's labelled ones; its fingerprint, and what the loop must
+        hand to it."""
+        self.judge.take(Handed(self.store, told=Meter(report).note))
         self_test(self.judge)
+        test_with_examples(self.judge, self.settings, correct_at)
         return {"fingerprint": self.fingerprint, "needs": sorted(self.judge.needs)}
 
     def label(
@@ -71,11 +75,7 @@ class JudgeService:
         meter = Meter(report)
         self.judge.take(Handed(self.store, generate, weights, meter.note))
         verdicts = judge_groups(self.judge, groups)
-        rows = [
-            _row(group.prompt.id, response.id, verdict, self.fingerprint)
-            for group, row in zip(groups, verdicts, strict=True)
-            for response, verdict in zip(group.responses, row, strict=True)
-        ]
+        rows = verdict_rows(groups, verdicts, self.fingerprint)
         counts = Counter(row["kind"] for row in rows)
         self._check_errors(rows, counts, task)
         notes = {"judge": self.fingerprint, **self._used(meter)}
@@ -98,6 +98,24 @@ class JudgeService:
                 "No verdict file of this shard was written and the responses are safe: mend the judge (or raise the "
                 "share) and run the same command; what was paid for is not paid for again."
             )
+
+
+def test_with_examples(judge: Judge, settings: JudgeConfig, correct_at: float) -> int:
+    """Have the judge agree with the user's labelled examples, if there are any; how many there were. JudgeError."""
+    if settings.examples is None:
+        return 0
+    return agree_with(judge, Path(settings.examples), agreement=settings.examples_agreement, correct_at=correct_at)
+
+
+def verdict_rows(
+    groups: Sequence[Group], verdicts: Sequence[Sequence[Verdict]], judge: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The verdicts as rows of their table, in the order of the responses."""
+    return [
+        _row(group.prompt.id, response.id, verdict, judge)
+        for group, row in zip(groups, verdicts, strict=True)
+        for response, verdict in zip(group.responses, row, strict=True)
+    ]
 
 
 def read_groups(responses: Path, prompts: tuple[PromptRow, ...]) -> list[Group]:

@@ -89,6 +89,20 @@ class StageFolder:
         return self.path / "metrics.json"
 
     @property
+    def to_label(self) -> Path:
+        """What people are to label, as JSON lines; `label_page` shows the same in a browser."""
+        return self.path / "to-label.jsonl"
+
+    @property
+    def label_page(self) -> Path:
+        return self.path / "to-label.html"
+
+    @property
+    def labels(self) -> Path:
+        """Where people put what they labelled."""
+        return self.path / "labels.jsonl"
+
+    @property
     def manifest_path(self) -> Path:
         return self.path / "manifest.json"
 

@@ -51,14 +51,11 @@ class SampleTask:
 
 
 class EngineService:
-    """Holds the engine for the whole campaign; the policy is reloaded in place when a task names another.
+    """Holds the engine for the whole campaign; the policy is reloaded in place when a task names another."""
 
-    `judging` is what a judge's worker is made of, for a judge that asks the policy itself.
-    """
-
-    def __init__(self, settings: EngineConfig, chat_template_kwargs: dict[str, Any], judging: dict[str, Any]) -> None:
-        self.settings, self.chat_template_kwargs, self.judging = settings, chat_template_kwargs, judging
-        self.judge: JudgeService | None = None
+    def __init__(self, settings: EngineConfig, chat_template_kwargs: dict[str, Any]) -> None:
+        self.settings, self.chat_template_kwargs = settings, chat_template_kwargs
+        self.judges: dict[str, JudgeService] = {}
         self.engine: Engine | None = None
         self.policy_hash = ""
         self.asleep = False
@@ -90,12 +87,18 @@ class EngineService:
             self.engine.sleep()
             self.asleep = True
 
-    def label(self, task: JudgeTask, policy: Path, policy_hash: str, report: Report) -> dict[str, Any]:
-        """Judge one shard here, the policy answering the judge's questions; returns what the judge's worker would."""
-        engine = self._ready(policy, policy_hash, report)
-        self.judge = self.judge or JudgeService(**self.judging)
+    def label(
+        self, task: JudgeTask, policy: Path, policy_hash: str, judging: dict[str, Any], report: Report
+    ) -> dict[str, Any]:
+        """Judge one shard here, the policy answering the judge's questions; returns what the judge's worker would.
+
+        `judging` is what the service of that worker is made of.
+        """
+        engine, who = self._ready(policy, policy_hash, report), judging["settings"].model_dump_json()
+        if who not in self.judges:
+            self.judges[who] = JudgeService(**judging)
         ask = partial(self._answer, engine, report)
-        return self.judge.label(task, report, generate=ask, weights=policy_hash)
+        return self.judges[who].label(task, report, generate=ask, weights=policy_hash)
 
     def _answer(
         self,

@@ -24,7 +24,7 @@ def eval_stage(campaign: Campaign, k: int, model: Model, sets: dict[str, list[Pr
         "pairs.correct_at": config.pairs.correct_at,
         "promote.confidence": config.promote.confidence,
         **engine_inputs(config),
-        "judge": campaign.judge,
+        "judge": campaign.eval_judge,
         "made from": {"prompts": campaign.prompts_digest, "policy": model.hash},
     }
     if campaign.finished(folder, inputs):
@@ -35,7 +35,7 @@ def eval_stage(campaign: Campaign, k: int, model: Model, sets: dict[str, list[Pr
     everything = [shard for part in shards.values() for shard in part]
     title = "evaluate the base model" if k == 0 else "evaluate"
     with campaign.display.bar(title, sum(s.responses for s in everything), "responses") as bar:
-        labelled = campaign.crew.label(everything, campaign.judge, bar)
+        labelled = campaign.crew.label(everything, campaign.crew.eval_judge, bar)
     metrics = {
         name: measure(
             read_answers([s.task.path for s in part], [s.verdicts for s in part], config.pairs.correct_at),

@@ -1,6 +1,7 @@
 """`prefloop plan` says what a paid judge will be asked at most; the numbers are worked out by hand."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,8 +13,10 @@ from loop.runfolder import RunFolder
 PRICED = {"prompt_price": 1.0, "completion_price": 2.0}
 
 
-def planned(tmp_path: Path, judge: str, train: int | None = 10, **args: object) -> dict[str, object]:
-    settings = {
+def planned(
+    tmp_path: Path, judge: str, train: int | None = 10, eval_judge: str | None = None, **args: object
+) -> dict[str, object]:
+    settings: dict[str, Any] = {
         "iterations": 2,
         "prompts": {"source": "file", "path": str(tmp_path / "p.jsonl"), "train": train, "gate": 3, "test": 2},
         "sampling": {"n": 4, "max_tokens": 100},
@@ -21,9 +24,14 @@ def planned(tmp_path: Path, judge: str, train: int | None = 10, **args: object) 
         "eval": {"samples": 1},
         "judge": {"name": judge, "args": {"base_url": "http://localhost:1/v1", "model": "m", **args}},
     }
+    if eval_judge is not None:
+        own = settings["judge"]["args"] if eval_judge.startswith("llm-") else {}
+        settings["eval"]["judge"] = {"name": eval_judge, "args": own}
     path = tmp_path / "campaign.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return make_plan(RunFolder(tmp_path / "run"), load_config(path), check=False)["judge_calls"]  # type: ignore[no-any-return]
+    plan = make_plan(RunFolder(tmp_path / "run"), load_config(path), check=False)
+    assert ("eval_judge_calls" in plan) == (eval_judge is not None and eval_judge.startswith("llm-"))
+    return dict(plan["judge_calls"] | {"eval": plan.get("eval_judge_calls")})
 
 
 def test_prompts_times_responses_times_orders_times_votes(tmp_path: Path) -> None:
@@ -50,3 +58,11 @@ def test_money_is_a_bound_over_tokens(tmp_path: Path) -> None:
 
 def test_without_a_number_of_prompts_only_the_single_call_is_known(tmp_path: Path) -> None:
     assert "depends on the prompts" in calls_in_words(planned(tmp_path, "llm-grade", train=None))
+
+
+def test_a_judge_of_its_own_for_the_evaluation_is_counted_for_itself(tmp_path: Path) -> None:
+    found = planned(tmp_path, "llm-grade", eval_judge="llm-compare")
+    assert found["calls"] == 2 * 10 * 4
+    assert isinstance(found["eval"], dict)
+    assert found["eval"]["calls"] == 2 * 3 * (3 + 2) * 1  # both orders, three evaluations, one pair of 1 + 1 responses
+    assert planned(tmp_path, "llm-grade", eval_judge="exact")["calls"] == 2 * 10 * 4

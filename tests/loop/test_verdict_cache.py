@@ -222,11 +222,11 @@ def test_the_policy_judges_its_responses_in_the_sampling_engine(toys: Path, shar
         "settings": JudgeConfig(name="llm-grade", args={"engine": "policy", "max_tokens": 8}),
         "cache": tmp_path / "verdicts.sqlite",
     }
-    engine = EngineService(EngineConfig(kind="transformers", max_model_len=4096, batch=8), {}, judging)
+    engine = EngineService(EngineConfig(kind="transformers", max_model_len=4096, batch=8), {})
     task = JudgeTask("shard 0", shard, tmp_path / "v.parquet", PROMPTS[:2])
     two = [row for row in rows(shard) if row["prompt_id"] in ("p0", "p1")]
     shard.write_bytes(tables.to_bytes(two, tables.RESPONSES, {}))
-    result = engine.label(task, toys / "model", "hash", ignore)
+    result = engine.label(task, toys / "model", "hash", judging, ignore)
     assert result["counts"] == {"abstain": 4}  # random weights write no verdict line
     used = tables.notes_of(task.path)["used"]
     assert used["calls"] == 4
