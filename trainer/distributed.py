@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import FileStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -31,7 +30,7 @@ def joined(rank: int, size: int, *, sharded: bool, meeting: Path) -> Iterator[Te
     if torch.cuda.is_available():
         torch.cuda.set_device(rank)
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, rank=rank, world_size=size, store=FileStore(str(meeting), size))
+    dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=size)
     yield Group(rank, size, sharded)
     dist.destroy_process_group()  # not after an error: it may wait for processes that will never answer
 

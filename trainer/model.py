@@ -2,14 +2,14 @@
 precision), and at the end the candidate folder. safetensors only."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.attention import use_tree_attention
 from trainer.errors import TrainerError
@@ -104,6 +104,14 @@ def cast_weights(model: Any, arithmetic: Arithmetic) -> Any:
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters that the round changes, by name, tied ones once."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def rebuild(policy: Path, trained: Mapping[str, Tensor], settings: TrainSettings, *, seed: int) -> Any:
+    """The trained model in one piece on the CPU, from the policy's folder and its `trained_parameters`."""
+    model = make_trainable(load_model(policy, Arithmetic(torch.device("cpu"), "fp32")), settings, seed=seed)
+    for name, parameter in trained_parameters(model):
+        parameter.data.copy_(trained[name])
+    return model
 
 
 def save_candidate(model: Any, folder: Path, *, policy: Path) -> None:

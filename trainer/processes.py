@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from tqdm import tqdm
 
 from trainer.errors import TrainerError
 from trainer.team import Team
@@ -26,6 +27,10 @@ from trainer.team import Team
 Report = Callable[[dict[str, Any]], None]
 PATIENCE = 3.0
 """Seconds in which another process may turn out to be the cause of an exception."""
+
+
+class ProcessError(RuntimeError):
+    """Raised for an exception in one of the processes that is no TrainerError; its text has the process and its log."""
 
 
 class Work(Protocol):
@@ -53,35 +58,27 @@ class Member:
         return f"process {self.rank + 1} of {self.size}"
 
     def hear(self, report: Report) -> None:
-        """Take in one message. Raises `_Ended` if the process cannot go on."""
+        """Take in one message. Raises TrainerError or ProcessError if the process cannot go on."""
         try:
             kind, content = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(5)
-            raise _Ended(1, TrainerError(_epitaph(self))) from None
+            raise TrainerError(_epitaph(self)) from None
         if kind == "report":
             report(content)
         elif kind == "refused":
-            raise _Ended(0, TrainerError(content))
+            raise TrainerError(content)
         elif kind == "failed":
             words = _last_words(self.log)
-            raise _Ended(2, RuntimeError(f"{content} (in {self.name}; its last words, from {self.log}:\n{words})"))
+            raise ProcessError(f"{content} (in {self.name}; its last words, from {self.log}:\n{words})")
         else:
             self.done, self.result = True, content
-
-
-class _Ended(Exception):
-    """A process cannot go on; the lower `order`, the likelier it is the cause."""
-
-    def __init__(self, order: int, error: Exception) -> None:
-        super().__init__(error)
-        self.order, self.error = order, error
 
 
 def run_together(size: int, work: Work, *, sharded: bool, logs: Path, report: Report) -> Any:
     """Run `work` in `size` processes; the leader's result.
 
-    Raises the TrainerError that one of them raised, a TrainerError if one died or there are too few GPUs, RuntimeError
+    Raises the TrainerError that one of them raised, a TrainerError if one died or there are too few GPUs, ProcessError
     for any other exception.
     """
     gpus = torch.cuda.device_count()
@@ -107,28 +104,29 @@ def _start(rank: int, size: int, work: Work, sharded: bool, meeting: Path, logs:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     log = logs / f"process-{rank + 1}.log"
-    process = context.Process(target=_member, args=(rank, size, work, sharded, meeting, log, theirs))
+    given = (rank, size, work, sharded, meeting, log, theirs)
+    process = context.Process(target=_member, args=given, name=f"prefloop-train-{rank + 1}")
     process.start()
     theirs.close()
     return Member(rank, size, log, process, ours)
 
 
 def _listen(members: Sequence[Member], report: Report) -> Any:
-    """Until all are done, or one cannot go on."""
-    ended: _Ended | None = None
+    """Until all are done, or one cannot go on. An exception may be the echo of another process's end, so that end is
+    waited for; a TrainerError is always a cause."""
+    failure: ProcessError | None = None
     deadline = float("inf")
     while not all(member.done for member in members) and time.monotonic() < deadline:
         open_pipes = {member.pipe: member for member in members if not member.done}
-        for pipe in wait(list(open_pipes), None if ended is None else PATIENCE):
-            member = open_pipes[pipe]
+        for pipe in wait(list(open_pipes), None if failure is None else PATIENCE):
             try:
-                member.hear(report)
-            except _Ended as end:
-                if end.order < 2:
-                    raise end.error from None
-                ended, deadline, member.done = ended or end, min(deadline, time.monotonic() + PATIENCE), True
-    if ended is not None:
-        raise ended.error
+                open_pipes[pipe].hear(report)
+            except ProcessError as error:
+                open_pipes[pipe].done = True
+                if failure is None:
+                    failure, deadline = error, time.monotonic() + PATIENCE
+    if failure is not None:
+        raise failure
     return members[0].result
 
 
@@ -153,6 +151,7 @@ def _member(rank: int, size: int, work: Work, sharded: bool, meeting: Path, log:
     _end_with_caller()
     _write_to(log)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's business
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, about which Python would warn when this process is ended
 
     def report(event: dict[str, Any]) -> None:
         if rank == 0:

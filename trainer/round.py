@@ -1,8 +1,7 @@
 """Room `trainer/`, one round of preference training from start to end. In: policy and reference folders with their
 hashes, preference data, settings, a seed; out: a candidate model folder and a summary. Killed at any moment and
-called again, it goes on from its last checkpoint and ends with the same weights (same threads, CPU).
-
-With `processes` above 1 the call starts them; each runs the same list of steps with its place in the `Team`."""
+called again, it goes on from its last checkpoint and ends with the same weights (same threads, CPU). With `processes`
+above 1 the call starts them; each runs the same list of steps with its place in the `Team`."""
 
 import copy
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from trainer.model import (
     load_model,
     make_trainable,
     read_limits,
+    rebuild,
     save_candidate,
     trained_parameters,
 )
@@ -158,8 +158,8 @@ def _check(running: _Running, data: PreferenceData) -> CheckedData:
 
 
 def _load(running: _Running, folder: Path, *, adapters: bool = False) -> Any:
-    """A model as this team holds it; with `adapters` in the form that is trained, which must be there before weights are
-    sharded and changes no output."""
+    """A model as this team holds it; with `adapters` in the form that is trained, which weights must have before they
+    are sharded and which changes no output."""
     spec, team = running.spec, running.team
     running.report({"phase": "load", "done": 0, "total": 1})
     with running.clock.part("load"):
@@ -252,11 +252,9 @@ def _learner(running: _Running, model: Any, live: LiveReference | None) -> Learn
 
 
 def _train(running: _Running, learner: Learner, plan: StepsPlan) -> None:
-    spec = running.spec
-    identity = spec.identity | {"plan": plan.plan.digest, "precision": running.arithmetic.precision}
-    job = StepsJob(
-        spec.work, plan, spec.settings, spec.seed, running.arithmetic, identity, spec.same_weights, running.team
-    )
+    spec, arithmetic, team = running.spec, running.arithmetic, running.team
+    identity = spec.identity | {"plan": plan.plan.digest, "precision": arithmetic.precision}
+    job = StepsJob(spec.work, plan, spec.settings, spec.seed, arithmetic, identity, spec.same_weights, team)
     started = train_steps(learner, job, clock=running.clock, report=running.report)
     if started:
         running.notes.append(f"resumed at step {started}")
@@ -266,14 +264,9 @@ def _whole_model(running: _Running, model: Any) -> Any:
     """The trained model in one piece; of shards the leader makes one, from the policy's folder and what was trained."""
     if not running.team.sharded:
         return model
-    spec = running.spec
     weights = running.team.collect(dict(trained_parameters(model)))
-    if not running.team.leads:
-        return None
-    whole = make_trainable(load_model(spec.policy, running.arithmetic, whole=False), spec.settings, seed=spec.seed)
-    for name, parameter in trained_parameters(whole):
-        parameter.data.copy_(weights[name])
-    return whole
+    spec = running.spec
+    return rebuild(spec.policy, weights, spec.settings, seed=spec.seed) if running.team.leads else None
 
 
 def _save(

@@ -126,7 +126,10 @@ def _row_by_row(
             check_step_zero(responses, job.row, context.data)
         batch = gather(job.placed, responses, totals.mean_length)
         loss = _loss(context, batch, job.placed, totals, number, [job.row])
-        _backward(context, [loss], [None])
+        if loss.requires_grad:
+            _backward(context, [loss], [None])
+        else:  # no term is written over this row's relations
+            _backward_without_effect(context, responses)
         totals.add(describe(batch, context.objective.beta) | entropy_of(scores))
         yield job
 
@@ -169,8 +172,8 @@ def _backward(context: StepContext, values: list[Tensor], grads: list[Tensor | N
 
 def _backward_without_effect(context: StepContext, responses: Responses) -> None:
     """Sharded weights need every process in every backward pass."""
-    values = [values for values in (responses.logp, responses.value) if values is not None]
-    _backward(context, values, [torch.zeros_like(value) for value in values])
+    said = [values for values in (responses.logp, responses.value) if values is not None]
+    _backward(context, said, [torch.zeros_like(values) for values in said])
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
-"""Room `trainer/`, what a step's log line is made of. In: sums over rows with the number of things summed; out: means over
-the whole step, whichever process read the rows."""
+"""Room `trainer/`, what a step's log line is made of. In: sums over rows with the number of things summed; out:
+means over the whole step, whichever process read the rows."""
 
 from dataclasses import dataclass, field
 

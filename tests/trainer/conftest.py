@@ -61,7 +61,7 @@ def policy(make_policy: Callable[..., Path]) -> Path:
     return make_policy()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy_data() -> PreferenceData:
     """8 prompts with a common beginning, 6 responses each, 4 pairs each; response r0 is in two of them."""
     rng = random.Random(0)

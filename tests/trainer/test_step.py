@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.data import PreferenceData
+from trainer.data import PreferenceData, Single
 from trainer.errors import TrainerError
 from trainer.learner import Learner
 from trainer.model import choose_arithmetic, load_model, make_trainable
@@ -77,6 +77,19 @@ def test_a_mean_of_row_means_would_be_another_gradient(policy: Path, toy_data: P
         _, of_row = run(policy, toy_data, replace(uneven, steps=(Step((row,)),)))
         wrong += of_row / len(rows)
     assert (wrong - gradient).abs().max() > 1e-3 * gradient.abs().max()
+
+
+def test_a_row_over_which_no_term_is_written_changes_no_gradient(policy: Path, toy_data: PreferenceData) -> None:
+    """`sft` is written over good responses only; here one row has none."""
+    settings = SETTINGS.model_copy(update={"loss": "sft", "row_tokens": 16})
+    labels = tuple(Single(group.id, "r0", good=at > 0) for at, group in enumerate(toy_data.groups))
+    mixed, good = PreferenceData(toy_data.groups, labels), PreferenceData(toy_data.groups, labels[1:])
+    plans = [plan_rows(data, settings, seed=0, layout="tree") for data in (mixed, good)]
+    rows = plans[0].steps[0].rows
+    assert [relation.index for row in rows for relation in row.relations if len(row.relations) == 1].count(0) == 1
+    (many, gradient), (few, expected) = run(policy, mixed, plans[0], settings), run(policy, good, plans[1], settings)
+    assert many.means()["loss"] == pytest.approx(few.means()["loss"], rel=1e-5)
+    close(gradient, expected)
 
 
 def test_trees_and_plain_rows_give_the_same_step(policy: Path, toy_data: PreferenceData) -> None:
