@@ -13,6 +13,8 @@ The walk of one round (`round.py` tells it as a list of steps):
   learner.py     everything that changes in a round     probe_set.py  relations that are only watched
   training.py    all steps, log and checkpoints         optimizer.py  AdamW and its learning rate
   checkpoint.py  going on after a kill                  summary.py    what a round reports
+  team.py        who reads which rows                   totals.py     sums over rows, then means
+  processes.py   starting and ending several            distributed.py  what they exchange
   memory.py      large pages                            files.py      write, flush, rename
   errors.py      what a user is told
 

@@ -179,6 +179,18 @@ def test_more_iterations_and_later_settings_continue_a_finished_run(
 
 
 @pytest.mark.slow
+def test_a_run_may_go_on_with_more_training_processes(cli: Cli, settings: dict[str, Any], reference: Path) -> None:
+    run, before = copy_run(reference, cli), results(reference)
+    settings |= {"iterations": 3, "train": settings["train"] | {"processes": 2}}
+    cli.run(cli.write(settings))
+    assert before.items() <= results(run).items()  # the rounds of one process stay as they are
+    counts = read(run / "iter-003" / "train" / "manifest.json")["counts"]
+    assert counts["notes"] == ["2 processes, ddp"]
+    assert counts["first"]["margin"] == 0.0
+    assert counts["last"]["margin"] != 0.0
+
+
+@pytest.mark.slow
 def test_settings_of_an_unfinished_stage_may_change_and_the_lineage_says_so(
     cli: Cli, settings: dict[str, Any], reference: Path
 ) -> None:

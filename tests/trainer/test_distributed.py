@@ -45,6 +45,7 @@ ROUNDS: dict[str, dict[str, Any]] = {
     "plain rows": {"layout": "plain", "grouping": "shuffled", "gradient_checkpointing": True},
     "fewer rows than processes": {"row_tokens": 1000},
     "rows without a loss": {"loss": "sft", "row_tokens": 16},
+    "bf16": {"precision": "bf16-autocast", "max_steps": 1},
     "whole step": {"loss": "kto"},
     "running statistic": {"loss": "beta_dpo"},
     "live reference": {"loss": "tdpo2"},
