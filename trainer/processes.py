@@ -32,6 +32,10 @@ PATIENCE = 3.0
 class ProcessError(RuntimeError):
     """Raised for an exception in one of the processes that is no TrainerError; its text has the process and its log."""
 
+    def __init__(self, text: str, raised_at: float) -> None:
+        super().__init__(text)
+        self.raised_at = raised_at
+
 
 class Work(Protocol):
     """What each process runs; it is pickled."""
@@ -69,8 +73,9 @@ class Member:
         elif kind == "refused":
             raise TrainerError(content)
         elif kind == "failed":
-            words = _last_words(self.log)
-            raise ProcessError(f"{content} (in {self.name}; its last words, from {self.log}:\n{words})")
+            what, raised_at = content
+            text = f"{what} (in {self.name}; its last words, from {self.log}:\n{_last_words(self.log)})"
+            raise ProcessError(text, raised_at)
         else:
             self.done, self.result = True, content
 
@@ -113,20 +118,20 @@ def _start(rank: int, size: int, work: Work, sharded: bool, meeting: Path, logs:
 
 def _listen(members: Sequence[Member], report: Report) -> Any:
     """Until all are done, or one cannot go on. An exception may be the echo of another process's end, so that end is
-    waited for; a TrainerError is always a cause."""
-    failure: ProcessError | None = None
+    waited for, and the first exception is the one that counts; a TrainerError is always a cause."""
+    failures: list[ProcessError] = []
     deadline = float("inf")
     while not all(member.done for member in members) and time.monotonic() < deadline:
         open_pipes = {member.pipe: member for member in members if not member.done}
-        for pipe in wait(list(open_pipes), None if failure is None else PATIENCE):
+        for pipe in wait(list(open_pipes), PATIENCE if failures else None):
             try:
                 open_pipes[pipe].hear(report)
             except ProcessError as error:
                 open_pipes[pipe].done = True
-                if failure is None:
-                    failure, deadline = error, time.monotonic() + PATIENCE
-    if failure is not None:
-        raise failure
+                failures.append(error)
+                deadline = min(deadline, time.monotonic() + PATIENCE)
+    if failures:
+        raise min(failures, key=lambda error: error.raised_at)
     return members[0].result
 
 
@@ -165,9 +170,10 @@ def _member(rank: int, size: int, work: Work, sharded: bool, meeting: Path, log:
     except TrainerError as error:
         pipe.send(("refused", str(error)))
     except Exception as error:  # noqa: BLE001  the boundary of the process: whatever failed is told to the caller
+        raised_at = time.monotonic()  # one clock for all processes of a machine
         traceback.print_exc()
         sys.stderr.flush()
-        pipe.send(("failed", f"{type(error).__name__}: {error}"))
+        pipe.send(("failed", (f"{type(error).__name__}: {error}", raised_at)))
     else:
         pipe.send(("done", result if rank == 0 else None))
 
