@@ -143,7 +143,7 @@ def test_the_rounds_above_have_uneven_rows(policy: Path, tmp_path: Path, scored_
 
 
 def test_a_killed_process_ends_the_round_and_one_process_goes_on(make_spec: Spec, toy_data: PreferenceData) -> None:
-    changes = SMOOTH | {"epochs": 2, "max_steps": 8, "checkpoint_every": 2}
+    changes = SMOOTH | {"learning_rate": 0.02, "epochs": 2, "max_steps": 8, "checkpoint_every": 2}
     whole = make_spec("whole", **changes)
     train_round(whole, toy_data, report=silent)
     members: list[Any] = []
@@ -255,7 +255,7 @@ def assert_same_result(one: RoundSpec, other: RoundSpec) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert (theirs[name] - tensor).abs().max() <= CLOSE * tensor.abs().max(), name
-    assert numbers(one) == pytest.approx(numbers(other), rel=CLOSE, abs=CLOSE)
+    assert numbers(one) == pytest.approx(numbers(other), rel=CLOSE, abs=10 * CLOSE)  # log-ratios of tens of nats
     references = {path.name: path.read_bytes() for path in one.work.glob("reference-*")}
     assert references == {path.name: path.read_bytes() for path in other.work.glob("reference-*")}
     assert files(one.out) == files(other.out)
