@@ -64,10 +64,11 @@ def save_checkpoint(
             shutil.rmtree(older)
 
 
-def find_checkpoint(work: Path, identity: dict[str, Any]) -> Path | None:
-    """The newest checkpoint, if there is one. Raises TrainerError if it belongs to another round."""
-    for leftover in work.glob("checkpoint-*" + PARTIAL):
-        shutil.rmtree(leftover, ignore_errors=True)  # several processes may come here at once
+def find_checkpoint(work: Path, identity: dict[str, Any], team: Team = ALONE) -> Path | None:
+    """The newest checkpoint, if there is one; the leader removes half-written ones. Raises TrainerError if it belongs
+    to another round."""
+    for leftover in work.glob("checkpoint-*" + PARTIAL) if team.leads else ():
+        shutil.rmtree(leftover)
     folders = _folders(work)
     if not folders:
         return None

@@ -137,7 +137,7 @@ def _step(
 
 
 def _resume(learner: Learner, optimizer: torch.optim.Optimizer, job: StepsJob, clock: Clock) -> Position:
-    folder = find_checkpoint(job.work, job.identity)
+    folder = find_checkpoint(job.work, job.identity, job.team)
     if folder is None:
         return Position(0, 0, {})
     with clock.part("load"):
