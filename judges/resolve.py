@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import linecache
 import sys
 from collections.abc import Iterable
 from functools import cache
@@ -39,7 +40,7 @@ def build_judge(name: str, args: dict[str, Any], *, base_dir: Path | None = None
     A relative file path is looked up from `base_dir` (the config's folder; default the current directory).
     """
     kind = judge_class(name, base_dir=base_dir)
-    _version(kind)  # hashed now, so that editing the file during a run does not change what was run
+    version_of(kind)  # hashed now, so that editing the file during a run does not change what was run
     try:
         return kind(**args)
     except ValidationError as error:
@@ -51,7 +52,7 @@ def fingerprint(judge: Judge, name: str) -> dict[str, Any]:
 
     The version is the class's own for a built-in, and the sha256 of its source file for a custom judge.
     """
-    return {"name": name, "version": _version(type(judge)), "args": judge.model_dump(mode="json")}
+    return {"name": name, "version": version_of(type(judge)), "args": judge.model_dump(mode="json")}
 
 
 def judge_class(name: str, *, base_dir: Path | None = None) -> type[Judge]:
@@ -140,26 +141,28 @@ def _load_file(name: str, where: str, base_dir: Path) -> ModuleType:
     key = hashlib.sha256(str(path.resolve()).encode() + b"\0" + source).hexdigest()[:16]
     module_name = f"prefloop_judge_{path.stem}_{key}"
     if module_name not in sys.modules:
-        _execute(name, path, source, module_name)
+        run_source(name, str(path), source, module_name)
     return sys.modules[module_name]
 
 
-def _execute(name: str, path: Path, source: bytes, module_name: str) -> None:
+def run_source(name: str, path: str, source: bytes, module_name: str) -> None:
     """Runs the source that was hashed (not what a bytecode cache may hold) as the module of that name."""
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    module.__dict__["__source_sha256__"] = hashlib.sha256(source).hexdigest()
+    module.__dict__["__source__"] = source
+    lines = source.decode("utf-8", "replace").splitlines(keepends=True)
+    linecache.cache[path] = (len(source), None, lines, path)  # pydantic and tracebacks quote what was loaded
     sys.modules[module_name] = module
     try:
-        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
+        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:
         del sys.modules[module_name]
         if not isinstance(error, (Exception, SystemExit)):
             raise
         alone = " A judge file stands alone: it imports installed packages, not its neighbours."
         raise JudgeError(
-            f"Judge {name!r}: running the file {path} failed: {describe(error, near=str(path))}."
+            f"Judge {name!r}: running the file {path} failed: {describe(error, near=path)}."
             f"{alone if isinstance(error, ImportError) else ''}"
         ) from error
 
@@ -199,7 +202,7 @@ def _wrong_arguments(name: str, kind: type[Judge], error: ValidationError) -> st
 
 
 @cache
-def _version(kind: type[Judge]) -> str:
+def version_of(kind: type[Judge]) -> str:
     """The versions of the classes a judge is made of: a hash for each file outside this room, a number inside it."""
     versions = []
     for part in kind.__mro__:
@@ -209,15 +212,20 @@ def _version(kind: type[Judge]) -> str:
     return "+".join(dict.fromkeys(versions))
 
 
-def _source_hash(kind: type[Judge]) -> str:
+def source_of(kind: type[Judge]) -> tuple[str, bytes] | None:
+    """Path and content of the judge file that a class was loaded from; None if it is importable by name."""
     module = sys.modules.get(kind.__module__)
-    known = getattr(module, "__source_sha256__", None)
-    if known is not None:
-        return str(known)
+    source = getattr(module, "__source__", None)
+    return None if source is None else (str(getattr(module, "__file__", "")), source)
+
+
+def _source_hash(kind: type[Judge]) -> str:
+    loaded = source_of(kind)
     try:
-        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+        source = loaded[1] if loaded is not None else Path(inspect.getfile(kind)).read_bytes()
     except (OSError, TypeError):
         raise JudgeError(
             f"Judge {kind.__name__}: its source file cannot be found, so its verdicts could not be told from those of "
             f"another version. Keep the class in a file."
         ) from None
+    return hashlib.sha256(source).hexdigest()

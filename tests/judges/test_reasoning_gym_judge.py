@@ -116,7 +116,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     _dataset.cache_clear()
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(JudgeError, match=r"pip install 'prefloop\[reasoning-gym\]'"):
-        judged("-18", {"task": "chain_sum"})
+        build_judge("reasoning-gym", {"task": "chain_sum"}).known_examples()
 
 
 def test_building_the_judge_does_not_import_the_package() -> None:
