@@ -171,6 +171,15 @@ class Judge(BaseModel):
         """The examples of this judge as it is configured."""
         return self.examples
 
+    def members(self) -> "Sequence[Judge]":
+        """The judges that this one is made of: each is tested before a campaign too."""
+        return ()
+
+    @property
+    def content_version(self) -> str:
+        """Whatever else decides a score, such as the versions of the members; part of the fingerprint."""
+        return ""
+
     @abstractmethod
     def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
         """One list per group, in it one verdict per response, both in the given order."""

@@ -193,6 +193,16 @@ def _closing_brace(text: str, start: int) -> int | None:
     return None
 
 
+def last_box(text: str) -> str | None:
+    """What is in the last `\\boxed{…}` of a text; empty if it is not closed, None if there is no box."""
+    start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
+    if start < 0:
+        return None
+    brace = text.index("{", start)
+    end = _closing_brace(text, brace)
+    return "" if end is None else text[brace + 1 : end]
+
+
 def closes(text: str, found: Found) -> bool:
     """Whether nothing but units and punctuation follows on the answer's line, and nothing at all below it."""
     return not text[_line_end(text, found.end) :].strip(" \t\r\n*_`$\\])}.")

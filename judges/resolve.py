@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import linecache
+import re
 import sys
 from collections.abc import Iterable
 from functools import cache
@@ -22,9 +23,14 @@ from pydantic import ValidationError
 from judges.contract import Judge, JudgeError, PointwiseJudge, describe
 
 BUILT_IN = {
+    "combine": "judges.combine:Combine",
     "contains": "judges.text:Contains",
     "exact": "judges.text:Exact",
+    "format": "judges.structure:Format",
     "gsm8k": "judges.gsm8k:GSM8K",
+    "length": "judges.length:Length",
+    "math": "judges.maths:Math",
+    "multiple-choice": "judges.choice:MultipleChoice",
     "number": "judges.text:Number",
     "reasoning-gym": "judges.reasoning_gym:ReasoningGym",
     "regex": "judges.text:Regex",
@@ -50,9 +56,11 @@ def build_judge(name: str, args: dict[str, Any], *, base_dir: Path | None = None
 def fingerprint(judge: Judge, name: str) -> dict[str, Any]:
     """What makes two verdicts comparable: the judge's name, its version and all its arguments, defaults included.
 
-    The version is the class's own for a built-in, and the sha256 of its source file for a custom judge.
+    The version is the class's own for a built-in, and the sha256 of its source file for a custom judge; the versions
+    of a combination's judges are part of it.
     """
-    return {"name": name, "version": version_of(type(judge)), "args": judge.model_dump(mode="json")}
+    version = "+".join(filter(None, (version_of(type(judge)), judge.content_version)))
+    return {"name": name, "version": version, "args": judge.model_dump(mode="json")}
 
 
 def judge_class(name: str, *, base_dir: Path | None = None) -> type[Judge]:
@@ -94,7 +102,7 @@ def _type_name(annotation: Any) -> str:
         return " | ".join(map(str, get_args(annotation)))
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return annotation.__name__
-    return str(annotation).replace("typing.", "")
+    return re.sub(r"\b(?:\w+\.)+(?=\w)", "", str(annotation))
 
 
 def _entry_point(name: str) -> object:
@@ -188,14 +196,17 @@ def _wrong_arguments(name: str, kind: type[Judge], error: ValidationError) -> st
     """Every problem pydantic found, and what the judge takes, as one paragraph."""
     problems = []
     for item in error.errors(include_url=False):
+        inner = item.get("ctx", {}).get("error")
+        if isinstance(inner, JudgeError):
+            return f"Judge {name!r}, made of others: {inner}"
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            near = did_you_mean(where, kind.model_fields).strip().removeprefix("D")
+            near = did_you_mean(where, kind.model_fields if len(item["loc"]) == 1 else ()).strip().removeprefix("D")
             problems.append(f"there is no argument {where!r}{f' (d{near})' if near else ''}")
         elif item["type"] == "missing":
             problems.append(f"the argument {where!r} is required")
         else:
-            message = item["msg"].removeprefix("Value error, ")
+            message = item["msg"].removeprefix("Value error, ").rstrip(".")
             about = (f"{where}: ", f", got {repr(item['input'])[:80]}") if where else ("", "")
             problems.append(f"{about[0]}{message[:1].lower()}{message[1:]}{about[1]}")
     return f"Judge {name!r} cannot be built: {'; '.join(problems)}. Its arguments: {describe_arguments(kind)}."

@@ -6,7 +6,9 @@ from judges.contract import Example, Group, Judge, JudgeError, Response, Verdict
 
 
 def self_test(judge: Judge) -> int:
-    """Runs the judge's known examples and returns how many there were; JudgeError at the first that comes out wrong."""
+    """Runs the known examples of the judge and of those that it is made of, and returns how many there were;
+    JudgeError at the first that comes out wrong."""
+    inside = sum(self_test(member) for member in judge.members())
     examples = judge.known_examples()
     for example in examples:
         asked = judge if example.args is None else _with_arguments(judge, example)
@@ -14,7 +16,7 @@ def self_test(judge: Judge) -> int:
         verdict = judge_groups(asked, [group])[0][0]
         if not _as_expected(example, verdict):
             raise JudgeError(_complaint(judge, example, verdict))
-    return len(examples)
+    return inside + len(examples)
 
 
 def _with_arguments(judge: Judge, example: Example) -> Judge:

@@ -166,9 +166,23 @@ def _make_paths_absolute(raw: Raw) -> None:
     base = raw.get("model", {}).get("base", "")
     if base.startswith(("/", ".", "~")) or base.endswith(".gguf") or (base and Path(base).exists()):
         raw["model"]["base"] = _absolute(base)  # anything else is a hub id or pypi:name
-    file, colon, attribute = raw["judge"]["name"].rpartition(":")
-    if file.endswith(".py"):
-        raw["judge"]["name"] = f"{_absolute(file)}{colon}{attribute}"
+    raw["judge"]["name"] = _absolute_judge(raw["judge"]["name"])
+    _make_parts_absolute(raw["judge"])
+
+
+def _make_parts_absolute(judge: Raw) -> None:
+    """The files of a combination's judges, and of combinations inside it; what is malformed is left to be refused."""
+    args = judge.get("args")
+    parts = args.get("parts") if isinstance(args, dict) else None
+    for part in parts if isinstance(parts, list) else ():
+        if isinstance(part, dict) and isinstance(part.get("judge"), str):
+            part["judge"] = _absolute_judge(part["judge"])
+            _make_parts_absolute(part)
+
+
+def _absolute_judge(name: str) -> str:
+    file, colon, attribute = name.rpartition(":")
+    return f"{_absolute(file)}{colon}{attribute}" if file.endswith(".py") else name
 
 
 def _absolute(path: str) -> str:
