@@ -32,7 +32,7 @@ class Part(BaseModel):
     """What its score is multiplied with, or how many votes it has; none: 1, and 0 for a shadow."""
 
     normalise: Scale = "none"
-    """Its scale in a prompt's responses: as it is, `standardise` (mean 0, deviation 1), `min-max` or `rank` (0 to 1)."""
+    """Its scale in a prompt's group: as it is, `standardise` (mean 0, deviation 1), `min-max` or `rank` (0 to 1)."""
 
     threshold: float | None = Field(default=None, allow_inf_nan=False)
     """With `how: gates`, the least score (before `normalise`) that a response must have."""
