@@ -37,7 +37,7 @@ class MultipleChoice(PointwiseJudge):
     options: str | None = None
     """Column with the options' texts: a list, or an object from letter to text; none: letters alone are read."""
 
-    target: Literal["letter", "from-0", "from-1"] = "letter"
+    target_is: Literal["letter", "from-0", "from-1"] = "letter"
     """The target is a letter (or the option's text), or the option's number, counted from 0 or from 1."""
 
     unparsable: Unparsable = "wrong"
@@ -85,8 +85,8 @@ class MultipleChoice(PointwiseJudge):
         """The right letter. JudgeError if the target names none."""
         target = text_target(prompt).strip()
         letters = "".join(options) if options else self.letters
-        if self.target != "letter":
-            number = int(target) - int(self.target == "from-1") if target.isdecimal() else -1
+        if self.target_is != "letter":
+            number = int(target) - int(self.target_is == "from-1") if target.isdecimal() else -1
             if 0 <= number < len(letters):
                 return letters[number]
         elif (letter := _bare_letter(target)) in letters and letter:
@@ -97,7 +97,7 @@ class MultipleChoice(PointwiseJudge):
                 return same[0]
         raise JudgeError(
             f"Prompt {prompt.id!r} has the target {target[:100]!r}, which is none of the options {', '.join(letters)} "
-            f"(target: {self.target}). Check the target column, or set the arguments letters, options and target."
+            f"(target_is: {self.target_is}). Check the target column, or set the arguments letters, options and target_is."
         )
 
 

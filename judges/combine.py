@@ -6,6 +6,7 @@ The rules are in combine_rules.py. A shadow part is asked, its score is kept in 
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -80,10 +81,11 @@ class Combine(Judge):
         said = self._ask_all(groups)
         return [self._group(group, [part[index] for part in said]) for index, group in enumerate(groups)]
 
-    def _ask_all(self, groups: Sequence[Group]) -> list[list[list[Verdict | None]]]:
+    def _ask_all(self, groups: Sequence[Group]) -> list[Sequence[Sequence[Verdict | None]]]:
         """By part, group and response. A fallback's later parts are asked only what is still without a score."""
         everything = [[True] * len(group.responses) for group in groups]
-        undecided, said = everything, []
+        undecided = everything
+        said: list[Sequence[Sequence[Verdict | None]]] = []
         for part, judge in zip(self.parts, self.judges, strict=True):
             later = self.how == "fallback" and not part.shadow
             answers = _ask(part, judge, groups, undecided if later else everything)
@@ -120,18 +122,19 @@ class Combine(Judge):
 
 def _ask(
     part: Part, judge: Judge, groups: Sequence[Group], wanted: Sequence[Sequence[bool]]
-) -> list[list[Verdict | None]]:
+) -> Sequence[Sequence[Verdict | None]]:
     """The part's verdicts on the wanted responses, None for the others; a shadow that fails altogether says None."""
+    if part.shadow:
+        with suppress(JudgeError):
+            return judge_groups(judge, groups)
+        return [[None] * len(group.responses) for group in groups]
+    if all(map(all, wanted)):
+        return judge_groups(judge, groups)
     chosen = [
         Group(group.prompt, tuple(r for r, want in zip(group.responses, row, strict=True) if want))
         for group, row in zip(groups, wanted, strict=True)
     ]
-    try:
-        answers = iter(judge_groups(judge, [group for group in chosen if group.responses]))
-    except JudgeError:
-        if not part.shadow:
-            raise
-        return [[None] * len(row) for row in wanted]
+    answers = iter(judge_groups(judge, [group for group in chosen if group.responses]))
     found = [iter(next(answers) if group.responses else []) for group in chosen]
     return [[next(row) if want else None for want in wants] for row, wants in zip(found, wanted, strict=True)]
 

@@ -54,7 +54,8 @@ _CORRECT = re.compile(
     r"(?:only\s+|best\s+|most\s+)*(?:correct|right|true|answer|likely)"
 )
 _AND_ANOTHER = re.compile(
-    r"[\s)\]}\"'”’.]*(?:,|/|&|\bor\b|\band\b|\bas\s+well\s+as\b|或|和|、)+\s*(?:or\b|and\b|maybe\b|perhaps\b|both\b)?"
+    r"[\s)\]}\"'”’.]*(?:,|/|&|\bor\b|\band\b|\bas\s+well\s+as\b|或|和|、|[ ](?=[B-HJ-Z](?!\w)))+"
+    r"\s*(?:or\b|and\b|maybe\b|perhaps\b|both\b)?"
     rf"\s*(?:option\s+|choice\s+)?[\s(\[{{\"'“‘]*(?P<letter>[A-Z]){_AFTER}"
 )
 _PROSE = re.compile(r"\s+(?!because|since|as\b|for\b|which|or\b|and\b|is\b|with|but\b|due|based|given|if\b|\()[a-z]")

@@ -67,18 +67,28 @@ def last_marker(text: str, wanted: Sequence[Marker]) -> Found | None:
     near = max(text.rfind("####"), text.rfind("box"), text.rfind("nswer"), text.rfind("NSWER"))
     if near < 0:
         return None
-    return _last_from(text, max(0, near - 2), wanted) or _last_from(text, 0, wanted)
+    for start in range(near, max(-1, near - 3), -1):  # no later marker is possible, and this is nearly always the one
+        match = _MARKER.match(text, start)
+        found = None if match is None else _found(text, match, wanted)
+        if found is not None:
+            return found
+    return _last_of_all(text, wanted)
 
 
-def _last_from(text: str, start: int, wanted: Sequence[Marker]) -> Found | None:
-    """The last explicit answer whose marker begins at or after `start`."""
-    for match in reversed(list(_MARKER.finditer(text, start))):
-        kind: Marker = "####" if match["hashes"] else "phrase" if match["verb"] else "boxed"
-        answer = _READERS[kind](text, match) if kind in wanted else None
-        if answer is not None:
-            closed = text.startswith("}", answer.end - 1) or _CLOSED.search(text, answer.end) is not None
-            return Found(answer.value, answer.bare, kind, answer.why, answer.end, closed)
-    return None
+def _last_of_all(text: str, wanted: Sequence[Marker]) -> Found | None:
+    """The last explicit answer, all markers looked at."""
+    found = (_found(text, match, wanted) for match in reversed(list(_MARKER.finditer(text))))
+    return next(filter(None, found), None)
+
+
+def _found(text: str, match: re.Match[str], wanted: Sequence[Marker]) -> Found | None:
+    """The answer that one marker announces; None if it announces none or is not wanted."""
+    kind: Marker = "####" if match["hashes"] else "phrase" if match["verb"] else "boxed"
+    answer = _READERS[kind](text, match) if kind in wanted else None
+    if answer is None:
+        return None
+    closed = text.startswith("}", answer.end - 1) or _CLOSED.search(text, answer.end) is not None
+    return Found(answer.value, answer.bare, kind, answer.why, answer.end, closed)
 
 
 class _Answer(NamedTuple):

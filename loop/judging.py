@@ -62,9 +62,9 @@ class JudgeService:
             first = next(verdict.why for verdict in verdicts if verdict.kind == "error")
             raise UserError(
                 f"The judge {self.settings.name} failed on {counts['error']} of {len(verdicts)} responses of "
-                f"{task.name}, more than judge.max_error_share={self.settings.max_error_share:g} allows. The first error: {first}. "
-                "No verdict of this shard was kept and the responses are safe: mend the judge (or raise the share) "
-                "and run the same command."
+                f"{task.name}, more than judge.max_error_share={self.settings.max_error_share:g} allows. The first "
+                f"error: {first}. No verdict of this shard was kept and the responses are safe: mend the judge (or "
+                "raise the share) and run the same command."
             )
 
 
