@@ -97,7 +97,7 @@ class MultipleChoice(PointwiseJudge):
                 return same[0]
         raise JudgeError(
             f"Prompt {prompt.id!r} has the target {target[:100]!r}, which is none of the options {', '.join(letters)} "
-            f"(target_is: {self.target_is}). Check the target column, or set the arguments letters, options and target_is."
+            f"(target_is: {self.target_is}). Check the target column, or set letters, options and target_is."
         )
 
 

@@ -23,6 +23,9 @@ class Letter(NamedTuple):
     end: int
 
 
+_NEAR = 100
+"""So many characters are looked at for a letter, and after it for another one."""
+
 _STATEMENT = re.compile(
     r"\\f?boxed\s*\{"
     r"|\b(?:answer|choice|option|letter)\b(?:\s+(?:to|for)\b[^.:\n]{0,60}?)?\s*(?:is|would\s+be|should\s+be|must\s+be|:|=)\s*:?"
@@ -43,7 +46,7 @@ _LEAD = (
 _AFTER = r"(?![\w'’]|-\w)"
 _NAMED = re.compile(
     rf"\((?P<round>[A-Za-z])\)|\[(?P<square>[A-Z])\]|\b(?:option|choice)\s+(?P<option>[A-Za-z]){_AFTER}"
-    rf"|(?:^|\n)\s*(?P<line>[A-Z])(?=[.):]|\s*(?:\n|$))|(?<![\w'’-])(?P<alone>[B-HJ-Z]){_AFTER}"
+    rf"|(?:^|\n)[ \t]*(?P<line>[A-Z])(?=[.):]|[ \t]*(?:\n|$))|(?<![\w'’-])(?P<alone>[B-HJ-Z]){_AFTER}"
     rf"|(?<![\w'’-])(?P<last>[AI])(?=[\s.!)\"']*$|\s*(?:,|/|&|\bor\b|\band\b)\s*\(?[A-Z]\b)"
 )
 _DENIED = re.compile(r"(?:\bnot|n't|n’t|\bnor|\bneither)\s+(?:option\s+|choice\s+)?\(?$", re.IGNORECASE)
@@ -69,9 +72,9 @@ def plain_letters(text: str) -> str:
 
 def read_letter(text: str, letters: str) -> Letter:
     """What a plain text answers; `letters` are those that there are."""
-    whole = _WHOLE.fullmatch(text)
+    whole = _WHOLE.fullmatch(text.strip()) if len(text) < _NEAR else None
     if whole is not None and whole["letter"].upper() in letters:
-        return Letter(whole["letter"].upper(), "", True, whole.end("letter"))
+        return Letter(whole["letter"].upper(), "", True, len(text))
     for match in reversed(list(_STATEMENT.finditer(text))):
         found = _stated(text, match, letters)
         if found is not None:
@@ -85,13 +88,13 @@ def read_letter(text: str, letters: str) -> Letter:
 def _stated(text: str, match: re.Match[str], letters: str) -> Letter | None:
     """What follows a statement's announcement; None if it is no answer but, say, the working."""
     end = match.end()
-    if _REFUSAL.match(text, end):
+    if _REFUSAL.match(text, end, end + _NEAR):
         return Letter(None, f"no letter is chosen: {_quoted(text, match.start())}", True, end)
-    found = _FIRST.match(text, end)
+    found = _FIRST.match(text, end, end + _NEAR)
     if found is None or not _is_letter(text, found, letters):
         return None
     letter = found["letter"].upper()
-    other = _AND_ANOTHER.match(text, found.end())
+    other = _AND_ANOTHER.match(text, found.end(), found.end() + _NEAR)
     if other is not None and other["letter"] in letters and other["letter"] != letter:
         return Letter(None, f"more than one letter: {_quoted(text, match.start())}", True, found.end())
     return Letter(letter, "", True, found.end())

@@ -1,5 +1,6 @@
 """The multiple-choice judge: one letter is read as a person would, two are unparsable, option texts count if given."""
 
+import time
 from typing import Any
 
 import pytest
@@ -191,6 +192,17 @@ def test_well_formed_is_a_statement_in_a_finished_response() -> None:
     assert judged("I'd go with B, of course").well_formed is False
     assert judged("B", finish_reason="length").well_formed is False
     assert judged("no idea").well_formed is False
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [" ", "\n", "\t\n", "A ", "A\n", "answer is ", "answer ", "(", "B, ", "\\boxed{", "or ", "A or ", "not ", "**"],
+)
+def test_degenerate_text_is_judged_in_linear_time(piece: str) -> None:
+    started = time.perf_counter()
+    judged("Answer: A" + piece * (60_000 // len(piece)) + "x")
+    judged(piece * (60_000 // len(piece)) + "x", options="options")
+    assert time.perf_counter() - started < 2.0
 
 
 def test_unparsable_may_abstain_and_the_examples_hold() -> None:
