@@ -16,8 +16,8 @@ def rescaled(scores: Sequence[float | None], scale: Scale) -> list[float | None]
     known = [score for score in scores if score is not None]
     if scale == "none" or not known:
         return list(scores)
-    size = max(map(abs, known)) or 1.0  # divided out first: the scales do not depend on it, and squares stay finite
-    new = iter(_SCALES[scale]([score / size for score in known]))
+    size = math.frexp(max(map(abs, known)))[1]  # a power of 2 divided out: no scale depends on it, squares stay finite
+    new = iter(_SCALES[scale]([math.ldexp(score, -size) for score in known]))
     return [None if score is None else next(new) for score in scores]
 
 
