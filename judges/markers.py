@@ -58,6 +58,7 @@ _SIMPLE = re.compile(r"[ ]?\$?(\d{1,15})")
 _EQUALS = re.compile(r"[=≈]")
 _OR = re.compile(r"\bor\b", re.IGNORECASE)
 _BOTH = re.compile(r"(?:\W|\b(?:and|to|maybe|perhaps|possibly|versus|vs)\b)*", re.IGNORECASE)
+_ASIDE = re.compile(r"(?<=\d)[^\d()\n=]{0,24}\([^()\n]*\)")
 _BRACE = re.compile(r"[{}]")
 _HEADING = re.compile(r"[*_ ]*[.):][*_]*\s+\S")
 
@@ -134,7 +135,7 @@ def _after_phrase(text: str, match: re.Match[str]) -> _Answer | None:
     payload = text[start:end]
     if _REFUSAL.match(payload):
         return _Answer(None, None, f"the answer is no number: {payload.strip()[:40]!r}", end)
-    if colon and len(find_numbers(payload)) != 1:
+    if colon and len(find_numbers(_without_asides(payload))) != 1:
         return None  # "Answer: she had 16 - 3 = 13 eggs …" announces working, not a result
     answer = _answer_in(payload, start)
     if answer is not None and "\n" in text[match.end() : start] and _HEADING.match(text, answer.end):
@@ -151,7 +152,7 @@ def _answer_in(payload: str, offset: int) -> _Answer | None:
     if simple is not None:
         value = int(simple[1])
         return _Answer(value, value, "", offset + simple.end(1))
-    equals = list(_EQUALS.finditer(payload))
+    equals = list(_EQUALS.finditer(_without_asides(payload)))
     begin = equals[-1].end() if equals and _LEAD.match(payload, equals[-1].end()) else 0
     if _LEAD.match(payload, begin) is None:
         return None
@@ -163,6 +164,11 @@ def _answer_in(payload: str, offset: int) -> _Answer | None:
     if len(numbers) > 1 and _undecided(stated, numbers):
         return _Answer(None, None, f"more than one answer: {stated.strip()[:40]!r}", end)
     return _Answer(numbers[0].value, numbers[0].bare, "", end)
+
+
+def _without_asides(payload: str) -> str:
+    """The payload with spaces for what follows a number in parentheses: "18 (9 + 9)", "18 dollars (in 2024)"."""
+    return _ASIDE.sub(lambda aside: " " * len(aside[0]), payload) if "(" in payload else payload
 
 
 def _undecided(stated: str, numbers: list[Number]) -> bool:

@@ -29,7 +29,7 @@ from judges.text import checked_pattern
 class ReasoningGym(PointwiseJudge):
     """Extracts an answer and asks the task's verifier; the verifier's own score is kept in `parts`."""
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     isolated: ClassVar[bool] = True
 
     task: str
