@@ -7,7 +7,18 @@ numerals.py       numbers as people write them, read exactly
 markers.py        explicit final answers: `#### 18`, `\\boxed{18}`, "the answer is 18"
 gsm8k.py          judge "gsm8k"
 text.py           judges "exact", "contains", "regex", "number"
+letters.py        the letter that a response settles on
+choice.py         judge "multiple-choice"
+length.py         judge "length"
+structure.py      judge "format"
+maths.py          judge "math"
 reasoning_gym.py  judge "reasoning-gym"
+combine.py        judge "combine": several judges, one verdict
+combine_rules.py  its rules: sum, gates, majority, fallback
+scales.py         scores on a common scale
+isolated.py       judges of foreign code, in child processes that may be ended
+child.py          one child as its parent sees it
+child_main.py     the inside of a child
 stdout.py         what a judge prints goes to stderr
 """
 
