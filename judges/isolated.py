@@ -110,6 +110,7 @@ class _Run:
 
     def _note(self, child: Child, kind: str, content: list[Any]) -> None:
         if kind == "refused":
+            child.batch.clear()  # it has given up the rest and waits for the next batch
             raise JudgeError(content[0])
         if kind == "ready":
             child.ready, self.lost_at_start = True, 0
