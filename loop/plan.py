@@ -33,10 +33,10 @@ def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> dict[str,
         "iterations": [iteration_plan(loaded, k) for k in range(1, loaded.iterations + 1)],
     }
     two = config.eval_judge != config.judge
-    if judge is not None and judge.costly:
-        plan["judge_calls"] = judge_calls(loaded, judge, evaluates=not two)
-    if two and eval_judge is not None and eval_judge.costly:
-        plan["eval_judge_calls"] = judge_calls(loaded, eval_judge, trains=False)
+    if judge is not None and (paid := [*judge.paid_for()]):
+        plan["judge_calls"] = [judge_calls(loaded, one, evaluates=not two) for one in paid]
+    if two and eval_judge is not None and (paid := [*eval_judge.paid_for()]):
+        plan["eval_judge_calls"] = [judge_calls(loaded, one, trains=False) for one in paid]
     return plan | ({"checked": check_for_real(config)} if check else {})
 
 
@@ -208,11 +208,11 @@ def print_plan(plan: dict[str, Any]) -> None:
     print(f"prompts  {plan['prompts']}")
     print(f"judge    {judge_in_words(plan['judge'])}")
     if "judge_calls" in plan:
-        print(f"         {calls_in_words(plan['judge_calls'])}")
+        print(*(f"         {calls_in_words(asked)}" for asked in plan["judge_calls"]), sep="\n")
     if plan["eval_judge"] != plan["judge"]:
         print(f"         in the evaluation {judge_in_words(plan['eval_judge'])}")
     if "eval_judge_calls" in plan:
-        print(f"         {calls_in_words(plan['eval_judge_calls'])}")
+        print(*(f"         {calls_in_words(asked)}" for asked in plan["eval_judge_calls"]), sep="\n")
     print(f"eval     {plan['evaluation']}")
     for it in plan["iterations"]:
         sizes = (
