@@ -3,6 +3,7 @@
 With `check` the libraries are imported, the judge is built and runs its own examples, and the data is opened.
 """
 
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -143,7 +144,7 @@ def where_it_resumes(run: RunFolder, loaded: LoadedConfig) -> str:
     from loop.config_yaml import parse_yaml
 
     before = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
-    changes = "; ".join(f"{key}: {old!r} → {new!r}" for key, old, new in diff(before, loaded.raw))
+    changes = "; ".join(f"{key}: {json.dumps(old)} → {json.dumps(new)}" for key, old, new in diff(before, loaded.raw))
     told = f" with changed settings ({changes}), which it refuses if they invalidate finished work" if changes else ""
     if run.stage(0, "eval").manifest() is None:
         return f"it continues with the base model's evaluation{told}"

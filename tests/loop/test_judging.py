@@ -74,7 +74,7 @@ def worker(tmp_path: Path) -> Iterator[Any]:
     def make(name: str, *, stall_seconds: float = 60.0, **settings: Any) -> Worker:
         judge = JudgeConfig(name=f"{tmp_path}/wild.py:{name}", **settings)
         log = tmp_path / "judge.log"
-        arguments = {"settings": judge}
+        arguments = {"settings": judge, "cache": tmp_path / "verdicts.sqlite"}
         made.append(
             Worker("judge", "loop.judging:JudgeService", arguments, log, stall_seconds, 1, lambda *_, **__: None)
         )
@@ -134,11 +134,13 @@ def test_too_many_errors_keep_no_verdict_and_show_the_first(tmp_path: Path) -> N
         encoding="utf-8",
     )
     shard = task(tmp_path, "x", *["ok"] * 9)
-    service = JudgeService(JudgeConfig(name=f"{tmp_path}/bad.py:Bad"))
+    service = JudgeService(JudgeConfig(name=f"{tmp_path}/bad.py:Bad"), tmp_path / "verdicts.sqlite")
     with pytest.raises(UserError, match=r"failed on 1 of 10 responses of shard, .*max_error_share=0.05.* got nan"):
         service.label(shard, lambda **_: None)
     assert not shard.path.exists()
-    tolerant = JudgeService(JudgeConfig(name=f"{tmp_path}/bad.py:Bad", max_error_share=0.1))
+    tolerant = JudgeService(
+        JudgeConfig(name=f"{tmp_path}/bad.py:Bad", max_error_share=0.1), tmp_path / "verdicts.sqlite"
+    )
     assert tolerant.label(shard, lambda **_: None)["counts"] == {"error": 1, "score": 9}
 
 
