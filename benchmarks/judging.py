@@ -78,7 +78,8 @@ def whole(text: str) -> int:
 
 def measured(name: str, count: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Seconds of every round, and one more round taken apart."""
-    service = JudgeService(JudgeConfig(name=name, args=ARGUMENTS.get(name, {}), max_error_share=0.0))
+    settings = JudgeConfig(name=name, args=ARGUMENTS.get(name, {}), max_error_share=0.0)
+    service = JudgeService(settings, folder / f"{name}.sqlite")
     task = make_shard(name, count, folder)
     timed_label(service, task)
     timed = [timed_label(service, task) for _ in range(rounds)]
