@@ -1,6 +1,7 @@
 """Room `trainer/`, checkpoints inside a round. In: the state of a running round; out: a folder from which the same
-round goes on bit for bit. The newest is complete before the older one goes. A checkpoint of another round (other
-weights, data, settings or seed) is refused, never mixed in: whoever changes those removes the work folder."""
+round goes on bit for bit. The one before the newest stays too: it has been followed by good steps, the newest has not yet.
+A checkpoint of another round (other weights, data, settings or seed) is refused, never mixed in: whoever changes those
+removes the work folder."""
 
 import shutil
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ class Position:
 def save_checkpoint(
     work: Path, position: Position, identity: dict[str, Any], learner: Learner, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write `work/checkpoint-<steps>`, then remove the older ones."""
+    """Remove all checkpoints but the newest, then write `work/checkpoint-<steps>`."""
+    for older in checkpoint_folders(work)[:-1]:
+        shutil.rmtree(older)
     target = work / f"checkpoint-{position.steps:06d}"
     partial = fresh_partial(target)
     parameters = learner.parameters()
@@ -47,16 +50,13 @@ def save_checkpoint(
     }
     write_json(partial / "state.json", state)
     publish_folder(partial, target)
-    for older in _folders(work):
-        if older != target:
-            shutil.rmtree(older)
 
 
 def find_checkpoint(work: Path, identity: dict[str, Any]) -> Path | None:
     """The newest checkpoint, if there is one. Raises TrainerError if it belongs to another round."""
     for leftover in work.glob("checkpoint-*" + PARTIAL):
         shutil.rmtree(leftover)
-    folders = _folders(work)
+    folders = checkpoint_folders(work)
     if not folders:
         return None
     found = read_json(folders[-1] / "state.json")["identity"]
@@ -94,7 +94,8 @@ def remove_checkpoints(work: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _folders(work: Path) -> list[Path]:
+def checkpoint_folders(work: Path) -> list[Path]:
+    """The complete checkpoints, oldest first."""
     return sorted(folder for folder in work.glob("checkpoint-*") if not folder.name.endswith(PARTIAL))
 
 

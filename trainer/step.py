@@ -11,7 +11,6 @@ Shapes: `R` responses of a row.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from trainer.reference import RowReference
 from trainer.relations import Batch, Placed, gather, join, leaves
 from trainer.rows import Layout, Row, Step, encode_row, separate_tokens
 from trainer.scorer import RowBatch, RowScorer, Scores, along_paths, to_batch
+from trainer.stops import BadStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def accumulate_step(
     """Forward and backward over every row; gradients add up to those of the mean loss over the step's relations.
 
     With `check_zero` policy and reference are the same weights, and every log-ratio must be exactly 0.
-    Raises TrainerError for that, and for a loss that is not a number.
+    Raises TrainerError for that, and BadStep for a loss that is not a number.
     """
     relations = context.relations(step)
     totals = StepTotals(context.objective.counts(relations), mean_length(context.data, relations, context.arithmetic))
@@ -118,10 +118,10 @@ def accumulate_step(
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], most: float, *, number: int, prompts: Sequence[str]) -> float:
-    """Scale gradients down to the norm `most`; returns the norm before. Raises TrainerError if it is not a number."""
+    """Scale gradients down to the norm `most`; returns the norm before. Raises BadStep if it is not a number."""
     norm = float(nn.utils.clip_grad_norm_(parameters, most))
     if not math.isfinite(norm):
-        raise TrainerError(_not_a_number("gradient norm", norm, number, prompts))
+        raise BadStep(number, f"the gradient norm is {norm}", prompts)
     return norm
 
 
@@ -235,7 +235,7 @@ def _loss(
         batch, [relation for relation, _ in placed], totals.counts, generator_of(context.seed, number)
     )
     if not torch.isfinite(value.total):
-        raise TrainerError(_not_a_number("loss", value.total.item(), number, prompts_of(context.data, rows)))
+        raise BadStep(number, f"the loss is {value.total.item()}", prompts_of(context.data, rows), rows)
     totals.add_loss(value)
     return value.total
 
@@ -265,10 +265,3 @@ def mean_length(data: PreferenceData, relations: Sequence[Relation], arithmetic:
 def entropy_of(scores: Scores) -> dict[str, tuple[float, float]]:
     """The row's mean entropy as a sum over one row."""
     return {} if scores.entropy is None else {"entropy": (float(scores.entropy), 1.0)}
-
-
-def _not_a_number(what: str, value: Any, number: int, prompts: Sequence[str]) -> str:
-    return (
-        f"Training stopped at step {number}: the {what} is {value}, with the prompts {', '.join(prompts)}. The weights "
-        "of the last checkpoint are kept. Lower the learning rate, or look at these prompts' responses."
-    )

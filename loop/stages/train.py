@@ -22,7 +22,7 @@ def train_stage(
     """Train the round; the candidate is a model folder of its own."""
     config, folder = campaign.loaded.at(k), campaign.run.stage(k, "train")
     policy, reference = standing.incumbent, reference_of(config, standing)
-    settings = config.train.model_dump(mode="json", exclude={"checkpoint_every"})
+    settings = config.train.model_dump(mode="json", exclude={"checkpoint_every", "stop_at_norm_ratio"})
     inputs = {
         "seed": config.seed,
         "reference": config.reference,
