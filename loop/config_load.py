@@ -166,9 +166,15 @@ def _make_paths_absolute(raw: Raw) -> None:
     base = raw.get("model", {}).get("base", "")
     if base.startswith(("/", ".", "~")) or base.endswith(".gguf") or (base and Path(base).exists()):
         raw["model"]["base"] = _absolute(base)  # anything else is a hub id or pypi:name
-    file, colon, attribute = raw["judge"]["name"].rpartition(":")
-    if file.endswith(".py"):
-        raw["judge"]["name"] = f"{_absolute(file)}{colon}{attribute}"
+    for judge in filter(None, (raw["judge"], (raw.get("eval") or {}).get("judge"))):
+        file, colon, attribute = judge["name"].rpartition(":")
+        if file.endswith(".py"):
+            judge["name"] = f"{_absolute(file)}{colon}{attribute}"
+        if judge.get("examples"):
+            judge["examples"] = _absolute(judge["examples"])
+        template = (judge.get("args") or {}).get("template")
+        if isinstance(template, str) and Path(template).expanduser().is_file():
+            judge["args"]["template"] = _absolute(template)
 
 
 def _absolute(path: str) -> str:
