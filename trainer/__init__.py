@@ -13,8 +13,8 @@ The walk of one round (`round.py` tells it as a list of steps):
   learner.py     everything that changes in a round     probe_set.py  relations that are only watched
   training.py    all steps, log and checkpoints         optimizer.py  AdamW and its learning rate
   checkpoint.py  going on after a kill                  summary.py    what a round reports
-  memory.py      large pages                            files.py      write, flush, rename
-  errors.py      what a user is told
+  stops.py       when a round must not go on            memory.py     large pages, and what was taken
+  files.py       write, flush, rename                   errors.py     what a user is told
 
 Import what you need from those files; importing the package, `settings` or `data` loads no torch.
 """

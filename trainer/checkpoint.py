@@ -1,7 +1,6 @@
 """Room `trainer/`, checkpoints inside a round. In: the state of a running round; out: a folder from which the same
-round goes on bit for bit. The one before the newest stays too: it has been followed by good steps, the newest has not yet.
-A checkpoint of another round (other weights, data, settings or seed) is refused, never mixed in: whoever changes those
-removes the work folder."""
+round goes on bit for bit. The newest is complete before the older one goes. A checkpoint of another round (other
+weights, data, settings or seed) is refused, never mixed in: whoever changes those removes the work folder."""
 
 import shutil
 from dataclasses import dataclass
@@ -30,9 +29,7 @@ class Position:
 def save_checkpoint(
     work: Path, position: Position, identity: dict[str, Any], learner: Learner, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Remove all checkpoints but the newest, then write `work/checkpoint-<steps>`."""
-    for older in checkpoint_folders(work)[:-1]:
-        shutil.rmtree(older)
+    """Write `work/checkpoint-<steps>`, then remove the older ones."""
     target = work / f"checkpoint-{position.steps:06d}"
     partial = fresh_partial(target)
     parameters = learner.parameters()
@@ -50,6 +47,9 @@ def save_checkpoint(
     }
     write_json(partial / "state.json", state)
     publish_folder(partial, target)
+    for older in checkpoint_folders(work):
+        if older != target:
+            shutil.rmtree(older)
 
 
 def find_checkpoint(work: Path, identity: dict[str, Any]) -> Path | None:

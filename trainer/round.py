@@ -64,8 +64,8 @@ class RoundSpec:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the candidate's weights, apart from the data (the fields left out only say when work is saved or given
-        up)."""
+        """What decides the candidate's weights, apart from the data (the settings left out only say when work is saved
+        or given up)."""
         settings = self.settings.model_dump(mode="json", exclude={"checkpoint_every", "stop_at_norm_ratio"})
         return {"policy": self.policy_hash, "reference": self.reference_hash, "seed": self.seed} | settings
 

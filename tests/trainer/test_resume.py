@@ -61,9 +61,12 @@ def killed(spec: RoundSpec, data: PreferenceData, where: str, folder: Path) -> N
     assert not spec.out.exists()
 
 
+OF_THE_MACHINE = {"seconds", "tokens_per_second", "peak_memory_gb"}
+
+
 def log(spec: RoundSpec) -> list[dict[str, Any]]:
     lines = (spec.work / "steps.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key not in OF_THE_MACHINE} for line in lines]
 
 
 def assert_same_result(one: RoundSpec, other: RoundSpec) -> None:
