@@ -38,6 +38,7 @@ NEED_IN_WORDS: dict[Need, str] = {
     "value": "a value network, trained beside the policy",
     "moving_reference": "a reference that follows the policy during the round and stays in memory",
     "scores": "the judge's scores",
+    "shares": "scores from 0 to 1",
     "win_rates": "each response's win rate over the prompt's responses",
     "probability": "the probability that the chosen response is preferred",
     "margin": "by how much the chosen response is better",
