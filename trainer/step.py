@@ -171,6 +171,8 @@ def _two_passes(
         cut.append(leaves(responses))
         totals.add(entropy_of(scores))
     torch.clear_autocast_cache()  # weights that were cast without gradients must not serve the second pass
+    order = [relation.index for row in step.rows for relation in row.relations]
+    placed = [entry for _, entry in sorted(zip(order, placed, strict=True), key=lambda both: both[0])]  # draws see this
     batch = gather(placed, join(cut), totals.mean_length)
     context.objective.update(batch)
     with context.arithmetic.autocast(enabled=False):
