@@ -24,7 +24,8 @@ disagree, and which of them this is.
 
 Below, `logp` is a response's log-prob under the policy, summed over its tokens, and `n` their number; a *log-ratio* is
 `logp` less the same sum under the reference, and the *margin* is the chosen response's log-ratio less the rejected
-one's. Losses are averaged over the relations of a whole optimizer step.
+one's. Losses are averaged over the relations of a whole optimizer step. [training.md](training.md) shows how to sum
+losses and how to write one of your own.
 """
 HEADER = """\
 | name | relation | what it does | paper | needs | arguments | known disagreements |
