@@ -15,8 +15,8 @@ The walk of one round (`round.py` tells it as a list of steps):
   checkpoint.py  going on after a kill                  summary.py    what a round reports
   team.py        who reads which rows                   totals.py     sums over rows, then means
   processes.py   starting and ending several            distributed.py  what they exchange
-  memory.py      large pages                            files.py      write, flush, rename
-  errors.py      what a user is told
+  stops.py       when a round must not go on            memory.py     large pages, and what was taken
+  files.py       write, flush, rename                   errors.py     what a user is told
 
 Import what you need from those files; importing the package, `settings` or `data` loads no torch.
 """

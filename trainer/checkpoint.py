@@ -59,7 +59,7 @@ def save_checkpoint(
     }
     write_json(partial / "state.json", state)
     publish_folder(partial, target)
-    for older in _folders(work):
+    for older in checkpoint_folders(work):
         if older != target:
             shutil.rmtree(older)
 
@@ -69,7 +69,7 @@ def find_checkpoint(work: Path, identity: dict[str, Any], team: Team = ALONE) ->
     to another round."""
     for leftover in work.glob("checkpoint-*" + PARTIAL) if team.leads else ():
         shutil.rmtree(leftover)
-    folders = _folders(work)
+    folders = checkpoint_folders(work)
     if not folders:
         return None
     found = read_json(folders[-1] / "state.json")["identity"]
@@ -110,7 +110,8 @@ def remove_checkpoints(work: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _folders(work: Path) -> list[Path]:
+def checkpoint_folders(work: Path) -> list[Path]:
+    """The complete checkpoints, oldest first."""
     return sorted(folder for folder in work.glob("checkpoint-*") if not folder.name.endswith(PARTIAL))
 
 

@@ -15,6 +15,7 @@ from trainer.losses.method import Kind
 IDENTICAL = "identical responses"
 EMPTY_RESPONSE = "empty response"
 EMPTY_PROMPT = "empty prompt"
+NO_RESPONSE = "no response"
 TOO_LONG = "longer than the model's context"
 NAMES: dict[Kind, str] = {"pairs": "pair", "singles": "single response", "groups": "ranked group"}
 
@@ -171,7 +172,7 @@ def _responses_by_id(group: PromptGroup) -> dict[str, Response]:
 
 
 def _resolve(relation: Relation, responses: dict[str, dict[str, Response]]) -> list[Response]:
-    """The responses of a relation. TrainerError if one is missing or the weight is no weight."""
+    """The responses of a relation. TrainerError if one is missing, or a number is none."""
     table, what = responses.get(relation.prompt_id, {}), f"A {NAMES[relation.kind]} of prompt {relation.prompt_id!r}"
     for id in relation.responses:
         if id not in table:
@@ -181,12 +182,19 @@ def _resolve(relation: Relation, responses: dict[str, dict[str, Response]]) -> l
             )
     if not (math.isfinite(relation.weight) and relation.weight >= 0):
         raise TrainerError(f"{what} has the weight {relation.weight}. Weights must be finite and not negative.")
+    if isinstance(relation, Ranked) and relation.scores is not None and len(relation.scores) != len(relation.responses):
+        raise TrainerError(
+            f"{what} has {len(relation.responses)} responses and {len(relation.scores)} scores. Give every response "
+            "one score, or the group none."
+        )
     return [table[id] for id in relation.responses]
 
 
 def _why_dropped(group: PromptGroup, members: Sequence[Response], kind: Kind, context: int | None) -> str | None:
     if len(group.token_ids) == 0:
         return EMPTY_PROMPT
+    if not members:
+        return NO_RESPONSE
     if any(len(response.token_ids) == 0 for response in members):
         return EMPTY_RESPONSE
     distinct = {tuple(response.token_ids) for response in members}

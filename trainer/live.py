@@ -46,6 +46,10 @@ class LiveReference:
         """Must log-probs be asked of the model itself, because it is no longer what the reference pass saw?"""
         return self.follow is not None
 
+    def stays(self, steps: int) -> bool:
+        """Is a reference that should follow the same in all steps of a round? (After the last one it may move.)"""
+        return self.follow is not None and self.follow.tau >= steps
+
     @torch.no_grad()
     def logits(self, row: RowBatch) -> Tensor:
         """[N, V] logits of the kept outputs."""

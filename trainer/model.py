@@ -51,9 +51,11 @@ def choose_arithmetic(settings: TrainSettings) -> Arithmetic:
 
 
 def load_model(folder: Path, arithmetic: Arithmetic, *, whole: bool = True) -> Any:
-    """The causal model of a folder in fp32, dropout off, with sdpa attention; on the CPU if the device is not to hold
-    the whole of it."""
-    from transformers import AutoModelForCausalLM
+    """The causal model of a folder in fp32, dropout off, with the trees' own attention where the model can take it; on
+    the CPU if the device is not to hold the whole of it.
+
+    Raises TrainerError for a folder without safetensors and for weights that are not numbers."""
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     if not any(folder.glob("*.safetensors")):
@@ -61,10 +63,28 @@ def load_model(folder: Path, arithmetic: Arithmetic, *, whole: bool = True) -> A
             f"The model folder {folder} holds no safetensors weights. Point to a complete Hugging Face model folder."
         )
     logging.disable_progress_bar()
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    config = AutoConfig.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **_attention(config))
+    _check_numbers(model, folder)
     disable_dropout(model)
-    use_tree_attention(model)
+    if model.config._attn_implementation == "sdpa":
+        use_tree_attention(model)
     return model.to(arithmetic.device if whole else "cpu").eval()
+
+
+def _attention(config: Any) -> dict[str, str]:
+    """Torch's sdpa leaves soft caps out without a word (Gemma 2); elsewhere the library's choice is right."""
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return {"attn_implementation": "eager"} if capped else {}
+
+
+def _check_numbers(model: nn.Module, folder: Path) -> None:
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise TrainerError(
+                f"The weights in {folder} hold NaN or infinity (first in {name}). The model was broken when it was "
+                "saved: copy or download it again, or take an earlier one."
+            )
 
 
 def read_limits(folder: Path) -> tuple[int, int | None]:

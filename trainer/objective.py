@@ -5,6 +5,7 @@ Every term is averaged over the relations of the whole optimizer step that it is
 divided by that one count. Terms with batch statistics are given the whole step at once (`whole_step`).
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from trainer.data import PreferenceData, Relation, Single
 from trainer.errors import TrainerError
 from trainer.losses.batch import Singles
-from trainer.losses.method import Kind, Method
+from trainer.losses.method import Kind, Method, Need
 from trainer.losses.terms import LossTerm
 from trainer.relations import Batch, select
 
@@ -106,7 +107,7 @@ class Objective:
 
 
 def check_needs(objective: Objective, data: PreferenceData) -> None:
-    """Raise TrainerError if a loss needs a column that the data do not have."""
+    """Raise TrainerError if a loss needs a column that the data do not have, or one that holds impossible numbers."""
     for need, (columns, remedy) in COLUMNS.items():
         if need in objective.needs:
             missing = sum(any(getattr(r, column, 0) is None for column in columns) for r in data.relations)
@@ -116,10 +117,32 @@ def check_needs(objective: Objective, data: PreferenceData) -> None:
                     f"The loss {names} needs {need.replace('_', ' ')}, but {missing} of {len(data.relations)} "
                     f"{data.kind} come without. {remedy}"
                 )
+            for relation in data.relations:
+                _check_numbers(relation, columns, names, SHARES if need in OF_SHARES else NUMBERS)
 
 
-COLUMNS: dict[str, tuple[tuple[str, ...], str]] = {
+def _check_numbers(relation: Relation, columns: Sequence[str], names: str, allowed: tuple[float, float]) -> None:
+    """The columns that this relation has must lie within `allowed`, ends included."""
+    low, high = allowed
+    for column in columns:
+        value = getattr(relation, column, ())
+        for number in value if isinstance(value, tuple) else (value,):
+            if not low <= number <= high:
+                expected = "a number from 0 to 1" if allowed == SHARES else "a finite number"
+                raise TrainerError(
+                    f"The loss {names} needs {expected} as {column.replace('_', ' ')}, but prompt "
+                    f"{relation.prompt_id!r} has {number:g}. Use a judge whose verdicts are such numbers, or another "
+                    "loss."
+                )
+
+
+SHARES = (0.0, 1.0)
+NUMBERS = (-sys.float_info.max, sys.float_info.max)
+OF_SHARES: frozenset[Need] = frozenset({"shares", "win_rates", "probability"})
+"""Needs whose columns are probabilities or shares."""
+COLUMNS: dict[Need, tuple[tuple[str, ...], str]] = {
     "scores": (("score", "scores", "score_w", "score_l"), "Use a judge that gives scores, or another loss."),
+    "shares": (("score",), "Use a pairwise judge, or another loss."),
     "win_rates": (("win_w", "win_l"), "Use a pairwise judge, or another loss."),
     "probability": (("probability",), "Use a pairwise judge, or another loss."),
     "margin": (("margin",), "Use a judge that gives scores, or another loss."),

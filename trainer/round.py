@@ -4,6 +4,8 @@ called again, it goes on from its last checkpoint and ends with the same weights
 above 1 the call starts them; each runs the same list of steps with its place in the `Team`."""
 
 import copy
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +34,7 @@ from trainer.model import (
     trained_parameters,
 )
 from trainer.objective import Objective, check_needs
-from trainer.probe import MOST_GAP, probe_trees
+from trainer.probe import Gaps, choose_layout, how_wrong, probe_rows
 from trainer.probe_set import ProbeSet, split_probe
 from trainer.reference import Reference, ReferencePass, reference_key, reference_path, sampler_gap
 from trainer.rows import Layout, Plan, plan_rows
@@ -149,10 +151,10 @@ def _check(running: _Running, data: PreferenceData) -> CheckedData:
             f"The policy {spec.policy} has a vocabulary of {vocabulary} ids, the reference {spec.reference} one of "
             f"{read_limits(spec.reference)[0]}. Both must read the same tokens: choose another reference."
         )
-    data = as_kind(data, objective.kind)
-    if "mismatched" in objective.needs:
-        data = with_mismatched(data)
-    checked = check_data(data, vocabulary=vocabulary, context=context)
+    checked = check_data(as_kind(data, objective.kind), vocabulary=vocabulary, context=context)
+    if "mismatched" in objective.needs:  # partners come from what can be trained, and must fit themselves
+        partnered = check_data(with_mismatched(checked.data), vocabulary=vocabulary, context=context)
+        checked = CheckedData(partnered.data, dict(Counter(checked.dropped) + Counter(partnered.dropped)))
     check_needs(objective, checked.data)
     return checked
 
@@ -171,20 +173,17 @@ def _load(running: _Running, folder: Path, *, adapters: bool = False) -> Any:
 
 def _choose_layout(running: _Running, model: Any, data: PreferenceData) -> tuple[Layout, float | None]:
     """Trees if the probe proves them for this model."""
-    wanted = running.spec.settings.layout
-    if wanted == "plain":
-        return "plain", None
+    wanted, gaps = running.spec.settings.layout, _probe(running, model, data)
+    layout = choose_layout(gaps, wanted, folder=running.spec.policy)
+    if layout != wanted and layout == "plain":
+        running.notes.append(f"plain rows, as tree rows are wrong on this model: {how_wrong(gaps)}")
+    return layout, gaps.tree if math.isfinite(gaps.tree) else None
+
+
+def _probe(running: _Running, model: Any, data: PreferenceData) -> Gaps:
+    spec, device = running.spec, running.arithmetic.device
     with running.clock.part("plan"):
-        gap = probe_trees(RowScorer(model), data, device=running.arithmetic.device, seed=running.spec.seed)
-    if gap <= MOST_GAP:
-        return "tree", gap
-    if wanted == "tree":
-        raise TrainerError(
-            f"layout: tree was asked for, but this model scores tree rows wrongly: up to {gap:.2g} nat per token away "
-            f"from plain rows ({MOST_GAP:g} is allowed). Use layout: auto or plain."
-        )
-    running.notes.append(f"plain rows: tree rows differ by up to {gap:.2g} nat per token on this model")
-    return "plain", gap
+        return probe_rows(RowScorer(model), data, device=device, seed=spec.seed, row_tokens=spec.settings.row_tokens)
 
 
 def _plan(running: _Running, data: PreferenceData, layout: Layout) -> Plan:
@@ -207,6 +206,8 @@ def _score_reference(
     if not spec.same_weights:
         del model
         model = _load(running, spec.reference)
+        data, plan = planned[0]  # the probe of the policy says nothing of another architecture
+        choose_layout(_probe(running, model, data), plan.layout, folder=spec.reference)
     model = cast_weights(model, arithmetic)
 
     def tick(done: int, total: int) -> None:
@@ -255,6 +256,8 @@ def _train(running: _Running, learner: Learner, plan: StepsPlan) -> None:
     spec, arithmetic, team = running.spec, running.arithmetic, running.team
     identity = spec.identity | {"plan": plan.plan.digest, "precision": arithmetic.precision}
     job = StepsJob(spec.work, plan, spec.settings, spec.seed, arithmetic, identity, spec.same_weights, team)
+    if learner.live is not None and learner.live.stays(len(plan.plan.order)):
+        running.notes.append(f"the reference never moved: tau is not below the round's {len(plan.plan.order)} steps")
     started = train_steps(learner, job, clock=running.clock, report=running.report)
     if started:
         running.notes.append(f"resumed at step {started}")

@@ -95,8 +95,10 @@ class RowScorer(nn.Module):
         inputs: dict[str, Any] = {"input_ids": row.tokens_BT, "attention_mask": row.attention, "use_cache": False}
         if row.positions_BT is not None:
             inputs["position_ids"] = row.positions_BT
-        logits: Tensor = self.model(**inputs, logits_to_keep=row.keep_U).logits.flatten(0, 1)
-        return logits
+        logits_BUV: Tensor = self.model(**inputs, logits_to_keep=row.keep_U).logits
+        if logits_BUV.shape[1] != len(row.keep_U):  # a model that knows no `logits_to_keep` gives all of them
+            logits_BUV = logits_BUV[:, row.keep_U]
+        return logits_BUV.flatten(0, 1)
 
 
 def sum_paths(values_K: Tensor, path_RL: Tensor) -> Tensor:

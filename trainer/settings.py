@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainer.losses.terms import LossTerm, terms_of
 
-ONLY_HOW = frozenset({"checkpoint_every", "processes", "distribute"})
+ONLY_HOW = frozenset({"checkpoint_every", "stop_at_norm_ratio", "processes", "distribute"})
 """Fields of `TrainSettings` that say how the work is done and not what comes out (up to rounding); they may change
 while a round is under way."""
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -59,6 +59,9 @@ class TrainSettings(BaseModel):
     them."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients longer than this are scaled down to it."""
+    stop_at_norm_ratio: float | None = Field(default=1000.0, gt=1)
+    """Stop the round, with the batch saved, at a gradient that is clipped and longer than this many times the median of
+    the up to 64 steps before (from the ninth step on); higher tolerates more, null never stops."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of AdamW; higher pulls weights towards 0."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)

@@ -13,7 +13,6 @@ Shapes: `R` responses of a row.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from trainer.reference import RowReference
 from trainer.relations import Batch, Placed, gather, join, leaves, moved
 from trainer.rows import Layout, Row, Step, encode_row, separate_tokens
 from trainer.scorer import RowBatch, RowScorer, Scores, along_paths, to_batch
+from trainer.stops import BadStep
 from trainer.team import ALONE, Team
 from trainer.totals import StepTotals
 
@@ -83,7 +83,7 @@ def accumulate_step(
     mean loss over the step's relations. The totals are those of all processes.
 
     With `check_zero` policy and reference are the same weights, and every log-ratio must be exactly 0.
-    Raises TrainerError for that, and for a loss that is not a number.
+    Raises TrainerError for that, and BadStep for a loss that is not a number.
     """
     relations = context.relations(step)
     totals = StepTotals(context.objective.counts(relations), mean_length(context.data, relations, context.arithmetic))
@@ -97,10 +97,10 @@ def accumulate_step(
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], most: float, *, number: int, prompts: Sequence[str]) -> float:
-    """Scale gradients down to the norm `most`; returns the norm before. Raises TrainerError if it is not a number."""
+    """Scale gradients down to the norm `most`; returns the norm before. Raises BadStep if it is not a number."""
     norm = float(nn.utils.clip_grad_norm_(parameters, most))
     if not math.isfinite(norm):
-        raise TrainerError(_not_a_number("gradient norm", norm, number, prompts))
+        raise BadStep(number, f"the gradient norm is {norm}", prompts)
     return norm
 
 
@@ -198,14 +198,16 @@ def read_rows(
 
 
 def place_over(data: PreferenceData, rows: Sequence[Row]) -> list[Placed]:
-    """The relations of these rows, over the responses of all of them."""
-    placed: list[Placed] = []
+    """The relations of these rows, over the responses of all of them; in the order of the data, so that what is drawn
+    for them does not depend on the rows."""
+    placed: dict[int, Placed] = {}
     before = 0
     for row in rows:
         for relation in row.relations:
-            placed.append((data.relations[relation.index], tuple(before + place for place in relation.places)))
+            places = tuple(before + place for place in relation.places)
+            placed[relation.index] = (data.relations[relation.index], places)
         before += row.responses
-    return placed
+    return [placed[index] for index in sorted(placed)]
 
 
 def row_jobs(context: StepContext, step: Step, reference: Sequence[RowReference] | None) -> Iterator[RowJob]:
@@ -253,7 +255,7 @@ def _loss(
         batch, [relation for relation, _ in placed], totals.counts, generator_of(context.seed, number)
     )
     if not torch.isfinite(value.total):
-        raise TrainerError(_not_a_number("loss", value.total.item(), number, prompts_of(context.data, rows)))
+        raise BadStep(number, f"the loss is {value.total.item()}", prompts_of(context.data, rows), rows)
     totals.add_loss(value)
     return value.total
 
@@ -283,10 +285,3 @@ def mean_length(data: PreferenceData, relations: Sequence[Relation], arithmetic:
 def entropy_of(scores: Scores) -> dict[str, tuple[float, float]]:
     """The row's mean entropy as a sum over one row."""
     return {} if scores.entropy is None else {"entropy": (float(scores.entropy), 1.0)}
-
-
-def _not_a_number(what: str, value: Any, number: int, prompts: Sequence[str]) -> str:
-    return (
-        f"Training stopped at step {number}: the {what} is {value}, with the prompts {', '.join(prompts)}. The weights "
-        "of the last checkpoint are kept. Lower the learning rate, or look at these prompts' responses."
-    )

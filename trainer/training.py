@@ -17,6 +17,7 @@ from trainer.checkpoint import Position, find_checkpoint, load_checkpoint, save_
 from trainer.data import PreferenceData
 from trainer.errors import TrainerError
 from trainer.learner import Learner
+from trainer.memory import peak_memory_gb
 from trainer.model import Arithmetic
 from trainer.optimizer import learning_rate, make_optimizer
 from trainer.probe_set import ProbeSet
@@ -25,6 +26,7 @@ from trainer.rows import Plan
 from trainer.scorer import RowScorer
 from trainer.settings import TrainSettings
 from trainer.step import StepContext, accumulate_step, clip_gradients, prompts_of
+from trainer.stops import NormWatch, check_weights, keep_batch
 from trainer.summary import Clock
 from trainer.team import ALONE, Team
 
@@ -66,9 +68,10 @@ def train_steps(learner: Learner, job: StepsJob, *, clock: Clock, report: Report
     context = StepContext(scorer, learner, plan.data, job.arithmetic, layout, job.seed, job.team)
     start, total = _resume(learner, optimizer, job, clock), len(plan.plan.order)
     with _open_log(job.work / STEPS, start.log_bytes) if job.team.leads else io.BytesIO() as log:
+        watch = _norm_watch(job)
         for number in range(start.steps, total):
             with clock.part("compute"):
-                metrics = _watch(context, job, number) | _step(context, job, optimizer, learner, number, report)
+                metrics = _watch(context, job, number) | _step(context, job, optimizer, watch, number, report)
                 if number + 1 == total and plan.probe is not None:
                     metrics["probe_after"] = plan.probe.measure(context)
             log.write((json.dumps(metrics) + "\n").encode())
@@ -88,6 +91,12 @@ def read_steps(work: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (work / STEPS).read_text(encoding="utf-8").splitlines()]
 
 
+def _norm_watch(job: StepsJob) -> NormWatch:
+    """The leader watches; what stops it stops the others."""
+    norms = [line["gradient_norm"] for line in read_steps(job.work)] if job.team.leads else []
+    return NormWatch(job.settings.stop_at_norm_ratio if job.team.leads else None, job.settings.max_grad_norm, norms)
+
+
 def _watch(context: StepContext, job: StepsJob, number: int) -> dict[str, Any]:
     """What the probe relations say before this step, if it is time to look."""
     probe = job.planned.probe
@@ -98,32 +107,36 @@ def _step(
     context: StepContext,
     job: StepsJob,
     optimizer: torch.optim.Optimizer,
-    learner: Learner,
+    watch: NormWatch,
     number: int,
     report: Report,
 ) -> dict[str, Any]:
-    """One optimizer step; returns its line of the log."""
+    """One optimizer step; returns its line of the log. A step that cannot be trained on leaves its batch in the work
+    folder and raises TrainerError."""
     plan, start = job.planned.plan, time.perf_counter()
     total, index = len(plan.order), plan.order[number]
-    step = plan.steps[index]
+    step, learner = plan.steps[index], context.learner
 
     def tick() -> None:
         report({"phase": "train", "done": number, "total": total})
 
     check_zero = number == 0 and job.same_weights
     reference = None if job.planned.reference is None else job.planned.reference[index]
-    totals = accumulate_step(context, step, reference, number=number, check_zero=check_zero, tick=tick)
-    names = prompts_of(context.data, step.rows)
-    parameters = list(learner.parameters().values())
-    job.team.sum_gradients(parameters)
-    norm = clip_gradients(parameters, job.settings.max_grad_norm, number=number, prompts=names)
     rate = learning_rate(number, total, job.settings)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    names, parameters = prompts_of(context.data, step.rows), learner.parameters()
+    with keep_batch(job.work, context.data, step, number) as known:
+        totals = accumulate_step(context, step, reference, number=number, check_zero=check_zero, tick=tick)
+        known["loss"] = totals.loss
+        job.team.sum_gradients(parameters.values())
+        norm = clip_gradients(list(parameters.values()), job.settings.max_grad_norm, number=number, prompts=names)
+        known["gradient_norm"] = norm
+        watch.check(norm, number=number, prompts=names)
+        _update(optimizer, rate)
+        if number + 1 == total or _checkpoint_is_due(number + 1, total, job.settings.checkpoint_every):
+            check_weights(parameters, number=number, prompts=names)
     if learner.live is not None:
         learner.live.after_step(learner.model, number + 1)
+    seconds = time.perf_counter() - start
     return {
         "step": number,
         **totals.means(),
@@ -132,8 +145,17 @@ def _step(
         "pairs": step.relations,
         "tokens": totals.tokens,
         "plain_tokens": totals.plain_tokens,
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
+        "tokens_per_second": totals.tokens / seconds,
+        "peak_memory_gb": peak_memory_gb(job.arithmetic.device),
     }
+
+
+def _update(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _resume(learner: Learner, optimizer: torch.optim.Optimizer, job: StepsJob, clock: Clock) -> Position:

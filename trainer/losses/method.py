@@ -20,6 +20,7 @@ Need = Literal[
     "value",  # a value network, trained beside the policy
     "moving_reference",  # the reference follows the policy during the round, so it stays in memory
     "scores",  # the judge's scores
+    "shares",  # the scores are win rates or probabilities, from 0 to 1
     "win_rates",  # win rate of each response over the prompt's responses
     "probability",  # probability that the chosen response is preferred
     "margin",  # by how much the chosen response is better

@@ -24,7 +24,8 @@ disagree, and which of them this is.
 
 Below, `logp` is a response's log-prob under the policy, summed over its tokens, and `n` their number; a *log-ratio* is
 `logp` less the same sum under the reference, and the *margin* is the chosen response's log-ratio less the rejected
-one's. Losses are averaged over the relations of a whole optimizer step.
+one's. Losses are averaged over the relations of a whole optimizer step. [training.md](training.md) shows how to sum
+losses and how to write one of your own.
 """
 HEADER = """\
 | name | relation | what it does | paper | needs | arguments | known disagreements |
@@ -38,6 +39,7 @@ NEED_IN_WORDS: dict[Need, str] = {
     "value": "a value network, trained beside the policy",
     "moving_reference": "a reference that follows the policy during the round and stays in memory",
     "scores": "the judge's scores",
+    "shares": "scores from 0 to 1",
     "win_rates": "each response's win rate over the prompt's responses",
     "probability": "the probability that the chosen response is preferred",
     "margin": "by how much the chosen response is better",

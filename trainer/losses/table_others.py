@@ -8,6 +8,7 @@ from trainer.losses.method import Method, Need, choice, flag, number
 REFERENCE: frozenset[Need] = frozenset({"reference"})
 LABELLED: frozenset[Need] = frozenset({"reference", "labels"})
 SCORED: frozenset[Need] = frozenset({"reference", "scores"})
+WINNING: frozenset[Need] = SCORED | {"shares"}
 PULL = "Strength of the pull towards the reference; higher keeps the policy closer to it."
 BETA = number(0.1, PULL, gt=0)
 SMALL_BETA = number(0.01, PULL, gt=0)
@@ -177,7 +178,7 @@ SINGLES: dict[str, Method] = {
         function="trainer.losses.singles:spo",
         paper="Swamy et al. 2024, arXiv:2401.04056; Wu et al. 2024, arXiv:2405.00675",
         about="Self-play with win rates as scores in [0, 1]: each log-ratio is drawn to eta times (win rate - 1/2).",
-        needs=SCORED,
+        needs=WINNING,
         arguments={"eta": number(1000.0, "Where a win rate of 1 draws the log-ratio: eta / 2.", gt=0)},
         notes="The paper optimises the win rate over the prompt's other responses by reinforcement learning; for "
         "language models no setting is published, and this is SPPO's regression, with its eta. Scores other "
@@ -188,7 +189,7 @@ SINGLES: dict[str, Method] = {
         function="trainer.losses.singles:nash_md",
         paper="Munos et al. 2023, arXiv:2312.00886",
         about="Policy gradient of the probability to win, less the log-ratio to the reference.",
-        needs=SCORED,
+        needs=WINNING,
         arguments={"tau": number(0.008, "Strength of the pull towards the reference; higher keeps closer.", gt=0)},
         notes="The score is the probability that the response beats its opponent; it is as right as the responses are "
         "the policy's own, so keep rounds short. Win rates over own samples make it the paper's self-play "
@@ -200,7 +201,7 @@ SINGLES: dict[str, Method] = {
         function="trainer.losses.singles:nash_md_token",
         paper="Munos et al. 2023, arXiv:2312.00886, as in TRL",
         about="`nash_md` where each token answers for its own log-ratio instead of the response's.",
-        needs=SCORED | {"tokens"},
+        needs=WINNING | {"tokens"},
         arguments={"tau": number(0.008, "Strength of the pull towards the reference; higher keeps closer.", gt=0)},
         notes="TRL's form; the paper sums the log-ratio over the response. Else as `nash_md`.",
     ),

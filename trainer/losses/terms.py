@@ -6,7 +6,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -41,7 +41,13 @@ class LossTerm:
 
 
 def loss(*, kind: Kind = "pairs", needs: Sequence[Need] = ("reference",)) -> Callable[[Any], Any]:
-    """Decorator for a loss of your own: over which relation it is written, and what it needs (see docs/methods.md)."""
+    """Decorator for a loss of your own: over which relation it is written, and what it needs (see docs/training.md)."""
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind is {kind!r}; a loss is written over pairs, singles or groups")
+    for need in needs:
+        if need not in get_args(Need):
+            known = ", ".join(get_args(Need))
+            raise ValueError(f"there is no need {need!r}{_near(need, get_args(Need))}; there are {known}")
 
     def mark(function: Any) -> Any:
         setattr(function, OWN, (kind, frozenset(needs)))
@@ -106,7 +112,8 @@ def _arguments(name: str, method: Method, given: Mapping[str, Any]) -> dict[str,
     try:
         return method.settings(**given).model_dump()
     except ValidationError as error:
-        known = ", ".join(f"{key}={value}" for key, value in method.settings().model_dump().items())
+        fields = method.settings.model_fields.items()
+        known = ", ".join(key if field.is_required() else f"{key}={field.default}" for key, field in fields)
         problems = "; ".join(_problem(item, method) for item in error.errors(include_url=False))
         raise ValueError(f"the loss {name}: {problems} (its arguments: {known or 'none'})") from None
 
@@ -115,6 +122,8 @@ def _problem(item: Any, method: Method) -> str:
     where = ".".join(map(str, item["loc"]))
     if item["type"] == "extra_forbidden":
         return f"there is no argument {where!r}{_near(where, list(method.arguments))}"
+    if item["type"] == "missing":
+        return f"{where} has no default, so the config must give it"
     message = item["msg"][:1].lower() + item["msg"][1:]
     return f"{where} is {item['input']!r}: {message}"
 
@@ -140,8 +149,14 @@ def _custom(name: str) -> Method:
             "needs=['reference']) above the function"
         )
     kind, needs = getattr(function, OWN)
+    arguments = _parameters(function)
+    if "moving_reference" in needs and not {"alpha", "tau"} <= arguments.keys():
+        raise ValueError(
+            f"the loss {name!r} needs a moving reference, so it must take `alpha` and `tau` as keyword-only arguments: "
+            "how far the reference follows the policy, and after how many steps"
+        )
     return Method(kind, name, paper="", about=(inspect.getdoc(function) or "").partition("\n")[0], needs=needs,
-                  arguments=_parameters(function))  # fmt: skip
+                  arguments=arguments)  # fmt: skip
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
