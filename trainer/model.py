@@ -17,7 +17,7 @@ from trainer.settings import LoraSettings, TrainSettings
 
 Precision = Literal["fp32", "bf16-autocast", "bf16"]
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
-NOT_COPIED = ("config.json", "README.md", "train_summary.json")
+NOT_COPIED = ("config.json", "README.md", "train_summary.json", "reward_summary.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +109,15 @@ def save_candidate(model: Any, folder: Path, *, policy: Path) -> None:
         model.save_pretrained(folder / "adapter")
         model = model.merge_and_unload()
     model.save_pretrained(folder)
-    for path in sorted(policy.iterdir()):
+    copy_tokenizer(policy, folder)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """All small files of a model folder but those that describe its weights, byte for byte."""
+    for path in sorted(source.iterdir()):
         if path.is_file() and not path.name.endswith(WEIGHT_FILES) and path.name not in NOT_COPIED:
             shutil.copyfile(path, folder / path.name)
-    templates = policy / "additional_chat_templates"
+    templates = source / "additional_chat_templates"
     if templates.is_dir():
         shutil.copytree(templates, folder / templates.name)
 

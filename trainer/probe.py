@@ -18,13 +18,13 @@ MOST_GAP = 1e-4
 def probe_trees(scorer: RowScorer, data: PreferenceData, *, device: torch.device, seed: int) -> float:
     """Largest absolute difference of a token's log-prob between one tree row of several prompts and plain rows
     (nat)."""
-    trees = _sample(data, seed)
+    trees = sample_trees(data, seed)
     packed = _token_logprobs(scorer, encode_tree_row(trees), device)
     plain = _token_logprobs(scorer, encode_plain_row(trees), device)
     return float((packed - plain).abs().max().nan_to_num(torch.inf))
 
 
-def _sample(data: PreferenceData, seed: int) -> list[Tree]:
+def sample_trees(data: PreferenceData, seed: int) -> list[Tree]:
     """The prompt with the longest sequence of all relations (windows show there) and another, one relation of each."""
     index = {group.id: group for group in data.groups}
     trees: list[Tree] = []

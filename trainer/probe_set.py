@@ -5,6 +5,7 @@ so that what the round teaches can be told from what it remembers."""
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
 import torch
 
 from trainer.data import PreferenceData

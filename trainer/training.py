@@ -60,8 +60,8 @@ def train_steps(learner: Learner, job: StepsJob, *, clock: Clock, report: Report
     """All optimizer steps that are still to do; returns the number of the first of them."""
     plan, optimizer = job.planned, make_optimizer(learner.parameters().values(), job.settings)
     context = StepContext(RowScorer(learner.model), learner, plan.data, job.arithmetic, plan.plan.layout, job.seed)
-    start, total = _resume(learner, optimizer, job, clock), len(plan.plan.order)
-    with _open_log(job.work / STEPS, start.log_bytes) as log:
+    start, total = resume(learner, optimizer, job.work, job.identity, clock), len(plan.plan.order)
+    with open_log(job.work / STEPS, start.log_bytes) as log:
         for number in range(start.steps, total):
             with clock.part("compute"):
                 metrics = _watch(context, job, number) | _step(context, job, optimizer, learner, number, report)
@@ -70,7 +70,7 @@ def train_steps(learner: Learner, job: StepsJob, *, clock: Clock, report: Report
             log.write((json.dumps(metrics) + "\n").encode())
             log.flush()
             report({"phase": "train", "done": number + 1, "total": total} | metrics)
-            if _checkpoint_is_due(number + 1, total, job.settings.checkpoint_every):
+            if checkpoint_is_due(number + 1, total, job.settings.checkpoint_every):
                 with clock.part("checkpoint"):
                     os.fsync(log.fileno())
                     position = Position(number + 1, log.tell(), dict(clock.seconds))
@@ -130,8 +130,11 @@ def _step(
     }
 
 
-def _resume(learner: Learner, optimizer: torch.optim.Optimizer, job: StepsJob, clock: Clock) -> Position:
-    folder = find_checkpoint(job.work, job.identity)
+def resume(
+    learner: Learner, optimizer: torch.optim.Optimizer, work: Path, identity: dict[str, Any], clock: Clock
+) -> Position:
+    """Where the newest checkpoint stands, its state and seconds put back; the start if there is none."""
+    folder = find_checkpoint(work, identity)
     if folder is None:
         return Position(0, 0, {})
     with clock.part("load"):
@@ -141,7 +144,7 @@ def _resume(learner: Learner, optimizer: torch.optim.Optimizer, job: StepsJob, c
     return position
 
 
-def _open_log(path: Path, length: int) -> BinaryIO:
+def open_log(path: Path, length: int) -> BinaryIO:
     """The step log, cut back to where the checkpoint stands."""
     log = path.open("ab")
     if log.tell() < length:
@@ -155,5 +158,6 @@ def _open_log(path: Path, length: int) -> BinaryIO:
     return log
 
 
-def _checkpoint_is_due(done: int, total: int, every: int) -> bool:
+def checkpoint_is_due(done: int, total: int, every: int) -> bool:
+    """Is it time, after so many steps? The last one needs none."""
     return every > 0 and done % every == 0 and done < total
