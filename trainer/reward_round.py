@@ -3,38 +3,32 @@ sequence-classification folder that transformers load, with what it says of held
 Killed at any moment and called again, it goes on from its last checkpoint and ends with the same weights (same threads,
 CPU)."""
 
-import json
-import os
-import time
-from dataclasses import asdict, dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.checkpoint import Position, remove_checkpoints, save_checkpoint
+from trainer.checkpoint import remove_checkpoints
 from trainer.data import CheckedData, PreferenceData, check_data
 from trainer.encode import encode_plain_row, encode_tree_row
 from trainer.errors import TrainerError
 from trainer.files import fresh_partial, publish_folder, write_json
-from trainer.learner import Learner
 from trainer.memory import use_huge_pages
 from trainer.model import Arithmetic, choose_arithmetic, read_limits
-from trainer.objective import Objective
-from trainer.optimizer import learning_rate, make_optimizer
 from trainer.probe import MOST_GAP, sample_trees
-from trainer.reward_card import write_card
 from trainer.reward_data import hold_out, with_end
 from trainer.reward_model import RewardScorer, check_padding, load_reward_model, padded_rewards, save_reward_model
 from trainer.reward_settings import RewardSettings
-from trainer.reward_step import RewardContext, accumulate_rewards, measure_rewards
+from trainer.reward_step import RewardContext, measure_rewards
+from trainer.reward_summary import SUMMARY, RewardSummary, write_card
+from trainer.reward_training import RewardJob, train_reward_steps
 from trainer.rows import Layout, Plan, plan_rows, row_trees
 from trainer.scorer import to_batch
-from trainer.step import clip_gradients, prompts_of
 from trainer.summary import Clock, read_record
-from trainer.training import STEPS, Report, checkpoint_is_due, open_log, read_steps, resume
+from trainer.training import Report, read_steps
 
-SUMMARY = "reward_summary.json"
 MOST_DISAGREEMENT = 1e-3
 """By how much transformers' own padded forward may differ from the trainer's rewards, as a share of their size."""
 
@@ -66,41 +60,6 @@ class RewardSpec:
         return {"base": self.base_hash, "pad_id": self.pad_id, "seed": self.seed} | settings
 
 
-@dataclass(frozen=True, slots=True)
-class RewardSummary:
-    """A finished reward model in numbers."""
-
-    steps: int
-    pairs: int
-    """Pairs trained on, each counted once whatever the epochs."""
-    held_out: int
-    """Pairs that were only measured."""
-    dropped: dict[str, int]
-    """Pairs left out, by reason."""
-    layout: str
-    layout_gap: float | None
-    """Largest difference between tree and plain rows in the probe, as a share of the hidden states' size."""
-    padding_gap: float
-    """Largest difference between these rewards and those of transformers for a padded batch, as a share of their
-    size."""
-    precision: str
-    tokens: int
-    """Tokens that training read, over all steps."""
-    before: dict[str, float] | None
-    """What the untrained model says of the held-out pairs (`describe_rewards`); None without any."""
-    after: dict[str, float] | None
-    first: dict[str, Any]
-    last: dict[str, Any]
-    """Metrics of the first and last step."""
-    seconds: dict[str, float]
-    """By part: load, plan, measure, compute, checkpoint, save (over all attempts whose work was kept)."""
-    notes: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self) | {"notes": list(self.notes)}
-
-
 @dataclass(slots=True)
 class _Running:
     """What the parts share."""
@@ -129,7 +88,7 @@ def train_reward(spec: RewardSpec, data: PreferenceData, *, report: Report) -> R
     plan, measured = _plans(running, trained, held_out, layout)
     context = RewardContext(RewardScorer(model), trained, running.arithmetic, layout, spec.settings.centre)
     before = _measure(running, context, held_out, measured)
-    _train(running, context, plan, model)
+    _train(running, context, plan)
     after = _measure(running, context, held_out, measured)
     padding_gap = _compare_with_transformers(model, context, plan)
     numbers = {"layout_gap": gap, "padding_gap": padding_gap, "before": before, "after": after}
@@ -140,8 +99,6 @@ def train_reward(spec: RewardSpec, data: PreferenceData, *, report: Report) -> R
 
 def data_digest(data: PreferenceData) -> str:
     """Names prompts, responses and pairs."""
-    import hashlib
-
     sha = hashlib.sha256()
     for group in data.groups:
         sha.update(repr((group.id, list(group.token_ids))).encode())
@@ -223,7 +180,6 @@ def _measure(
 ) -> dict[str, float] | None:
     if held_out is None or plan is None:
         return None
-    watched = RewardContext(context.scorer, held_out, context.arithmetic, context.layout, context.centre)
     rows, done = sum(len(step.rows) for step in plan.steps), 0
 
     def tick() -> None:
@@ -232,57 +188,15 @@ def _measure(
         running.report({"phase": "measure", "done": done, "total": rows})
 
     with running.clock.part("measure"):
-        return measure_rewards(watched, plan, tick)
+        return measure_rewards(replace(context, data=held_out), plan, tick)
 
 
-def _train(running: _Running, context: RewardContext, plan: Plan, model: Any) -> None:
-    """All optimizer steps that are still to do, one line of the log and now and then a checkpoint for each."""
-    spec, clock, total = running.spec, running.clock, len(plan.order)
-    learner, settings = Learner(model, Objective(())), spec.settings.as_round
-    optimizer = make_optimizer(learner.parameters().values(), settings)
+def _train(running: _Running, context: RewardContext, plan: Plan) -> None:
+    spec = running.spec
     identity = spec.identity | {"plan": plan.digest, "precision": running.arithmetic.precision}
-    start = resume(learner, optimizer, spec.work, identity, clock)
-    if start.steps:
-        running.notes.append(f"resumed at step {start.steps}")
-    with open_log(spec.work / STEPS, start.log_bytes) as log:
-        for number in range(start.steps, total):
-            with clock.part("compute"):
-                metrics = _step(running, context, plan, number, optimizer, learner)
-            log.write((json.dumps(metrics) + "\n").encode())
-            log.flush()
-            running.report({"phase": "train", "done": number + 1, "total": total} | metrics)
-            if checkpoint_is_due(number + 1, total, settings.checkpoint_every):
-                with clock.part("checkpoint"):
-                    os.fsync(log.fileno())
-                    position = Position(number + 1, log.tell(), dict(clock.seconds))
-                    save_checkpoint(spec.work, position, identity, learner, optimizer)
-
-
-def _step(
-    running: _Running,
-    context: RewardContext,
-    plan: Plan,
-    number: int,
-    optimizer: torch.optim.Optimizer,
-    learner: Learner,
-) -> dict[str, Any]:
-    """One optimizer step; returns its line of the log."""
-    started, total, settings = time.perf_counter(), len(plan.order), running.spec.settings.as_round
-    step = plan.steps[plan.order[number]]
-
-    def tick() -> None:
-        running.report({"phase": "train", "done": number, "total": total})
-
-    metrics = accumulate_rewards(context, step, number=number, tick=tick)
-    names = prompts_of(context.data, step.rows)
-    norm = clip_gradients(list(learner.parameters().values()), settings.max_grad_norm, number=number, prompts=names)
-    rate = learning_rate(number, total, settings)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    numbers = {"gradient_norm": norm, "learning_rate": rate, "pairs": step.relations}
-    return {"step": number, **metrics, **numbers, "seconds": time.perf_counter() - started}
+    job = RewardJob(spec.work, context, plan, spec.settings.as_round, identity)
+    if started := train_reward_steps(job, clock=running.clock, report=running.report):
+        running.notes.append(f"resumed at step {started}")
 
 
 @torch.no_grad()
@@ -336,7 +250,7 @@ def _save(running: _Running, model: Any, summary: RewardSummary, digest: str) ->
     running.report({"phase": "save", "done": 0, "total": 1})
     partial = fresh_partial(spec.out)
     save_reward_model(model, partial, tokenizer=spec.tokenizer)
-    write_card(partial, spec.described, summary.as_dict())
+    write_card(partial, spec.described, summary)
     write_json(partial / SUMMARY, {"identity": spec.identity | {"data": digest}} | summary.as_dict())
     publish_folder(partial, spec.out)
     remove_checkpoints(spec.work)

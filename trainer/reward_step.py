@@ -4,6 +4,7 @@ gradients of the mean loss over all its pairs, however many rows they lie in, an
 Shapes: `R` responses of a row, `P` its pairs.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -54,10 +55,10 @@ def accumulate_rewards(
             with context.arithmetic.autocast(enabled=False):
                 values_P = rewards.weight * bradley_terry(*rewards[:2], margin=rewards.margin, centre=context.centre)
                 share = values_P.sum() / step.relations
-                if not torch.isfinite(share):
-                    raise TrainerError(_not_a_number(context.data, row, float(share), number))
+                if not math.isfinite(value := float(share.detach())):
+                    raise TrainerError(_not_a_number(context.data, row, value, number))
                 share.backward()
-            loss, tokens = loss + float(share.detach()), tokens + rewards.encoded
+            loss, tokens = loss + value, tokens + rewards.encoded
             seen.append(rewards)
             tick()
     described = describe_rewards(*_joined(seen))
