@@ -1,8 +1,28 @@
 """Room judges: text in, verdict out. Knows nothing of training or run folders.
 
 contract.py       Prompt, Response, Group, Verdict; Judge and PointwiseJudge to derive from; judge_groups
+pairwise.py       Preference, Game; PairwiseJudge to derive from: games in both orders become win rates
+games.py          who plays whom: everyone, a sample, a tournament
 resolve.py        from a name in the config to a judge, and a judge's fingerprint
-selftest.py       a judge's known right and wrong examples, run before a campaign
+selftest.py       a judge's known right and wrong examples, and the user's, run before a campaign
+catalog.py        which judges are installed, in words
+labelled.py       labelled examples: files to cases
+trial.py          a judge on labelled examples: what it said of each
+report.py         agreement, calibration, biases: what a trial comes to
+external.py       judge "external": people; what to label, and labels to verdicts
+label_page.py     the page on which people label, from its template label_page.html
+handed.py         what the loop hands to a judge: store, model, progress
+remember.py       one verdict per content, given once
+llm_grade.py      judge "llm-grade"
+llm_compare.py    judge "llm-compare"
+llm.py            what both share: arguments; questions become replies
+llm_question.py   one question: prompt and responses as texts
+llm_template.py   templates, and the marks around foreign text
+llm_verdict.py    the verdict in a reply, read strictly
+templates/        the questions, as text files
+asking.py         many requests: concurrency, retries, deadlines
+api.py            one request: the only file with a network
+budget.py         what a judge may spend
 numerals.py       numbers as people write them, read exactly
 markers.py        explicit final answers: `#### 18`, `\\boxed{18}`, "the answer is 18"
 gsm8k.py          judge "gsm8k"
@@ -12,15 +32,19 @@ stdout.py         what a judge prints goes to stderr
 """
 
 from judges.contract import Example, Group, Judge, JudgeError, PointwiseJudge, Prompt, Response, Verdict, judge_groups
+from judges.pairwise import Game, PairwiseJudge, Preference
 from judges.resolve import build_judge, fingerprint
 from judges.selftest import self_test
 
 __all__ = [
     "Example",
+    "Game",
     "Group",
     "Judge",
     "JudgeError",
+    "PairwiseJudge",
     "PointwiseJudge",
+    "Preference",
     "Prompt",
     "Response",
     "Verdict",

@@ -8,12 +8,15 @@ import math
 import traceback
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from judges.handed import Handed, Usage
+from judges.remember import key_of, once
 from judges.stdout import prints_go_to_stderr
 
 
@@ -135,6 +138,7 @@ def unparsable(policy: Unparsable, why: str, *, well_formed: bool | None) -> Ver
 class Example:
     """A known case of a judge: `text` in answer to `prompt` must get `score` (None: must abstain).
 
+    For a pairwise judge, `against` is the other response and `score` the probability that `text` is better.
     `args` None runs the judge as the user configured it; a dict runs its class with these arguments instead.
     """
 
@@ -142,6 +146,7 @@ class Example:
     text: str
     score: float | None
     args: dict[str, Any] | None = None
+    against: str | None = None
 
     @classmethod
     def on(cls, target: str | None, text: str, score: float | None, args: dict[str, Any] | None = None) -> "Example":
@@ -152,7 +157,8 @@ class Example:
 class Judge(BaseModel):
     """Fields are the judge's arguments, validated when the config is read; the call turns groups into verdicts.
 
-    Derive from `PointwiseJudge` to look at single responses, from this class to see a prompt's responses together.
+    Derive from `PointwiseJudge` to look at single responses, from `PairwiseJudge` (pairwise.py) to compare two, from
+    this class to see a prompt's responses together.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -160,11 +166,58 @@ class Judge(BaseModel):
     version: ClassVar[str] = "1"
     """Raised by a built-in judge whenever a score would change; a custom judge is versioned by its source instead."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """What the loop must hand in (an engine, log-probs); nothing so far."""
+    costly: ClassVar[bool] = False
+    """Whether a verdict costs money or minutes: then it is kept, and the same content is never judged again."""
+
+    incidental: ClassVar[frozenset[str]] = frozenset()
+    """Names of the arguments that never change a verdict (a time limit): no part of the fingerprint."""
 
     examples: ClassVar[tuple[Example, ...]] = ()
     """Known right and wrong answers, run by `self_test` before a campaign starts."""
+
+    _handed: Handed = PrivateAttr(default_factory=Handed)
+
+    @property
+    def handed(self) -> Handed:
+        """What the loop handed in."""
+        return self._handed
+
+    def take(self, handed: Handed) -> None:
+        """Called by the loop before it judges; a judge made of others passes it on to them."""
+        self._handed = handed
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the loop must hand in for these arguments: {"generate"} or nothing."""
+        return frozenset()
+
+    def ready(self) -> None:
+        """Raises JudgeError if something that the judge needs is missing: a key, a library. Asks nobody."""
+
+    @property
+    def content_version(self) -> str:
+        """Whatever else decides a score: the hash of a template, of weights."""
+        return ""
+
+    @cached_property
+    def identity(self) -> str:
+        """sha256 of class, version and arguments: equal identities give equal verdicts to equal content."""
+        from judges.resolve import identity_of
+
+        return identity_of(self)
+
+    def cost(self, usage: Usage) -> float | None:
+        """What so much usage costs in money; None if nobody has named a price."""
+        return None
+
+    @property
+    def longest_call(self) -> tuple[int, int, int]:
+        """Of a judge that asks a model: tokens of its own text in a question, responses shown, tokens of a reply."""
+        return 0, 1, 0
+
+    def calls_at_most(self, responses: int) -> int:
+        """How many verdicts, votes and orders included, a group of so many responses costs at most."""
+        return responses
 
     def known_examples(self) -> Sequence[Example]:
         """The examples of this judge as it is configured."""
@@ -183,7 +236,12 @@ class PointwiseJudge(Judge):
         """The verdict on one response; a plain number is a score, a bool is 1.0 or 0.0."""
 
     def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
-        return [[self._judge(group.prompt, response) for response in group.responses] for group in groups]
+        judge = self._remembered if self.costly else self._judge
+        return [[judge(group.prompt, response) for response in group.responses] for group in groups]
+
+    def _remembered(self, prompt: Prompt, response: Response) -> Verdict:
+        key = key_of(self, prompt, [response])
+        return Verdict(**once(self, key, lambda: asdict(self._judge(prompt, response))))
 
     def _judge(self, prompt: Prompt, response: Response) -> Verdict:
         try:

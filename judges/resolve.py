@@ -9,21 +9,29 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal, get_args, get_origin
+from types import ModuleType, NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from judges.contract import Judge, JudgeError, PointwiseJudge, describe
+from judges.pairwise import PairwiseJudge
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 BUILT_IN = {
     "contains": "judges.text:Contains",
     "exact": "judges.text:Exact",
+    "external": "judges.external:External",
     "gsm8k": "judges.gsm8k:GSM8K",
+    "llm-compare": "judges.llm_compare:LLMCompare",
+    "llm-grade": "judges.llm_grade:LLMGrade",
     "number": "judges.text:Number",
     "reasoning-gym": "judges.reasoning_gym:ReasoningGym",
     "regex": "judges.text:Regex",
@@ -49,9 +57,18 @@ def build_judge(name: str, args: dict[str, Any], *, base_dir: Path | None = None
 def fingerprint(judge: Judge, name: str) -> dict[str, Any]:
     """What makes two verdicts comparable: the judge's name, its version and all its arguments, defaults included.
 
-    The version is the class's own for a built-in, and the sha256 of its source file for a custom judge.
+    The version is the class's own for a built-in, the sha256 of its source file for a custom judge, and that of all
+    sources of its package for an installed plug-in; a template's hash is part of it. Arguments that never change a
+    verdict are left out.
     """
-    return {"name": name, "version": _version(type(judge)), "args": judge.model_dump(mode="json")}
+    version = "+".join(filter(None, (_version(type(judge)), judge.content_version)))
+    return {"name": name, "version": version, "args": judge.model_dump(mode="json", exclude=set(judge.incidental))}
+
+
+def identity_of(judge: Judge) -> str:
+    """sha256 of the judge's fingerprint, the class's name standing for whatever name or path it was built by."""
+    known = fingerprint(judge, type(judge).__qualname__)
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def judge_class(name: str, *, base_dir: Path | None = None) -> type[Judge]:
@@ -84,23 +101,38 @@ def describe_arguments(kind: type[Judge]) -> str:
     shown = []
     for name, info in kind.model_fields.items():
         default = "required" if info.is_required() else f"default {info.default!r}"
-        shown.append(f"{name} ({_type_name(info.annotation)}, {default})")
+        shown.append(f"{name} ({type_name(info.annotation)}, {default})")
     return "; ".join(shown) or "it takes none"
 
 
-def _type_name(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return " | ".join(map(str, get_args(annotation)))
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        return annotation.__name__
-    return str(annotation).replace("typing.", "")
+def type_name(annotation: Any) -> str:
+    """A type as a person would write it: `str`, `a | b`, `float | null`, `list of str`."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_name(parts[0])
+    if origin is Literal:
+        return " | ".join(map(str, parts))
+    if origin in (Union, UnionType):
+        return " | ".join(type_name(part) for part in parts)
+    if origin in (list, tuple):
+        return f"list of {' and '.join(dict.fromkeys(type_name(part) for part in parts if part is not Ellipsis))}"
+    if annotation is NoneType:
+        return "null"
+    if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return "mapping"
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).removeprefix("typing.")
+
+
+def installed_plugins() -> dict[str, "EntryPoint"]:
+    """The entry points of installed packages by name; those that would take a built-in's name are left out."""
+    from importlib import metadata
+
+    return {point.name: point for point in metadata.entry_points(group=GROUP) if point.name not in BUILT_IN}
 
 
 def _entry_point(name: str) -> object:
     """What an installed package offers under that name."""
-    from importlib import metadata
-
-    installed = {point.name: point for point in metadata.entry_points(group=GROUP)}
+    installed = installed_plugins()
     if name not in installed:
         known = sorted({*BUILT_IN, *installed})
         raise JudgeError(
@@ -173,12 +205,19 @@ def _checked(name: str, value: object) -> type[Judge]:
     if not (isinstance(value, type) and issubclass(value, Judge)):
         raise JudgeError(
             f"Judge {name!r} is {repr(value)[:100]}, not a judge: it must be a class derived from "
-            f"judges.PointwiseJudge (write one(self, prompt, response)) or judges.Judge (write __call__(self, groups))."
+            f"judges.PointwiseJudge (write one(self, prompt, response)), judges.PairwiseJudge (write compare(self, "
+            f"prompt, first, second)) or judges.Judge (write __call__(self, groups))."
         )
+    if issubclass(value, PairwiseJudge) and _same(value, "compare") and _same(value, "compare_all"):
+        raise JudgeError(f"Judge {name!r}: the class {value.__name__} does not define compare (or compare_all).")
     if inspect.isabstract(value):
         missing = ", ".join(sorted(getattr(value, "__abstractmethods__", ())))
         raise JudgeError(f"Judge {name!r}: the class {value.__name__} does not define {missing}.")
     return value
+
+
+def _same(kind: type[PairwiseJudge], method: str) -> bool:
+    return getattr(kind, method) is getattr(PairwiseJudge, method)
 
 
 def _wrong_arguments(name: str, kind: type[Judge], error: ValidationError) -> str:
@@ -200,7 +239,7 @@ def _wrong_arguments(name: str, kind: type[Judge], error: ValidationError) -> st
 
 @cache
 def _version(kind: type[Judge]) -> str:
-    """The versions of the classes a judge is made of: a hash for each file outside this room, a number inside it."""
+    """The versions of the classes a judge is made of: a hash for what is outside this room, a number inside it."""
     versions = []
     for part in kind.__mro__:
         if issubclass(part, Judge) and part not in (Judge, PointwiseJudge):
@@ -210,14 +249,33 @@ def _version(kind: type[Judge]) -> str:
 
 
 def _source_hash(kind: type[Judge]) -> str:
+    """sha256 of the file that the class was loaded from, or of its whole package if that is an installed plug-in."""
     module = sys.modules.get(kind.__module__)
     known = getattr(module, "__source_sha256__", None)
     if known is not None:
         return str(known)
     try:
+        package = _plugin_folder(kind)
+        if package is not None:
+            return _package_hash(package)
         return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
     except (OSError, TypeError):
         raise JudgeError(
             f"Judge {kind.__name__}: its source file cannot be found, so its verdicts could not be told from those of "
             f"another version. Keep the class in a file."
         ) from None
+
+
+def _plugin_folder(kind: type[Judge]) -> Path | None:
+    """The folder of the package that the class is from, if that package offers judges by entry points."""
+    top = kind.__module__.partition(".")[0]
+    file = Path(getattr(sys.modules.get(top), "__file__", None) or "")
+    offers = any(point.module.partition(".")[0] == top for point in installed_plugins().values())
+    return file.parent if offers and file.name == "__init__.py" else None
+
+
+def _package_hash(folder: Path) -> str:
+    """sha256 over the paths and contents of all Python files of a package, wherever it is installed."""
+    sources = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.py")}
+    lines = [f"{name} {hashlib.sha256(content).hexdigest()}\n" for name, content in sorted(sources.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -21,7 +21,6 @@ from loop.stages.sample import sample_and_judge
 from loop.stages.train import train_stage
 from loop.status import collect, metric_rows
 from loop.status_tables import iteration_line
-from loop.workers import Job, call
 
 
 def run_campaign(
@@ -29,14 +28,15 @@ def run_campaign(
 ) -> dict[str, Any]:
     """Turn the loop as often as the settings say and return what `prefloop status` would show.
 
-    Raises UserError, JudgeError or TrainerError with one paragraph; everything finished before stays.
+    Raises UserError, JudgeError or TrainerError with one paragraph, and WaitingForPeople where people are the judge and
+    it is their turn; everything finished before stays.
     """
     with run.locked(), Crew(run, loaded.base, display) as crew:
         campaign = Campaign(run, loaded, crew, display, verify=verify)
         if repair:
             campaign.repair()
         started = time.monotonic()
-        campaign.judge = call(crew.judge, Job("the judge's self-test", "prepare", {}))
+        test_judges(campaign)
         sets = prompts_stage(campaign)
         standing = base_stage(campaign)
         measured = {0: eval_stage(campaign, 0, standing.initial, sets)}
@@ -48,6 +48,13 @@ def run_campaign(
         else:
             display.say(f"{run} is complete: {loaded.iterations} iterations, nothing left to do.")
         return collect(run)
+
+
+def test_judges(campaign: Campaign) -> None:
+    """Have the judges answer their known examples; their fingerprints."""
+    crew, correct_at = campaign.crew, campaign.base.pairs.correct_at
+    campaign.judge = crew.prepare(crew.judge, correct_at)
+    campaign.eval_judge = campaign.judge if crew.eval_judge is crew.judge else crew.prepare(crew.eval_judge, correct_at)
 
 
 def run_iteration(

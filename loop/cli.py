@@ -1,6 +1,7 @@
-"""Room loop, the command line: arguments come in, exit codes go out (0 done, 2 the user's mistake, 130 interrupted).
+"""Room loop, the command line: arguments come in, exit codes go out.
 
-Nothing heavy is imported before a command needs it.
+0 is done, 2 the user's mistake, 3 a run that waits for people, 130 interrupted. Nothing heavy is imported before a
+command needs it.
 """
 
 import sys
@@ -10,7 +11,8 @@ from typing import Annotated, Optional
 import typer
 
 from judges.contract import JudgeError
-from loop.errors import UserError
+from loop.errors import UserError, WaitingForPeople
+from loop.judge_cli import judge_app
 from trainer.errors import TrainerError
 
 app = typer.Typer(
@@ -22,6 +24,11 @@ app = typer.Typer(
     help="Iterative preference training: sample, judge, pair, train, evaluate, promote, and again.",
     epilog="Start with: `prefloop plan quickstart`, then `prefloop run quickstart`.",
 )
+
+app.add_typer(judge_app, name="judge")
+
+WAITING = 3
+"""Exit code of a run that goes on once people have labelled its responses (judge `external`)."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -130,6 +137,9 @@ def main() -> None:
     except (UserError, JudgeError, TrainerError) as error:
         print(f"\nprefloop: {error}", file=sys.stderr)
         sys.exit(2)
+    except WaitingForPeople as waiting:
+        print(f"\nprefloop: {waiting}", file=sys.stderr)
+        sys.exit(WAITING)
     except OSError as error:
         from loop.worker import explain, is_disk_full
 

@@ -189,6 +189,21 @@ class JudgeConfig(Section):
     """The judge's own arguments."""
     max_error_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """The campaign stops when a larger share of a shard's verdicts are errors; they never become labels."""
+    examples: str | None = None
+    """File with labelled examples (as for `prefloop judge test`), which the judge has to get right before a start."""
+    examples_agreement: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of the examples that it has to judge as labelled; a lower one lets it err."""
+
+    @property
+    def by_people(self) -> bool:
+        """Whether people label the responses; then the run stops and waits for them."""
+        return self.name == "external"
+
+    @model_validator(mode="after")
+    def _people_are_not_tested(self) -> "JudgeConfig":
+        if self.by_people and self.examples is not None:
+            raise ValueError("examples test a judge before the start, and people (external) cannot be asked then")
+        return self
 
 
 class PairsConfig(Section):
@@ -217,6 +232,8 @@ class EvalConfig(Section):
     """Temperature of the sampled responses."""
     max_tokens: PositiveInt | None = None
     """Longest response in tokens; null takes the sampling section's value of the first iteration."""
+    judge: JudgeConfig | None = None
+    """What judges the evaluation; null takes the judge that labels the training responses."""
 
 
 class PromoteConfig(Section):
@@ -273,6 +290,20 @@ class Config(Section):
             raise ValueError(
                 f"max_tokens ({longest}) leaves no room for a prompt within engine.max_model_len "
                 f"({self.engine.max_model_len}); raise engine.max_model_len or lower max_tokens"
+            )
+        return self
+
+    @property
+    def eval_judge(self) -> JudgeConfig:
+        """What judges the evaluation."""
+        return self.eval.judge or self.judge
+
+    @model_validator(mode="after")
+    def _evaluation_goes_by_itself(self) -> "Config":
+        if self.eval_judge.by_people:
+            raise ValueError(
+                "the judge external labels training responses only, because every model is evaluated and no run could "
+                "go on; name another judge in eval.judge, e.g. eval.judge={name: exact}"
             )
         return self
 

@@ -177,9 +177,15 @@ def _make_paths_absolute(raw: Raw) -> None:
             raw["prompts"][key] = absolute(raw["prompts"][key])
     if base := raw.get("model", {}).get("base", ""):
         raw["model"]["base"] = absolute_base(base)
-    file, colon, attribute = raw["judge"]["name"].rpartition(":")
-    if file.endswith(".py"):
-        raw["judge"]["name"] = f"{absolute(file)}{colon}{attribute}"
+    for judge in filter(None, (raw["judge"], (raw.get("eval") or {}).get("judge"))):
+        file, colon, attribute = judge["name"].rpartition(":")
+        if file.endswith(".py"):
+            judge["name"] = f"{absolute(file)}{colon}{attribute}"
+        if judge.get("examples"):
+            judge["examples"] = absolute(judge["examples"])
+        template = (judge.get("args") or {}).get("template")
+        if isinstance(template, str) and Path(template).expanduser().is_file():
+            judge["args"]["template"] = absolute(template)
 
 
 def absolute_base(base: str) -> str:

@@ -67,6 +67,7 @@ class Campaign:
         self.verify = verify
         self.base = loaded.base
         self.judge: dict[str, Any] = {}
+        self.eval_judge: dict[str, Any] = {}
         self.prompts_digest = ""
         self.working = False
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from loop import tables
-from loop.config import Config
+from loop.config import Config, JudgeConfig
 from loop.display import Bar, Display
 from loop.errors import UserError
 from loop.judging import JudgeTask
@@ -43,14 +43,29 @@ class Labelled:
     identity: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Seat:
+    """A judge: its worker, what its service is made of and, once it was tested, who it is and whom it asks."""
+
+    worker: Worker
+    judging: dict[str, Any]
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    asks_policy: bool = False
+
+
 class Crew:
-    """The three workers; each starts with its first job and stays until the campaign ends."""
+    """The workers: engine, judge (two if the evaluation has its own), trainer.
+
+    Each starts with its first job and stays until the campaign ends.
+    """
 
     def __init__(self, run: RunFolder, config: Config, display: Display) -> None:
         engine = {"settings": config.engine, "chat_template_kwargs": config.model.chat_template_kwargs}
         self.run, self.config, self.display = run, config, display
         self.engine = self._worker("engine", "loop.sampler:EngineService", engine)
-        self.judge = self._worker("judge", "loop.judging:JudgeService", {"settings": config.judge})
+        self.judge = self.eval_judge = self._seat("judge", config.judge)
+        if config.eval_judge != config.judge:
+            self.eval_judge = self._seat("eval-judge", config.eval_judge)
         self.trainer = self._worker("trainer", "loop.training:TrainService", {})
 
     def _worker(self, name: str, service: str, arguments: dict[str, Any]) -> Worker:
@@ -58,6 +73,10 @@ class Crew:
         return Worker(
             name, service, arguments, self.run.log(name), settings.stall_seconds, settings.retries, self._event
         )
+
+    def _seat(self, name: str, settings: JudgeConfig) -> Seat:
+        judging = {"settings": settings, "cache": self.run.verdict_cache}
+        return Seat(self._worker(name, "loop.judging:JudgeService", judging), judging)
 
     def _event(self, what: str, **details: Any) -> None:
         self.run.event(what, **details)
@@ -70,32 +89,43 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for worker in (self.engine, self.judge, self.trainer):
+        for worker in (self.engine, self.judge.worker, self.eval_judge.worker, self.trainer):
             worker.close()
 
-    def label(self, shards: Sequence[Shard], judge: dict[str, Any], bar: Bar) -> Labelled:
-        """Bring every shard's responses and verdicts into being, re-using what is there; returns counts and seconds."""
+    def prepare(self, judge: Seat, correct_at: float) -> dict[str, Any]:
+        """Test a judge and return its fingerprint; from here on it is known who answers its questions."""
+        job = Job(f"the self-test of the {judge.worker.name}", "prepare", {"correct_at": correct_at})
+        prepared = call(judge.worker, job)
+        judge.asks_policy = "generate" in prepared["needs"]
+        judge.fingerprint = dict(prepared["fingerprint"])
+        return judge.fingerprint
+
+    def label(self, shards: Sequence[Shard], judge: Seat | None, bar: Bar) -> Labelled:
+        """Bring every shard's responses and verdicts into being, re-using what is there; returns counts and seconds.
+
+        Without a judge it is responses only.
+        """
         labelled = Labelled()
         to_sample, to_judge = self._missing(shards, judge)
+        judging = self.engine if judge is None or judge.asks_policy else judge.worker
         finished = sum(s.responses for s in shards) - sum(s.responses for s in to_sample)
         bar.resume_at(finished)
         sampled_at = time.perf_counter()
-        while to_sample or to_judge or self.engine.job or self.judge.job:
+        while to_sample or to_judge or self.engine.job or judging.job:
             if to_sample and not self.engine.job:
                 self._sample(to_sample[0], bar, finished)
-            if to_judge and not self.judge.job:
-                shard = to_judge[0]
-                task = JudgeTask(shard.task.name, shard.task.path, shard.verdicts, shard.task.prompts)
-                self.judge.submit(Job(f"judging {task.name}", "label", {"task": task}))
-            for worker, job in wait([self.engine, self.judge]):
-                if worker is self.judge:
-                    _note_judged(labelled, job.result)
+            if judge is not None and to_judge and not judging.job:
+                self._judge(to_judge[0], judge)
+            for _, job in wait([self.engine] if judging is self.engine else [self.engine, judging]):
+                if job.method == "label":
+                    self._note_judged(labelled, job)
                     to_judge.popleft()
                 else:
                     _note_sampled(labelled, job.result)
                     sampled_at = time.perf_counter()
                     finished += to_sample[0].responses
-                    to_judge.append(to_sample.popleft())
+                    sampled = to_sample.popleft()
+                    to_judge.extend([sampled] if judge is not None else [])
                     bar.set(finished)
         labelled.seconds["judge_after_sampling"] = time.perf_counter() - sampled_at
         return labelled
@@ -109,15 +139,28 @@ class Crew:
 
         self.engine.submit(Job(f"sampling {shard.task.name}", "sample", {"task": shard.task}, progress))
 
-    def _missing(self, shards: Sequence[Shard], judge: dict[str, Any]) -> tuple[deque[Shard], deque[Shard]]:
+    def _judge(self, shard: Shard, judge: Seat) -> None:
+        """Hand a shard to the judge; one that asks the policy works in the engine, once nothing is left to sample."""
+        task = JudgeTask(shard.task.name, shard.task.path, shard.verdicts, shard.task.prompts)
+        policy = {"policy": shard.task.policy, "policy_hash": shard.task.policy_hash, "judging": judge.judging}
+        worker = self.engine if judge.asks_policy else judge.worker
+        worker.submit(Job(f"judging {task.name}", "label", {"task": task, **(policy if judge.asks_policy else {})}))
+
+    def _note_judged(self, labelled: Labelled, job: Job) -> None:
+        labelled.counts.update({f"verdicts_{kind}": n for kind, n in job.result["counts"].items()})
+        labelled.seconds["judge"] += job.result["judge"]
+        if job.result["remembered"]:
+            self.run.event("verdicts_remembered", job=job.name, calls=job.result["remembered"])
+
+    def _missing(self, shards: Sequence[Shard], judge: Seat | None) -> tuple[deque[Shard], deque[Shard]]:
         """Shards to sample, and shards that only lack verdicts; what was made with other settings is removed."""
         to_sample: deque[Shard] = deque()
         to_judge: deque[Shard] = deque()
         for shard in shards:
-            if not _is_current(shard.task.path, "spec", shard.task.spec):
+            if not is_current(shard.task.path, "spec", shard.task.spec):
                 shard.verdicts.unlink(missing_ok=True)
                 to_sample.append(shard)
-            elif not _is_current(shard.verdicts, "judge", judge):
+            elif judge is not None and not is_current(shard.verdicts, "judge", judge.fingerprint):
                 to_judge.append(shard)
         return to_sample, to_judge
 
@@ -128,7 +171,7 @@ class Crew:
         return call(self.trainer, job)
 
 
-def _is_current(path: Path, key: str, wanted: Any) -> bool:
+def is_current(path: Path, key: str, wanted: Any) -> bool:
     """Whether the file exists, is whole and was made as `wanted` says; if not, it is removed."""
     if not path.exists():
         return False
@@ -149,8 +192,3 @@ def _note_sampled(labelled: Labelled, result: dict[str, Any]) -> None:
     for part in ("load", "generate"):
         labelled.seconds[part] += result[part]
     labelled.identity = result["identity"]
-
-
-def _note_judged(labelled: Labelled, result: dict[str, Any]) -> None:
-    labelled.counts.update({f"verdicts_{kind}": n for kind, n in result["counts"].items()})
-    labelled.seconds["judge"] += result["judge"]

@@ -1,4 +1,11 @@
-"""Room loop: the error that a person is meant to read."""
+"""Room loop: what stops a command and a person is meant to read."""
+
+
+class WaitingForPeople(Exception):
+    """No failure: all that the machine can do is done, and the text says what people are to do before it goes on.
+
+    The command line prints it and exits with 3.
+    """
 
 
 class UserError(ValueError):

@@ -3,10 +3,13 @@
 With `check` the libraries are imported, the judge is built and runs its own examples, and the data is opened.
 """
 
+from dataclasses import asdict
 from typing import Any
 
+from judges.contract import Judge
+from judges.handed import Usage
 from judges.resolve import BUILT_IN, build_judge
-from loop.config import Config
+from loop.config import Config, JudgeConfig
 from loop.config_load import LoadedConfig, diff
 from loop.engines import chosen_engine
 from loop.runfolder import STAGES, RunFolder
@@ -16,8 +19,7 @@ from trainer.settings import TrainSettings
 def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> dict[str, Any]:
     """What `prefloop run` would do. UserError or JudgeError if it could not."""
     config = loaded.base
-    if config.judge.name in BUILT_IN:
-        build_judge(config.judge.name, config.judge.args)
+    judge, eval_judge = (_built_in(settings) for settings in (config.judge, config.eval_judge))
     plan = {
         "config": str(loaded.source),
         "run": str(run),
@@ -26,10 +28,49 @@ def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> dict[str,
         "engine": chosen_engine(config.engine),
         "prompts": prompts_in_words(config),
         "judge": {"name": config.judge.name, "args": config.judge.args},
+        "eval_judge": {"name": config.eval_judge.name, "args": config.eval_judge.args},
         "evaluation": evaluation_in_words(config),
         "iterations": [iteration_plan(loaded, k) for k in range(1, loaded.iterations + 1)],
     }
+    two = config.eval_judge != config.judge
+    if judge is not None and judge.costly:
+        plan["judge_calls"] = judge_calls(loaded, judge, evaluates=not two)
+    if two and eval_judge is not None and eval_judge.costly:
+        plan["eval_judge_calls"] = judge_calls(loaded, eval_judge, trains=False)
     return plan | ({"checked": check_for_real(config)} if check else {})
+
+
+def _built_in(settings: JudgeConfig) -> Judge | None:
+    """The judge, if it comes with prefloop: foreign code is run by `--check` only. JudgeError for wrong arguments."""
+    return build_judge(settings.name, settings.args) if settings.name in BUILT_IN else None
+
+
+def judge_calls(loaded: LoadedConfig, judge: Judge, *, trains: bool = True, evaluates: bool = True) -> dict[str, Any]:
+    """What a paid judge will be asked at most, votes and orders included, if no call fails; None: prompts unknown.
+
+    It labels the training responses, judges the evaluations, or both. Tokens are a bound, in the policy's tokens:
+    prompts as long as the engine takes, responses and replies cut off.
+    """
+    config = loaded.base
+    held_out = judge.calls_at_most(1 + config.eval.samples) * (config.prompts.gate + config.prompts.test)
+    calls = held_out * (loaded.iterations + 1) if evaluates else 0
+    tokens = tokens_of_a_call(config, judge)
+    for k in range(1, loaded.iterations + 1) if trains else ():
+        at = loaded.at(k)
+        prompts = at.prompts.per_iteration or at.prompts.train
+        if prompts is None:
+            return {"calls": None, "cost": None, "each": asdict(tokens)}
+        calls += judge.calls_at_most(at.sampling.n) * prompts
+    whole = Usage(calls, tokens.prompt_tokens * calls, tokens.completion_tokens * calls)
+    return {**asdict(whole), "cost": judge.cost(whole), "each": asdict(tokens)}
+
+
+def tokens_of_a_call(config: Config, judge: Judge) -> Usage:
+    """One call at its longest: the template, a prompt, its responses, and the judge's reply."""
+    template, shown, reply = judge.longest_call
+    longest = max(config.sampling.max_tokens, config.eval.max_tokens or 0)
+    prompt = config.engine.max_model_len - longest
+    return Usage(1, template + prompt + shown * longest, reply)
 
 
 def prompts_in_words(config: Config) -> str:
@@ -117,19 +158,47 @@ def check_for_real(config: Config) -> dict[str, Any]:
     """Import what a run needs, build and test the judge, open the data; no model is loaded."""
     import importlib
 
-    from judges.selftest import self_test
     from loop.prompts import build_prompt_sets
 
     libraries = ["torch", "transformers", *(["vllm"] if chosen_engine(config.engine) == "vllm" else [])]
     versions = {name: importlib.import_module(name).__version__ for name in libraries}
-    judge = build_judge(config.judge.name, config.judge.args)
+    judges = {"judge": check_judge(config.judge, config.pairs.correct_at)}
+    if config.eval_judge != config.judge:
+        judges["judge of the evaluation"] = check_judge(config.eval_judge, config.pairs.correct_at)
     sets = build_prompt_sets(config.prompts, config.seed)
     return {
         "libraries": versions,
-        "judge": f"{type(judge).__name__} built, {self_test(judge)} examples judged as known",
+        **judges,
         "prompts": sets.counts,
         "first_prompt": sets.train[0].messages,
     }
+
+
+def check_judge(settings: JudgeConfig, correct_at: float) -> str:
+    """Build a judge, have it answer its own examples and the user's; JudgeError if it fails."""
+    from judges.selftest import self_test
+    from loop.judging import test_with_examples
+
+    judge = build_judge(settings.name, settings.args)
+    checked = f"{type(judge).__name__} built, {self_test(judge)} examples judged as known"
+    given = test_with_examples(judge, settings, correct_at)
+    return f"{checked}, {given} of {settings.examples} as labelled" if settings.examples else checked
+
+
+def judge_in_words(judge: dict[str, Any]) -> str:
+    """Its name and arguments."""
+    return f"{judge['name']} {judge['args'] or ''}".rstrip()
+
+
+def calls_in_words(asked: dict[str, Any]) -> str:
+    """What a paid judge will be asked, for a person."""
+    each = asked["each"]
+    size = f"of at most {each['prompt_tokens']:,} tokens and {each['completion_tokens']:,} of reply"
+    if asked["calls"] is None:
+        return f"calls {size} each; how many depends on the prompts (prompts.train is null)"
+    cost = asked["cost"]
+    money = "no prices given (budget.prompt_price, completion_price)" if cost is None else f"cost at most {cost:,.2f}"
+    return f"at most {asked['calls']:,} calls {size} each; {money}"
 
 
 def print_plan(plan: dict[str, Any]) -> None:
@@ -137,7 +206,13 @@ def print_plan(plan: dict[str, Any]) -> None:
     print(f"{plan['config']} → {plan['run']}: {plan['resume']}.\n")
     print(f"model    {plan['model']}, sampled with the {plan['engine']} engine")
     print(f"prompts  {plan['prompts']}")
-    print(f"judge    {plan['judge']['name']} {plan['judge']['args'] or ''}")
+    print(f"judge    {judge_in_words(plan['judge'])}")
+    if "judge_calls" in plan:
+        print(f"         {calls_in_words(plan['judge_calls'])}")
+    if plan["eval_judge"] != plan["judge"]:
+        print(f"         in the evaluation {judge_in_words(plan['eval_judge'])}")
+    if "eval_judge_calls" in plan:
+        print(f"         {calls_in_words(plan['eval_judge_calls'])}")
     print(f"eval     {plan['evaluation']}")
     for it in plan["iterations"]:
         sizes = (

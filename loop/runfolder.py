@@ -4,6 +4,7 @@ Every file is written under a partial name that carries an attempt id, fsynced a
 link wins, so a worker that was believed dead cannot corrupt. A stage is finished when its manifest exists.
 
     runs/NAME/  campaign.yaml  lineage.json  events.jsonl  metrics.jsonl  lock  logs/  prompts/{train,gate,test}.parquet
+      cache/verdicts.sqlite
       iter-001/{sample,judge,pair,train,eval}/  shard-000.parquet …  manifest.json      promotion.json
 """
 
@@ -86,6 +87,20 @@ class StageFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.json"
+
+    @property
+    def to_label(self) -> Path:
+        """What people are to label, as JSON lines; `label_page` shows the same in a browser."""
+        return self.path / "to-label.jsonl"
+
+    @property
+    def label_page(self) -> Path:
+        return self.path / "to-label.html"
+
+    @property
+    def labels(self) -> Path:
+        """Where people put what they labelled."""
+        return self.path / "labels.jsonl"
 
     @property
     def manifest_path(self) -> Path:
@@ -183,6 +198,11 @@ class RunFolder:
     def log(self, worker: str) -> Path:
         """Where a worker's own output goes."""
         return self.root / "logs" / f"{worker}.log"
+
+    @property
+    def verdict_cache(self) -> Path:
+        """Verdicts that cost money or minutes; forks of this run read it."""
+        return self.root / "cache" / "verdicts.sqlite"
 
     def prompts(self) -> StageFolder:
         """The folder of the three prompt sets."""

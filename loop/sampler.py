@@ -6,12 +6,16 @@ the response is (campaign seed, iteration, purpose, prompt, index), never from t
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from judges.handed import Messages, Reply, Usage
 from loop.config import EngineConfig
 from loop.engines import Completion, Engine, Request, chosen_engine
+from loop.judging import JudgeService, JudgeTask
 from loop.prompts import PromptRow, render
 from loop.runfolder import write_file
 from loop.tables import RESPONSES, to_bytes
@@ -51,6 +55,7 @@ class EngineService:
 
     def __init__(self, settings: EngineConfig, chat_template_kwargs: dict[str, Any]) -> None:
         self.settings, self.chat_template_kwargs = settings, chat_template_kwargs
+        self.judges: dict[str, JudgeService] = {}
         self.engine: Engine | None = None
         self.policy_hash = ""
         self.asleep = False
@@ -58,7 +63,7 @@ class EngineService:
     def sample(self, task: SampleTask, report: Report) -> dict[str, Any]:
         """Sample one shard and write it; returns counts and seconds."""
         started = time.perf_counter()
-        engine = self._ready(task, report)
+        engine = self._ready(task.policy, task.policy_hash, report)
         ready = time.perf_counter()
         planned, too_long = self._plan(task, engine)
         generating = time.perf_counter()
@@ -82,17 +87,53 @@ class EngineService:
             self.engine.sleep()
             self.asleep = True
 
-    def _ready(self, task: SampleTask, report: Report) -> Engine:
-        """The engine, awake, with the task's policy."""
+    def label(
+        self, task: JudgeTask, policy: Path, policy_hash: str, judging: dict[str, Any], report: Report
+    ) -> dict[str, Any]:
+        """Judge one shard here, the policy answering the judge's questions; returns what the judge's worker would.
+
+        `judging` is what the service of that worker is made of.
+        """
+        engine, who = self._ready(policy, policy_hash, report), judging["settings"].model_dump_json()
+        if who not in self.judges:
+            self.judges[who] = JudgeService(**judging)
+        ask = partial(self._answer, engine, report)
+        return self.judges[who].label(task, report, generate=ask, weights=policy_hash)
+
+    def _answer(
+        self,
+        engine: Engine,
+        report: Report,
+        conversations: Sequence[Messages],
+        seeds: Sequence[int],
+        *,
+        temperature: float,
+        max_tokens: int,
+    ) -> list[Reply]:
+        """One reply per conversation; one that leaves no room for the reply gets none."""
+        rows = [PromptRow("of the judge", messages, None, {}) for messages in conversations]
+        rendered = [render(engine.tokenizer, row, self.chat_template_kwargs) for row in rows]
+        room = self.settings.max_model_len - max_tokens
+        fitting = [i for i, ids in enumerate(rendered) if len(ids) <= room]
+        requests = [Request(rendered[i], seeds[i], temperature, 1.0, max_tokens) for i in fitting]
+        completions = engine.generate(requests, lambda done, _: report(calls=done)) if requests else []
+        replies = [Reply("", "the question is too long", Usage(0, len(ids), 0)) for ids in rendered]
+        for i, found in zip(fitting, completions, strict=True):
+            used = Usage(0, len(rendered[i]), len(found.token_ids))
+            replies[i] = Reply(found.text, found.finish_reason, used)
+        return replies
+
+    def _ready(self, policy: Path, policy_hash: str, report: Report) -> Engine:
+        """The engine, awake, with this policy."""
         if self.engine is None:
             report(note="starting the engine")
-            self.engine = make_engine(task.policy, self.settings)
+            self.engine = make_engine(policy, self.settings)
         elif self.asleep:
             self.engine.wake()
         self.asleep = False
-        if self.policy_hash not in ("", task.policy_hash):
-            self.engine.load_policy(task.policy)
-        self.policy_hash = task.policy_hash
+        if self.policy_hash not in ("", policy_hash):
+            self.engine.load_policy(policy)
+        self.policy_hash = policy_hash
         return self.engine
 
     def _plan(self, task: SampleTask, engine: Engine) -> tuple[list[tuple[PromptRow, int, Request]], int]:

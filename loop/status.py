@@ -10,6 +10,7 @@ from loop.config_load import load_config
 from loop.errors import UserError
 from loop.evaluation import METRICS, compare, ratio
 from loop.runfolder import STAGES, RunFolder, read_json
+from loop.verdict_cache import spent_in
 
 
 def collect(run: RunFolder) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "complete": sum(it["finished"] for it in iterations if it["iteration"]) >= loaded.iterations,
         "incumbent": best,
         "confidence": loaded.base.promote.confidence,
+        "judge_spent": asdict(spent_in(run.verdict_cache)),
         "iterations": [public(it) for it in iterations],
     }
     if 0 in present and best and len(iterations) > best:

@@ -45,8 +45,17 @@ def print_status(state: dict[str, Any], console: Console) -> None:
     for it in state["iterations"]:
         if it["reason"]:
             console.print(f"Iteration {it['iteration']} {it['reason']}.", markup=False)
+    if used := judge_line(state):
+        console.print(used, markup=False)
     if not state["complete"]:
         console.print(f"Not complete. Continue with: prefloop run {state['path']}", markup=False)
+
+
+def judge_line(state: dict[str, Any]) -> str:
+    """What was spent on a judge that is paid for; empty if it costs nothing."""
+    spent = state["judge_spent"]
+    tokens = spent["prompt_tokens"] + spent["completion_tokens"]
+    return f"Judge: {spent['calls']:,} calls and {tokens:,} tokens paid for so far." if spent["calls"] else ""
 
 
 def gain_line(metric: str, gain: dict[str, Any]) -> str:

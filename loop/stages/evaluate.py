@@ -10,7 +10,7 @@ from loop.evaluation import measure, read_answers
 from loop.prompts import PromptRow
 from loop.runfolder import StageFolder, read_json, to_json, write_file
 from loop.sampler import SampleTask
-from loop.stages.sample import engine_inputs, label_seconds, response_counts, shard_size
+from loop.stages.sample import engine_inputs, judge_usage, label_seconds, response_counts, shard_size
 
 
 def eval_stage(campaign: Campaign, k: int, model: Model, sets: dict[str, list[PromptRow]]) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def eval_stage(campaign: Campaign, k: int, model: Model, sets: dict[str, list[Pr
         "pairs.correct_at": config.pairs.correct_at,
         "promote.confidence": config.promote.confidence,
         **engine_inputs(config),
-        "judge": campaign.judge,
+        "judge": campaign.eval_judge,
         "made from": {"prompts": campaign.prompts_digest, "policy": model.hash},
     }
     if campaign.finished(folder, inputs):
@@ -35,7 +35,7 @@ def eval_stage(campaign: Campaign, k: int, model: Model, sets: dict[str, list[Pr
     everything = [shard for part in shards.values() for shard in part]
     title = "evaluate the base model" if k == 0 else "evaluate"
     with campaign.display.bar(title, sum(s.responses for s in everything), "responses") as bar:
-        labelled = campaign.crew.label(everything, campaign.judge, bar)
+        labelled = campaign.crew.label(everything, campaign.crew.eval_judge, bar)
     metrics = {
         name: measure(
             read_answers([s.task.path for s in part], [s.verdicts for s in part], config.pairs.correct_at),
@@ -45,7 +45,10 @@ def eval_stage(campaign: Campaign, k: int, model: Model, sets: dict[str, list[Pr
     }
     write_file(folder.metrics, to_json(metrics))
     files = [path for s in everything for path in (s.task.path, s.verdicts)]
-    counts = {name: response_counts([s.task.path for s in part], len(sets[name])) for name, part in shards.items()}
+    counts = {
+        name: response_counts([s.task.path for s in part], len(sets[name])) | judge_usage([s.verdicts for s in part])
+        for name, part in shards.items()
+    }
     campaign.finish(
         folder, [*files, folder.metrics], inputs=inputs, counts=counts, seconds=label_seconds(labelled, started)
     )

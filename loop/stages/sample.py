@@ -2,6 +2,7 @@
 overlapped."""
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from loop import tables
 from loop.config import Config
 from loop.context import Campaign, Model, Standing, keys
 from loop.crew import Labelled, Shard
+from loop.labelling import label_by_people, labels_of
 from loop.prompts import PromptRow, slice_for
 from loop.runfolder import Manifest
 from loop.sampler import SampleTask
@@ -31,30 +33,41 @@ def sample_and_judge(
         "made from": {"prompts": campaign.prompts_digest, "policy": standing.incumbent.hash},
     }
     sampled = campaign.finished(samples, inputs)
-    judge_inputs = {"judge": campaign.judge, "made from": {"sample": sampled.digest if sampled else None}}
-    judged = campaign.finished(verdicts, judge_inputs) if sampled else None
+    by_people = config.judge.by_people
+    labels = labels_of(verdicts) if by_people else None
+    judged = campaign.finished(verdicts, judge_inputs(campaign, sampled, labels)) if sampled else None
     if sampled and judged:
         return sampled, judged
     campaign.begin_work()
     rows = [train_rows[i] for i in slice_for(k, [r.id for r in train_rows], config.prompts.per_iteration, config.seed)]
     shards = sample_shards(campaign, k, config, standing.incumbent, rows)
-    started = time.perf_counter()
-    with campaign.display.bar("sample and judge", sum(s.responses for s in shards), "responses") as bar:
-        labelled = campaign.crew.label(shards, campaign.judge, bar)
+    started, labelled = time.perf_counter(), Labelled()
+    if not (sampled and by_people):
+        title = "sample" if by_people else "sample and judge"
+        with campaign.display.bar(title, sum(s.responses for s in shards), "responses") as bar:
+            labelled = campaign.crew.label(shards, None if by_people else campaign.crew.judge, bar)
     seconds = label_seconds(labelled, started)
     counts = response_counts([s.task.path for s in shards], len(rows))
     if sampled is None:
         sampled = campaign.finish(
             samples, [s.task.path for s in shards], inputs=inputs, counts=counts, seconds=seconds | {"judge": 0.0}
         )
+    if by_people:
+        labels = label_by_people(campaign, k, shards)
     judged = campaign.finish(
         verdicts,
         [s.verdicts for s in shards],
-        inputs={"judge": campaign.judge, "made from": {"sample": sampled.digest}},
+        inputs=judge_inputs(campaign, sampled, labels),
         counts=verdict_counts([s.verdicts for s in shards]),
         seconds={"wall": 0.0, "judge": labelled.seconds["judge"]},
     )
     return sampled, judged
+
+
+def judge_inputs(campaign: Campaign, sampled: Manifest, labels: str | None) -> dict[str, Any]:
+    """What decides the verdicts; `labels` are people's, where they are the judge."""
+    by_people = {"labels": labels} if campaign.base.judge.by_people else {}
+    return {"judge": campaign.judge, **by_people, "made from": {"sample": sampled.digest}}
 
 
 def engine_inputs(config: Config) -> dict[str, Any]:
@@ -116,7 +129,16 @@ def verdict_counts(shards: list[Path]) -> dict[str, Any]:
     rows = [row for path in shards for row in tables.read(path, ["kind", "extracted", "well_formed"]).to_pylist()]
     counts = {kind: sum(row["kind"] == kind for row in rows) for kind in ("score", "abstain", "error")}
     unparsable = sum(row["kind"] == "score" and row["extracted"] is None for row in rows)
-    return counts | {"unparsable": unparsable, "well_formed": sum(bool(row["well_formed"]) for row in rows)}
+    shape = {"unparsable": unparsable, "well_formed": sum(bool(row["well_formed"]) for row in rows)}
+    return counts | shape | judge_usage(shards)
+
+
+def judge_usage(shards: list[Path]) -> dict[str, float]:
+    """Of a paid judge: `judge_calls`, `judge_prompt_tokens`, `judge_completion_tokens`; with prices `judge_cost`."""
+    used: Counter[str] = Counter()
+    for path in shards:
+        used.update(tables.notes_of(path).get("used", {}))
+    return {f"judge_{what}": amount for what, amount in used.items()}
 
 
 def label_seconds(labelled: Labelled, started: float) -> dict[str, float]:

@@ -3,10 +3,16 @@
 from pathlib import Path
 
 from judges import Group, Prompt, Response, build_judge, judge_groups, self_test
+from judges.budget import Budget
+from judges.llm_compare import LLMCompare
+from judges.llm_grade import LLMGrade
+from judges.llm_template import ALWAYS, OPTIONAL
 from judges.resolve import BUILT_IN, judge_class
 
-DOCS = (Path(__file__).resolve().parents[2] / "docs" / "judges.md").read_text(encoding="utf-8")
-CUSTOM = DOCS.partition("```python\n")[2].partition("```")[0]
+FOLDER = Path(__file__).resolve().parents[2] / "docs"
+DOCS = (FOLDER / "judges.md").read_text(encoding="utf-8")
+LLM_DOCS = (FOLDER / "llm-judges.md").read_text(encoding="utf-8")
+CUSTOM, COMPARING = (part.partition("```")[0] for part in DOCS.split("```python\n")[1:3])
 
 
 def test_the_custom_judge_of_the_guide_works_and_is_short(tmp_path: Path) -> None:
@@ -26,4 +32,17 @@ def test_the_guide_names_every_built_in_and_every_argument() -> None:
     for name in BUILT_IN:
         assert f"`{name}`" in DOCS
         for argument in judge_class(name).model_fields:
-            assert f"`{argument}`" in DOCS, f"{name}: {argument}"
+            assert f"`{argument}`" in (DOCS + LLM_DOCS if name.startswith("llm-") else DOCS), f"{name}: {argument}"
+
+
+def test_the_guide_to_llm_judges_names_every_limit_of_a_budget_and_every_slot() -> None:
+    for name in (*Budget.model_fields, *LLMCompare.slots, *LLMGrade.slots, *ALWAYS, *OPTIONAL):
+        assert f"`{name}`" in LLM_DOCS or f"`{{{name}}}`" in LLM_DOCS, name
+
+
+def test_the_comparing_judge_of_the_guide_works(tmp_path: Path) -> None:
+    (tmp_path / "shorter.py").write_text(COMPARING, encoding="utf-8")
+    judge = build_judge("shorter.py:Shorter", {}, base_dir=tmp_path)
+    responses = tuple(Response(text, text, "stop") for text in ("a", "bb", "cc"))
+    verdicts = judge_groups(judge, [Group(Prompt("p", (), None, {}), responses)])[0]
+    assert [v.score for v in verdicts] == [1.0, 0.25, 0.25]

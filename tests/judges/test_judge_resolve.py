@@ -120,7 +120,11 @@ def test_a_built_in_has_the_version_of_its_class() -> None:
 @pytest.mark.parametrize(
     ("name", "args", "complaint"),
     [
-        ("gsm9k", {}, "There is no judge 'gsm9k'. Did you mean 'gsm8k'. Available: contains, exact, gsm8k, number"),
+        (
+            "gsm9k",
+            {},
+            "There is no judge 'gsm9k'. Did you mean 'gsm8k'. Available: contains, exact, external, gsm8k, llm-compare",
+        ),
         ("", {}, "There is no judge ''. Available: contains"),
         (
             "gsm8k",
@@ -179,7 +183,7 @@ def test_an_entry_point_that_cannot_be_loaded_is_named(monkeypatch: pytest.Monke
     monkeypatch.setattr(metadata, "entry_points", lambda group: [point])
     with pytest.raises(JudgeError, match=r"loading its entry point 'nowhere\.at_all:X' failed: ModuleNotFoundError"):
         build_judge("gone", {})
-    with pytest.raises(JudgeError, match="Available: contains, exact, gone, gsm8k"):
+    with pytest.raises(JudgeError, match="Available: contains, exact, external, gone, gsm8k"):
         build_judge("nothing like it", {})
 
 

@@ -1,4 +1,4 @@
-"""What README.md and docs/campaign.md show is true: the judge works, the YAML loads, commands and files exist."""
+"""What README.md and the guides show is true: the judge works, the YAML loads, commands and files exist."""
 
 import re
 import shlex
@@ -15,7 +15,8 @@ from loop.cli import app
 from loop.config_load import LoadedConfig, load_config, shipped_configs
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/campaign.md")}
+GUIDES = ("README.md", "docs/campaign.md", "docs/judge-command.md")
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in GUIDES}
 README = PAGES["README.md"]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -31,9 +32,12 @@ def command_lines(text: str, command: str) -> list[str]:
     return [line for line in lines if line.startswith(f"{command} ")]
 
 
-def flags(name: str) -> set[str]:
-    """The options of a command."""
-    return {flag for parameter in COMMANDS[name].params for flag in parameter.opts}
+def flags(name: str, words: list[str]) -> set[str]:
+    """The options of a command; of a group of commands, those of the one that the words begin with."""
+    command = COMMANDS[name]
+    if hasattr(command, "commands"):
+        command = command.commands[words[0]]
+    return {flag for parameter in command.params for flag in parameter.opts}
 
 
 # ---- the custom judge ----
@@ -103,10 +107,10 @@ def test_the_schedule_of_the_readme_means_what_the_text_says(tmp_path: Path) -> 
     assert [loaded.at(k).pairs.per_prompt for k in range(1, 4)] == [10, 4, 10]
 
 
-@pytest.mark.parametrize("line", command_lines(README, "prefloop"))
+@pytest.mark.parametrize("line", [line for page in PAGES.values() for line in command_lines(page, "prefloop")])
 def test_every_command_line_is_one_that_prefloop_understands(line: str, tmp_path: Path) -> None:
     _, name, source, *words = shlex.split(line)
-    assert {word for word in words if word.startswith("--")} <= flags(name)
+    assert {word for word in words if word.startswith("--")} <= flags(name, [source])
     if name in ("run", "plan"):
         overrides = [word for word in words if "=" in word]
         if source.endswith(".yaml"):
@@ -119,7 +123,7 @@ def test_every_command_line_is_one_that_prefloop_understands(line: str, tmp_path
 def test_every_command_in_the_text_exists(page: str) -> None:
     for name, rest in re.findall(r"`prefloop ([a-z]+)([^`]*)`", PAGES[page]):
         assert name in COMMANDS, f"prefloop {name}"
-        assert set(re.findall(r"--[a-z]+", rest)) <= flags(name) | {"--help"}
+        assert set(re.findall(r"--[a-z]+", rest)) <= flags(name, rest.split()) | {"--help"}
 
 
 def test_every_make_target_exists() -> None:

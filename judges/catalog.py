@@ -1,0 +1,94 @@
+"""Room judges, the catalog: what is installed comes in, each judge in words with its arguments goes out."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from judges.contract import Judge, JudgeError, PointwiseJudge
+from judges.pairwise import PairwiseJudge
+from judges.resolve import BUILT_IN, installed_plugins, judge_class, type_name
+
+Kind = Literal["pointwise", "pairwise", "group"]
+"""What a judge sees at a time: one response, two, or all to a prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of a judge; `default` is None too where `required` says that there is none."""
+
+    name: str
+    type: str
+    required: bool
+    default: Any
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A judge in the catalog. `problem` says why an installed one cannot be used; then nothing else is known of it."""
+
+    name: str
+    origin: str
+    kind: Kind | None = None
+    summary: str = ""
+    description: str = ""
+    arguments: tuple[Argument, ...] = ()
+    problem: str = ""
+
+
+def catalog() -> Iterator[Entry]:
+    """Every judge that can be named without a colon: the built-in ones, then installed plug-ins; a broken one too."""
+    for name in sorted(BUILT_IN):
+        yield describe_judge(name)
+    for name in sorted(installed_plugins()):
+        try:
+            yield describe_judge(name)
+        except JudgeError as error:
+            yield Entry(name, _origin(name), problem=str(error))
+
+
+def describe_judge(name: str, *, base_dir: Path | None = None) -> Entry:
+    """One judge by any name that a config may use; JudgeError if there is none."""
+    judge = judge_class(name, base_dir=base_dir)
+    text = inspect.cleandoc(judge.__doc__ or "") if judge.__doc__ != Judge.__doc__ else ""
+    arguments = tuple(
+        Argument(
+            field,
+            type_name(info.annotation),
+            info.is_required(),
+            None if info.is_required() else _plain(info.get_default(call_default_factory=True, validated_data={})),
+            " ".join((info.description or "").split()),
+        )
+        for field, info in judge.model_fields.items()
+    )
+    return Entry(name, _origin(name), _kind(judge), text.partition("\n")[0], text, arguments)
+
+
+def _kind(judge: type[Judge]) -> Kind:
+    if issubclass(judge, PointwiseJudge):
+        return "pointwise"
+    return "pairwise" if issubclass(judge, PairwiseJudge) else "group"
+
+
+def _origin(name: str) -> str:
+    if name in BUILT_IN:
+        return "built-in"
+    if ":" in name:
+        return "file" if name.rpartition(":")[0].endswith(".py") else "module"
+    dist = installed_plugins()[name].dist
+    return "plug-in" if dist is None else f"{dist.name} {dist.version}"
+
+
+def _plain(value: Any) -> Any:
+    """A default as JSON can hold it."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return {str(k): _plain(v) for k, v in value.items()} if isinstance(value, dict) else str(value)

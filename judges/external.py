@@ -1,0 +1,222 @@
+"""Room judges, judge "external": people label the responses.
+
+Groups come in, a sheet of items goes out; the people's labels come back as JSON lines, are checked against the sheet,
+and become verdicts. Each item carries a check over all that a person is shown, so that a label can never be taken for
+another text than the one it was given to. Which files these are is the loop's business.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, ClassVar, Literal
+
+from pydantic import PositiveInt, PrivateAttr, model_validator
+
+from judges.contract import Group, Judge, JudgeError, Prompt, Response, Verdict
+
+Label = str | float
+"""A word of `WORDS`, or a score."""
+
+WORDS = {
+    "right-wrong": ("right", "wrong", "unsure"),
+    "score": ("unsure",),
+    "pair": ("first", "second", "tie", "unsure"),
+}
+"""The words that are labels, for each way of asking; "unsure" becomes an abstention."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What a person labels at a time: a prompt with one response, or with two to choose from."""
+
+    id: str
+    prompt: Prompt
+    responses: tuple[Response, ...]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The item as a line of the sheet; `label` is to be filled in."""
+        names = ("response",) if len(self.responses) == 1 else ("first", "second")
+        texts = {name: response.text for name, response in zip(names, self.responses, strict=True)}
+        cut = [name for name, response in zip(names, self.responses, strict=True) if response.finish_reason == "length"]
+        shown = {"prompt": list(self.prompt.messages), "target": self.prompt.target, **texts, "cut_off": cut}
+        return {"id": self.id, "check": _check(self.id, shown), **shown, "label": None}
+
+
+class External(Judge):
+    """People are the judge: the run writes what to label, stops, and goes on when the labels are there."""
+
+    version: ClassVar[str] = "1"
+    incidental: ClassVar[frozenset[str]] = frozenset({"missing"})
+
+    ask: Literal["right-wrong", "score", "pair"] = "right-wrong"
+    """Right or wrong for each response, a score for each, or the better one of two."""
+
+    lowest: float = 1.0
+    """With ask "score": the worst score."""
+
+    highest: float = 5.0
+    """With ask "score": the best score."""
+
+    pairs_per_prompt: PositiveInt = 1
+    """With ask "pair": how many pairs of each prompt's responses are asked about; more of them rank more responses."""
+
+    question: str = ""
+    """What the people are asked to look for, shown on top of the page."""
+
+    missing: Literal["wait", "abstain"] = "wait"
+    """What has no label: wait for it, or go on without it (it abstains, which keeps it out of every pair)."""
+
+    _labels: Mapping[str, Label] | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _a_scale(self) -> "External":
+        if not self.lowest < self.highest or not math.isfinite(self.highest - self.lowest):
+            raise ValueError(f"lowest ({self.lowest:g}) must lie below highest ({self.highest:g})")
+        return self
+
+    def sheet(self, groups: Sequence[Group]) -> list[Item]:
+        """What to label, prompt after prompt. The same groups always give the same sheet."""
+        return [item for group in groups for item in self._items(group)]
+
+    def _items(self, group: Group) -> Iterator[Item]:
+        if self.ask != "pair":
+            yield from (Item(response.id, group.prompt, (response,)) for response in group.responses)
+            return
+        for first, second in _pairs(group.responses)[: self.pairs_per_prompt]:
+            yield Item(f"{first.id} {second.id}", group.prompt, (first, second))
+
+    def labelled(self, labels: Mapping[str, Label]) -> "External":
+        """This judge with the labels it goes by, by the items' ids."""
+        judge = self.model_copy()
+        judge._labels = labels
+        return judge
+
+    def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
+        """The labels as verdicts; JudgeError without labels."""
+        if self._labels is None:
+            raise JudgeError(
+                "Judge external is people, who can only be asked in a campaign: `prefloop run` writes what they are to "
+                "label. To try a judge on labelled examples, name another one."
+            )
+        return [self._verdicts(group, self._labels) for group in groups]
+
+    def _verdicts(self, group: Group, labels: Mapping[str, Label]) -> list[Verdict]:
+        if self.ask == "pair":
+            return _win_rates(group, self.sheet([group]), labels)
+        return [_verdict(labels.get(response.id)) for response in group.responses]
+
+
+def read_labels(judge: External, sheet: Sequence[Item], lines: str, where: str) -> dict[str, Label]:
+    """The labels of a file of JSON lines, by item; items without one are not in it.
+
+    Raises JudgeError for an item that is not on the sheet, an edited text, two different labels of one item, or
+    something that is no label.
+    """
+    items = {item.id: item.row for item in sheet}
+    labels: dict[str, Label] = {}
+    seen_at: dict[str, int] = {}
+    for number, line in enumerate(lines.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            found = _read_line(judge, items, line)
+        except ValueError as error:
+            raise JudgeError(
+                f"{where}, line {number}: {error}. No label was used; mend the file and run again."
+            ) from None
+        if found is None:
+            continue
+        name, label = found
+        if labels.setdefault(name, label) != label:
+            raise JudgeError(
+                f"{where}: lines {seen_at[name]} and {number} contradict each other about {name!r}, {labels[name]} and "
+                f"{label}. No label was used; keep one of the two lines and run again."
+            )
+        seen_at.setdefault(name, number)
+    return labels
+
+
+def _read_line(judge: External, items: Mapping[str, dict[str, Any]], line: str) -> tuple[str, Label] | None:
+    """The item and its label, None if it has none yet; ValueError says what is wrong."""
+    row = json.loads(line.removeprefix("\ufeff"))
+    if not isinstance(row, dict) or "id" not in row:
+        raise ValueError(f"expected an object with id, check and label, got {line[:80]}")
+    item = items.get(str(row["id"]))
+    if item is None:
+        raise ValueError(f"there is nothing with the id {row['id']!r} to label; is this the file of another iteration?")
+    edited = [name for name in item if name in row and name != "label" and row[name] != item[name]]
+    if edited:
+        raise ValueError(f"{' and '.join(edited)} of {row['id']!r} is not what was to be labelled; leave it as it was")
+    if "check" not in row:
+        raise ValueError(f"{row['id']!r} has no `check`; copy it from the file to label, it proves what was shown")
+    if row.get("label") is None or row["label"] == "":
+        return None
+    return str(row["id"]), _label(judge, row["label"])
+
+
+def _label(judge: External, given: Any) -> Label:
+    words = WORDS[judge.ask]
+    if isinstance(given, str) and given.strip().lower() in words:
+        return given.strip().lower()
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    if judge.ask == "score" and is_number and judge.lowest <= given <= judge.highest:
+        return float(given)
+    number = f"a number from {judge.lowest:g} to {judge.highest:g}, or " if judge.ask == "score" else ""
+    raise ValueError(f"the label {given!r} is none of: {number}{', '.join(words)}")
+
+
+def _verdict(label: Label | None) -> Verdict:
+    """The verdict that a label of one response means."""
+    if label is None:
+        return Verdict.abstain("not labelled")
+    if isinstance(label, float):
+        return Verdict.of(label, why="labelled by a person")
+    return (
+        Verdict.abstain("labelled unsure")
+        if label == "unsure"
+        else Verdict.of(label == "right", why=f"labelled {label}")
+    )
+
+
+def _win_rates(group: Group, sheet: Sequence[Item], labels: Mapping[str, Label]) -> list[Verdict]:
+    """A response's score is the share of its labelled pairs that it won, ties counting half."""
+    places = {response.id: place for place, response in enumerate(group.responses)}
+    beats: dict[str, dict[int, float]] = {response.id: {} for response in group.responses}
+    for item in sheet:
+        won = {"first": 1.0, "tie": 0.5, "second": 0.0}.get(str(labels.get(item.id)))
+        if won is not None:
+            first, second = item.responses
+            beats[first.id][places[second.id]] = won
+            beats[second.id][places[first.id]] = 1.0 - won
+    return [_win_rate(games) for games in beats.values()]
+
+
+def _win_rate(games: dict[int, float]) -> Verdict:
+    if not games:
+        return Verdict.abstain("in no labelled pair")
+    won = sum(games.values())
+    parts = {"games": float(len(games))} | {f"beats {rival}": share for rival, share in sorted(games.items())}
+    return Verdict.of(won / len(games), f"{won:g}/{len(games)}", f"won {won:g} of {len(games)} pairs", parts=parts)
+
+
+def _pairs(responses: Sequence[Response]) -> list[tuple[Response, Response]]:
+    """Pairs of different texts in an order that only the ids decide: first such that no response occurs twice."""
+    distinct = list({response.text: response for response in reversed(responses)}.values())
+    drawn = sorted(distinct, key=lambda response: _hash(response.id))
+    apart = list(zip(drawn[::2], drawn[1::2], strict=False))
+    rest = sorted(
+        (pair for pair in combinations(drawn, 2) if pair not in apart), key=lambda pair: _hash(pair[0].id + pair[1].id)
+    )
+    return [pair if _hash(pair[1].id + pair[0].id) < "8" else pair[::-1] for pair in [*apart, *rest]]
+
+
+def _check(name: str, shown: dict[str, Any]) -> str:
+    return _hash(json.dumps([name, shown], sort_keys=True))[:16]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,281 @@
+"""Room judges, what both LLM judges share: their arguments, and questions that become replies.
+
+A question is a template filled with a prompt and its response(s). Its reply is looked up in the store, and only what is
+not there is asked: an OpenAI-compatible endpoint, or the model that the loop hands in.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from judges.api import Endpoint, import_openai, read_key
+from judges.asking import Answered, Ask, Asker, Failed, Limits, from_store, stored
+from judges.budget import Budget
+from judges.contract import Judge, JudgeError, Prompt
+from judges.handed import Messages, Usage
+from judges.llm_question import Question, conversation
+from judges.llm_template import Template, fenced, read_template
+from judges.llm_verdict import Form, Read, Scale, instruction, read_reply, response_format
+from judges.remember import key_of
+
+CHARACTERS_PER_TOKEN = 3
+"""A cautious guess for the text of a template; English has about four."""
+
+
+class LLM(Judge):
+    """A judge that asks a language model."""
+
+    version = "1"
+    costly: ClassVar[bool] = True
+    incidental: ClassVar[frozenset[str]] = frozenset(
+        {"base_url", "api_key_env", "concurrency", "requests_per_minute", "timeout", "retries", "retry_wait"}
+        | {"deadline", "budget"}
+    )
+    slots: ClassVar[tuple[str, ...]] = ()
+    """Where a template puts the response(s)."""
+
+    engine: Literal["api", "policy"] = "api"
+    """Who judges: an OpenAI-compatible endpoint, or the policy itself (self-rewarding), in the sampling engine."""
+
+    base_url: str | None = None
+    """The endpoint, e.g. `https://api.openai.com/v1` or `http://localhost:8000/v1`."""
+
+    model: str | None = None
+    """The model's name at the endpoint."""
+
+    revision: str = ""
+    """Any text; change it when other weights are served under the same name, and nothing is taken from the cache."""
+
+    template: str
+    """A template that comes with prefloop, or the path of a text file."""
+
+    rubric: str
+    """The criteria, in words."""
+
+    reference: Literal["auto", "always", "never"] = "auto"
+    """Show the prompt's target as the known right answer: where there is one, always (or else stop), or never."""
+
+    temperature: NonNegativeFloat | None = 0.0
+    """Of the judge; null leaves it to the endpoint."""
+
+    max_tokens: PositiveInt | None = 1024
+    """Longest reply in tokens, reasoning included; a reply that is cut off is no verdict. Null leaves it open."""
+
+    votes: PositiveInt = 1
+    """How often each question is asked; above 1 it needs a temperature."""
+
+    structured: Literal["auto", "json", "none"] = "auto"
+    """Ask for a JSON object by a schema: `auto` does where the endpoint accepts it, `none` asks for a verdict line."""
+
+    request: dict[str, Any] = Field(default={})
+    """More keys of the request, e.g. `reasoning_effort: low`; a key given here replaces prefloop's own."""
+
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Environment variable that holds the key; null for an endpoint that asks for none."""
+
+    concurrency: PositiveInt = 16
+    """Requests under way at the same time; higher is faster until the endpoint objects."""
+
+    requests_per_minute: PositiveFloat | None = None
+    """Pace of the requests; null sets none."""
+
+    timeout: PositiveFloat = 60.0
+    """Seconds that one try may take in all, however slowly the answer drips."""
+
+    retries: NonNegativeInt = 5
+    """How often a request is tried again after a timeout, a lost connection, 429 or 5xx."""
+
+    retry_wait: PositiveFloat = 1.0
+    """Seconds before the first retry; doubles with each, with jitter. A Retry-After of the endpoint goes before."""
+
+    deadline: PositiveFloat = 600.0
+    """Seconds that one request may take with all its tries; then it is an error."""
+
+    budget: Budget = Field(default=Budget())
+    """What may be spent in the whole run: max_calls, max_tokens, max_cost, prompt_price, completion_price."""
+
+    _form: int = 0
+    """The form of the request that the endpoint was found to accept."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_a_plain_address(cls, given: str | None) -> str | None:
+        parts = urlsplit(given or "http://x")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("an address such as https://api.openai.com/v1 is expected")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("no key belongs into the address; put it into the variable that api_key_env names")
+        return given
+
+    @field_validator("request")
+    @classmethod
+    def _leaves_the_judges_own(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted({"messages", "model", "n", "response_format", "stream"} & set(given)):
+            raise ValueError(f"{', '.join(taken)} cannot be given, the judge sets it itself")
+        return given
+
+    @model_validator(mode="after")
+    def _can_ask(self) -> "LLM":
+        missing = [name for name in ("base_url", "model") if getattr(self, name) is None]
+        if self.engine == "api" and missing:
+            raise ValueError(f"{' and '.join(missing)} must be given: which endpoint and which of its models judges")
+        if self.engine == "policy" and len(missing) < 2:
+            raise ValueError("with engine: policy the policy judges itself; base_url and model must be left out")
+        if self.votes > 1 and self.temperature == 0:
+            raise ValueError(
+                f"{self.votes} votes at temperature 0 are one and the same; raise temperature or set votes: 1"
+            )
+        if self.engine == "policy" and None in (self.temperature, self.max_tokens):
+            raise ValueError("with engine: policy temperature and max_tokens must be numbers")
+        assert self._template is not None  # read now: what is wrong with the file is wrong with the arguments
+        return self
+
+    @cached_property
+    def _template(self) -> Template:
+        return read_template(self.template, self.slots)
+
+    @property
+    def _scale(self) -> Scale:
+        raise NotImplementedError
+
+    @property
+    def content_version(self) -> str:
+        return self._template.digest
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"generate"}) if self.engine == "policy" else frozenset()
+
+    def ready(self) -> None:
+        if self.engine == "api":
+            import_openai()
+            read_key(self.api_key_env)
+
+    def cost(self, usage: Usage) -> float | None:
+        return self.budget.cost(usage)
+
+    @property
+    def longest_call(self) -> tuple[int, int, int]:
+        own = self.rubric + "".join(text for _, text in self._template.messages)
+        return len(own) // CHARACTERS_PER_TOKEN, len(self.slots), self.max_tokens or 0
+
+    # ---- questions ----
+
+    def reads(self, questions: Sequence[Question]) -> list[Read | Failed]:
+        """What the model's replies say, question by question; replies that are known are not asked for again."""
+        keys = [key_of(self, q.prompt, q.responses, columns=self._template.columns, vote=q.vote) for q in questions]
+        known = {key: from_store(text) for key in keys if (text := self.handed.store.get(key)) is not None}
+        for answered in known.values():
+            self.handed.told(answered.reply.usage, True)
+        asks = [self._ask(q, key) for q, key in zip(questions, keys, strict=True) if key not in known]
+        answers = known | (self._generated(asks) if self.engine == "policy" else self._answered(asks))
+        return [self._read(q, key, answers[key]) for q, key in zip(questions, keys, strict=True)]
+
+    def _answered(self, asks: Sequence[Ask]) -> dict[str, Answered | Failed]:
+        """What the endpoint says."""
+        if not asks:
+            return {}
+        limits = Limits(**{name: getattr(self, name) for name in Limits.__dataclass_fields__})
+        endpoint = Endpoint(str(self.base_url), str(self.model), self.api_key_env)
+        asker = Asker(endpoint, limits, self.handed, f"{type(self).__name__} ({self.model})", self.identity, self._form)
+        try:
+            return asyncio.run(asker.run(asks))
+        finally:
+            self._form = asker.form
+
+    def _generated(self, asks: Sequence[Ask]) -> dict[str, Answered | Failed]:
+        """What the model says that the loop handed in."""
+        distinct = list({ask.key: ask for ask in asks}.values())
+        if not distinct:
+            return {}
+        if self.handed.generate is None:
+            raise JudgeError(
+                f"Judge {type(self).__name__} with engine: policy asks the policy in the sampling engine, and there is "
+                f"none here. Use it in a campaign, or name an endpoint: engine: api with base_url and model."
+            )
+        assert self.temperature is not None
+        assert self.max_tokens is not None
+        conversations = [ask.bodies[0]["messages"] for ask in distinct]
+        seeds = [int(ask.key[-8:], 16) >> 1 for ask in distinct]
+        replies = self.handed.generate(conversations, seeds, temperature=self.temperature, max_tokens=self.max_tokens)
+        answers = {ask.key: Answered(reply, 0) for ask, reply in zip(distinct, replies, strict=True)}
+        for key, answered in answers.items():
+            usage = answered.reply.usage + Usage(calls=1)
+            self.handed.store.put(key, stored(answered), self.identity, usage)
+            self.handed.told(usage, False)
+        return dict(answers)
+
+    @property
+    def _forms(self) -> tuple[Form, ...]:
+        """The forms in which a verdict is asked for, the preferred one first."""
+        if self.engine == "policy" or self.structured == "none":
+            return ("line",)
+        return ("json",) if self.structured == "json" else ("json", "line")
+
+    def _ask(self, question: Question, key: str) -> Ask:
+        return Ask(key, tuple(self._body(question, key, form) for form in self._forms))
+
+    def _body(self, question: Question, key: str, form: Form) -> dict[str, Any]:
+        body: dict[str, Any] = {"messages": self.messages(question, key, form)}
+        options = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        body |= {name: value for name, value in options.items() if value is not None}
+        if form == "json":
+            body["response_format"] = response_format(self._scale)
+        return body | self.request
+
+    def messages(self, question: Question, key: str, form: Form) -> Messages:
+        """What the model is sent; every text that a person or a model wrote lies between marks with a code."""
+        prompt, code = question.prompt, question.code(key, self._template.columns)
+        shown = question.shown(self._names, code)
+        values = {
+            "question": fenced("question", conversation(prompt), code),
+            "reference": self._reference(prompt, code),
+            "rubric": self.rubric,
+            "verdict": instruction(self._scale, form, code),
+            "code": code,
+            **dict(zip(self.slots, shown, strict=True)),
+            **{f"columns[{name}]": self._column(prompt, name, code) for name in self._template.columns},
+        }
+        return self._template.fill(values)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """How the responses are called in their marks."""
+        return ("response",)
+
+    def _reference(self, prompt: Prompt, code: str) -> str:
+        known = prompt.target is not None and bool(prompt.target.strip())
+        if self.reference == "always" and not known:
+            raise JudgeError(
+                f"Prompt {prompt.id!r} has no target, and judge.args.reference is always. Map the column with the "
+                f"known answer to the target, or set reference: auto."
+            )
+        if self.reference == "never" or not known or not self._template.uses_reference:
+            return ""
+        return f"An answer that is known to be right:\n\n{fenced('reference', str(prompt.target), code)}"
+
+    def _column(self, prompt: Prompt, name: str, code: str) -> str:
+        if name not in prompt.columns:
+            raise JudgeError(
+                f"The template {self.template!r} names the column {name!r}, which prompt {prompt.id!r} does not have. "
+                f"Its columns: {', '.join(sorted(prompt.columns)) or 'none'}."
+            )
+        return fenced(name, str(prompt.columns[name]), code)
+
+    def _read(self, question: Question, key: str, answer: Answered | Failed) -> Read | Failed:
+        if isinstance(answer, Failed):
+            return answer
+        code = question.code(key, self._template.columns)
+        return read_reply(answer.reply, self._scale, self._forms[answer.form], code)

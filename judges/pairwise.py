@@ -1,0 +1,238 @@
+"""Room judges, pairwise: games (two responses to one prompt) are compared, win rates over them become verdicts.
+
+A preference has three states, as a verdict has: `score` (a probability), `abstain`, `error`. Judges favour the response
+that they read first or last (arXiv:2306.05685, section 3.3), so each game is played in both orders by default, and two
+orders that contradict each other are a tie. A game that failed or was not decided is no game: it is counted, and the
+win rate is taken over the others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from judges.contract import Group, Judge, JudgeError, Prompt, Response, Verdict, describe, finite
+from judges.games import Couple, Schedule, circle, drawn_order, games_at_most, round_robin, swiss_round
+from judges.remember import key_of, once
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A judge's word on two responses. Build it with `Preference.of`, `Preference.abstain` or `Preference.error`.
+
+    `probability` in [0, 1] says how likely the first response is better, 0.5 is a tie; `why` is one line for a person.
+    """
+
+    kind: Literal["score", "abstain", "error"]
+    probability: float | None
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind == "score":
+            probability = finite(self.probability, "a preference")
+            if not 0.0 <= probability <= 1.0:
+                raise ValueError(f"a preference lies between 0 and 1, got {self.probability!r}")
+            object.__setattr__(self, "probability", probability)
+        elif self.kind not in ("abstain", "error"):
+            raise ValueError(f"a preference's kind is score, abstain or error, not {self.kind!r}")
+        elif self.probability is not None:
+            raise ValueError(f"a preference of kind {self.kind} has no probability, got {self.probability!r}")
+
+    @classmethod
+    def of(cls, probability: float, why: str = "") -> "Preference":
+        """The first is better with this probability; True counts as 1.0. ValueError unless it lies in [0, 1]."""
+        return cls("score", probability, why)
+
+    @classmethod
+    def abstain(cls, why: str) -> "Preference":
+        """The judge cannot tell: the game is not decided (a tie, which was decided, is `Preference.of(0.5)`)."""
+        return cls("abstain", None, why)
+
+    @classmethod
+    def error(cls, why: str) -> "Preference":
+        """The judging failed: the game does not count."""
+        return cls("error", None, why)
+
+    @property
+    def swapped(self) -> "Preference":
+        """The same word, seen from the second response."""
+        return self if self.probability is None else Preference(self.kind, 1.0 - self.probability, self.why)
+
+
+@dataclass(frozen=True, slots=True)
+class Game:
+    """Two responses to one prompt, in the order in which the judge reads them."""
+
+    prompt: Prompt
+    first: Response
+    second: Response
+
+    @property
+    def swapped(self) -> "Game":
+        """The same two in the other order."""
+        return Game(self.prompt, self.second, self.first)
+
+
+class PairwiseJudge(Judge):
+    """A judge of pairs: write `compare`, or `compare_all` to see many games at once.
+
+    A response's score is its win rate over its decided games; it has no game against itself. `parts` holds `games` (how
+    many were decided), `order_consistent` (share of those judged in both orders whose orders agreed) and, for every
+    decided opponent, `beats <its index in the group>`: the probability of being better than it.
+    """
+
+    version = "1"
+
+    games: Schedule = "all"
+    """`all`: everyone meets everyone; `sampled`: everyone meets some; `tournament`: rounds between equals (Swiss)."""
+
+    opponents: PositiveInt = 4
+    """With `sampled`, at least so many opponents for each response; with `tournament`, so many rounds."""
+
+    both_orders: bool = True
+    """Play every game in both orders; contradicting orders are a tie. Without it, half the work and a position bias."""
+
+    least_decided: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Share of a response's games that must be decided; with fewer it abstains (errs if all the others failed)."""
+
+    def compare(self, prompt: Prompt, first: Response, second: Response) -> Preference | float | bool:
+        """Is the first better? A plain number is its probability; True is 1.0, a tie is 0.5."""
+        raise NotImplementedError("a pairwise judge writes compare or compare_all")
+
+    def compare_all(self, games: Sequence[Game]) -> list[Preference]:
+        """One preference per game, in their order. This one calls `compare`; an exception costs that game alone."""
+        compared = self._remembered if self.costly else self._compared
+        return [compared(game) for game in games]
+
+    def _remembered(self, game: Game) -> Preference:
+        key = key_of(self, game.prompt, [game.first, game.second])
+        return Preference(**once(self, key, lambda: asdict(self._compared(game))))
+
+    def _compared(self, game: Game) -> Preference:
+        try:
+            word = self.compare(game.prompt, game.first, game.second)
+            return word if type(word) is Preference else Preference.of(finite(word, "what compare() returns"))
+        except JudgeError:
+            raise  # the data or the arguments are at fault, not this game
+        except (Exception, SystemExit) as error:  # noqa: BLE001  the boundary to foreign code: a failure is no preference
+            return Preference.error(describe(error, near=type(self).compare.__code__.co_filename))
+
+    def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
+        tables = [_Table(group, drawn_order([r.text for r in group.responses])) for group in groups]
+        for number in range(self.opponents if self.games == "tournament" else 1):
+            self._play([(table, couple) for table in tables for couple in self._couples(table, number)])
+        return [[table.verdict(i, self.least_decided) for i in range(len(table.group.responses))] for table in tables]
+
+    def calls_at_most(self, responses: int) -> int:
+        """How often one group of so many responses is compared at most."""
+        return games_at_most(self.games, responses, self.opponents) * (2 if self.both_orders else 1)
+
+    def _couples(self, table: "_Table", number: int) -> list[Couple]:
+        """The games of a round."""
+        if self.games == "all":
+            return round_robin(len(table.order))
+        if self.games == "sampled":
+            return circle(table.order, self.opponents)
+        return swiss_round(table.order, table.points(), set(table.results))
+
+    def _play(self, couples: "list[tuple[_Table, Couple]]") -> None:
+        """Have a round judged in one go and enter its results. Equal texts are a tie that needs no judge."""
+        asked = [(table, couple) for table, couple in couples if not table.enter_if_equal(couple)]
+        games = [table.game(couple) for table, couple in asked]
+        orders = [order for game in games for order in ((game, game.swapped) if self.both_orders else (game,))]
+        words = self._checked(orders, self.compare_all(orders)) if orders else []
+        each = 2 if self.both_orders else 1
+        for number, (table, couple) in enumerate(asked):
+            table.enter(couple, words[each * number : each * (number + 1)])
+
+    def _checked(self, games: Sequence[Game], words: object) -> list[Preference]:
+        """JudgeError unless there is one Preference per game."""
+        right = isinstance(words, (list, tuple)) and len(words) == len(games)
+        if not (isinstance(words, (list, tuple)) and right and all(type(word) is Preference for word in words)):
+            shown = f"{len(words)} items" if isinstance(words, (list, tuple)) else repr(words)[:80]
+            raise JudgeError(
+                f"Judge {type(self).__name__}: compare_all returned {shown} for {len(games)} games. It returns a list "
+                f"with one Preference per game, in the same order. A plain probability is Preference.of(probability)."
+            )
+        return list(words)
+
+
+@dataclass(slots=True)
+class _Table:
+    """The games of one group: results seen from the earlier response, and whether both orders agreed."""
+
+    group: Group
+    order: list[int]
+    results: dict[Couple, Preference] = field(default_factory=dict)
+    agreed: dict[Couple, bool] = field(default_factory=dict)
+
+    def game(self, couple: Couple) -> Game:
+        first, second = (self.group.responses[place] for place in couple)
+        return Game(self.group.prompt, first, second)
+
+    def enter_if_equal(self, couple: Couple) -> bool:
+        game = self.game(couple)
+        equal = (game.first.text, game.first.finish_reason) == (game.second.text, game.second.finish_reason)
+        if equal:
+            self.results[couple] = Preference.of(0.5, "equal texts")
+        return equal
+
+    def enter(self, couple: Couple, words: Sequence[Preference]) -> None:
+        """`words`: the preference as played, and that of the other order if it was played too."""
+        if len(words) == 1:
+            self.results[couple] = words[0]
+            return
+        self.results[couple], agreed = both(words[0], words[1].swapped)
+        if agreed is not None:
+            self.agreed[couple] = agreed
+
+    def points(self) -> list[float]:
+        """What everyone has won so far; an undecided game is half a point."""
+        points = [0.0] * len(self.order)
+        for (a, b), word in self.results.items():
+            won = 0.5 if word.probability is None else word.probability
+            points[a] += won
+            points[b] += 1.0 - won
+        return points
+
+    def verdict(self, place: int, least_decided: float) -> Verdict:
+        seen = {a + b - place: (word if a == place else word.swapped) for (a, b), word in self._of(place).items()}
+        beats = {rival: word.probability for rival, word in seen.items() if word.probability is not None}
+        open_games = [word for word in seen.values() if word.probability is None]
+        if not seen:
+            return Verdict.abstain("no other response to compare with")
+        if len(beats) < max(1, least_decided * len(seen)):
+            why = f"{len(beats)} of {len(seen)} games were decided: {open_games[0].why}"
+            failed = all(word.kind == "error" for word in open_games)
+            return Verdict.error(why) if failed else Verdict.abstain(why)
+        won = sum(beats.values())
+        undecided = f", {len(open_games)} more undecided" if open_games else ""
+        parts = {"games": float(len(beats)), **self._agreement(place)}
+        parts |= {f"beats {rival}": probability for rival, probability in sorted(beats.items())}
+        said = f"{won:g}/{len(beats)}"
+        return Verdict.of(won / len(beats), said, f"won {won:g} of {len(beats)} games{undecided}", parts=parts)
+
+    def _of(self, place: int) -> dict[Couple, Preference]:
+        return {couple: word for couple, word in self.results.items() if place in couple}
+
+    def _agreement(self, place: int) -> dict[str, float]:
+        agreed = [agreed for couple, agreed in self.agreed.items() if place in couple]
+        return {"order_consistent": sum(agreed) / len(agreed)} if agreed else {}
+
+
+def both(one: Preference, other: Preference) -> tuple[Preference, bool | None]:
+    """Both orders of a game, seen from the same response: their mean, a tie if they contradict, and whether they agree.
+
+    They agree if they name the same winner or both a tie. What one order leaves open stays open, because the other
+    alone carries the position's bias; then nothing is known of their agreement (None).
+    """
+    for word in sorted((one, other), key=lambda word: word.kind != "error"):
+        if word.kind != "score":
+            return word, None
+    assert one.probability is not None
+    assert other.probability is not None
+    sides = [(p > 0.5) - (p < 0.5) for p in (one.probability, other.probability)]
+    if sides[0] * sides[1] < 0:
+        return Preference.of(0.5, "the two orders contradict each other"), False
+    return Preference.of((one.probability + other.probability) / 2, one.why or other.why), sides[0] == sides[1]

@@ -1,0 +1,52 @@
+"""Room judges, remembering: a verdict that cost money or minutes is given once for the same content, never twice.
+
+The key names everything that the verdict depends on: the judge's identity (class, version with its template or weights,
+arguments that matter), the prompt's messages, the columns that the judge reads, the responses in the order in which it
+reads them, and the number of the vote. Ids are no part of it: equal content has equal verdicts. Errors are not kept.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from judges.handed import Usage
+
+if TYPE_CHECKING:
+    from judges.contract import Judge, Prompt, Response
+
+
+def key_of(
+    judge: "Judge",
+    prompt: "Prompt",
+    responses: "Sequence[Response]",
+    *,
+    columns: Sequence[str] | None = None,
+    vote: int = 0,
+) -> str:
+    """sha256 of all that decides the verdict; `columns` None: the judge may read any."""
+    read = prompt.columns if columns is None else {name: prompt.columns.get(name) for name in columns}
+    content = {
+        "judge": judge.identity,
+        "weights": judge.handed.weights,
+        "messages": prompt.messages,
+        "target": prompt.target,
+        "columns": read,
+        "responses": [(response.text, response.finish_reason) for response in responses],
+        "vote": vote,
+    }
+    text = json.dumps(content, sort_keys=True, default=str)  # ASCII: a lone surrogate is escaped, not refused
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def once(judge: "Judge", key: str, give: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The word (a verdict or preference, as a mapping) that was given before under this key, or else given now and
+    kept."""
+    known = judge.handed.store.get(key)
+    judge.handed.told(Usage(calls=1), known is not None)
+    if known is not None:
+        return dict(json.loads(known))
+    word = give()
+    if word["kind"] != "error":
+        judge.handed.store.put(key, json.dumps(word, sort_keys=True), judge.identity, Usage(calls=1))
+    return word

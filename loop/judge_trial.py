@@ -1,0 +1,108 @@
+"""Room loop, the command `prefloop judge test`: a judge's name and labelled examples come in, a report goes out."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from judges.contract import Judge
+from judges.handed import Handed, Usage
+from judges.labelled import read_cases
+from judges.report import report
+from judges.resolve import build_judge, fingerprint
+from judges.trial import Outcome, try_cases
+from loop.config_load import load_config
+from loop.config_yaml import parse_yaml
+from loop.display import Display
+from loop.errors import UserError
+from loop.stats import wilson
+
+CONFIDENCE = 0.95
+"""Of the interval around the agreement; examples count as independent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A judge as the command line names it, and from which score on a response counts as right."""
+
+    name: str
+    judge: Judge
+    correct_at: float
+
+
+def named_judge(name: str, arguments: Sequence[str], correct_at: float | None) -> Named:
+    """The judge that a name or a campaign's YAML file stands for; `key=value` arguments go before the file's."""
+    given = dict(_argument(text) for text in arguments)
+    if name.endswith((".yaml", ".yml")):
+        config = load_config(name).base
+        name, args, default = config.judge.name, config.judge.args | given, config.pairs.correct_at
+    else:
+        args, default = given, 1.0
+    return Named(name, build_judge(name, args), default if correct_at is None else correct_at)
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--arg {text!r} is not of the form key=value, e.g. --arg tolerance=0.1.")
+    return key.strip(), parse_yaml(value, f"--arg {text!r}")
+
+
+def run_test(
+    chosen: Named, data: Path, *, limit: int | None, tolerance: float, show: int, quiet: bool
+) -> dict[str, Any]:
+    """The report on the judge, ready for JSON. Raises JudgeError or UserError."""
+    judge, used = chosen.judge, Used()
+    judge.take(Handed(told=used.note))
+    judge.ready()
+    cases = read_cases(data)[:limit]
+    responses = sum(len(case.responses) for case in cases)
+    started = time.perf_counter()
+    with Display(quiet=quiet).bar("judge", responses, "responses") as bar:
+        outcomes = try_cases(judge, cases, correct_at=chosen.correct_at, tolerance=tolerance, on_progress=bar.set)
+    seconds = time.perf_counter() - started
+    found = report(outcomes)
+    return {
+        "judge": fingerprint(judge, chosen.name),
+        "data": str(data),
+        "correct_at": chosen.correct_at,
+        **found,
+        "agreement_interval": _interval(found["agreed"], len(outcomes)),
+        "speed": {"seconds": seconds, "responses": responses, "responses_per_second": responses / max(seconds, 1e-9)},
+        "used": asdict(used.total) | {"cost": judge.cost(used.total)} if used.total.calls else None,
+        "disagreements": [_shown(outcome) for outcome in outcomes if not outcome.agrees][:show],
+    }
+
+
+class Used:
+    """What the judge's model was asked for, if it asks one."""
+
+    def __init__(self) -> None:
+        self.total = Usage()
+
+    def note(self, usage: Usage, remembered: bool) -> None:
+        """Count one verdict's usage."""
+        self.total += usage
+
+
+def _interval(agreed: int, examples: int) -> list[float]:
+    """Wilson's interval of the agreement."""
+    quantile = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    return list(wilson(agreed / examples, examples, quantile))
+
+
+def _shown(outcome: Outcome) -> dict[str, Any]:
+    case = outcome.case
+    return {
+        "where": case.where,
+        "prompt": case.prompt.text,
+        "target": case.prompt.target,
+        "responses": [response.text for response in case.responses],
+        "wanted": case.wanted,
+        "said": outcome.said,
+        "scores": [verdict.score for verdict in outcome.verdicts],
+        "extracted": [verdict.extracted for verdict in outcome.verdicts],
+        "why": outcome.why,
+    }

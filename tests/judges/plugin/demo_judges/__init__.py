@@ -1,0 +1,1 @@
+"""Judges of another package, found by prefloop through its entry points."""
