@@ -132,7 +132,7 @@ def show(
 
 @app.command(
     name="train-reward",
-    epilog="Examples: `prefloop train-reward reward` · `prefloop train-reward my.yaml data.run=runs/my-1 out=models/rm`",
+    epilog="Examples: `prefloop train-reward reward` · `prefloop train-reward my.yaml train.epochs=2 out=models/rm`",
 )
 def train_reward(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config's name.")],

@@ -124,11 +124,15 @@ class _Made:
         """A row's pair; what is empty stays empty and is dropped and counted by the trainer."""
         prompt = tuple(self.renderer.prompt(talk.prompt, where)) if talk.prompt else ()
         group, responses = self.groups.setdefault(prompt, (id, {}))
-        names = []
-        for name, turns in (("chosen", talk.chosen), ("rejected", talk.rejected)):
-            ids = tuple(self.renderer.answer(talk.prompt, turns, where)) if talk.prompt and turns else ()
-            names.append(responses.setdefault(ids, f"{id}, {name}"))
-        self.pairs.append(Pair(group, *names, margin=margin))
+        ids = [
+            tuple(self.renderer.answer(talk.prompt, turns, where)) if talk.prompt and turns else ()
+            for turns in (talk.chosen, talk.rejected)
+        ]
+        chosen, rejected = (
+            responses.setdefault(ids[0], f"{id}, chosen"),
+            responses.setdefault(ids[1], f"{id}, rejected"),
+        )
+        self.pairs.append(Pair(group, chosen, rejected, margin=margin))
 
     @property
     def data(self) -> PreferenceData:
