@@ -27,7 +27,7 @@ def print_reward(summary: dict[str, Any], console: Console) -> None:
     else:
         console.print("No pairs were held out (train.held_out), so it is not known how well it orders others.\n")
     for line in _lines(summary):
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _held_out_table(summary: dict[str, Any]) -> Table:
@@ -46,11 +46,10 @@ def _held_out_table(summary: dict[str, Any]) -> Table:
 def _lines(summary: dict[str, Any]) -> list[str]:
     dropped = ", ".join(f"{count} {reason}" for reason, count in summary["dropped"].items()) or "none"
     took = duration(sum(summary["seconds"].values()))
-    lines = [
+    return [
         f"Trained on {summary['pairs']} pairs in {summary['steps']} steps ({summary['precision']}, {summary['layout']} "
         f"rows) in {took}; last step: loss {summary['last']['loss']:.3f}, accuracy "
         f"{100 * summary['last']['accuracy']:.1f} %. Dropped pairs: {dropped}.",
         *(f"Note: {note}." for note in summary["notes"]),
         f"The model is in {summary['out']}",
     ]
-    return lines

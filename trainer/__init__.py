@@ -16,5 +16,11 @@ The walk of one round (`round.py` tells it as a list of steps):
   memory.py      large pages                            files.py      write, flush, rename
   errors.py      what a user is told
 
+A reward model goes the same way with parts of its own (`reward_round.py`):
+  reward_settings.py  what a user may set          reward_data.py      what is read, what is held out
+  reward_model.py     a head on a causal model     reward_step.py      forward and backward over one step
+  reward_training.py  all steps                    reward_metrics.py   what rewards say of pairs
+  reward_summary.py   what is reported
+
 Import what you need from those files; importing the package, `settings` or `data` loads no torch.
 """
