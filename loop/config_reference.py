@@ -78,8 +78,8 @@ evaluation, the model it starts from.
 REWARD = """\
 # Configuration of a reward model
 
-`prefloop train-reward` takes a file of its own ([reward-models.md](reward-models.md)). Only `data` and `out` must be given;
-`base` too, unless the pairs are a campaign's.
+`prefloop train-reward` takes a file of its own ([reward-models.md](reward-models.md)). Only `data` and `out` must be
+given; `base` too, unless the pairs are a campaign's.
 
 ## Keys at the top
 """

@@ -117,7 +117,7 @@ def test_every_command_line_is_one_that_prefloop_understands(line: str, tmp_path
     _, name, source, *words = shlex.split(line)
     assert {word for word in words if word.startswith("--")} <= flags(name, [source])
     if name == "train-reward":
-        load_reward_config("reward", words)
+        load_reward_config("reward", [word for word in words if "=" in word])
     elif name in ("run", "plan"):
         overrides = [word for word in words if "=" in word]
         if source.endswith(".yaml"):
