@@ -36,6 +36,7 @@ from trainer.settings import TrainSettings
 from trainer.summary import Clock, RoundSummary, read_summary, write_summary
 from trainer.training import Report, StepsJob, StepsPlan, read_steps, train_steps
 from trainer.value import ValueNetwork
+from trainer.warm_start import chosen_only, described, first_round, remove_warm_start, second_round
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class RoundSpec:
     settings: TrainSettings
     seed: int
     threads: int | None
+    whole: dict[str, Any] | None = None
+    """After a warm start: the identity of warm start and round together."""
 
     @property
     def same_weights(self) -> bool:
@@ -63,6 +66,8 @@ class RoundSpec:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the candidate's weights, apart from the data (checkpoints only change when work is saved)."""
+        if self.whole is not None:
+            return self.whole
         settings = self.settings.model_dump(mode="json", exclude={"checkpoint_every"})
         return {"policy": self.policy_hash, "reference": self.reference_hash, "seed": self.seed} | settings
 
@@ -77,6 +82,8 @@ class _Running:
     objective: Objective
     clock: Clock
     notes: list[str]
+    warm_start: dict[str, Any] | None = None
+    """What the supervised phase came to."""
 
 
 def train_round(spec: RoundSpec, data: PreferenceData, *, report: Report) -> RoundSummary:
@@ -89,18 +96,22 @@ def train_round(spec: RoundSpec, data: PreferenceData, *, report: Report) -> Rou
         return finished
     running = _start(spec, report)
     checked = _check(running, data)
+    parts = split_probe(checked.data, spec.settings.probe_pairs, seed=spec.seed)
+    if spec.settings.warm_start is not None:
+        spec = running.spec = _warm_start(running, parts[0])
     model = _load(running, spec.policy)
     layout, gap = _choose_layout(running, model, checked.data)
-    parts = split_probe(checked.data, spec.settings.probe_pairs, seed=spec.seed)
     planned = [(part, _plan(running, part, layout)) for part in parts if part is not None]
     model, references, live = _score_reference(running, model, planned)
     (data, plan), reference = planned[0], references[0]
     probe = ProbeSet(*planned[1], references[1]) if len(planned) > 1 else None
     learner = _learner(running, model, live)
     _train(running, learner, StepsPlan(data, plan, reference, probe))
-    agreement = sampler_gap(data, plan, reference) if reference and spec.same_weights else None
+    sampled_by_reference = spec.same_weights and spec.whole is None
+    agreement = sampler_gap(data, plan, reference) if reference and sampled_by_reference else None
     summary = _save(running, learner.model, checked, plan, gap, agreement)
     remove_checkpoints(spec.work)
+    remove_warm_start(spec.work)
     return summary
 
 
@@ -128,6 +139,20 @@ def _check(running: _Running, data: PreferenceData) -> CheckedData:
     checked = check_data(data, vocabulary=vocabulary, context=context)
     check_needs(objective, checked.data)
     return checked
+
+
+def _warm_start(running: _Running, data: PreferenceData) -> RoundSpec:
+    """Train on the chosen responses first; returns the spec of the round that goes on from the result."""
+
+    def report(said: dict[str, Any]) -> None:
+        running.report(said | {"phase": "warm start" if said["phase"] == "train" else said["phase"]})
+
+    first = first_round(running.spec)
+    with running.clock.part("warm start"):
+        summary = train_round(first, chosen_only(data), report=report)
+    second = second_round(running.spec, first)
+    running.warm_start = described(summary, second.policy_hash)
+    return second
 
 
 def _load(running: _Running, folder: Path) -> Any:
@@ -246,6 +271,7 @@ def _save(
         seconds=dict(running.clock.seconds),
         plan_digest=plan.digest,
         notes=tuple(running.notes),
+        warm_start=running.warm_start,
     )
     write_summary(partial, summary, spec.identity)
     with running.clock.part("save"):

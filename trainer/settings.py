@@ -23,6 +23,17 @@ class LoraSettings(BaseModel):
     """Which layers get an adapter: every linear layer but the output head, or a list of module names."""
 
 
+class WarmStart(BaseModel):
+    """A supervised phase on the chosen responses before the round itself."""
+
+    model_config = FROZEN
+
+    epochs: int = Field(default=1, ge=1)
+    """How often every chosen response is trained; more brings the model closer to them, and to repeating them."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate of this phase."""
+
+
 class TrainSettings(BaseModel):
     """Everything that decides how one round of training goes, apart from models, data and seed."""
 
@@ -71,6 +82,9 @@ class TrainSettings(BaseModel):
     """Recompute activations in the backward pass: much less memory, about a third slower."""
     lora: LoraSettings | None = None
     """Train low-rank adapters instead of all weights."""
+    warm_start: WarmStart | None = None
+    """Train on the chosen responses alone first; the model that this gives is both start and reference of the round.
+    For pairs that the reference did not sample."""
     probe_pairs: int = Field(default=0, ge=0)
     """Pairs (of whole prompts) that are kept out of training and watched before, during and after it; 0 watches
     none."""

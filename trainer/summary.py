@@ -41,6 +41,9 @@ class RoundSummary:
     plan_digest: str
     notes: tuple[str, ...] = ()
     """What a reader should know: a fallback that was taken, a resume."""
+    warm_start: dict[str, Any] | None = None
+    """What the supervised phase came to, and the hash of its result, which was start and reference of the round; None
+    without one."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -57,7 +60,7 @@ def read_summary(folder: Path, identity: dict[str, Any]) -> RoundSummary | None:
     found = read_record(folder, SUMMARY, identity)
     if found is None:
         return None
-    values = {field.name: found[field.name] for field in fields(RoundSummary)}
+    values = {field.name: found[field.name] for field in fields(RoundSummary) if field.name in found}
     return RoundSummary(**values | {"notes": tuple(found["notes"])})
 
 

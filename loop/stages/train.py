@@ -20,6 +20,7 @@ PHASES = {
     "load": "loading the model",
     "reference": "reference log-probs",
     "measure": "rewards of held-out pairs",
+    "warm start": "warm start on the chosen responses",
     "save": "saving",
 }
 """What the trainer does besides steps, in words."""
@@ -87,12 +88,13 @@ def train_progress(bar: Bar) -> Callable[[dict[str, Any]], None]:
 
     def show(said: dict[str, Any]) -> None:
         nonlocal phase
-        if said.get("phase") == "train":
-            if phase != "train":
+        new = said.get("phase") != phase
+        if new and said["phase"] != "train":
+            bar.note(PHASES.get(said["phase"], said["phase"]))
+        if said.get("phase") in ("warm start", "train"):
+            if new:
                 bar.resume_at(said["done"] - 1 if said["done"] else 0)
             bar.set(said["done"], said["total"])
-        elif said.get("phase") != phase:
-            bar.note(PHASES.get(said["phase"], said["phase"]))
         phase = said.get("phase", phase)
 
     return show

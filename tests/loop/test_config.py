@@ -321,3 +321,9 @@ def test_loading_a_config_imports_nothing_heavy() -> None:
     minimal = str(ROOT / "tests" / "loop" / "minimal.yaml")
     done = subprocess.run([sys.executable, "-c", code, minimal], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_warm_start_is_the_reference_of_its_round(write: Any) -> None:
+    told = refusal(write("reference: initial"), "train.warm_start={epochs: 2}")
+    assert "reference initial cannot be used with train.warm_start" in told
+    assert "set reference to previous, or train.warm_start to null" in told

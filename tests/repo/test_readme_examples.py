@@ -16,7 +16,7 @@ from loop.config_load import LoadedConfig, load_config, shipped_configs
 from loop.reward_load import load_reward_config
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDES = ("README.md", "docs/campaign.md", "docs/judge-command.md", "docs/reward-models.md")
+GUIDES = ("README.md", "docs/campaign.md", "docs/judge-command.md", "docs/reward-models.md", "docs/training.md")
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in GUIDES}
 README = PAGES["README.md"]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -128,7 +128,7 @@ def test_every_command_line_is_one_that_prefloop_understands(line: str, tmp_path
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_in_the_text_exists(page: str) -> None:
-    for name, rest in re.findall(r"`prefloop ([a-z-]+)([^`]*)`", PAGES[page]):
+    for name, rest in re.findall(r"`prefloop ([a-z][a-z-]*)([^`]*)`", PAGES[page]):
         assert name in COMMANDS, f"prefloop {name}"
         assert set(re.findall(r"--[a-z]+", rest)) <= flags(name, rest.split()) | {"--help"}
 
