@@ -6,7 +6,7 @@ directory; they are made absolute here, so that the stored campaign can be conti
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,11 @@ def _make_paths_absolute(raw: Raw) -> None:
             raw["prompts"][key] = absolute(raw["prompts"][key])
     if base := raw.get("model", {}).get("base", ""):
         raw["model"]["base"] = absolute_base(base)
+    for mix in _mixes(raw):
+        mix["path"] = absolute(mix["path"])
+    for changed in raw["per_iteration"].values():
+        if path := changed.get("train.mix.path"):
+            changed["train.mix.path"] = absolute(path)
     for judge in filter(None, (raw["judge"], (raw.get("eval") or {}).get("judge"))):
         file, colon, attribute = judge["name"].rpartition(":")
         if file.endswith(".py"):
@@ -186,6 +191,14 @@ def _make_paths_absolute(raw: Raw) -> None:
         template = (judge.get("args") or {}).get("template")
         if isinstance(template, str) and Path(template).expanduser().is_file():
             judge["args"]["template"] = absolute(template)
+
+
+def _mixes(raw: Raw) -> Iterator[Raw]:
+    """Every place where `train.mix` names a file: one value, or one per iteration."""
+    given = raw.get("train", {}).get("mix")
+    for mix in given if isinstance(given, list) else [given]:
+        if mix is not None:
+            yield mix
 
 
 def absolute_base(base: str) -> str:

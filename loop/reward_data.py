@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loop.answers import Message, Renderer
+from loop.answers import Message, Renderer, turns_of
 from loop.config_types import did_you_mean
 from loop.errors import UserError
 from loop.prompt_sources import read_hub, read_rows
@@ -174,23 +174,10 @@ def conversations(data: PairColumns, row: dict[str, Any], where: str) -> Convers
 
 
 def _turns(value: Any, role: str, data: PairColumns, where: str) -> list[Message]:
-    """A text as one turn of this role, chat messages as they are; an empty value as none."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return []
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    if not isinstance(value, list) or not all(map(_is_message, value)):
-        raise UserError(
-            f"{where}: expected a text or a list of messages such as {{role: user, content: …}}; got "
-            f"{str(value)[:120]}."
-        )
-    if not data.chat:
+    turns = turns_of(value, role, where)
+    if isinstance(value, list) and turns and not data.chat:
         raise UserError(f"{where} holds chat messages, but data.chat is false: texts are expected. Set data.chat=true.")
-    return [{"role": message["role"], "content": message["content"]} for message in value]
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+    return turns
 
 
 def _common_beginning(

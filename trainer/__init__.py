@@ -15,6 +15,7 @@ The walk of one round (`round.py` tells it as a list of steps):
   checkpoint.py  going on after a kill                  summary.py    what a round reports
   memory.py      large pages                            files.py      write, flush, rename
   errors.py      what a user is told                    warm_start.py a supervised phase before a round
+  mix.py         supervised examples in every step
 
 A reward model goes the same way with parts of its own (`reward_round.py`):
   reward_settings.py  what a user may set          reward_data.py      what is read, what is held out

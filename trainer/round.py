@@ -17,6 +17,7 @@ from trainer.files import fresh_partial, publish_folder
 from trainer.learner import Learner
 from trainer.live import LIVE, LiveReference
 from trainer.memory import use_huge_pages
+from trainer.mix import MixPlan, mix_in_numbers, plan_mix
 from trainer.model import (
     Arithmetic,
     cast_weights,
@@ -86,8 +87,11 @@ class _Running:
     """What the supervised phase came to."""
 
 
-def train_round(spec: RoundSpec, data: PreferenceData, *, report: Report) -> RoundSummary:
+def train_round(
+    spec: RoundSpec, data: PreferenceData, *, report: Report, examples: PreferenceData | None = None
+) -> RoundSummary:
     """Train the policy on the relations and write the candidate to `spec.out`; a finished one is returned as it is.
+    `examples` are the supervised ones of `settings.mix`, as single responses that are good.
 
     `report` is called with `phase` (load, reference, train, save), `done`, `total` and, after a step, the step's
     metrics. Raises TrainerError for data, folders or numbers with which the round cannot go on."""
@@ -98,7 +102,7 @@ def train_round(spec: RoundSpec, data: PreferenceData, *, report: Report) -> Rou
     checked = _check(running, data)
     parts = split_probe(checked.data, spec.settings.probe_pairs, seed=spec.seed)
     if spec.settings.warm_start is not None:
-        spec = running.spec = _warm_start(running, parts[0])
+        spec = running.spec = _warm_start(running, parts[0], examples)
     model = _load(running, spec.policy)
     layout, gap = _choose_layout(running, model, checked.data)
     planned = [(part, _plan(running, part, layout)) for part in parts if part is not None]
@@ -106,10 +110,11 @@ def train_round(spec: RoundSpec, data: PreferenceData, *, report: Report) -> Rou
     (data, plan), reference = planned[0], references[0]
     probe = ProbeSet(*planned[1], references[1]) if len(planned) > 1 else None
     learner = _learner(running, model, live)
-    _train(running, learner, StepsPlan(data, plan, reference, probe))
+    mixed, mix = _mix(running, examples, steps=len(plan.order))
+    _train(running, learner, StepsPlan(data, plan, reference, probe, mix))
     sampled_by_reference = spec.same_weights and spec.whole is None
     agreement = sampler_gap(data, plan, reference) if reference and sampled_by_reference else None
-    summary = _save(running, learner.model, checked, plan, gap, agreement)
+    summary = _save(running, learner.model, checked, plan, gap, agreement, mixed)
     remove_checkpoints(spec.work)
     remove_warm_start(spec.work)
     return summary
@@ -141,7 +146,24 @@ def _check(running: _Running, data: PreferenceData) -> CheckedData:
     return checked
 
 
-def _warm_start(running: _Running, data: PreferenceData) -> RoundSpec:
+def _mix(
+    running: _Running, examples: PreferenceData | None, *, steps: int
+) -> tuple[CheckedData | None, MixPlan | None]:
+    """The supervised examples that can be trained on, and which of them go into which step."""
+    spec = running.spec
+    if examples is None:
+        if spec.settings.mix is not None:
+            raise TrainerError(
+                f"train.mix names {spec.settings.mix.path}, but its examples were not handed to the round."
+            )
+        return None, None
+    vocabulary, context = read_limits(spec.policy)
+    checked = check_data(examples, vocabulary=vocabulary, context=context)
+    with running.clock.part("plan"):
+        return checked, plan_mix(checked.data, spec.settings, steps=steps, seed=spec.seed)
+
+
+def _warm_start(running: _Running, data: PreferenceData, examples: PreferenceData | None) -> RoundSpec:
     """Train on the chosen responses first; returns the spec of the round that goes on from the result."""
 
     def report(said: dict[str, Any]) -> None:
@@ -149,7 +171,7 @@ def _warm_start(running: _Running, data: PreferenceData) -> RoundSpec:
 
     first = first_round(running.spec)
     with running.clock.part("warm start"):
-        summary = train_round(first, chosen_only(data), report=report)
+        summary = train_round(first, chosen_only(data), report=report, examples=examples)
     second = second_round(running.spec, first)
     running.warm_start = described(summary, second.policy_hash)
     return second
@@ -241,6 +263,8 @@ def _learner(running: _Running, model: Any, live: LiveReference | None) -> Learn
 def _train(running: _Running, learner: Learner, plan: StepsPlan) -> None:
     spec = running.spec
     identity = spec.identity | {"plan": plan.plan.digest, "precision": running.arithmetic.precision}
+    if plan.mix is not None:
+        identity |= {"examples": plan.mix.plan.digest}
     job = StepsJob(spec.work, plan, spec.settings, spec.seed, running.arithmetic, identity, spec.same_weights)
     started = train_steps(learner, job, clock=running.clock, report=running.report)
     if started:
@@ -248,7 +272,13 @@ def _train(running: _Running, learner: Learner, plan: StepsPlan) -> None:
 
 
 def _save(
-    running: _Running, model: Any, checked: CheckedData, plan: Plan, gap: float | None, agreement: float | None
+    running: _Running,
+    model: Any,
+    checked: CheckedData,
+    plan: Plan,
+    gap: float | None,
+    agreement: float | None,
+    mixed: CheckedData | None,
 ) -> RoundSummary:
     spec = running.spec
     running.report({"phase": "save", "done": 0, "total": 1})
@@ -272,6 +302,7 @@ def _save(
         plan_digest=plan.digest,
         notes=tuple(running.notes),
         warm_start=running.warm_start,
+        mix=None if mixed is None else mix_in_numbers(mixed, steps),
     )
     write_summary(partial, summary, spec.identity)
     with running.clock.part("save"):

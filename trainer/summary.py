@@ -44,6 +44,9 @@ class RoundSummary:
     warm_start: dict[str, Any] | None = None
     """What the supervised phase came to, and the hash of its result, which was start and reference of the round; None
     without one."""
+    mix: dict[str, Any] | None = None
+    """Supervised examples that were mixed in: how many there are, dropped ones, how often one was trained on; None
+    without any."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -16,6 +16,7 @@ from trainer.checkpoint import Position, find_checkpoint, load_checkpoint, save_
 from trainer.data import PreferenceData
 from trainer.errors import TrainerError
 from trainer.learner import Learner
+from trainer.mix import MixPlan, add_mix, mix_context
 from trainer.model import Arithmetic
 from trainer.optimizer import learning_rate, make_optimizer
 from trainer.probe_set import ProbeSet
@@ -39,6 +40,8 @@ class StepsPlan:
     reference: Reference | None
     probe: ProbeSet | None = None
     """Relations that are watched and never trained on."""
+    mix: MixPlan | None = None
+    """Supervised examples in every step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,9 @@ def _step(
     check_zero = number == 0 and job.same_weights
     reference = None if job.planned.reference is None else job.planned.reference[index]
     totals = accumulate_step(context, step, reference, number=number, check_zero=check_zero, tick=tick)
+    numbers = totals.means()
+    if (mix := job.planned.mix) is not None:
+        numbers = add_mix(numbers, mix_context(context, mix), mix, number=number, tick=tick)
     names = prompts_of(context.data, step.rows)
     parameters = list(learner.parameters().values())
     norm = clip_gradients(parameters, job.settings.max_grad_norm, number=number, prompts=names)
@@ -120,7 +126,7 @@ def _step(
         learner.live.after_step(learner.model, number + 1)
     return {
         "step": number,
-        **totals.means(),
+        **numbers,
         "gradient_norm": norm,
         "learning_rate": rate,
         "pairs": step.relations,

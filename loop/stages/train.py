@@ -7,6 +7,7 @@ from typing import Any
 
 from loop.context import Campaign, Model, Standing, reference_of
 from loop.display import Bar
+from loop.mix import mix_digest
 from loop.runfolder import Manifest
 from loop.sampler import seed_for
 from loop.training import TrainTask
@@ -33,12 +34,14 @@ def train_stage(
     config, folder = campaign.loaded.at(k), campaign.run.stage(k, "train")
     policy, reference = standing.incumbent, reference_of(config, standing)
     settings = config.train.model_dump(mode="json", exclude={"checkpoint_every"})
-    inputs = {
+    inputs: dict[str, Any] = {
         "seed": config.seed,
         "reference": config.reference,
         **{f"train.{key}": value for key, value in settings.items()},
         "made from": {"pair": paired.digest, "policy": policy.hash, "reference": reference.hash},
     }
+    if config.train.mix is not None:
+        inputs["made from"]["mix"] = mix_digest(config.train.mix.path)
     if manifest := campaign.finished(folder, inputs):
         return manifest, Model(folder.model, manifest.counts["weights_hash"], k)
     campaign.begin_work()
@@ -58,6 +61,7 @@ def train_stage(
         settings=config.train,
         seed=seed_for(config.seed, k, "train"),
         threads=config.threads,
+        chat_template_kwargs=config.model.chat_template_kwargs,
     )
     started = time.perf_counter()
     with campaign.display.bar("train", 0, "steps") as bar:

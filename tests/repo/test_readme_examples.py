@@ -16,7 +16,7 @@ from loop.config_load import LoadedConfig, load_config, shipped_configs
 from loop.reward_load import load_reward_config
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDES = ("README.md", "docs/campaign.md", "docs/judge-command.md", "docs/reward-models.md", "docs/training.md")
+GUIDES = ("README.md", "docs/campaign.md", "docs/judge-command.md", "docs/reward-models.md", "docs/supervised.md")
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in GUIDES}
 README = PAGES["README.md"]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
