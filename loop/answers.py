@@ -15,6 +15,9 @@ from loop.prompts import PromptRow, plain_prompt, render
 Message = dict[str, str]
 """`role` and `content`."""
 
+MARK = "@@answer@@"
+"""Stands for an answer where only what surrounds it is of interest."""
+
 
 @dataclass(frozen=True)
 class Renderer:
@@ -34,16 +37,22 @@ class Renderer:
     def answer(self, messages: Sequence[Message], turns: Sequence[Message], where: str) -> list[int]:
         """Ids of the turns that follow the prompt, up to the end token of the last one."""
         if not self._has_template:
-            return self._ended("\n\n".join(turn["content"] for turn in turns))
+            return [*self._ids("\n\n".join(turn["content"] for turn in turns)), *self._eos]
         before = self._text(messages, where, asks=True)
         whole = self._text([*messages, *turns], where, asks=False)
-        if not whole.startswith(before):
+        answer = whole.removeprefix(before)
+        if not whole.startswith(before) or not answer.endswith(self._tail):
             raise UserError(
                 f"{where}: the model's chat template writes an answered conversation otherwise than the prompt with "
                 f"the answer after it (the prompt ends with {before[-40:]!r}), so the answer's tokens cannot be told. "
                 "Set chat_template_kwargs so that both agree (e.g. enable_thinking: false), or use another template."
             )
-        return self._ended(whole[len(before) :])
+        after = self._count_ends(self._ids(self._tail))
+        if not after:
+            return [*self._ids(answer.removesuffix(self._tail)), *self._eos]
+        ids = self._ids(answer)
+        ends = [at for at, id in enumerate(ids) if id in self._ends]
+        return ids[: ends[-after] + 1]
 
     @property
     def _has_template(self) -> bool:
@@ -53,7 +62,21 @@ class Renderer:
     def _ends(self) -> set[int]:
         """Tokens that can end a turn: a template's own end of turn is a special token, though not always the `eos`."""
         special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        return special | ({self.tokenizer.eos_token_id} - {None})
+        return special.union(self._eos)
+
+    @property
+    def _eos(self) -> list[int]:
+        end = self.tokenizer.eos_token_id
+        return [] if end is None else [int(end)]
+
+    @cached_property
+    def _tail(self) -> str:
+        """What the template writes after an answer: the end of the turn, a new line, with some the next header."""
+        messages = [{"role": "user", "content": "-"}, {"role": "assistant", "content": MARK}]
+        return self._text(messages, "A conversation of two turns", asks=False).partition(MARK)[2]
+
+    def _count_ends(self, ids: Sequence[int]) -> int:
+        return sum(id in self._ends for id in ids)
 
     def _text(self, messages: Sequence[Message], where: str, *, asks: bool) -> str:
         from jinja2 import TemplateError
@@ -66,15 +89,6 @@ class Renderer:
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(f"{where}: the model's chat template refuses the roles {roles}: {error}.") from error
         return text
-
-    def _ended(self, text: str) -> list[int]:
-        """Ids of the text up to its last end token, if only white space follows that; else with one added."""
-        ids = self._ids(text)
-        last = max((at for at, id in enumerate(ids) if id in self._ends), default=None)
-        if last is not None and not self.tokenizer.decode(ids[last + 1 :]).strip():
-            return ids[: last + 1]
-        end = self.tokenizer.eos_token_id
-        return self._ids(text.rstrip()) + ([] if end is None else [int(end)])
 
     def _ids(self, text: str) -> list[int]:
         return [int(id) for id in self.tokenizer(text, add_special_tokens=False)["input_ids"]]

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from loop.config import Config
 from loop.config_problems import all_problems, shown, validate
-from loop.config_schedule import Raw, flat_overrides, resolve, schedules, set_at
+from loop.config_schedule import Raw, changing_iterations, flat_overrides, resolve, schedules, set_at
 from loop.config_types import did_you_mean, models_of
 from loop.config_yaml import parse_yaml
 from loop.errors import UserError
@@ -163,7 +163,8 @@ def _apply_per_iteration(raw: Raw, key: str, value: Any) -> None:
 
 def _complete(raw: Raw) -> Raw:
     """Every key with its value or default; schedules and overrides as they are."""
-    complete: Raw = validate(resolve(raw, 1)).model_dump(mode="json")
+    undisturbed = max(changing_iterations(raw))  # an iteration without overrides
+    complete: Raw = validate(resolve(raw, undisturbed)).model_dump(mode="json")
     for key, values in schedules(raw).items():
         set_at(complete, key, values)
     complete["per_iteration"] = raw["per_iteration"]
@@ -178,7 +179,8 @@ def _make_paths_absolute(raw: Raw) -> None:
     if base := raw.get("model", {}).get("base", ""):
         raw["model"]["base"] = absolute_base(base)
     for mix in _mixes(raw):
-        mix["path"] = absolute(mix["path"])
+        path = mix["path"]  # one, or one per iteration
+        mix["path"] = list(map(absolute, path)) if isinstance(path, list) else absolute(path)
     for changed in raw["per_iteration"].values():
         if path := changed.get("train.mix.path"):
             changed["train.mix.path"] = absolute(path)

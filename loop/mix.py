@@ -1,5 +1,5 @@
-"""Room loop, the supervised examples of `train.mix`: a file of prompts with responses comes in, examples in the policy's
-tokens go out for the room `trainer`.
+"""Room loop, the supervised examples of `train.mix`: a file of prompts with responses comes in, examples in the
+policy's tokens go out for the room `trainer`.
 """
 
 from pathlib import Path

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from loop import tables
 from loop.answers import Renderer
 from loop.errors import UserError
+from loop.mix import read_mix
 from loop.models import resolve_base, weights_hash
 from loop.worker import Report
 from trainer.data import Pair, PreferenceData, PromptGroup, Response
@@ -81,8 +82,6 @@ def read_examples(task: TrainTask) -> PreferenceData | None:
     if task.settings.mix is None:
         return None
     from transformers import AutoTokenizer
-
-    from loop.mix import read_mix
 
     return read_mix(
         task.settings.mix.path, Renderer(AutoTokenizer.from_pretrained(task.policy), task.chat_template_kwargs)

@@ -135,6 +135,17 @@ def test_a_template_without_an_end_token_gets_the_tokenizers(read: Read, tokeniz
     assert texts(tokenizer, read([SAME_PAIR["texts"]])) == [("u:2+2?\na:", "4<eos>", "5<eos>")]
 
 
+@pytest.mark.parametrize(
+    ("template", "end"), [(tiny.TEMPLATE, "<eos>"), (CHATML.replace("add_generation_prompt", "true"), "<|end|>")]
+)
+def test_a_template_that_always_asks_for_an_answer_puts_nothing_of_it_behind_one(
+    read: Read, tokenizer: Any, template: str, end: str
+) -> None:
+    tokenizer.chat_template = template
+    ((_, chosen, rejected),) = texts(tokenizer, read([SAME_PAIR["texts"]]))
+    assert (chosen, rejected) == (f"4{end}", f"5{end}")
+
+
 def test_a_template_that_rewrites_the_answer_is_refused(read: Read, tokenizer: Any) -> None:
     tokenizer.chat_template = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
     with pytest.raises(UserError, match=r"row 1: the model's chat template writes an answered .* enable_thinking"):
