@@ -117,7 +117,7 @@ def test_pairs_of_a_file_become_a_model_that_transformers_score_with(train: Trai
     folder = config.parent / "rm"
     assert (told["pairs"], told["held_out"]) == (32, 8)
     assert told["after"]["accuracy"] == 1.0
-    assert told["after"]["loss"] < 0.2 < 0.5 < told["before"]["loss"]
+    assert told["after"]["loss"] < 0.5 < 0.6 < told["before"]["loss"]
     asked = "u:1 + 1 =\na:"
     texts = [f"{asked}yyyyyy<eos>", f"{asked}n<eos>", f"{asked}yyyy<eos>"]
     together = scores(folder, texts)
