@@ -7,6 +7,7 @@ resolve.py        from a name in the config to a judge, and a judge's fingerprin
 selftest.py       a judge's known right and wrong examples, and the user's, run before a campaign
 catalog.py        which judges are installed, in words
 labelled.py       labelled examples: files to cases
+versions.py       what makes two verdicts comparable
 trial.py          a judge on labelled examples: what it said of each
 report.py         agreement, calibration, biases: what a trial comes to
 external.py       judge "external": people; what to label, and labels to verdicts
@@ -27,14 +28,26 @@ numerals.py       numbers as people write them, read exactly
 markers.py        explicit final answers: `#### 18`, `\\boxed{18}`, "the answer is 18"
 gsm8k.py          judge "gsm8k"
 text.py           judges "exact", "contains", "regex", "number"
+letters.py        the letter that a response settles on
+choice.py         judge "multiple-choice"
+length.py         judge "length"
+structure.py      judge "format"
+maths.py          judge "math"
 reasoning_gym.py  judge "reasoning-gym"
+combine.py        judge "combine": several judges, one verdict
+combine_rules.py  its rules: sum, gates, majority, fallback
+scales.py         scores on a common scale
+isolated.py       judges of foreign code, in child processes that may be ended
+child.py          one child as its parent sees it
+child_main.py     the inside of a child
 stdout.py         what a judge prints goes to stderr
 """
 
 from judges.contract import Example, Group, Judge, JudgeError, PointwiseJudge, Prompt, Response, Verdict, judge_groups
 from judges.pairwise import Game, PairwiseJudge, Preference
-from judges.resolve import build_judge, fingerprint
+from judges.resolve import build_judge
 from judges.selftest import self_test
+from judges.versions import fingerprint
 
 __all__ = [
     "Example",

@@ -5,9 +5,10 @@ judging itself failed. Only a score may ever become a label, so nothing in this 
 """
 
 import math
+import os
 import traceback
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -196,13 +197,13 @@ class Judge(BaseModel):
 
     @property
     def content_version(self) -> str:
-        """Whatever else decides a score: the hash of a template, of weights."""
+        """Whatever else decides a score, part of the fingerprint: a template's hash, the versions of the members."""
         return ""
 
     @cached_property
     def identity(self) -> str:
         """sha256 of class, version and arguments: equal identities give equal verdicts to equal content."""
-        from judges.resolve import identity_of
+        from judges.versions import identity_of
 
         return identity_of(self)
 
@@ -223,6 +224,17 @@ class Judge(BaseModel):
         """The examples of this judge as it is configured."""
         return self.examples
 
+    def members(self) -> "Sequence[Judge]":
+        """The judges that this one is made of: each is tested before a campaign too."""
+        return ()
+
+    def paid_for(self) -> "Iterator[Judge]":
+        """The costly judges among this one and those that it is made of."""
+        if self.costly:
+            yield self
+        for member in self.members():
+            yield from member.paid_for()
+
     @abstractmethod
     def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
         """One list per group, in it one verdict per response, both in the given order."""
@@ -231,24 +243,44 @@ class Judge(BaseModel):
 class PointwiseJudge(Judge):
     """A judge of single responses: write `one`."""
 
+    isolated: ClassVar[bool] = False
+    """Whether `one` runs in child processes that may be ended: for foreign code that can hang, crash or eat memory.
+    Such verdicts are made anew each time: a judge is isolated or `costly`, not both."""
+
+    time_limit: ClassVar[float] = 10.0
+    """Isolated: seconds that one response may take; then it gets an error, and its process is ended."""
+
+    memory_limit: ClassVar[float] = 2.0
+    """Isolated: GiB of memory that a child process may hold (on Linux); a response that needs more gets an error."""
+
     @abstractmethod
     def one(self, prompt: Prompt, response: Response) -> Verdict | float | bool:
         """The verdict on one response; a plain number is a score, a bool is 1.0 or 0.0."""
 
+    def warm_up(self) -> None:
+        """Import what `one` needs: called once in each child process of an isolated judge, before it judges."""
+
     def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
-        judge = self._remembered if self.costly else self._judge
+        if self.isolated:
+            from judges.isolated import judge_isolated
+
+            return judge_isolated(self, groups)
+        judge = self._remembered if self.costly else self.judged
         return [[judge(group.prompt, response) for response in group.responses] for group in groups]
 
     def _remembered(self, prompt: Prompt, response: Response) -> Verdict:
         key = key_of(self, prompt, [response])
-        return Verdict(**once(self, key, lambda: asdict(self._judge(prompt, response))))
+        return Verdict(**once(self, key, lambda: asdict(self.judged(prompt, response))))
 
-    def _judge(self, prompt: Prompt, response: Response) -> Verdict:
+    def judged(
+        self, prompt: Prompt, response: Response, passing: tuple[type[BaseException], ...] = (JudgeError,)
+    ) -> Verdict:
+        """What `one` says, as a verdict: an error if it raises, unless the exception is one of `passing`."""
         try:
             verdict = self.one(prompt, response)
             return verdict if type(verdict) is Verdict else Verdict.of(finite(verdict, "what one() returns"))
-        except JudgeError:
-            raise  # the data or the arguments are at fault, not this response
+        except passing:
+            raise  # JudgeError: the data or the arguments are at fault, not this response
         except (Exception, SystemExit) as error:  # noqa: BLE001  the boundary to foreign code: a failure is no score
             return Verdict.error(describe(error, near=type(self).one.__code__.co_filename))
 
@@ -271,7 +303,7 @@ def judge_groups(judge: Judge, groups: Sequence[Group]) -> list[list[Verdict]]:
 
     Raises JudgeError if the judge raises or exits, or if counts or types are not as the contract says.
     """
-    name = type(judge).__name__
+    name, process = type(judge).__name__, os.getpid()
     try:
         with prints_go_to_stderr():
             verdicts = judge(groups)
@@ -283,6 +315,9 @@ def judge_groups(judge: Judge, groups: Sequence[Group]) -> list[list[Verdict]]:
             f"Judge {name} failed on {len(groups)} groups{first}: {describe(error)}. None of them got a verdict; "
             f"fix the judge and run again."
         ) from error
+    finally:
+        if os.getpid() != process:
+            os._exit(0)  # a copy of this process that the judge has forked: its work was not asked for
     _check_shape(name, groups, verdicts)
     return [list(row) for row in verdicts]
 

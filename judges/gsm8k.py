@@ -18,7 +18,7 @@ from judges.numerals import Number, Value, last_number, parse_number, plain_text
 class GSM8K(PointwiseJudge):
     """Compares the final number of a solution with the number in the prompt's target."""
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     examples: ClassVar[tuple[Example, ...]] = (
         Example.on("Half of 48 is 24.\n#### 72", "48 + 24 = 72\n#### 72", 1.0, {}),
         Example.on("72", "It is 48 + 24, so \\boxed{\\$72.00}.", 1.0, {}),

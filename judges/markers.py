@@ -58,6 +58,7 @@ _SIMPLE = re.compile(r"[ ]?\$?(\d{1,15})")
 _EQUALS = re.compile(r"[=≈]")
 _OR = re.compile(r"\bor\b", re.IGNORECASE)
 _BOTH = re.compile(r"(?:\W|\b(?:and|to|maybe|perhaps|possibly|versus|vs)\b)*", re.IGNORECASE)
+_ASIDE = re.compile(r"(?<=\d)[^\d()\n=]{0,24}\([^()\n]*\)")
 _BRACE = re.compile(r"[{}]")
 _HEADING = re.compile(r"[*_ ]*[.):][*_]*\s+\S")
 
@@ -67,18 +68,28 @@ def last_marker(text: str, wanted: Sequence[Marker]) -> Found | None:
     near = max(text.rfind("####"), text.rfind("box"), text.rfind("nswer"), text.rfind("NSWER"))
     if near < 0:
         return None
-    return _last_from(text, max(0, near - 2), wanted) or _last_from(text, 0, wanted)
+    for start in range(near, max(-1, near - 3), -1):  # no later marker is possible, and this is nearly always the one
+        match = _MARKER.match(text, start)
+        found = None if match is None else _found(text, match, wanted)
+        if found is not None:
+            return found
+    return _last_of_all(text, wanted)
 
 
-def _last_from(text: str, start: int, wanted: Sequence[Marker]) -> Found | None:
-    """The last explicit answer whose marker begins at or after `start`."""
-    for match in reversed(list(_MARKER.finditer(text, start))):
-        kind: Marker = "####" if match["hashes"] else "phrase" if match["verb"] else "boxed"
-        answer = _READERS[kind](text, match) if kind in wanted else None
-        if answer is not None:
-            closed = text.startswith("}", answer.end - 1) or _CLOSED.search(text, answer.end) is not None
-            return Found(answer.value, answer.bare, kind, answer.why, answer.end, closed)
-    return None
+def _last_of_all(text: str, wanted: Sequence[Marker]) -> Found | None:
+    """The last explicit answer, all markers looked at."""
+    found = (_found(text, match, wanted) for match in reversed(list(_MARKER.finditer(text))))
+    return next(filter(None, found), None)
+
+
+def _found(text: str, match: re.Match[str], wanted: Sequence[Marker]) -> Found | None:
+    """The answer that one marker announces; None if it announces none or is not wanted."""
+    kind: Marker = "####" if match["hashes"] else "phrase" if match["verb"] else "boxed"
+    answer = _READERS[kind](text, match) if kind in wanted else None
+    if answer is None:
+        return None
+    closed = text.startswith("}", answer.end - 1) or _CLOSED.search(text, answer.end) is not None
+    return Found(answer.value, answer.bare, kind, answer.why, answer.end, closed)
 
 
 class _Answer(NamedTuple):
@@ -124,7 +135,7 @@ def _after_phrase(text: str, match: re.Match[str]) -> _Answer | None:
     payload = text[start:end]
     if _REFUSAL.match(payload):
         return _Answer(None, None, f"the answer is no number: {payload.strip()[:40]!r}", end)
-    if colon and len(find_numbers(payload)) != 1:
+    if colon and len(find_numbers(_without_asides(payload))) != 1:
         return None  # "Answer: she had 16 - 3 = 13 eggs …" announces working, not a result
     answer = _answer_in(payload, start)
     if answer is not None and "\n" in text[match.end() : start] and _HEADING.match(text, answer.end):
@@ -141,7 +152,7 @@ def _answer_in(payload: str, offset: int) -> _Answer | None:
     if simple is not None:
         value = int(simple[1])
         return _Answer(value, value, "", offset + simple.end(1))
-    equals = list(_EQUALS.finditer(payload))
+    equals = list(_EQUALS.finditer(_without_asides(payload)))
     begin = equals[-1].end() if equals and _LEAD.match(payload, equals[-1].end()) else 0
     if _LEAD.match(payload, begin) is None:
         return None
@@ -153,6 +164,11 @@ def _answer_in(payload: str, offset: int) -> _Answer | None:
     if len(numbers) > 1 and _undecided(stated, numbers):
         return _Answer(None, None, f"more than one answer: {stated.strip()[:40]!r}", end)
     return _Answer(numbers[0].value, numbers[0].bare, "", end)
+
+
+def _without_asides(payload: str) -> str:
+    """The payload with spaces for what follows a number in parentheses: "18 (9 + 9)", "18 dollars (in 2024)"."""
+    return _ASIDE.sub(lambda aside: " " * len(aside[0]), payload) if "(" in payload else payload
 
 
 def _undecided(stated: str, numbers: list[Number]) -> bool:
@@ -191,6 +207,16 @@ def _closing_brace(text: str, start: int) -> int | None:
         if depth == 0:
             return brace.start()
     return None
+
+
+def last_box(text: str) -> str | None:
+    """What is in the last `\\boxed{…}` of a text; empty if it is not closed, None if there is no box."""
+    start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
+    if start < 0:
+        return None
+    brace = text.index("{", start)
+    end = _closing_brace(text, brace)
+    return "" if end is None else text[brace + 1 : end]
 
 
 def closes(text: str, found: Found) -> bool:

@@ -76,7 +76,7 @@ def plain_text(text: str) -> str:
         if _HAS_WIDE.search(text):
             text = text.translate(_WIDE)
         text = _VULGAR.sub(lambda m: _vulgar(m[1], m[2]), text)
-    if "\\" in text or "{,}" in text:
+    if _HAS_LATEX.search(text):
         for pattern, plain in _LATEX:
             text = pattern.sub(plain, text)
     return text
@@ -85,6 +85,7 @@ def plain_text(text: str) -> str:
 _VULGAR = re.compile(r"(\d?)([¼-¾⅐-⅞↉])")
 _WIDE = {0xFF0C: ",", 0xFF0E: ".", 0xFF04: "$", 0xFF05: "%", 0xFF1A: ":", 0xFF1D: "=", 0x066A: "%"}
 _HAS_WIDE = re.compile(f"[{''.join(map(chr, _WIDE))}]")
+_HAS_LATEX = re.compile(r"\\(?!f?box)|\{,\}|√")
 _LATEX = [
     (re.compile(pattern), plain)
     for pattern, plain in [

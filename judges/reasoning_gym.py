@@ -1,7 +1,7 @@
 """Room judges, judge "reasoning-gym": the answer of a procedural task, checked by the task's own verifier.
 
-The prompt's columns are the task's entry (question, answer, metadata). reasoning_gym takes a second to import, so that
-happens at the first verdict, never when a config is read.
+The prompt's columns are the task's entry (question, answer, metadata). The verifiers are foreign code, so they run in
+child processes (isolated.py). reasoning_gym takes a second to import; that never happens when a config is read.
 """
 
 import re
@@ -29,7 +29,8 @@ from judges.text import checked_pattern
 class ReasoningGym(PointwiseJudge):
     """Extracts an answer and asks the task's verifier; the verifier's own score is kept in `parts`."""
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
+    isolated: ClassVar[bool] = True
 
     task: str
     """Name of the reasoning-gym task whose verifier decides, e.g. "chain_sum"."""
@@ -66,6 +67,9 @@ class ReasoningGym(PointwiseJudge):
         args = {"task": self.task, "fallback": "text", "threshold": self.threshold}
         right = [Example(prompt, answer, 1.0, args)] if isinstance(answer, str) and answer.strip() else []
         return [*right, Example(prompt, "-987654321", 0.0, args)]
+
+    def warm_up(self) -> None:
+        _dataset(self.task)
 
     def one(self, prompt: Prompt, response: Response) -> Verdict:
         if response.finish_reason != "stop":

@@ -9,10 +9,9 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import json
+import linecache
 import sys
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
@@ -21,17 +20,23 @@ from pydantic import BaseModel, ValidationError
 
 from judges.contract import Judge, JudgeError, PointwiseJudge, describe
 from judges.pairwise import PairwiseJudge
+from judges.versions import version_of
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 BUILT_IN = {
+    "combine": "judges.combine:Combine",
     "contains": "judges.text:Contains",
     "exact": "judges.text:Exact",
     "external": "judges.external:External",
+    "format": "judges.structure:Format",
     "gsm8k": "judges.gsm8k:GSM8K",
+    "length": "judges.length:Length",
     "llm-compare": "judges.llm_compare:LLMCompare",
     "llm-grade": "judges.llm_grade:LLMGrade",
+    "math": "judges.maths:Math",
+    "multiple-choice": "judges.choice:MultipleChoice",
     "number": "judges.text:Number",
     "reasoning-gym": "judges.reasoning_gym:ReasoningGym",
     "regex": "judges.text:Regex",
@@ -47,28 +52,11 @@ def build_judge(name: str, args: dict[str, Any], *, base_dir: Path | None = None
     A relative file path is looked up from `base_dir` (the config's folder; default the current directory).
     """
     kind = judge_class(name, base_dir=base_dir)
-    _version(kind)  # hashed now, so that editing the file during a run does not change what was run
+    version_of(kind)  # hashed now, so that editing the file during a run does not change what was run
     try:
         return kind(**args)
     except ValidationError as error:
         raise JudgeError(_wrong_arguments(name, kind, error)) from None
-
-
-def fingerprint(judge: Judge, name: str) -> dict[str, Any]:
-    """What makes two verdicts comparable: the judge's name, its version and all its arguments, defaults included.
-
-    The version is the class's own for a built-in, the sha256 of its source file for a custom judge, and that of all
-    sources of its package for an installed plug-in; a template's hash is part of it. Arguments that never change a
-    verdict are left out.
-    """
-    version = "+".join(filter(None, (_version(type(judge)), judge.content_version)))
-    return {"name": name, "version": version, "args": judge.model_dump(mode="json", exclude=set(judge.incidental))}
-
-
-def identity_of(judge: Judge) -> str:
-    """sha256 of the judge's fingerprint, the class's name standing for whatever name or path it was built by."""
-    known = fingerprint(judge, type(judge).__qualname__)
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def judge_class(name: str, *, base_dir: Path | None = None) -> type[Judge]:
@@ -172,26 +160,28 @@ def _load_file(name: str, where: str, base_dir: Path) -> ModuleType:
     key = hashlib.sha256(str(path.resolve()).encode() + b"\0" + source).hexdigest()[:16]
     module_name = f"prefloop_judge_{path.stem}_{key}"
     if module_name not in sys.modules:
-        _execute(name, path, source, module_name)
+        run_source(name, str(path), source, module_name)
     return sys.modules[module_name]
 
 
-def _execute(name: str, path: Path, source: bytes, module_name: str) -> None:
+def run_source(name: str, path: str, source: bytes, module_name: str) -> None:
     """Runs the source that was hashed (not what a bytecode cache may hold) as the module of that name."""
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    module.__dict__["__source_sha256__"] = hashlib.sha256(source).hexdigest()
+    module.__dict__["__source__"] = source
+    lines = source.decode("utf-8", "replace").splitlines(keepends=True)
+    linecache.cache[path] = (len(source), None, lines, path)  # pydantic and tracebacks quote what was loaded
     sys.modules[module_name] = module
     try:
-        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
+        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:
         del sys.modules[module_name]
         if not isinstance(error, (Exception, SystemExit)):
             raise
         alone = " A judge file stands alone: it imports installed packages, not its neighbours."
         raise JudgeError(
-            f"Judge {name!r}: running the file {path} failed: {describe(error, near=str(path))}."
+            f"Judge {name!r}: running the file {path} failed: {describe(error, near=path)}."
             f"{alone if isinstance(error, ImportError) else ''}"
         ) from error
 
@@ -210,6 +200,8 @@ def _checked(name: str, value: object) -> type[Judge]:
         )
     if issubclass(value, PairwiseJudge) and _same(value, "compare") and _same(value, "compare_all"):
         raise JudgeError(f"Judge {name!r}: the class {value.__name__} does not define compare (or compare_all).")
+    if issubclass(value, PointwiseJudge) and value.isolated and value.costly:
+        raise JudgeError(f"Judge {name!r}: the class {value.__name__} is both isolated and costly: choose one.")
     if inspect.isabstract(value):
         missing = ", ".join(sorted(getattr(value, "__abstractmethods__", ())))
         raise JudgeError(f"Judge {name!r}: the class {value.__name__} does not define {missing}.")
@@ -224,58 +216,17 @@ def _wrong_arguments(name: str, kind: type[Judge], error: ValidationError) -> st
     """Every problem pydantic found, and what the judge takes, as one paragraph."""
     problems = []
     for item in error.errors(include_url=False):
+        inner = item.get("ctx", {}).get("error")
+        if isinstance(inner, JudgeError):
+            return f"Judge {name!r}, made of others: {inner}"
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            near = did_you_mean(where, kind.model_fields).strip().removeprefix("D")
+            near = did_you_mean(where, kind.model_fields if len(item["loc"]) == 1 else ()).strip().removeprefix("D")
             problems.append(f"there is no argument {where!r}{f' (d{near})' if near else ''}")
         elif item["type"] == "missing":
             problems.append(f"the argument {where!r} is required")
         else:
-            message = item["msg"].removeprefix("Value error, ")
+            message = item["msg"].removeprefix("Value error, ").rstrip(".")
             about = (f"{where}: ", f", got {repr(item['input'])[:80]}") if where else ("", "")
             problems.append(f"{about[0]}{message[:1].lower()}{message[1:]}{about[1]}")
     return f"Judge {name!r} cannot be built: {'; '.join(problems)}. Its arguments: {describe_arguments(kind)}."
-
-
-@cache
-def _version(kind: type[Judge]) -> str:
-    """The versions of the classes a judge is made of: a hash for what is outside this room, a number inside it."""
-    versions = []
-    for part in kind.__mro__:
-        if issubclass(part, Judge) and part not in (Judge, PointwiseJudge):
-            inside = part.__module__.partition(".")[0] == __name__.partition(".")[0]
-            versions.append(part.version if inside else _source_hash(part))
-    return "+".join(dict.fromkeys(versions))
-
-
-def _source_hash(kind: type[Judge]) -> str:
-    """sha256 of the file that the class was loaded from, or of its whole package if that is an installed plug-in."""
-    module = sys.modules.get(kind.__module__)
-    known = getattr(module, "__source_sha256__", None)
-    if known is not None:
-        return str(known)
-    try:
-        package = _plugin_folder(kind)
-        if package is not None:
-            return _package_hash(package)
-        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
-    except (OSError, TypeError):
-        raise JudgeError(
-            f"Judge {kind.__name__}: its source file cannot be found, so its verdicts could not be told from those of "
-            f"another version. Keep the class in a file."
-        ) from None
-
-
-def _plugin_folder(kind: type[Judge]) -> Path | None:
-    """The folder of the package that the class is from, if that package offers judges by entry points."""
-    top = kind.__module__.partition(".")[0]
-    file = Path(getattr(sys.modules.get(top), "__file__", None) or "")
-    offers = any(point.module.partition(".")[0] == top for point in installed_plugins().values())
-    return file.parent if offers and file.name == "__init__.py" else None
-
-
-def _package_hash(folder: Path) -> str:
-    """sha256 over the paths and contents of all Python files of a package, wherever it is installed."""
-    sources = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.py")}
-    lines = [f"{name} {hashlib.sha256(content).hexdigest()}\n" for name, content in sorted(sources.items())]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -13,9 +13,10 @@ from judges.trial import Outcome, try_cases
 
 
 def self_test(judge: Judge) -> int:
-    """Runs the judge's known examples and returns how many there were; JudgeError at the first that comes out wrong,
-    or if something that the judge needs is missing."""
+    """Runs the known examples of the judge and of those that it is made of, and returns how many there were; JudgeError
+    at the first that comes out wrong, or if something that the judge needs is missing."""
     judge.ready()
+    inside = sum(self_test(member) for member in judge.members())
     examples = judge.known_examples()
     for example in examples:
         asked = judge if example.args is None else _with_arguments(judge, example)
@@ -24,7 +25,7 @@ def self_test(judge: Judge) -> int:
         verdict = judge_groups(asked, [group])[0][0]
         if not _as_expected(example, verdict):
             raise JudgeError(_complaint(judge, example, verdict))
-    return len(examples)
+    return inside + len(examples)
 
 
 def agree_with(judge: Judge, examples: Path, *, agreement: float, correct_at: float) -> int:

@@ -141,7 +141,7 @@ class Regex(PointwiseJudge):
 class Number(PointwiseJudge):
     """Right if the last number of the response is the target's number, within the tolerance; cut off is unparsable."""
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     examples: ClassVar[tuple[Example, ...]] = (
         Example.on("0.5", "It is 1/2.", 1.0, {}),
         Example.on("3.14", "about 3.1", 0.0, {}),

@@ -185,14 +185,29 @@ def _make_paths_absolute(raw: Raw) -> None:
         if path := changed.get("train.mix.path"):
             changed["train.mix.path"] = absolute(path)
     for judge in filter(None, (raw["judge"], (raw.get("eval") or {}).get("judge"))):
-        file, colon, attribute = judge["name"].rpartition(":")
-        if file.endswith(".py"):
-            judge["name"] = f"{absolute(file)}{colon}{attribute}"
+        judge["name"] = _absolute_judge(judge["name"])
         if judge.get("examples"):
             judge["examples"] = absolute(judge["examples"])
-        template = (judge.get("args") or {}).get("template")
-        if isinstance(template, str) and Path(template).expanduser().is_file():
-            judge["args"]["template"] = absolute(template)
+        _make_arguments_absolute(judge)
+
+
+def _make_arguments_absolute(judge: Raw) -> None:
+    """A template's file, and the files of a combination's judges; what is malformed is left to be refused."""
+    args = judge.get("args")
+    if not isinstance(args, dict):
+        return
+    template, parts = args.get("template"), args.get("parts")
+    if isinstance(template, str) and Path(template).expanduser().is_file():
+        args["template"] = absolute(template)
+    for part in parts if isinstance(parts, list) else ():
+        if isinstance(part, dict) and isinstance(part.get("judge"), str):
+            part["judge"] = _absolute_judge(part["judge"])
+            _make_arguments_absolute(part)
+
+
+def _absolute_judge(name: str) -> str:
+    file, colon, attribute = name.rpartition(":")
+    return f"{absolute(file)}{colon}{attribute}" if file.endswith(".py") else name
 
 
 def _mixes(raw: Raw) -> Iterator[Raw]:

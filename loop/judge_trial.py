@@ -11,8 +11,9 @@ from judges.contract import Judge
 from judges.handed import Handed, Usage
 from judges.labelled import read_cases
 from judges.report import report
-from judges.resolve import build_judge, fingerprint
+from judges.resolve import build_judge
 from judges.trial import Outcome, try_cases
+from judges.versions import fingerprint
 from loop.config_load import load_config
 from loop.config_yaml import parse_yaml
 from loop.display import Display

@@ -3,18 +3,23 @@
 Verdicts that cost money or minutes go through the run's verdict cache, which this process alone writes.
 """
 
+import gc
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from judges.contract import Group, Judge, Prompt, Response, Verdict, judge_groups
 from judges.handed import Generate, Handed, Usage
-from judges.resolve import build_judge, fingerprint
+from judges.resolve import build_judge
 from judges.selftest import agree_with, self_test
+from judges.versions import fingerprint
 from loop import tables
 from loop.config import JudgeConfig
 from loop.errors import UserError
@@ -71,15 +76,14 @@ class JudgeService:
     ) -> dict[str, Any]:
         """Judge one shard and write the verdicts; returns counts, seconds and how many calls the cache saved."""
         started = time.perf_counter()
-        groups = read_groups(task.responses, task.prompts)
         meter = Meter(report)
         self.judge.take(Handed(self.store, generate, weights, meter.note))
-        verdicts = judge_groups(self.judge, groups)
-        rows = verdict_rows(groups, verdicts, self.fingerprint)
-        counts = Counter(row["kind"] for row in rows)
-        self._check_errors(rows, counts, task)
+        with frozen_groups(task.responses, task.prompts) as groups:
+            verdicts = [verdict for row in judge_groups(self.judge, groups) for verdict in row]
+        counts: Counter[str] = Counter(verdict.kind for verdict in verdicts)
+        self._check_errors(verdicts, counts, task)
         notes = {"judge": self.fingerprint, **self._used(meter)}
-        write_file(task.path, tables.to_bytes(rows, tables.VERDICTS, notes), replace=False)
+        write_verdicts(task.path, groups, verdicts, notes)
         return {"counts": dict(counts), "judge": time.perf_counter() - started, "remembered": meter.remembered}
 
     def _used(self, meter: Meter) -> dict[str, dict[str, float]]:
@@ -89,14 +93,14 @@ class JudgeService:
         cost = self.judge.cost(meter.used)
         return {"used": asdict(meter.used) | ({} if cost is None else {"cost": cost})}
 
-    def _check_errors(self, rows: list[dict[str, Any]], counts: Counter[str], task: JudgeTask) -> None:
-        if counts["error"] > self.settings.max_error_share * len(rows):
-            first = next(row["why"] for row in rows if row["kind"] == "error")
+    def _check_errors(self, verdicts: list[Verdict], counts: Counter[str], task: JudgeTask) -> None:
+        if counts["error"] > self.settings.max_error_share * len(verdicts):
+            first = next(verdict.why for verdict in verdicts if verdict.kind == "error")
             raise UserError(
-                f"The judge {self.settings.name} failed on {counts['error']} of {len(rows)} responses of {task.name}, "
-                f"more than judge.max_error_share={self.settings.max_error_share:g} allows. The first error: {first}. "
-                "No verdict file of this shard was written and the responses are safe: mend the judge (or raise the "
-                "share) and run the same command; what was paid for is not paid for again."
+                f"The judge {self.settings.name} failed on {counts['error']} of {len(verdicts)} responses of "
+                f"{task.name}, more than judge.max_error_share={self.settings.max_error_share:g} allows. The first "
+                f"error: {first}. No verdict file of this shard was written and the responses are safe: mend the "
+                "judge (or raise the share) and run the same command; what was paid for is not paid for again."
             )
 
 
@@ -107,36 +111,53 @@ def test_with_examples(judge: Judge, settings: JudgeConfig, correct_at: float) -
     return agree_with(judge, Path(settings.examples), agreement=settings.examples_agreement, correct_at=correct_at)
 
 
-def verdict_rows(
-    groups: Sequence[Group], verdicts: Sequence[Sequence[Verdict]], judge: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """The verdicts as rows of their table, in the order of the responses."""
-    return [
-        _row(group.prompt.id, response.id, verdict, judge)
-        for group, row in zip(groups, verdicts, strict=True)
-        for response, verdict in zip(group.responses, row, strict=True)
-    ]
+@contextmanager
+def frozen_groups(responses: Path, prompts: tuple[PromptRow, ...]) -> Iterator[list[Group]]:
+    """The shard's groups, hidden from Python's cycle collector: they hold no cycles, and walking through all of them
+    again and again would cost as much as a fast judge."""
+    gc.disable()
+    try:
+        groups = read_groups(responses, prompts)
+        gc.freeze()
+    finally:
+        gc.enable()
+    try:
+        yield groups
+    finally:
+        gc.unfreeze()
 
 
 def read_groups(responses: Path, prompts: tuple[PromptRow, ...]) -> list[Group]:
     """The shard's responses as the judge contract wants them, in the order of the shard."""
     by_id = {row.id: Prompt(row.id, tuple(row.messages), row.target, row.columns) for row in prompts}
+    table = tables.read(responses, ["prompt_id", "response_id", "text", "finish_reason"])
+    of_prompt, *rest = (table.column(name).to_pylist() for name in table.column_names)
     grouped: dict[str, list[Response]] = {}
-    for row in tables.read(responses, ["prompt_id", "response_id", "text", "finish_reason"]).to_pylist():
-        grouped.setdefault(row["prompt_id"], []).append(Response(row["response_id"], row["text"], row["finish_reason"]))
+    for prompt_id, response in zip(of_prompt, map(Response, *rest), strict=True):
+        grouped.setdefault(prompt_id, []).append(response)
     return [Group(by_id[prompt_id], tuple(members)) for prompt_id, members in grouped.items()]
 
 
-def _row(prompt_id: str, response_id: str, verdict: Verdict, judge: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "prompt_id": prompt_id,
-        "response_id": response_id,
-        "judge": judge["name"],
-        "version": judge["version"],
-        "kind": verdict.kind,
-        "score": verdict.score,
-        "extracted": verdict.extracted,
-        "why": verdict.why,
-        "well_formed": verdict.well_formed,
-        "parts": json.dumps(verdict.parts, sort_keys=True),
+def write_verdicts(
+    path: Path, groups: list[Group], verdicts: list[Verdict], notes: dict[str, Any], *, replace: bool = False
+) -> None:
+    """The verdicts, in the order of the groups' responses, as a file; `notes` holds the judge's fingerprint."""
+    table = verdict_table(groups, verdicts, notes["judge"])
+    write_file(path, tables.table_bytes(tables.noted(table, notes)), replace=replace)
+
+
+def verdict_table(groups: list[Group], verdicts: list[Verdict], judge: dict[str, Any]) -> pa.Table:
+    """The verdicts as a table, in the order of the groups' responses; column by column, as rows of dicts are slow."""
+    columns = {
+        "prompt_id": [group.prompt.id for group in groups for _ in group.responses],
+        "response_id": [response.id for group in groups for response in group.responses],
+        "judge": pa.repeat(judge["name"], len(verdicts)),
+        "version": pa.repeat(judge["version"], len(verdicts)),
+        "kind": [verdict.kind for verdict in verdicts],
+        "score": [verdict.score for verdict in verdicts],
+        "extracted": [verdict.extracted for verdict in verdicts],
+        "why": [verdict.why for verdict in verdicts],
+        "well_formed": [verdict.well_formed for verdict in verdicts],
+        "parts": [json.dumps(verdict.parts, sort_keys=True) if verdict.parts else "{}" for verdict in verdicts],
     }
+    return pa.table(columns, schema=tables.VERDICTS)

@@ -6,15 +6,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from judges.contract import Group, judge_groups
+from judges.contract import judge_groups
 from judges.external import External, Item, read_labels
 from judges.label_page import label_page
 from judges.resolve import build_judge
-from loop import tables
 from loop.context import Campaign
 from loop.crew import Shard
 from loop.errors import UserError, WaitingForPeople
-from loop.judging import read_groups, verdict_rows
+from loop.judging import read_groups, write_verdicts
 from loop.runfolder import StageFolder, sha256_of, write_file
 
 
@@ -35,7 +34,9 @@ def label_by_people(campaign: Campaign, k: int, shards: Sequence[Shard]) -> str 
         campaign.run.event("waiting_for_people", iteration=k, to_label=len(sheet), labelled=len(labels))
         raise WaitingForPeople(_what_to_do(judge, folder, len(sheet), len(labels)))
     for shard, part in zip(shards, groups, strict=True):
-        write_verdicts(campaign, shard.verdicts, part, judge.labelled(labels))
+        verdicts = [verdict for row in judge_groups(judge.labelled(labels), part) for verdict in row]
+        notes = {"judge": campaign.judge}
+        write_verdicts(shard.verdicts, part, verdicts, notes, replace=True)  # labels may have changed
     return hashlib.sha256(found).hexdigest() if found is not None else None
 
 
@@ -45,12 +46,6 @@ def write_sheet(judge: External, sheet: Sequence[Item], folder: StageFolder, *, 
     write_file(folder.to_label, lines.encode("utf-8", "surrogatepass"))
     page = label_page(judge, sheet, title=title, put=str(folder.labels.absolute()))
     write_file(folder.label_page, page.encode("utf-8"))
-
-
-def write_verdicts(campaign: Campaign, path: Path, groups: Sequence[Group], judge: External) -> None:
-    """The verdicts of one shard; labels may have changed since an interrupted start, so it is always written anew."""
-    rows = verdict_rows(groups, judge_groups(judge, groups), campaign.judge)
-    write_file(path, tables.to_bytes(rows, tables.VERDICTS, {"judge": campaign.judge}))
 
 
 def labels_of(folder: StageFolder) -> str | None:

@@ -3,6 +3,7 @@
 With `check` the libraries are imported, the judge is built and runs its own examples, and the data is opened.
 """
 
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -33,10 +34,10 @@ def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> dict[str,
         "iterations": [iteration_plan(loaded, k) for k in range(1, loaded.iterations + 1)],
     }
     two = config.eval_judge != config.judge
-    if judge is not None and judge.costly:
-        plan["judge_calls"] = judge_calls(loaded, judge, evaluates=not two)
-    if two and eval_judge is not None and eval_judge.costly:
-        plan["eval_judge_calls"] = judge_calls(loaded, eval_judge, trains=False)
+    if judge is not None and (paid := [*judge.paid_for()]):
+        plan["judge_calls"] = [judge_calls(loaded, one, evaluates=not two) for one in paid]
+    if two and eval_judge is not None and (paid := [*eval_judge.paid_for()]):
+        plan["eval_judge_calls"] = [judge_calls(loaded, one, trains=False) for one in paid]
     return plan | ({"checked": check_for_real(config)} if check else {})
 
 
@@ -145,7 +146,7 @@ def where_it_resumes(run: RunFolder, loaded: LoadedConfig) -> str:
     from loop.config_yaml import parse_yaml
 
     before = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
-    changes = "; ".join(f"{key}: {old!r} → {new!r}" for key, old, new in diff(before, loaded.raw))
+    changes = "; ".join(f"{key}: {json.dumps(old)} → {json.dumps(new)}" for key, old, new in diff(before, loaded.raw))
     told = f" with changed settings ({changes}), which it refuses if they invalidate finished work" if changes else ""
     if run.stage(0, "eval").manifest() is None:
         return f"it continues with the base model's evaluation{told}"
@@ -210,11 +211,11 @@ def print_plan(plan: dict[str, Any]) -> None:
     print(f"prompts  {plan['prompts']}")
     print(f"judge    {judge_in_words(plan['judge'])}")
     if "judge_calls" in plan:
-        print(f"         {calls_in_words(plan['judge_calls'])}")
+        print(*(f"         {calls_in_words(asked)}" for asked in plan["judge_calls"]), sep="\n")
     if plan["eval_judge"] != plan["judge"]:
         print(f"         in the evaluation {judge_in_words(plan['eval_judge'])}")
     if "eval_judge_calls" in plan:
-        print(f"         {calls_in_words(plan['eval_judge_calls'])}")
+        print(*(f"         {calls_in_words(asked)}" for asked in plan["eval_judge_calls"]), sep="\n")
     print(f"eval     {plan['evaluation']}")
     for it in plan["iterations"]:
         sizes = (

@@ -60,8 +60,12 @@ PAIRS = pa.schema(
 def to_bytes(rows: Sequence[dict[str, Any]], schema: pa.Schema, notes: dict[str, Any]) -> bytes:
     """The rows as a Parquet file (zstd, page checksums); `notes` travel in its metadata. Equal input gives equal
     bytes."""
-    table = pa.Table.from_pylist(list(rows), schema=schema)
-    return table_bytes(table.replace_schema_metadata({"prefloop": json.dumps(notes, sort_keys=True)}))
+    return table_bytes(noted(pa.Table.from_pylist(list(rows), schema=schema), notes))
+
+
+def noted(table: pa.Table, notes: dict[str, Any]) -> pa.Table:
+    """The table with `notes` in its metadata."""
+    return table.replace_schema_metadata({"prefloop": json.dumps(notes, sort_keys=True)})
 
 
 def table_bytes(table: pa.Table) -> bytes:

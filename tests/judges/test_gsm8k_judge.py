@@ -1,6 +1,7 @@
 """The GSM8K judge on real gold answers and on the forms in which models write, garble, hide and cut off an answer."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -9,275 +10,7 @@ import pytest
 from judges import Group, JudgeError, Prompt, Response, Verdict, build_judge, judge_groups, self_test
 from judges.contract import Judge
 from judges.numerals import parse_number
-
-RIGHT, WRONG, UNPARSABLE = "right", "wrong", "unparsable"
-
-# (what the model wrote, the target, the outcome); all of them finished by themselves ("stop")
-FORMS = [
-    # --- the number and its clothes
-    ("#### 18", "18", RIGHT),
-    ("####18", "18", RIGHT),
-    ("####  18  ", "18", RIGHT),
-    ("####\n18", "18", RIGHT),
-    ("##### 18", "18", RIGHT),
-    ("She sells 9.\n#### 18\n", "18", RIGHT),
-    ("#### 18.", "18", RIGHT),
-    ("#### 18.00", "18", RIGHT),
-    ("#### 18.0 dollars", "18", RIGHT),
-    ("#### 018", "18", RIGHT),
-    ("#### +18", "18", RIGHT),
-    ("#### $18", "18", RIGHT),
-    ("#### $ 18", "18", RIGHT),
-    ("#### $18.00", "18", RIGHT),
-    ("#### \\$18", "18", RIGHT),
-    ("#### €18", "18", RIGHT),
-    ("#### USD 18", "18", RIGHT),
-    ("#### USD18", "18", RIGHT),
-    ("#### 18 USD", "18", RIGHT),
-    ("#### Rs. 18", "18", RIGHT),
-    ("#### 18%", "18", RIGHT),
-    ("#### 18 %", "18", RIGHT),
-    ("#### 18\\%", "18", RIGHT),
-    ("#### 18 dollars", "18", RIGHT),
-    ("#### 18 eggs.", "18", RIGHT),
-    ("#### 18km", "18", RIGHT),
-    ("#### 18 km/h", "18", RIGHT),
-    ("#### 18 m^2", "18", RIGHT),
-    ("#### 18 m²", "18", RIGHT),
-    ("#### 18 (eighteen)", "18", RIGHT),
-    ("#### 18!", "18", RIGHT),
-    ("#### **18**", "18", RIGHT),
-    ("#### *18*", "18", RIGHT),
-    ("#### `18`", "18", RIGHT),
-    ("#### __18__", "18", RIGHT),
-    ("#### [18]", "18", RIGHT),
-    ("#### (18)", "18", RIGHT),
-    ('#### "18"', "18", RIGHT),
-    ("#### = 18", "18", RIGHT),
-    ("#### x = 18", "18", RIGHT),
-    ("#### 9 * 2 = 18", "18", RIGHT),
-    ("#### about 18", "18", RIGHT),
-    ("#### 18 dollars for 3 days", "18", RIGHT),
-    ("#### Answer: 18", "18", RIGHT),
-    ("#### The answer is 18", "18", RIGHT),
-    ("#### 19", "18", WRONG),
-    ("#### 181", "18", WRONG),
-    ("#### 1", "18", WRONG),
-    ("#### 18.5", "18", WRONG),
-    ("#### 18.001", "18", WRONG),
-    ("#### 0.18", "18", WRONG),
-    ("#### 1.8", "18", WRONG),
-    # --- thousands, decimals, fractions, scales
-    ("#### 1,234", "1234", RIGHT),
-    ("#### 1234", "1,234", RIGHT),
-    ("#### 1,234.00", "1234", RIGHT),
-    ("#### 1 234", "1234", RIGHT),
-    ("#### 1 234", "1", WRONG),
-    ("#### 1 234", "234", WRONG),
-    ("#### 1\u00a0234", "1234", RIGHT),
-    ("#### 1\u202f234", "1234", RIGHT),
-    ("#### 1'234", "1234", RIGHT),
-    ("#### 1_234", "1234", RIGHT),
-    ("#### 1{,}234", "1234", RIGHT),
-    ("#### 1\\,234", "1234", RIGHT),
-    ("#### 1,\\!234", "1234", RIGHT),
-    ("#### 1.234.567", "1234567", RIGHT),
-    ("#### 1,234,567", "1234567", RIGHT),
-    ("#### 12,34,567", "1234567", RIGHT),
-    ("#### 1.234,50", "1234.5", RIGHT),
-    ("#### 1.234", "1234", WRONG),
-    ("#### 1,23,4", "1234", UNPARSABLE),
-    ("#### 18,50", "18.5", RIGHT),
-    ("#### .5", "0.5", RIGHT),
-    ("#### 1/2", "0.5", RIGHT),
-    ("#### 36/2", "18", RIGHT),
-    ("#### ½", "0.5", RIGHT),
-    ("#### 2½", "2.5", RIGHT),
-    ("#### 2 1/2", "2.5", RIGHT),
-    ("#### \\frac{1}{2}", "0.5", RIGHT),
-    ("#### 18/0", "18", UNPARSABLE),
-    ("#### 5k", "5000", RIGHT),
-    ("#### $4 million", "4", RIGHT),
-    ("#### $4 million", "4000", WRONG),
-    ("#### 300 M&M's", "300", RIGHT),
-    ("#### $2 million", "2000000", RIGHT),
-    ("#### 2.5 thousand", "2500", RIGHT),
-    ("#### 1.8e1", "18", RIGHT),
-    ("#### 1.8 × 10^1", "18", RIGHT),
-    ("#### 10^2", "10", UNPARSABLE),
-    ("#### 5²", "5", UNPARSABLE),
-    ("#### 3√2", "3", UNPARSABLE),
-    ("#### 18\\pi", "18", UNPARSABLE),
-    # --- negative numbers
-    ("#### -7", "-7", RIGHT),
-    ("#### −7", "-7", RIGHT),
-    ("#### –7", "-7", RIGHT),
-    ("#### - 7", "-7", RIGHT),
-    ("#### -$7", "-7", RIGHT),
-    ("#### $-7", "-7", RIGHT),
-    ("#### negative 7", "-7", RIGHT),
-    ("#### minus 7", "-7", RIGHT),
-    ("#### -7", "7", WRONG),
-    ("#### 7", "-7", WRONG),
-    ("He owes 7, so x = -7", "-7", RIGHT),
-    ("He owes 7, so x = - 7", "7", WRONG),
-    ("- 7 apples are left", "7", RIGHT),
-    # --- other scripts' digits
-    ("#### १८", "18", RIGHT),
-    ("#### ١٨", "18", RIGHT),
-    ("#### １８", "18", RIGHT),
-    ("#### ١٬٢٣٤٫٥", "1234.5", RIGHT),
-    ("答案是18元。", "18", RIGHT),
-    ("答案是１，２３４元。", "1234", RIGHT),
-    ("#### 十八", "18", UNPARSABLE),
-    ("#### eighteen", "18", UNPARSABLE),
-    ("#### H₁₈", "18", UNPARSABLE),
-    # --- boxes
-    ("\\boxed{18}", "18", RIGHT),
-    ("$\\boxed{18}$", "18", RIGHT),
-    ("\\[ \\boxed{18} \\]", "18", RIGHT),
-    ("\\boxed{\\$18}", "18", RIGHT),
-    ("\\boxed{18\\%}", "18", RIGHT),
-    ("\\boxed{18 \\text{ dollars}}", "18", RIGHT),
-    ("\\boxed{\\text{18 dollars}}", "18", RIGHT),
-    ("\\boxed{\\textbf{18}}", "18", RIGHT),
-    ("\\boxed{1,\\!234}", "1234", RIGHT),
-    ("\\boxed{1{,}234}", "1234", RIGHT),
-    ("\\boxed{\\frac{36}{2}}", "18", RIGHT),
-    ("\\boxed{\\dfrac{1}{2}}", "0.5", RIGHT),
-    ("\\boxed{-\\frac{1}{2}}", "-0.5", RIGHT),
-    ("\\boxed{2\\frac{1}{2}}", "2.5", RIGHT),
-    ("\\boxed{x = 18}", "18", RIGHT),
-    ("\\boxed{9 \\times 2 = 18}", "18", RIGHT),
-    ("\\fbox{18}", "18", RIGHT),
-    ("\\boxed 18", "18", RIGHT),
-    ("The answer is $\\boxed{18}$.", "18", RIGHT),
-    ("\\boxed{19} since 9*2 = 18", "18", WRONG),
-    ("\\boxed{9 \\times 2}", "9", UNPARSABLE),
-    ("\\boxed{3\\sqrt{2}}", "3", UNPARSABLE),
-    ("\\boxed{18, 20}", "18", UNPARSABLE),
-    ("\\boxed{(18, 20)}", "20", UNPARSABLE),
-    ("\\boxed{}", "18", UNPARSABLE),
-    ("18 \\boxed{}", "18", UNPARSABLE),
-    ("so 18, \\boxed{\\text{no answer}}", "18", UNPARSABLE),
-    ("so 18, \\boxed{18", "18", UNPARSABLE),
-    # --- phrases
-    ("The answer is 18.", "18", RIGHT),
-    ("the answer is: 18", "18", RIGHT),
-    ("The answer is:\n\n18", "18", RIGHT),
-    ("The final answer is **18**.", "18", RIGHT),
-    ("The answer is **$18.00**.", "18", RIGHT),
-    ("**Answer:** 18", "18", RIGHT),
-    ("**Final Answer**: $18", "18", RIGHT),
-    ("Answer: 18 dollars", "18", RIGHT),
-    ("ANSWER: 18", "18", RIGHT),
-    ("Answer = 18", "18", RIGHT),
-    ("The answer to the question is 18.", "18", RIGHT),
-    ("The answer should be 18.", "18", RIGHT),
-    ("So the answer is 9 * 2 = 18.", "18", RIGHT),
-    ("The answer is 18 dollars per day, for 7 days a week.", "18", RIGHT),
-    ("The answer is 18 (9 + 9).", "18", RIGHT),
-    ("The answer is 18. That was problem 5 of 20.", "18", RIGHT),
-    ("The answer is 18. Paid in 2024.", "18", RIGHT),
-    ("The answer is not 18.", "18", UNPARSABLE),
-    ("The answer is unknown, maybe 18.", "18", UNPARSABLE),
-    ("The answer is 18 or 20.", "18", UNPARSABLE),
-    ("The answer is 18 or 20.", "20", UNPARSABLE),
-    ("The answer is 18 dollars or 20 dollars.", "18", UNPARSABLE),
-    ("The answer is between 18 and 20.", "20", UNPARSABLE),
-    ("The answer is 18-20.", "18", UNPARSABLE),
-    ("The answer is 18, 20.", "18", UNPARSABLE),
-    ("The answer is 3 * 6.", "3", UNPARSABLE),
-    ("The answer is 16 - 3.", "16", UNPARSABLE),
-    ("The answer is 3:30.", "3", UNPARSABLE),
-    ("Answer: She has 16 - 3 = 13 eggs. 13 - 4 = 9. She makes 9 * 2 = 18.", "18", RIGHT),
-    ("Answer: She has 16 - 3 = 13 eggs. 13 - 4 = 9. She makes 9 * 2 = 18.", "13", WRONG),
-    ("Answer:\n1. She buys eggs.\n2. She makes 9 * 2 = 18", "18", RIGHT),
-    ("The answer is:\n\n1. She buys eggs.\n2. She makes 9 * 2 = 18", "1", WRONG),
-    ("The answer is therefore $18$.", "18", RIGHT),
-    ("The final answer is $18$. I hope it is correct.", "18", RIGHT),
-    ("The answer is eighteen (18).", "18", RIGHT),
-    ("Answer: 18\n\nExplanation: 16 - 7 = 9 and 9 * 2 = 18, from 3 hens", "18", RIGHT),
-    ("<answer>18</answer>", "18", RIGHT),
-    # --- two answers, doubt, order
-    ("#### 20\n#### 18", "18", RIGHT),
-    ("#### 18\n#### 20", "18", WRONG),
-    ("#### 18 or 20", "18", UNPARSABLE),
-    ("#### 18 (or 20)", "18", UNPARSABLE),
-    ("#### 18 and 20", "20", UNPARSABLE),
-    ("#### 18 20", "20", UNPARSABLE),
-    ("\\boxed{20}\n#### 18", "18", RIGHT),
-    ("#### 18\n\\boxed{20}", "18", WRONG),
-    ("The answer is 20. No wait, the answer is 18.", "18", RIGHT),
-    ("The answer is 18. No wait, the answer is 20.", "18", WRONG),
-    ("#### 18\nHmm, is it 20? I am not sure.", "18", RIGHT),
-    ("It is 18. No, 20.", "18", WRONG),
-    ("It is either 18 or 20", "20", UNPARSABLE),
-    ("#### 18\n\nQuestion: what is 2 + 2?\n#### 4", "18", WRONG),
-    # --- no marker: the last number
-    ("18", "18", RIGHT),
-    ("She makes 9 * 2 = $<<9*2=18>>18 every day.", "18", RIGHT),
-    ("She makes 9 * 2 = 18 dollars.", "18", RIGHT),
-    ("9 × 2 = 18", "18", RIGHT),
-    ("She makes $18 every day.\n\nI hope this helps!", "18", RIGHT),
-    ("Step 3: 18", "18", RIGHT),
-    ("She makes $18 in 2024.", "18", WRONG),
-    ("She makes $18 every day, 7 days a week.", "18", WRONG),
-    ("9 * 2 = 18, so she keeps 20.", "18", WRONG),
-    ("First 18 eggs, then 4 more.", "18", WRONG),
-    ("She makes 9 * 2", "2", UNPARSABLE),
-    ("It is 16 - 3", "3", UNPARSABLE),
-    ("They meet at 3:30", "30", UNPARSABLE),
-    ("They meet at 3:00 pm", "3", RIGHT),
-    ("180 rings, or 180 years", "180", RIGHT),
-    ("on 5/12/2024", "2024", UNPARSABLE),
-    ("from 3-5", "5", UNPARSABLE),
-    ("COVID-19", "-19", WRONG),
-    # --- Markdown headings are not answers
-    ("#### Step 1\n9 * 2 = 18", "18", RIGHT),
-    ("#### Step 18\n9 * 2 = 20", "18", WRONG),
-    ("#### 1. Eggs left\n16 - 7 = 9\n#### 2. Money\n9 * 2 = 18", "18", RIGHT),
-    ("#### 18\n#### Explanation\n9 each, twice", "18", RIGHT),
-    # --- no answer at all
-    ("", "18", UNPARSABLE),
-    ("   \n\t ", "18", UNPARSABLE),
-    ("I do not know.", "18", UNPARSABLE),
-    ("no answer", "18", UNPARSABLE),
-    ("9 * 2 = 18\n#### no answer", "18", UNPARSABLE),
-    ("9 * 2 = 18\n#### None", "18", UNPARSABLE),
-    ("9 * 2 = 18\n#### N/A", "18", UNPARSABLE),
-    ("9 * 2 = 18\n#### ?", "18", UNPARSABLE),
-    ("9 * 2 = 18\n####", "18", UNPARSABLE),
-    ("####", "18", UNPARSABLE),
-    ("#### ", "18", UNPARSABLE),
-    ("#### $", "18", UNPARSABLE),
-    ("#### -", "18", UNPARSABLE),
-    ("#### NaN", "18", UNPARSABLE),
-    ("#### infinity", "18", UNPARSABLE),
-    ("x2 and H2O", "2", UNPARSABLE),
-    ("1" * 5000, "1", UNPARSABLE),
-    ("#### " + "9" * 5000, "9", UNPARSABLE),
-    ("#### 1e999999999", "1", UNPARSABLE),
-]
-
-# the same, cut off at the token limit ("length")
-CUT_OFF = [
-    ("#### 18", "18", UNPARSABLE),  # may have been 180 on its way
-    ("#### 18.", "18", UNPARSABLE),  # may have been 18.5
-    ("#### 18 ", "18", UNPARSABLE),  # the line has not ended: may have been "18 or 20"
-    ("#### ", "18", UNPARSABLE),
-    ("9 * 2 = 18", "18", UNPARSABLE),
-    ("9 * 2 = 18. Then", "18", UNPARSABLE),
-    ("The answer is 18", "18", UNPARSABLE),
-    ("\\boxed{18", "18", UNPARSABLE),
-    ("\\boxed{18}", "18", RIGHT),
-    ("The answer is \\boxed{18}. Now", "18", RIGHT),
-    ("The answer is 18. Now", "18", RIGHT),
-    ("#### 18\nQuestion: If", "18", RIGHT),
-    ("#### 20\nQuestion: If", "18", WRONG),
-    ("#### 20\n#### 18", "20", UNPARSABLE),
-    ("", "18", UNPARSABLE),
-]
+from tests.judges.gsm8k_forms import CUT_OFF, FORMS, RIGHT, UNPARSABLE, WRONG
 
 EMBEDDED_GOLD = [
     "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nAltogether 48+24 = <<48+24=72>>72.\n#### 72",
@@ -312,27 +45,59 @@ def test_a_cut_off_answer_is_never_right_by_accident(text: str, target: str, exp
     assert verdict.well_formed is False
 
 
-def gold_answers() -> list[str]:
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "gsm8k"
+def gsm8k() -> list[str]:
+    """The 8,792 worked solutions of GSM8K, from $PREFLOOP_GSM8K or from shared/data/gsm8k beside the checkout."""
+    beside = Path(__file__).resolve().parents[3] / "shared" / "data" / "gsm8k"
+    folder = Path(os.environ.get("PREFLOOP_GSM8K", beside))
     files = [folder / "train.jsonl", folder / "test.jsonl"]
     if not all(file.exists() for file in files):
-        return EMBEDDED_GOLD
+        pytest.skip(f"GSM8K's train.jsonl and test.jsonl are not in {folder}; name their folder in PREFLOOP_GSM8K")
     return [json.loads(line)["answer"] for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def test_every_gold_answer_is_right_and_every_perturbed_one_wrong() -> None:
+def check_gold(answers: list[str]) -> None:
+    """Every answer is right in every form, and every answer near it is wrong: read, and told apart from unparsable."""
     judge = build_judge("gsm8k", {})
-    for answer in gold_answers():
-        working, _, gold = answer.rpartition("####")
-        value = parse_number(gold)
-        assert value is not None
-        right = [answer, gold, f"{working}\\boxed{{{gold.strip()}}}", f"{working}The answer is ${gold.strip()}.00."]
-        wrong = [f"{working}#### {value + 1}", f"{working}#### {-value - 1}", f"{working}#### {gold.strip()}.5"]
-        wrong += [f"{working}The answer is {value}1.", f"{working}\\boxed{{{value}/7}}"] if value else []
-        for text, score in [(t, 1.0) for t in right] + [(t, 0.0) for t in wrong]:
-            verdict = judged(text, answer, judge=judge)
-            assert (verdict.score, verdict.well_formed is not None) == (score, True), (text, verdict)
-            assert verdict.extracted is not None, (text, verdict)
+    groups, expected = [], []
+    for number, answer in enumerate(answers):
+        forms = perturbed(answer)
+        responses = tuple(Response(f"{number}/{index}", text, "stop") for index, (text, _) in enumerate(forms))
+        groups.append(Group(Prompt(str(number), (), answer, {}), responses))
+        expected.append([score for _, score in forms])
+    for group, row, scores in zip(groups, judge_groups(judge, groups), expected, strict=True):
+        for response, verdict, score in zip(group.responses, row, scores, strict=True):
+            assert (verdict.kind, verdict.score) == ("score", score), (response.text, verdict)
+            assert verdict.extracted is not None, (response.text, verdict)
+            assert verdict.well_formed is not None
+
+
+def perturbed(answer: str) -> list[tuple[str, float]]:
+    """The gold solution in several forms (1.0), and solutions with another number in the gold one's place (0.0)."""
+    working, _, gold = answer.rpartition("####")
+    gold, value = gold.strip(), parse_number(gold)
+    assert value is not None
+    right = [answer, gold, f"{working}\\boxed{{{gold}}}", f"{working}The answer is ${gold}.00."]
+    wrong = [f"{working}#### {value + 1}", f"{working}#### {-value - 1}", f"{working}#### {gold}.5"]
+    if value:
+        wrong += [f"{working}The answer is {value}1.", f"{working}\\boxed{{{value}/7}}", f"{answer}\n#### {value * 10}"]
+    return [(text, 1.0) for text in right] + [(text, 0.0) for text in wrong]
+
+
+def test_a_few_gold_answers_are_right_and_what_is_near_them_wrong() -> None:
+    check_gold(EMBEDDED_GOLD)
+
+
+def test_every_gold_answer_of_gsm8k_is_right_and_every_perturbed_one_wrong() -> None:
+    answers = gsm8k()
+    assert len(answers) == 8_792
+    check_gold(answers)
+
+
+def test_there_are_enough_forms_and_each_is_listed_once() -> None:
+    assert len(FORMS) + len(CUT_OFF) >= 350
+    assert len({form[:2] for form in FORMS}) == len(FORMS)
+    assert len({form[:2] for form in CUT_OFF}) == len(CUT_OFF)
+    assert {form[2] for form in CUT_OFF} == {form[2] for form in FORMS} == {RIGHT, WRONG, UNPARSABLE}
 
 
 def test_well_formed_is_a_marker_that_closes_a_finished_response() -> None:

@@ -1,4 +1,4 @@
-"""What docs/judges.md shows is true: its custom judge works as printed, and it names every argument there is."""
+"""What docs/judges.md shows is true: its own judges work as printed, and it names every argument there is."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "docs"
 DOCS = (FOLDER / "judges.md").read_text(encoding="utf-8")
 LLM_DOCS = (FOLDER / "llm-judges.md").read_text(encoding="utf-8")
 CUSTOM, COMPARING = (part.partition("```")[0] for part in DOCS.split("```python\n")[1:3])
+ISOLATED = DOCS.partition("## Foreign code")[2].partition("```python\n")[2].partition("```")[0]
 
 
 def test_the_custom_judge_of_the_guide_works_and_is_short(tmp_path: Path) -> None:
@@ -26,6 +27,15 @@ def test_the_custom_judge_of_the_guide_works_and_is_short(tmp_path: Path) -> Non
     verdicts = judge_groups(judge, [group, unknown])
     assert [v.score for v in verdicts[0]] == [1.0, 0.0, 0.0]
     assert verdicts[1][0].kind == "abstain"
+
+
+def test_the_isolated_judge_of_the_guide_works(tmp_path: Path) -> None:
+    (tmp_path / "runs.py").write_text("from judges import *\n" + ISOLATED, encoding="utf-8")
+    judge = build_judge("runs.py:Runs", {}, base_dir=tmp_path)
+    texts = ["answer = 9 * 2", "answer = 9", "answer =", "import os; os._exit(1)"]
+    responses = tuple(Response(str(index), text, "stop") for index, text in enumerate(texts))
+    verdicts = judge_groups(judge, [Group(Prompt("p", (), "18", {}), responses)])[0]
+    assert [v.score for v in verdicts] == [1.0, 0.0, None, None]
 
 
 def test_the_guide_names_every_built_in_and_every_argument() -> None:

@@ -195,6 +195,29 @@ def test_a_known_verdict_is_not_asked_for_again_and_an_error_is(server: LLMServe
     assert len(server.answered) == sum(server.answered.values()) == 18
 
 
+def test_a_paid_part_of_a_combination_is_kept_and_charged_like_a_judge_of_its_own(server: LLMServer) -> None:
+    graded = {
+        "base_url": server.base_url,
+        "model": "m",
+        **FAST,
+        "budget": {"prompt_price": 1.0, "completion_price": 1.0},
+    }
+    args = {
+        "parts": [{"judge": "length", "args": {"most": 999}, "weight": 2.0}, {"judge": "llm-grade", "args": graded}]
+    }
+    store, notes = InMemory(), []
+    for _ in range(2):
+        judge = build_judge("combine", args)
+        judge.take(Handed(store, told=lambda usage, known: notes.append((usage, known))))
+        assert [[v.score for v in row] for row in judge_groups(judge, GROUPS)] == [[3.0, 4.0, 6.0]] * 6
+    assert len(server.answered) == sum(server.answered.values()) == 18
+    assert [known for _, known in notes] == [False] * 18 + [True] * 18
+    assert judge.cost(Usage(2, 500_000, 500_000)) == 1.0
+    assert judge.needs == frozenset()
+    own = {"parts": [{"judge": "exact"}, {"judge": "llm-grade", "args": {"engine": "policy"}}]}
+    assert build_judge("combine", own).needs == {"generate"}
+
+
 def test_equal_questions_are_asked_once(server: LLMServer) -> None:
     same = Group(GROUPS[0].prompt, (GROUPS[0].responses[2],) * 3)
     assert [v.score for v in judged(server, groups=[same])[0]] == [4.0] * 3

@@ -109,7 +109,7 @@ def test_plan_says_where_a_run_would_go_on_and_touches_nothing(cli: Cli, run: Pa
     assert planned["resume"] == "it continues in iteration 2 at stage train"
     assert planned["engine"] == "transformers"
     assert [it["responses"] for it in planned["iterations"]] == [64, 64]
-    assert "train.beta: 0.1 → 0.2" in cli("plan", config, "train.beta=0.2").out
+    assert "train.beta: null → 0.2" in cli("plan", config, "train.beta=0.2").out
     assert times(run) == before
 
 

@@ -79,7 +79,7 @@ def test_a_list_for_a_list_typed_key_is_its_value_and_no_schedule(write: Any) ->
 
 def test_per_iteration_overrides_one_iteration_dotted_or_nested(write: Any) -> None:
     loaded = load_config(write("per_iteration: {2: {train.beta: 0.3, sampling: {n: 4}}}"))
-    assert [(loaded.at(k).train.beta, loaded.at(k).sampling.n) for k in (1, 2, 3)] == [(0.1, 8), (0.3, 4), (0.1, 8)]
+    assert [(loaded.at(k).train.beta, loaded.at(k).sampling.n) for k in (1, 2, 3)] == [(None, 8), (0.3, 4), (None, 8)]
 
 
 def test_per_iteration_wins_over_a_schedule(write: Any) -> None:
@@ -192,8 +192,8 @@ def test_a_wrong_override_is_named_instead_of_the_file(write: Any) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("train.beta=high", 'train.beta is "high", expected a number above 0.'),
-        ("train.beta=-1", "train.beta is -1, expected a number above 0."),
+        ("train.beta=high", 'train.beta is "high", expected a number above 0 or null.'),
+        ("train.beta=-1", "train.beta is -1, expected a number above 0 or null."),
         ("sampling.n=true", "sampling.n is true, expected a whole number of at least 1."),
         ("sampling.n=2.5", "sampling.n is 2.5, expected a whole number of at least 1."),
         ("sampling.n='8'", 'sampling.n is "8", expected a whole number of at least 1.'),

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import yaml
 
+from judges.resolve import build_judge
 from loop.config_load import load_config
 from loop.plan import calls_in_words, make_plan
 from loop.runfolder import RunFolder
 
+LOCAL = {"base_url": "http://localhost:1/v1", "model": "m"}
 PRICED = {"prompt_price": 1.0, "completion_price": 2.0}
 
 
@@ -22,7 +24,7 @@ def planned(
         "sampling": {"n": 4, "max_tokens": 100},
         "engine": {"kind": "transformers", "max_model_len": 300},
         "eval": {"samples": 1},
-        "judge": {"name": judge, "args": {"base_url": "http://localhost:1/v1", "model": "m", **args}},
+        "judge": {"name": judge, "args": args if judge == "combine" else {**LOCAL, **args}},
     }
     if eval_judge is not None:
         own = settings["judge"]["args"] if eval_judge.startswith("llm-") else {}
@@ -31,7 +33,7 @@ def planned(
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     plan = make_plan(RunFolder(tmp_path / "run"), load_config(path), check=False)
     assert ("eval_judge_calls" in plan) == (eval_judge is not None and eval_judge.startswith("llm-"))
-    return dict(plan["judge_calls"] | {"eval": plan.get("eval_judge_calls")})
+    return dict(plan["judge_calls"][0] | {"eval": (plan.get("eval_judge_calls") or [None])[0]})
 
 
 def test_prompts_times_responses_times_orders_times_votes(tmp_path: Path) -> None:
@@ -41,6 +43,14 @@ def test_prompts_times_responses_times_orders_times_votes(tmp_path: Path) -> Non
     assert compare["calls"] == 3 * 2 * (2 * 10 * 6 + 3 * (3 + 2) * 1)
     sampled = planned(tmp_path, "llm-compare", games="sampled", opponents=2, both_orders=False)
     assert sampled["calls"] == 2 * 10 * 4 + 3 * 5 * 1
+
+
+def test_every_paid_part_of_a_combination_is_counted(tmp_path: Path) -> None:
+    paid = {"judge": "llm-grade", "args": LOCAL}
+    parts = [{"judge": "exact"}, paid, {**paid, "judge": "llm-compare"}]
+    judge = build_judge("combine", {"parts": parts})
+    assert [type(one).__name__ for one in judge.paid_for()] == ["LLMGrade", "LLMCompare"]
+    assert planned(tmp_path, "combine", parts=parts[:2])["calls"] == planned(tmp_path, "llm-grade")["calls"]
 
 
 def test_money_is_a_bound_over_tokens(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_a_judge_may_change_until_its_first_stage_is_finished(
 REFUSED = {
     "sampling.temperature=0.5": ("sampling.temperature", "iteration 1, stage sample"),
     "pairs.per_prompt=3": ("pairs.per_prompt", "iteration 1, stage pair"),
-    "train.beta=[0.1,0.5]": ("train.beta", "iteration 2, stage train"),
+    "train.beta=[null,0.5]": ("train.beta", "iteration 2, stage train"),
     "eval.samples=3": ("eval.samples", "iteration 0, stage eval"),
     "promote.rule=better": ("promote.rule", "iteration 1, stage promote"),
     "judge.args.right=1": ("judge", "iteration 0, stage eval"),

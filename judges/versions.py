@@ -1,0 +1,78 @@
+"""Room judges, versions: a judge comes in, what makes its verdicts comparable to others goes out."""
+
+import hashlib
+import inspect
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from judges.contract import Judge, JudgeError, PointwiseJudge
+
+
+def fingerprint(judge: Judge, name: str) -> dict[str, Any]:
+    """What makes two verdicts comparable: the judge's name, its version and all its arguments, defaults included.
+
+    The version is the class's own for a built-in, the sha256 of its source file for a custom judge, and that of all
+    sources of its package for an installed plug-in; a template's hash and the versions of a combination's judges are
+    part of it. Arguments that never change a verdict are left out.
+    """
+    version = "+".join(filter(None, (version_of(type(judge)), judge.content_version)))
+    return {"name": name, "version": version, "args": judge.model_dump(mode="json", exclude=set(judge.incidental))}
+
+
+def identity_of(judge: Judge) -> str:
+    """sha256 of the judge's fingerprint, the class's name standing for whatever name or path it was built by."""
+    known = fingerprint(judge, type(judge).__qualname__)
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+@cache
+def version_of(kind: type[Judge]) -> str:
+    """The versions of the classes a judge is made of: a hash for what is outside this room, a number inside it."""
+    versions = []
+    for part in kind.__mro__:
+        if issubclass(part, Judge) and part not in (Judge, PointwiseJudge):
+            inside = part.__module__.partition(".")[0] == __name__.partition(".")[0]
+            versions.append(part.version if inside else _source_hash(part))
+    return "+".join(dict.fromkeys(versions))
+
+
+def source_of(kind: type[Judge]) -> tuple[str, bytes] | None:
+    """Path and content of the judge file that a class was loaded from; None if it is importable by name."""
+    module = sys.modules.get(kind.__module__)
+    source = getattr(module, "__source__", None)
+    return None if source is None else (str(getattr(module, "__file__", "")), source)
+
+
+def _source_hash(kind: type[Judge]) -> str:
+    """sha256 of the file that the class was loaded from, or of its whole package if that is an installed plug-in."""
+    loaded, package = source_of(kind), _plugin_folder(kind)
+    if package is not None:
+        return _package_hash(package)
+    try:
+        source = loaded[1] if loaded is not None else Path(inspect.getfile(kind)).read_bytes()
+    except (OSError, TypeError):
+        raise JudgeError(
+            f"Judge {kind.__name__}: its source file cannot be found, so its verdicts could not be told from those of "
+            f"another version. Keep the class in a file."
+        ) from None
+    return hashlib.sha256(source).hexdigest()
+
+
+def _plugin_folder(kind: type[Judge]) -> Path | None:
+    """The folder of the package that the class is from, if that package offers judges by entry points."""
+    from judges.resolve import installed_plugins
+
+    top = kind.__module__.partition(".")[0]
+    file = Path(getattr(sys.modules.get(top), "__file__", None) or "")
+    offers = any(point.module.partition(".")[0] == top for point in installed_plugins().values())
+    return file.parent if offers and file.name == "__init__.py" else None
+
+
+def _package_hash(folder: Path) -> str:
+    """sha256 over the paths and contents of all Python files of a package, wherever it is installed."""
+    sources = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.py")}
+    lines = [f"{name} {hashlib.sha256(content).hexdigest()}\n" for name, content in sorted(sources.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
