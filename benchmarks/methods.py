@@ -57,8 +57,9 @@ def preferences(run: Path, iteration: int, most: int) -> PreferenceData:
 
 def train(loss: Any, data: PreferenceData, model: Path, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """One round; the probe pairs before and after, every step, seconds."""
-    from trainer.round import RoundSpec, train_round
+    from trainer.round import train_round
     from trainer.settings import TrainSettings
+    from trainer.spec import RoundSpec
     from trainer.training import read_steps
 
     settings = TrainSettings(

@@ -79,8 +79,9 @@ def preference_data(groups: list[Job]) -> Any:
 
 def run_prefloop(job: Job, folder: Path) -> Job:
     """One round; its order of pairs goes to the other side."""
-    from trainer.round import RoundSpec, train_round
+    from trainer.round import train_round
     from trainer.settings import TrainSettings
+    from trainer.spec import RoundSpec
     from trainer.training import read_steps
 
     data = preference_data(job["groups"])

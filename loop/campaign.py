@@ -83,10 +83,12 @@ def announce(campaign: Campaign, k: int, standing: Standing) -> None:
     """Say in words what this iteration starts from, unless it is finished."""
     if campaign.run.promotion(k).exists():
         return
-    reference = reference_of(campaign.loaded.at(k), standing)
+    config = campaign.loaded.at(k)
+    reference = reference_of(config, standing)
+    warm = ", both after a warm start on the chosen responses" if config.train.warm_start else ""
     campaign.display.say(
         f"\niteration {k} of {campaign.loaded.iterations}: sampling from and training {standing.incumbent} "
-        f"({standing.incumbent.hash[:8]}), anchored to {reference} ({reference.hash[:8]})"
+        f"({standing.incumbent.hash[:8]}), anchored to {reference} ({reference.hash[:8]}){warm}"
     )
 
 

@@ -130,6 +130,30 @@ def show(
     print_json(found) if as_json else print_prompts(found)
 
 
+@app.command(
+    name="train-reward",
+    epilog="Examples: `prefloop train-reward reward` · `prefloop train-reward my.yaml train.epochs=2 out=models/rm`",
+)
+def train_reward(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config's name.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. `train.epochs=2`.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a reward model on pairs, or continue where it stopped."""
+    from rich.console import Console
+
+    from loop.display import Display
+    from loop.reward_load import load_reward_config
+    from loop.reward_run import run_reward
+    from loop.reward_tables import print_reward
+    from loop.status_tables import print_json
+
+    summary = run_reward(load_reward_config(config, overrides or []), Display(quiet=as_json))
+    print_json(summary) if as_json else print_reward(summary, Console())
+
+
 def main() -> None:
     """Entry point of the command `prefloop`: a user's mistake is one paragraph, never a traceback."""
     try:

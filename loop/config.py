@@ -299,6 +299,15 @@ class Config(Section):
         return self.eval.judge or self.judge
 
     @model_validator(mode="after")
+    def _one_reference(self) -> "Config":
+        if self.train.warm_start is not None and self.reference == "initial":
+            raise ValueError(
+                "reference initial cannot be used with train.warm_start, whose result is the reference of its round; "
+                "set reference to previous, or train.warm_start to null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _evaluation_goes_by_itself(self) -> "Config":
         if self.eval_judge.by_people:
             raise ValueError(

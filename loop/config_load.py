@@ -6,17 +6,22 @@ directory; they are made absolute here, so that the stored campaign can be conti
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from loop.config import Config
 from loop.config_problems import all_problems, shown, validate
-from loop.config_schedule import Raw, flat_overrides, resolve, schedules, set_at
+from loop.config_schedule import Raw, changing_iterations, flat_overrides, resolve, schedules, set_at
 from loop.config_types import did_you_mean, models_of
 from loop.config_yaml import parse_yaml
 from loop.errors import UserError
+
+REWARD = "reward"
+"""Shipped configs whose names begin so are for `prefloop train-reward`, all others are campaigns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +58,12 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> LoadedConf
 
     Raises UserError with one paragraph per problem.
     """
-    path = find_config(source)
-    raw = _read(path)
+    path = find_config(source, shipped_configs())
+    raw = read_sections(path, Config, "prompts and judge")
     problems: list[str] = []
     raw["per_iteration"], wrong = flat_overrides(raw.get("per_iteration"))
     problems += [f"{path}: {text}" for text in wrong]
-    origins = {key: text for text in overrides for key in [_apply(raw, text)]}
+    origins = {key: text for text in overrides for key in [apply_override(raw, text)]}
     problems += list(all_problems(raw, str(path), origins))
     if problems:
         raise UserError("\n\n".join(dict.fromkeys(problems)))
@@ -70,15 +75,24 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> LoadedConf
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The configs that come with prefloop, by name: inside the package when it is installed, else the checkout's."""
+    """The campaigns that come with prefloop, by name: inside the package when it is installed, else the checkout's."""
+    return {name: path for name, path in _all_shipped().items() if not name.startswith(REWARD)}
+
+
+def shipped_reward_configs() -> dict[str, Path]:
+    """The configs for reward models that come with prefloop, by name."""
+    return {name: path for name, path in _all_shipped().items() if name.startswith(REWARD)}
+
+
+def _all_shipped() -> dict[str, Path]:
     packaged = Path(__file__).parent / "configs"
     folder = packaged if packaged.is_dir() else Path(__file__).parents[1] / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def find_config(source: str | Path) -> Path:
-    """The file that `source` means: an existing file first, then a shipped config's name."""
-    path, shipped = Path(source).expanduser(), shipped_configs()
+def find_config(source: str | Path, shipped: Mapping[str, Path]) -> Path:
+    """The file that `source` means: an existing file first, then the name of one of the shipped configs."""
+    path = Path(source).expanduser()
     if path.is_file():
         return path.absolute()
     if str(source) in shipped:
@@ -92,7 +106,8 @@ def find_config(source: str | Path) -> Path:
     )
 
 
-def _read(path: Path) -> Raw:
+def read_sections(path: Path, root: type[BaseModel], required: str) -> Raw:
+    """The file's keys and values; `required` says in messages which sections cannot be left out."""
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
@@ -100,11 +115,12 @@ def _read(path: Path) -> Raw:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     if values is None:
-        raise UserError(f"{path} is empty; a config needs at least the sections prompts and judge.")
+        raise UserError(f"{path} is empty; a config needs at least the sections {required}.")
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds {shown(values)}, expected sections such as prompts: and judge:.")
+        raise UserError(f"{path} holds {shown(values)}, expected sections such as {required}.")
+    sections = [name for name, field in root.model_fields.items() if models_of(field)]
     # A section whose keys are all commented out reads as null: it means the defaults.
-    return {key: {} if value is None and key in _sections() else value for key, value in _text_keys(values).items()}
+    return {key: {} if value is None and key in sections else value for key, value in _text_keys(values).items()}
 
 
 def _text_keys(value: Any) -> Any:
@@ -114,11 +130,7 @@ def _text_keys(value: Any) -> Any:
     return {str(key): _text_keys(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _sections() -> list[str]:
-    return [name for name, field in Config.model_fields.items() if models_of(field)]
-
-
-def _apply(raw: Raw, text: str) -> str:
+def apply_override(raw: Raw, text: str) -> str:
     """Apply one `key.sub=value`; returns the dotted key."""
     key, equals, value = text.partition("=")
     key = key.strip()
@@ -151,7 +163,8 @@ def _apply_per_iteration(raw: Raw, key: str, value: Any) -> None:
 
 def _complete(raw: Raw) -> Raw:
     """Every key with its value or default; schedules and overrides as they are."""
-    complete: Raw = validate(resolve(raw, 1)).model_dump(mode="json")
+    undisturbed = max(changing_iterations(raw))  # an iteration without overrides
+    complete: Raw = validate(resolve(raw, undisturbed)).model_dump(mode="json")
     for key, values in schedules(raw).items():
         set_at(complete, key, values)
     complete["per_iteration"] = raw["per_iteration"]
@@ -162,14 +175,19 @@ def _make_paths_absolute(raw: Raw) -> None:
     """Local files and folders, so that the stored config means the same from every directory."""
     for key in ("path", "test_path"):
         if raw["prompts"].get(key):
-            raw["prompts"][key] = _absolute(raw["prompts"][key])
-    base = raw.get("model", {}).get("base", "")
-    if base.startswith(("/", ".", "~")) or base.endswith(".gguf") or (base and Path(base).exists()):
-        raw["model"]["base"] = _absolute(base)  # anything else is a hub id or pypi:name
+            raw["prompts"][key] = absolute(raw["prompts"][key])
+    if base := raw.get("model", {}).get("base", ""):
+        raw["model"]["base"] = absolute_base(base)
+    for mix in _mixes(raw):
+        path = mix["path"]  # one, or one per iteration
+        mix["path"] = list(map(absolute, path)) if isinstance(path, list) else absolute(path)
+    for changed in raw["per_iteration"].values():
+        if path := changed.get("train.mix.path"):
+            changed["train.mix.path"] = absolute(path)
     for judge in filter(None, (raw["judge"], (raw.get("eval") or {}).get("judge"))):
         judge["name"] = _absolute_judge(judge["name"])
         if judge.get("examples"):
-            judge["examples"] = _absolute(judge["examples"])
+            judge["examples"] = absolute(judge["examples"])
         _make_arguments_absolute(judge)
 
 
@@ -180,7 +198,7 @@ def _make_arguments_absolute(judge: Raw) -> None:
         return
     template, parts = args.get("template"), args.get("parts")
     if isinstance(template, str) and Path(template).expanduser().is_file():
-        args["template"] = _absolute(template)
+        args["template"] = absolute(template)
     for part in parts if isinstance(parts, list) else ():
         if isinstance(part, dict) and isinstance(part.get("judge"), str):
             part["judge"] = _absolute_judge(part["judge"])
@@ -189,10 +207,25 @@ def _make_arguments_absolute(judge: Raw) -> None:
 
 def _absolute_judge(name: str) -> str:
     file, colon, attribute = name.rpartition(":")
-    return f"{_absolute(file)}{colon}{attribute}" if file.endswith(".py") else name
+    return f"{absolute(file)}{colon}{attribute}" if file.endswith(".py") else name
 
 
-def _absolute(path: str) -> str:
+def _mixes(raw: Raw) -> Iterator[Raw]:
+    """Every place where `train.mix` names a file: one value, or one per iteration."""
+    given = raw.get("train", {}).get("mix")
+    for mix in given if isinstance(given, list) else [given]:
+        if mix is not None:
+            yield mix
+
+
+def absolute_base(base: str) -> str:
+    """A model's folder or GGUF file as an absolute path; anything else is a hub id or pypi:name."""
+    local = base.startswith(("/", ".", "~")) or base.endswith(".gguf") or Path(base).exists()
+    return absolute(base) if local else base
+
+
+def absolute(path: str) -> str:
+    """The path from the root, `~` filled in."""
     return os.path.abspath(os.path.expanduser(path))
 
 

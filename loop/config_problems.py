@@ -1,4 +1,5 @@
-"""Room loop, what is wrong with a config: plain settings come in, a valid Config or one paragraph per problem goes out.
+"""Room loop, what is wrong with a config: plain settings come in, a valid model or one paragraph per problem goes out.
+`root` is the model that the settings should fill: a campaign's Config, or another command's.
 
 A problem names the file or the override, the dotted key, what was given and what is expected, in the words of the
 generated reference. Problems of some iterations only (schedules, `per_iteration`) name them.
@@ -28,7 +29,7 @@ def all_problems(raw: Raw, where: str, origins: dict[str, str]) -> Iterator[str]
     if empty:
         yield from (f"{where}: {key} is an empty list, expected a value or one value per iteration." for key in empty)
         return
-    yield from (f"{where}: {key} is {value}; numbers must be finite." for key, value in _not_finite(raw, ()))
+    yield from not_finite(raw, where)
     iterations = changing_iterations(raw)
     seen: dict[str, list[int]] = {}
     for iteration in iterations:
@@ -40,21 +41,23 @@ def all_problems(raw: Raw, where: str, origins: dict[str, str]) -> Iterator[str]
         try:
             validate(plain)
         except ValidationError as error:
-            for text in _texts(error, plain, where, _origins_at(iteration, origins)):
+            for text in texts_of(error, plain, where, _origins_at(iteration, origins), Config):
                 seen.setdefault(text, []).append(iteration)
     for text, at in seen.items():
         yield text if at == iterations else f"{text.rstrip('.')} (in iteration {', '.join(map(str, at))})."
 
 
-def _texts(error: ValidationError, plain: Raw, where: str, origins: dict[str, str]) -> list[str]:
+def texts_of(
+    error: ValidationError, plain: Raw, where: str, origins: dict[str, str], root: type[BaseModel]
+) -> list[str]:
     """One text per key: the members of a union each complain, but a person made one mistake."""
     texts: dict[str, str] = {}
     for detail in error.errors(include_url=False):
-        path = _path(detail["loc"], plain)
+        path = _path(detail["loc"], plain, root)
         key = ".".join(path)
         origin = next((text for name, text in reversed(origins.items()) if _overlap(name, key)), None)
         place = f"override {origin!r}" if origin else where
-        texts.setdefault(key, f"{place}: {_explain(detail, path, plain)}")
+        texts.setdefault(key, f"{place}: {_explain(detail, path, plain, root)}")
     return list(texts.values())
 
 
@@ -72,10 +75,10 @@ def _overlap(name: str, key: str) -> bool:
     return bool(key) and (key == name or key.startswith(name + ".") or name.startswith(key + "."))
 
 
-def _path(loc: tuple[int | str, ...], data: Any) -> list[str]:
+def _path(loc: tuple[int | str, ...], data: Any, root: type[BaseModel]) -> list[str]:
     """Dotted key of an error: pydantic's location without the names of union members."""
     path: list[str] = []
-    model: type[BaseModel] | None = Config
+    model: type[BaseModel] | None = root
     for part in loc:
         if isinstance(data, list) and isinstance(part, int):
             path.append(str(part))
@@ -90,17 +93,17 @@ def _path(loc: tuple[int | str, ...], data: Any) -> list[str]:
     return path
 
 
-def _explain(detail: ErrorDetails, path: list[str], plain: Raw) -> str:
+def _explain(detail: ErrorDetails, path: list[str], plain: Raw, root: type[BaseModel]) -> str:
     """What was given, what is expected."""
     key, kind = ".".join(path), detail["type"]
     if kind == "extra_forbidden":
-        return _unknown_key(path, plain)
-    field = field_at(Config, path, plain)
+        return _unknown_key(path, plain, root)
+    field = field_at(root, path, plain)
     if kind == "missing":
         meaning = f": {_lower(field.description)}" if field is not None and field.description else "."
-        return f"{key} is missing{meaning}{_choices(path, plain)}"
+        return f"{key} is missing{meaning}{_choices(path, plain, root)}"
     if kind.startswith("union_tag"):
-        models = models_of(Config.model_fields[path[0]])
+        models = models_of(root.model_fields[path[0]])
         tags = [str(tag) for model in models for tag in tags_of(model, "source")]
         given = (plain.get(path[0]) or {}).get("source")
         said = "is missing" if given is None else f"is {shown(given)}"
@@ -110,24 +113,25 @@ def _explain(detail: ErrorDetails, path: list[str], plain: Raw) -> str:
         return f"{key}: {text}." if key else f"{text}."
     if field is None:
         return f"{key} is {shown(detail['input'])}: {detail['msg']}."
-    return f"{key} is {shown(_value_at(plain, path))}, expected {_expected(path, plain)}.{_list_hint(path, plain)}"
+    hint = _list_hint(path, plain) if root is Config else ""
+    return f"{key} is {shown(_value_at(plain, path))}, expected {_expected(path, plain, root)}.{hint}"
 
 
-def _unknown_key(path: list[str], plain: Raw) -> str:
+def _unknown_key(path: list[str], plain: Raw, root: type[BaseModel]) -> str:
     *section, name = path
-    model = _model_at(section, plain)
+    model = _model_at(section, plain, root)
     known = list(model.model_fields)
     guess = did_you_mean(name, known).replace("mean ", f"mean {'.'.join([*section, ''])}")
-    elsewhere = places_of(Config, name)
+    elsewhere = places_of(root, name)
     if not guess and elsewhere and not section:
         guess = f"; did you mean {' or '.join(elsewhere)}?"
     inside = f"Known keys of {'.'.join(section)}" if section else "Known keys"
     return f"{'.'.join(path)} is not a known key{guess or '.'} {inside}: {', '.join(known)}."
 
 
-def _model_at(path: list[str], plain: Raw) -> type[BaseModel]:
-    field = field_at(Config, path, plain)
-    model = model_behind(field, _value_at(plain, path)) if field is not None else Config
+def _model_at(path: list[str], plain: Raw, root: type[BaseModel]) -> type[BaseModel]:
+    field = field_at(root, path, plain)
+    model = model_behind(field, _value_at(plain, path)) if field is not None else root
     assert model is not None, path
     return model
 
@@ -138,8 +142,8 @@ def _value_at(plain: Any, path: list[str]) -> Any:
     return plain
 
 
-def _expected(path: list[str], plain: Raw) -> str:
-    field = field_at(Config, path, plain)
+def _expected(path: list[str], plain: Raw, root: type[BaseModel]) -> str:
+    field = field_at(root, path, plain)
     assert field is not None
     if models := models_of(field):
         keys = list(models[0].model_fields) if len(models) == 1 else []
@@ -147,8 +151,8 @@ def _expected(path: list[str], plain: Raw) -> str:
     return of_field(field).replace("`", "")
 
 
-def _choices(path: list[str], plain: Raw) -> str:
-    field = field_at(Config, path, plain)
+def _choices(path: list[str], plain: Raw, root: type[BaseModel]) -> str:
+    field = field_at(root, path, plain)
     models = models_of(field) if field is not None else []
     if len(models) <= 1:
         return ""
@@ -161,6 +165,11 @@ def _list_hint(path: list[str], plain: Raw) -> str:
     if field is None or not given or takes_list(field.annotation) or path[0] in PER_ITERATION_SECTIONS:
         return ""
     return f" One value per iteration can be given in {', '.join(PER_ITERATION_SECTIONS)} only."
+
+
+def not_finite(raw: Raw, where: str) -> Iterator[str]:
+    """A text for every number that is infinite or none."""
+    yield from (f"{where}: {key} is {value}; numbers must be finite." for key, value in _not_finite(raw, ()))
 
 
 def _not_finite(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,5 @@
-"""Room loop, the reference of the config: the models of `loop.config` come in, docs/configuration.md goes out.
+"""Room loop, the reference of the configs: the models of `loop.config` and `loop.reward_config` come in,
+docs/configuration.md goes out.
 
 `python -m loop.config_reference` prints it. Types, defaults and explanations are those of the fields themselves, so the
 page cannot differ from what the loader accepts.
@@ -14,11 +15,12 @@ from pydantic.fields import FieldInfo
 
 from loop.config import PER_ITERATION_SECTIONS, Config
 from loop.config_types import models_of, of_field, tags_of
+from loop.reward_config import RewardConfig
 
 INTRODUCTION = """\
 # Configuration
 
-<!-- Written by `make docs` from the fields in loop/config.py and trainer/settings.py. Change those, not this page. -->
+<!-- Written by `make docs` from the fields in loop/ and trainer/. Change those, not this page. -->
 
 A campaign is one YAML file. Only `prompts` and `judge` must be given; everything else has a default. Unknown keys and
 wrong types are refused before anything is loaded, and `prefloop plan FILE` tells what a file means without starting it.
@@ -73,15 +75,28 @@ Other sections stay the same through a campaign, so that its iterations can be c
 evaluation, the model it starts from.
 """
 
+REWARD = """\
+# Configuration of a reward model
+
+`prefloop train-reward` takes a file of its own ([reward-models.md](reward-models.md)). Only `data` and `out` must be
+given; `base` too, unless the pairs are a campaign's.
+
+## Keys at the top
+"""
+
 
 def reference() -> str:
     """The whole page as Markdown."""
     sections = ", ".join(f"`{name}`" for name in PER_ITERATION_SECTIONS[:-1]) + f" and `{PER_ITERATION_SECTIONS[-1]}`"
-    plain = {name: field for name, field in Config.model_fields.items() if not models_of(field)}
-    parts = [INTRODUCTION.replace("SECTIONS", sections), "## Keys at the top\n", _table(plain)]
-    for name, field in Config.model_fields.items():
-        parts += _section(name, field)
-    return "\n".join(parts).rstrip() + "\n"
+    campaign = [INTRODUCTION.replace("SECTIONS", sections), "## Keys at the top\n", *_keys_of(Config)]
+    return "\n".join([*campaign, REWARD, *_keys_of(RewardConfig)]).rstrip() + "\n"
+
+
+def _keys_of(root: type[BaseModel]) -> Iterator[str]:
+    """The plain keys at the top, then section after section."""
+    yield _table({name: field for name, field in root.model_fields.items() if not models_of(field)})
+    for name, field in root.model_fields.items():
+        yield from _section(name, field)
 
 
 def _section(name: str, field: FieldInfo) -> Iterator[str]:
@@ -98,8 +113,10 @@ def _section(name: str, field: FieldInfo) -> Iterator[str]:
     yield f"`source` chooses the kind: {', '.join(f'`{_tag(model)}`' for model in models)}.\n"
     for model in models:
         yield f"### `{name}` with `source: {_tag(model)}`\n\n{inspect.getdoc(model)}\n"
-        own = [key for key in model.__annotations__ if key != "source"]  # its own keys, and its own defaults
-        yield _table({key: model.model_fields[key] for key in own})
+        own = [*model.__annotations__, *(key for key in model.model_fields if key not in common.model_fields)]
+        yield _table({key: model.model_fields[key] for key in own if key != "source"})  # with its own defaults
+    if not common.model_fields:
+        return
     yield f"### `{name}`, whatever the source\n\n{inspect.getdoc(common)}\n"
     yield _table(common.model_fields)
     yield from _nested(name, common)

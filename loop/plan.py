@@ -107,14 +107,16 @@ def iteration_plan(loaded: LoadedConfig, k: int) -> dict[str, Any]:
     first = "the base model" if k == 1 else "the last promoted model"
     anchor = first if config.reference == "previous" else "the base model"
     how = f"LoRA rank {t.lora.rank}" if t.lora else "all weights"
+    mixed = f", {t.mix.per_step} examples of {t.mix.path} in each" if t.mix else ""
+    warmed = " after a warm start on the chosen responses" if t.warm_start else ""
     return {
         "iteration": k,
         "sample": f"{s.n} responses to {prompts or 'all'} prompts from {first}, temperature {s.temperature:g}, "
         f"at most {s.max_tokens} tokens",
         "pair": f"{config.pairs.rule}, at most {each} per prompt",
         "train": f"{loss_in_words(t)}, {how}, "
-        f"learning rate {t.learning_rate:g}, {t.batch_pairs} pairs a step, starting from {first}",
-        "reference": anchor,
+        f"learning rate {t.learning_rate:g}, {t.batch_pairs} pairs a step{mixed}, starting from {first}{warmed}",
+        "reference": f"{anchor}{warmed}",
         "responses": None if prompts is None else prompts * s.n,
         "pairs_at_most": pairs,
         "steps_at_most": None if pairs is None else steps_at_most(pairs, t),

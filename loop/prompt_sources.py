@@ -62,7 +62,12 @@ def _gsm8k(config: Gsm8kPrompts) -> tuple[Source, Source | None]:
 
 
 def _file(path: str, key: str, prompt_column: str, target_column: str | None) -> Source:
-    """A local file through `datasets`."""
+    name, rows = read_rows(path, key)
+    return _source(name, rows, prompt_column, target_column)
+
+
+def read_rows(path: str, key: str) -> tuple[str, Any]:
+    """Name and rows of a local file through `datasets`; `key` is the setting that messages name."""
     file = Path(path).expanduser()
     kind = FORMATS.get(file.suffix.lower())
     if not file.is_file():
@@ -82,7 +87,7 @@ def _file(path: str, key: str, prompt_column: str, target_column: str | None) ->
     except (DatasetsError, OSError, ValueError, csv.Error) as error:
         fault = (_json_fault(file) if kind == "json" else "") or _reason(error)
         raise UserError(f"{key}: {file} cannot be read as {kind}: {fault}.") from error
-    return _source(str(file), rows, prompt_column, target_column)
+    return str(file), rows
 
 
 def _csv_as_text(file: Path) -> dict[str, Any]:
@@ -103,20 +108,26 @@ def _csv_as_text(file: Path) -> dict[str, Any]:
 
 
 def _hub(config: HubPrompts, split: str) -> Source:
-    """One split of a hub dataset, downloaded once into the cache of `datasets`."""
+    otherwise = "give a local copy with prompts.source=file, or prompts.path for gsm8k"
+    name, rows = read_hub(config.dataset, config.subset, split, section="prompts", otherwise=otherwise)
+    return _source(name, rows, config.prompt_column, config.target_column)
+
+
+def read_hub(dataset: str, subset: str | None, split: str, *, section: str, otherwise: str) -> tuple[str, Any]:
+    """Name and rows of one split of a hub dataset, downloaded once into the cache of `datasets`; messages name the
+    config's `section` and say what to do `otherwise`."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    name = f"hub dataset {config.dataset}{f' ({config.subset})' if config.subset else ''}, split {split}"
+    name = f"hub dataset {dataset}{f' ({subset})' if subset else ''}, split {split}"
     try:
-        rows = load_dataset(config.dataset, config.subset, split=split)
+        return name, load_dataset(dataset, subset, split=split)
     except (DatasetsError, OSError, ValueError) as error:  # OSError: no connection; ValueError: no such subset or split
         raise UserError(
-            f"The {name} cannot be loaded: {_reason(error)}. Check prompts.dataset, subset and split and the "
+            f"The {name} cannot be loaded: {_reason(error)}. Check {section}.dataset, subset and split and the "
             f"connection (HF_HUB_OFFLINE and HF_DATASETS_OFFLINE unset, a token for gated data); without a connection, "
-            f"give a local copy with prompts.source=file, or prompts.path for gsm8k."
+            f"{otherwise}."
         ) from error
-    return _source(name, rows, config.prompt_column, config.target_column)
 
 
 def _source(name: str, rows: Any, prompt_column: str, target_column: str | None) -> Source:

@@ -219,10 +219,16 @@ def render(tokenizer: Any, row: PromptRow, chat_template_kwargs: Mapping[str, An
                 f"role, put that text into prompts.template instead of prompts.system."
             ) from error
     else:
-        ids = tokenizer("\n\n".join(message["content"] for message in row.messages))["input_ids"]
-        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-            ids = ids[:-1]  # some tokenizers end every text; an answer has to follow
+        ids = plain_prompt(tokenizer, "\n\n".join(message["content"] for message in row.messages))
     return [int(token) for token in ids]
+
+
+def plain_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that is no chat, with what the tokenizer puts before it."""
+    ids: list[int] = tokenizer(text)["input_ids"]
+    if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+        ids = ids[:-1]  # some tokenizers end every text; an answer has to follow
+    return ids
 
 
 def write_table(rows: Sequence[PromptRow]) -> "pa.Table":

@@ -17,7 +17,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,23 +247,28 @@ class RunFolder:
         """Append a line to events.jsonl."""
         append_line(self.events, {"time": round(time.time(), 3), "event": what, **details})
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the run for this process alone. UserError if another one has it."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                raise UserError(
-                    f"{self.root} is being worked on by another process ({file.read().strip() or 'unknown'}). "
-                    "Wait until it ends, or end it; a run has one writer."
-                ) from error
-            file.truncate(0)
-            file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            yield
+        return locked(self.root, "a run")
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder, made if need be, for this process alone. UserError if another one has it; `what` it is then."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"{folder} is being worked on by another process ({file.read().strip() or 'unknown'}). "
+                f"Wait until it ends, or end it; {what} has one writer."
+            ) from error
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def write_file(path: Path, content: bytes, *, replace: bool = True) -> FileRecord:

@@ -70,7 +70,7 @@ def time_of(seconds: dict[str, dict[str, float]]) -> dict[str, float]:
     wall = sum(s.get("wall", 0.0) for s in seconds.values())
     generate = sum(s.get("generate", 0.0) for s in seconds.values())
     judge = sum(s.get("judge_after_sampling", 0.0) for s in seconds.values())
-    compute = sum(s.get("compute", 0.0) + s.get("reference", 0.0) for s in seconds.values())
+    compute = sum(sum(s.get(part, 0.0) for part in ("compute", "reference", "warm start")) for s in seconds.values())
     overhead = max(0.0, wall - generate - judge - compute)
     parts = {
         "wall": wall,

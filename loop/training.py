@@ -5,7 +5,7 @@ It reads the run's tables for the room `trainer`, which knows of no run folder.
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from loop import tables
+from loop.answers import Renderer
 from loop.errors import UserError
+from loop.mix import read_mix
 from loop.models import resolve_base, weights_hash
 from loop.worker import Report
 from trainer.data import Pair, PreferenceData, PromptGroup, Response
@@ -37,6 +39,8 @@ class TrainTask:
     settings: TrainSettings
     seed: int
     threads: int | None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """For the supervised examples of `settings.mix`."""
 
 
 class TrainService:
@@ -49,7 +53,8 @@ class TrainService:
 
     def train(self, task: TrainTask, report: Report) -> dict[str, Any]:
         """Run the round (or what is missing of it); its summary, with the candidate's hash."""
-        from trainer.round import RoundSpec, train_round
+        from trainer.round import train_round
+        from trainer.spec import RoundSpec
 
         _check_identity(task.policy, task.policy_hash, "policy")
         if task.reference_hash != task.policy_hash:
@@ -66,10 +71,22 @@ class TrainService:
             task.threads,
         )
         data = read_preferences(task.responses, task.pairs)
-        summary = train_round(spec, data, report=lambda progress: report(**progress))
+        examples = read_examples(task)
+        summary = train_round(spec, data, report=lambda progress: report(**progress), examples=examples)
         if (task.work / "steps.jsonl").exists():
             shutil.copyfile(task.work / "steps.jsonl", task.steps)
         return {"summary": summary.as_dict(), "weights_hash": weights_hash(task.model)}
+
+
+def read_examples(task: TrainTask) -> PreferenceData | None:
+    """The supervised examples of `train.mix` in the policy's tokens; None without any."""
+    if task.settings.mix is None:
+        return None
+    from transformers import AutoTokenizer
+
+    return read_mix(
+        task.settings.mix.path, Renderer(AutoTokenizer.from_pretrained(task.policy), task.chat_template_kwargs)
+    )
 
 
 def _check_identity(folder: Path, expected: str, role: str) -> None:

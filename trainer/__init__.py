@@ -13,10 +13,18 @@ The walk of one round (`round.py` tells it as a list of steps):
   learner.py     everything that changes in a round     probe_set.py  relations that are only watched
   training.py    all steps, log and checkpoints         optimizer.py  AdamW and its learning rate
   checkpoint.py  going on after a kill                  summary.py    what a round reports
+  spec.py        a round as it is asked for, as it runs  prepare.py    all that comes before the first step
   team.py        who reads which rows                   totals.py     sums over rows, then means
   processes.py   starting and ending several            distributed.py  what they exchange
   stops.py       when a round must not go on            memory.py     large pages, and what was taken
+  warm_start.py  a supervised phase before a round      mix.py        supervised examples in every step
   files.py       write, flush, rename                   errors.py     what a user is told
+
+A reward model goes the same way with parts of its own (`reward_round.py`):
+  reward_settings.py  what a user may set          reward_data.py      what is read, what is held out
+  reward_model.py     a head on a causal model     reward_step.py      forward and backward over one step
+  reward_training.py  all steps                    reward_metrics.py   what rewards say of pairs
+  reward_summary.py   what is reported
 
 Import what you need from those files; importing the package, `settings` or `data` loads no torch.
 """

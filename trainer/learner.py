@@ -17,6 +17,7 @@ class Learner:
 
     model: nn.Module
     objective: Objective
+    """Without terms for a reward model, whose loss keeps nothing."""
     live: LiveReference | None = None
     value: ValueNetwork | None = None
 

@@ -17,7 +17,7 @@ from trainer.settings import LoraSettings, TrainSettings
 
 Precision = Literal["fp32", "bf16-autocast", "bf16"]
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
-NOT_COPIED = ("config.json", "README.md", "train_summary.json")
+NOT_COPIED = ("config.json", "README.md", "train_summary.json", "reward_summary.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def load_model(folder: Path, arithmetic: Arithmetic, *, whole: bool = True) -> A
         )
     logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **_attention(config))
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **attention_of(config))
     _check_numbers(model, folder)
     disable_dropout(model)
     if model.config._attn_implementation == "sdpa":
@@ -72,7 +72,7 @@ def load_model(folder: Path, arithmetic: Arithmetic, *, whole: bool = True) -> A
     return model.to(arithmetic.device if whole else "cpu").eval()
 
 
-def _attention(config: Any) -> dict[str, str]:
+def attention_of(config: Any) -> dict[str, str]:
     """Torch's sdpa leaves soft caps out without a word (Gemma 2); elsewhere the library's choice is right."""
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return {"attn_implementation": "eager"} if capped else {}
@@ -140,10 +140,15 @@ def save_candidate(model: Any, folder: Path, *, policy: Path) -> None:
         model.save_pretrained(folder / "adapter")
         model = model.merge_and_unload()
     model.save_pretrained(folder)
-    for path in sorted(policy.iterdir()):
+    copy_tokenizer(policy, folder)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """All small files of a model folder but those that describe its weights, byte for byte."""
+    for path in sorted(source.iterdir()):
         if path.is_file() and not path.name.endswith(WEIGHT_FILES) and path.name not in NOT_COPIED:
             shutil.copyfile(path, folder / path.name)
-    templates = policy / "additional_chat_templates"
+    templates = source / "additional_chat_templates"
     if templates.is_dir():
         shutil.copytree(templates, folder / templates.name)
 

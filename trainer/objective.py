@@ -166,7 +166,7 @@ def _one_kind(parts: Sequence[Part]) -> Kind:
     if len(kinds) > 1:
         each = ", ".join(f"{part.name} over {part.method.kind}" for part in parts)
         raise TrainerError(f"The losses of a sum must be written over the same kind of data, but there are {each}.")
-    return kinds.pop()
+    return kinds.pop() if kinds else "pairs"
 
 
 def _logp(batch: Batch) -> Tensor:

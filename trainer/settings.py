@@ -26,6 +26,31 @@ class LoraSettings(BaseModel):
     """Which layers get an adapter: every linear layer but the output head, or a list of module names."""
 
 
+class WarmStart(BaseModel):
+    """A supervised phase on the chosen responses before the round itself."""
+
+    model_config = FROZEN
+
+    epochs: int = Field(default=1, ge=1)
+    """How often every chosen response is trained; more brings the model closer to them, and to repeating them."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate of this phase."""
+
+
+class MixSettings(BaseModel):
+    """Supervised examples from elsewhere in every step, against forgetting."""
+
+    model_config = FROZEN
+
+    path: str
+    """A .jsonl, .json, .csv or .parquet file with the columns `prompt` and `response`, or `messages` that end with the
+    assistant's."""
+    weight: float = Field(default=0.1, gt=0)
+    """Their mean NLL per token is multiplied by it and added to the loss; higher keeps the policy closer to them."""
+    per_step: int = Field(default=4, ge=1)
+    """Examples in each optimizer step (at most so many); all are used before one comes again."""
+
+
 class TrainSettings(BaseModel):
     """Everything that decides how one round of training goes, apart from models, data and seed."""
 
@@ -77,6 +102,11 @@ class TrainSettings(BaseModel):
     """Recompute activations in the backward pass: much less memory, about a third slower."""
     lora: LoraSettings | None = None
     """Train low-rank adapters instead of all weights."""
+    warm_start: WarmStart | None = None
+    """Train on the chosen responses alone first; the model that this gives is both start and reference of the round.
+    For pairs that the reference did not sample."""
+    mix: MixSettings | None = None
+    """Supervised examples from elsewhere that are added to every step, against forgetting."""
     probe_pairs: int = Field(default=0, ge=0)
     """Pairs (of whole prompts) that are kept out of training and watched before, during and after it; 0 watches
     none."""

@@ -41,6 +41,12 @@ class RoundSummary:
     plan_digest: str
     notes: tuple[str, ...] = ()
     """What a reader should know: a fallback that was taken, a resume."""
+    warm_start: dict[str, Any] | None = None
+    """What the supervised phase came to, and the hash of its result, which was start and reference of the round; None
+    without one."""
+    mix: dict[str, Any] | None = None
+    """Supervised examples that were mixed in: how many there are, dropped ones, how often one was trained on; None
+    without any."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -54,17 +60,26 @@ def write_summary(folder: Path, summary: RoundSummary, identity: dict[str, Any])
 
 def read_summary(folder: Path, identity: dict[str, Any]) -> RoundSummary | None:
     """The record of a finished candidate; None if there is none. Raises TrainerError if another round made it."""
+    found = read_record(folder, SUMMARY, identity)
+    if found is None:
+        return None
+    values = {field.name: found[field.name] for field in fields(RoundSummary) if field.name in found}
+    return RoundSummary(**values | {"notes": tuple(found["notes"])})
+
+
+def read_record(folder: Path, name: str, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The JSON record `name` in a finished folder; None if there is no folder. Raises TrainerError if the folder was
+    made from something else."""
     if not folder.exists():
         return None
-    found = read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else {"identity": {}}
+    found: dict[str, Any] = read_json(folder / name) if (folder / name).exists() else {"identity": {}}
     different = sorted(key for key in identity if found["identity"].get(key) != identity[key])
     if different:
         raise TrainerError(
             f"The folder {folder} already holds something else: as the result of this round it differs in "
             f"{', '.join(different)}. Train into another folder, or remove it."
         )
-    values = {field.name: found[field.name] for field in fields(RoundSummary)}
-    return RoundSummary(**values | {"notes": tuple(found["notes"])})
+    return found
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ from trainer.data import PreferenceData
 from trainer.errors import TrainerError
 from trainer.learner import Learner
 from trainer.memory import peak_memory_gb
+from trainer.mix import MixPlan, add_mix, mix_context
 from trainer.model import Arithmetic
 from trainer.optimizer import learning_rate, make_optimizer
 from trainer.probe_set import ProbeSet
@@ -43,6 +44,8 @@ class StepsPlan:
     reference: Reference | None
     probe: ProbeSet | None = None
     """Relations that are watched and never trained on."""
+    mix: MixPlan | None = None
+    """Supervised examples in every step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,8 @@ def train_steps(learner: Learner, job: StepsJob, *, clock: Clock, report: Report
     plan, optimizer = job.planned, make_optimizer(learner.parameters().values(), job.settings)
     scorer, layout = RowScorer(learner.model), plan.plan.layout
     context = StepContext(scorer, learner, plan.data, job.arithmetic, layout, job.seed, job.team)
-    start, total = _resume(learner, optimizer, job, clock), len(plan.plan.order)
-    with _open_log(job.work / STEPS, start.log_bytes) if job.team.leads else io.BytesIO() as log:
+    start, total = resume(learner, optimizer, job.work, job.identity, clock, job.team), len(plan.plan.order)
+    with open_log(job.work / STEPS, start.log_bytes) if job.team.leads else io.BytesIO() as log:
         watch = _norm_watch(job)
         for number in range(start.steps, total):
             with clock.part("compute"):
@@ -77,7 +80,7 @@ def train_steps(learner: Learner, job: StepsJob, *, clock: Clock, report: Report
             log.write((json.dumps(metrics) + "\n").encode())
             log.flush()
             report({"phase": "train", "done": number + 1, "total": total} | metrics)
-            if _checkpoint_is_due(number + 1, total, job.settings.checkpoint_every):
+            if checkpoint_is_due(number + 1, total, job.settings.checkpoint_every):
                 with clock.part("checkpoint"):
                     if job.team.leads:
                         os.fsync(log.fileno())
@@ -127,19 +130,20 @@ def _step(
     with keep_batch(job.work, context.data, step, number) as known:
         totals = accumulate_step(context, step, reference, number=number, check_zero=check_zero, tick=tick)
         known["loss"] = totals.loss
+        numbers = _mixed(totals.means(), context, job, number, tick)
         job.team.sum_gradients(parameters.values())
         norm = clip_gradients(list(parameters.values()), job.settings.max_grad_norm, number=number, prompts=names)
         known["gradient_norm"] = norm
         watch.check(norm, number=number, prompts=names)
-        _update(optimizer, rate)
-        if number + 1 == total or _checkpoint_is_due(number + 1, total, job.settings.checkpoint_every):
+        update(optimizer, rate)
+        if number + 1 == total or checkpoint_is_due(number + 1, total, job.settings.checkpoint_every):
             check_weights(parameters, number=number, prompts=names)
     if learner.live is not None:
         learner.live.after_step(learner.model, number + 1)
     seconds = time.perf_counter() - start
     return {
         "step": number,
-        **totals.means(),
+        **numbers,
         "gradient_norm": norm,
         "learning_rate": rate,
         "pairs": step.relations,
@@ -151,25 +155,45 @@ def _step(
     }
 
 
-def _update(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def _mixed(
+    numbers: dict[str, float], context: StepContext, job: StepsJob, number: int, tick: Callable[[], None]
+) -> dict[str, Any]:
+    """The step's numbers with those of its supervised examples, if there are any."""
+    mix = job.planned.mix
+    if mix is None:
+        return numbers
+    with keep_batch(job.work, mix.data, mix.plan.steps[mix.plan.order[number]], number):
+        return add_mix(numbers, mix_context(context, mix), mix, number=number, tick=tick)
+
+
+def update(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """One update at this learning rate; gradients are gone after it."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
-def _resume(learner: Learner, optimizer: torch.optim.Optimizer, job: StepsJob, clock: Clock) -> Position:
-    folder = find_checkpoint(job.work, job.identity, job.team)
+def resume(
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    work: Path,
+    identity: dict[str, Any],
+    clock: Clock,
+    team: Team = ALONE,
+) -> Position:
+    """Where the newest checkpoint stands, its state and seconds put back; the start if there is none."""
+    folder = find_checkpoint(work, identity, team)
     if folder is None:
         return Position(0, 0, {})
     with clock.part("load"):
-        position = load_checkpoint(folder, learner, optimizer, job.team)
+        position = load_checkpoint(folder, learner, optimizer, team)
     for part, seconds in position.seconds.items():
         clock.seconds[part] = clock.seconds.get(part, 0.0) + seconds
     return position
 
 
-def _open_log(path: Path, length: int) -> BinaryIO:
+def open_log(path: Path, length: int) -> BinaryIO:
     """The step log, cut back to where the checkpoint stands."""
     log = path.open("ab")
     if log.tell() < length:
@@ -183,5 +207,6 @@ def _open_log(path: Path, length: int) -> BinaryIO:
     return log
 
 
-def _checkpoint_is_due(done: int, total: int, every: int) -> bool:
+def checkpoint_is_due(done: int, total: int, every: int) -> bool:
+    """Is it time, after so many steps? The last one needs none."""
     return every > 0 and done % every == 0 and done < total

@@ -7,6 +7,7 @@ from typing import Any
 
 from loop.context import Campaign, Model, Standing, reference_of
 from loop.display import Bar
+from loop.mix import mix_digest
 from loop.runfolder import Manifest
 from loop.sampler import seed_for
 from loop.training import TrainTask
@@ -16,6 +17,16 @@ from trainer.settings import ONLY_HOW
 MOST_GAP = 0.15
 """Nats per token by which sampler and trainer may differ before the run warns; 0.01 was measured (bf16 engine)."""
 
+PHASES = {
+    "read": "reading pairs",
+    "load": "loading the model",
+    "reference": "reference log-probs",
+    "measure": "rewards of held-out pairs",
+    "warm start": "warm start on the chosen responses",
+    "save": "saving",
+}
+"""What the trainer does besides steps, in words."""
+
 
 def train_stage(
     campaign: Campaign, k: int, standing: Standing, sampled: Manifest, paired: Manifest
@@ -24,12 +35,14 @@ def train_stage(
     config, folder = campaign.loaded.at(k), campaign.run.stage(k, "train")
     policy, reference = standing.incumbent, reference_of(config, standing)
     settings = config.train.model_dump(mode="json", exclude=set(ONLY_HOW))
-    inputs = {
+    inputs: dict[str, Any] = {
         "seed": config.seed,
         "reference": config.reference,
         **{f"train.{key}": value for key, value in settings.items()},
         "made from": {"pair": paired.digest, "policy": policy.hash, "reference": reference.hash},
     }
+    if config.train.mix is not None:
+        inputs["made from"]["mix"] = mix_digest(config.train.mix.path)
     if manifest := campaign.finished(folder, inputs):
         return manifest, Model(folder.model, manifest.counts["weights_hash"], k)
     campaign.begin_work()
@@ -49,6 +62,7 @@ def train_stage(
         settings=config.train,
         seed=seed_for(config.seed, k, "train"),
         threads=config.threads,
+        chat_template_kwargs=config.model.chat_template_kwargs,
     )
     started = time.perf_counter()
     with campaign.display.bar("train", 0, "steps") as bar:
@@ -79,16 +93,13 @@ def train_progress(bar: Bar) -> Callable[[dict[str, Any]], None]:
 
     def show(said: dict[str, Any]) -> None:
         nonlocal phase
-        if said.get("phase") == "train":
-            if phase != "train":
+        new = said.get("phase") != phase
+        if new and said["phase"] != "train":
+            bar.note(PHASES.get(said["phase"], said["phase"]))
+        if said.get("phase") in ("warm start", "train"):
+            if new:
                 bar.resume_at(said["done"] - 1 if said["done"] else 0)
             bar.set(said["done"], said["total"])
-        elif said.get("phase") != phase:
-            bar.note(
-                {"load": "loading the model", "reference": "reference log-probs", "save": "saving"}.get(
-                    said["phase"], said["phase"]
-                )
-            )
         phase = said.get("phase", phase)
 
     return show

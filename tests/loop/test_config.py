@@ -321,3 +321,15 @@ def test_loading_a_config_imports_nothing_heavy() -> None:
     minimal = str(ROOT / "tests" / "loop" / "minimal.yaml")
     done = subprocess.run([sys.executable, "-c", code, minimal], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_warm_start_is_the_reference_of_its_round(write: Any) -> None:
+    told = refusal(write("reference: initial"), "train.warm_start={epochs: 2}")
+    assert "reference initial cannot be used with train.warm_start" in told
+    assert "set reference to previous, or train.warm_start to null" in told
+
+
+def test_an_override_of_the_first_iteration_ends_with_it(write: Any) -> None:
+    loaded = load_config(write("per_iteration: {1: {pairs.per_prompt: 4, train.warm_start: {epochs: 2}}}"))
+    assert [loaded.at(k).pairs.per_prompt for k in (1, 2, 3)] == [4, 10, 10]
+    assert [loaded.at(k).train.warm_start is None for k in (1, 2, 3)] == [False, True, True]

@@ -4,20 +4,28 @@ from pathlib import Path
 
 import pytest
 
-from loop.config_load import load_config, shipped_configs
+from loop.config_load import load_config, shipped_configs, shipped_reward_configs
+from loop.reward_load import load_reward_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def test_the_shipped_configs_are_those_of_the_checkout() -> None:
-    assert shipped_configs() == {path.stem: path for path in CONFIGS}
+    assert shipped_configs() | shipped_reward_configs() == {path.stem: path for path in CONFIGS}
     assert "quickstart" in shipped_configs()
+    assert "reward" in shipped_reward_configs()
+    assert not shipped_configs().keys() & shipped_reward_configs().keys()
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_shipped_config_loads_by_its_name(path: Path) -> None:
-    load_config(path.stem)
+@pytest.mark.parametrize("name", shipped_configs())
+def test_a_shipped_campaign_loads_by_its_name(name: str) -> None:
+    load_config(name)
+
+
+@pytest.mark.parametrize("name", shipped_reward_configs())
+def test_a_shipped_reward_model_loads_by_its_name(name: str) -> None:
+    load_reward_config(name)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -13,9 +13,10 @@ from judges import Group, Judge, Prompt, Response, Verdict, judge_groups
 from judges.resolve import build_judge
 from loop.cli import app
 from loop.config_load import LoadedConfig, load_config, shipped_configs
+from loop.reward_load import load_reward_config
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDES = ("README.md", "docs/campaign.md", "docs/judge-command.md")
+GUIDES = ("README.md", "docs/campaign.md", "docs/judge-command.md", "docs/reward-models.md", "docs/supervised.md")
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in GUIDES}
 README = PAGES["README.md"]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -98,7 +99,11 @@ def load_example(folder: Path, text: str, overrides: list[str]) -> LoadedConfig:
     "text", [block for page in PAGES.values() for block in blocks(page, "yaml")], ids=lambda text: text.split("\n")[0]
 )
 def test_every_yaml_block_loads(text: str, tmp_path: Path) -> None:
-    load_example(tmp_path, text, [])
+    if "out" in yaml.safe_load(text):
+        (tmp_path / "my.yaml").write_text(text, encoding="utf-8")
+        load_reward_config(tmp_path / "my.yaml")
+    else:
+        load_example(tmp_path, text, [])
 
 
 def test_the_schedule_of_the_readme_means_what_the_text_says(tmp_path: Path) -> None:
@@ -111,7 +116,9 @@ def test_the_schedule_of_the_readme_means_what_the_text_says(tmp_path: Path) -> 
 def test_every_command_line_is_one_that_prefloop_understands(line: str, tmp_path: Path) -> None:
     _, name, source, *words = shlex.split(line)
     assert {word for word in words if word.startswith("--")} <= flags(name, [source])
-    if name in ("run", "plan"):
+    if name == "train-reward":
+        load_reward_config("reward", [word for word in words if "=" in word])
+    elif name in ("run", "plan"):
         overrides = [word for word in words if "=" in word]
         if source.endswith(".yaml"):
             load_example(tmp_path, blocks(README, "yaml")[0], overrides)
@@ -121,7 +128,7 @@ def test_every_command_line_is_one_that_prefloop_understands(line: str, tmp_path
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_in_the_text_exists(page: str) -> None:
-    for name, rest in re.findall(r"`prefloop ([a-z]+)([^`]*)`", PAGES[page]):
+    for name, rest in re.findall(r"`prefloop ([a-z][a-z-]*)([^`]*)`", PAGES[page]):
         assert name in COMMANDS, f"prefloop {name}"
         assert set(re.findall(r"--[a-z]+", rest)) <= flags(name, rest.split()) | {"--help"}
 

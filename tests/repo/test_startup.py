@@ -41,7 +41,15 @@ def test_importing_a_front_door_loads_no_heavy_library(module: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["plan", "quickstart"], ["plan", "quickstart", "--json"]], ids=" ".join
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["train-reward", "--help"],
+        ["plan", "quickstart"],
+        ["plan", "quickstart", "--json"],
+    ],
+    ids=" ".join,
 )
 def test_help_and_plan_load_no_heavy_library(arguments: list[str], tmp_path: Path) -> None:
     code = COMMAND.format(arguments=arguments, report=REPORT.format(heavy=HEAVY))

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from trainer.data import Pair, PreferenceData, PromptGroup, Response
-from trainer.round import RoundSpec
 from trainer.settings import TrainSettings
+from trainer.spec import RoundSpec
 
 VOCABULARY = 97
 

@@ -22,8 +22,9 @@ from trainer.data import (
 from trainer.errors import TrainerError
 from trainer.losses.table import METHODS
 from trainer.objective import COLUMNS, Objective, check_needs
-from trainer.round import RoundSpec, train_round
+from trainer.round import train_round
 from trainer.settings import TrainSettings
+from trainer.spec import RoundSpec
 
 Spec = Callable[..., RoundSpec]
 Report = Callable[[dict[str, Any]], None]

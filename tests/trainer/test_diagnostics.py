@@ -17,9 +17,10 @@ from trainer.losses.batch import Groups, Pairs, Responses, Singles
 from trainer.memory import peak_memory_gb
 from trainer.model import choose_arithmetic, load_model
 from trainer.relations import Batch
-from trainer.round import RoundSpec, train_round
+from trainer.round import train_round
 from trainer.scorer import LOGIT_ROWS, RowScorer, SequenceKL, _entropy, to_batch
 from trainer.settings import TrainSettings
+from trainer.spec import RoundSpec
 
 CPU = torch.device("cpu")
 

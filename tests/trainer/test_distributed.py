@@ -26,9 +26,10 @@ from trainer.data import PreferenceData
 from trainer.errors import TrainerError
 from trainer.learner import Learner
 from trainer.processes import ProcessError, run_together
-from trainer.round import RoundSpec, train_round
+from trainer.round import train_round
 from trainer.rows import plan_rows
 from trainer.settings import LoraSettings, TrainSettings
+from trainer.spec import RoundSpec
 from trainer.team import Team
 from trainer.training import StepsJob, read_steps
 

@@ -13,8 +13,9 @@ from trainer.data import Pair, PreferenceData, PromptGroup, Response
 from trainer.errors import TrainerError
 from trainer.losses.table import METHODS
 from trainer.losses.terms import loss
-from trainer.round import RoundSpec, train_round
+from trainer.round import train_round
 from trainer.settings import TrainSettings
+from trainer.spec import RoundSpec
 
 Spec = Callable[..., RoundSpec]
 Report = Callable[[dict[str, Any]], None]

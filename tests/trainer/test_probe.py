@@ -13,9 +13,10 @@ from trainer.data import PreferenceData
 from trainer.errors import TrainerError
 from trainer.model import choose_arithmetic, load_model
 from trainer.probe import MOST_GAP, Gaps, choose_layout, how_wrong, probe_rows
-from trainer.round import RoundSpec, train_round
+from trainer.round import train_round
 from trainer.scorer import RowBatch, RowScorer, to_batch
 from trainer.settings import TrainSettings
+from trainer.spec import RoundSpec
 
 Spec = Callable[..., RoundSpec]
 FOLDER = Path("models/policy")

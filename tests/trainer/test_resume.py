@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from trainer.data import PreferenceData
 from trainer.errors import TrainerError
-from trainer.round import RoundSpec, train_round
+from trainer.round import train_round
 from trainer.settings import LoraSettings
+from trainer.spec import RoundSpec
 
 ROOT = Path(__file__).parents[2]
 Spec = Callable[..., RoundSpec]

@@ -15,8 +15,9 @@ from trainer.data import Pair, PreferenceData
 from trainer.errors import TrainerError
 from trainer.model import choose_arithmetic, load_model
 from trainer.reference import ReferencePass
-from trainer.round import RoundSpec, train_round
+from trainer.round import train_round
 from trainer.settings import LoraSettings, TrainSettings
+from trainer.spec import RoundSpec
 
 Spec = Callable[..., RoundSpec]
 Maker = Callable[..., Path]

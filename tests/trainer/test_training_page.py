@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from trainer.data import Pair, PreferenceData, Single
-from trainer.round import RoundSpec, train_round
+from trainer.round import train_round
 from trainer.settings import TrainSettings
+from trainer.spec import RoundSpec
 
 PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
 Spec = Callable[..., RoundSpec]

@@ -1,0 +1,68 @@
+"""Room `trainer/`, supervised examples from elsewhere in every step of a round, against forgetting. In: examples as
+labelled single responses, the number of steps; out: a plan that uses all of them before one comes again, and for each
+step gradients of `weight * mean over its examples of their NLL per token`, added to those of the step's relations.
+
+Rows are plain ones: examples may be longer than anything on which the probe proved trees for this model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trainer.data import CheckedData, PreferenceData
+from trainer.errors import TrainerError
+from trainer.losses.terms import terms_of
+from trainer.objective import Objective
+from trainer.rows import Plan, plan_rows
+from trainer.settings import MixSettings, TrainSettings
+from trainer.step import StepContext, accumulate_step
+
+
+@dataclass(frozen=True, slots=True)
+class MixPlan:
+    """Which examples go into which step: `plan.order[number]` is the step with that number."""
+
+    data: PreferenceData
+    plan: Plan
+    weight: float
+
+
+def plan_mix(data: PreferenceData, settings: TrainSettings, *, steps: int, seed: int) -> MixPlan:
+    """About `per_step` examples for each of the round's steps, pass after pass over all of them in seeded order."""
+    mix = mix_of(settings)
+    passes = -(-steps // -(-len(data.relations) // mix.per_step))
+    changes = {"batch_pairs": mix.per_step, "grouping": "shuffled", "epochs": passes, "max_steps": steps}
+    plan = plan_rows(data, settings.model_copy(update=changes), seed=seed, layout="plain")
+    return MixPlan(data, plan, mix.weight)
+
+
+def mix_of(settings: TrainSettings) -> MixSettings:
+    """The settings of the mix. TrainerError if there are none, but examples."""
+    if settings.mix is None:
+        raise TrainerError("Supervised examples were given, but train.mix does not say what to do with them.")
+    return settings.mix
+
+
+def mix_context(context: StepContext, mix: MixPlan) -> StepContext:
+    """The same model with the mix's own data and loss."""
+    term = {"name": "sft", "weight": mix.weight}
+    objective = Objective(terms_of([term], beta=None, nll_weight=None))
+    learner = replace(context.learner, objective=objective, live=None, value=None)
+    return replace(context, learner=learner, data=mix.data, layout="plain")
+
+
+def add_mix(
+    metrics: dict[str, float], context: StepContext, mix: MixPlan, *, number: int, tick: Callable[[], None]
+) -> dict[str, Any]:
+    """Forward and backward over the step's examples; returns the step's metrics with theirs. `loss` becomes the whole
+    number that `backward` saw, `mix` is the mean NLL per token without its weight."""
+    step = mix.plan.steps[mix.plan.order[number]]
+    totals = accumulate_step(context, step, None, number=number, check_zero=False, tick=tick)
+    numbers = {"mix": totals.means()["sft"], "mix_examples": step.relations, "mix_tokens": totals.tokens}
+    return metrics | {"loss": metrics["loss"] + totals.loss} | numbers
+
+
+def mix_in_numbers(checked: CheckedData, steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the record of a round says of its examples: how many there are, which were dropped, and how often one was
+    trained on."""
+    trained = sum(step["mix_examples"] for step in steps)
+    return {"examples": len(checked.data.relations), "dropped": checked.dropped, "trained": trained}

@@ -1,0 +1,172 @@
+"""Room `trainer/`, what a round needs before its first step. In: the spec and the data; out: checked data, a model in
+the form that is trained, rows that this model reads rightly, and the reference's log-probs of exactly those rows."""
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.convert import as_kind, with_mismatched
+from trainer.data import CheckedData, PreferenceData, check_data
+from trainer.errors import TrainerError
+from trainer.learner import Learner
+from trainer.live import LIVE, LiveReference
+from trainer.memory import use_huge_pages
+from trainer.mix import MixPlan, plan_mix
+from trainer.model import cast_weights, choose_arithmetic, load_model, make_trainable, read_limits
+from trainer.objective import Objective, check_needs
+from trainer.probe import Gaps, choose_layout, how_wrong, probe_rows
+from trainer.reference import Reference, ReferencePass, reference_key, reference_path
+from trainer.rows import Layout, Plan, plan_rows
+from trainer.scorer import RowScorer
+from trainer.spec import RoundSpec, Running
+from trainer.summary import Clock
+from trainer.team import Team
+from trainer.training import Report
+from trainer.value import ValueNetwork
+
+
+def start(spec: RoundSpec, report: Report, team: Team) -> Running:
+    """Threads, number format, loss; the work folder exists."""
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    use_huge_pages()
+    torch.manual_seed(spec.seed)
+    spec.work.mkdir(parents=True, exist_ok=True)
+    arithmetic = replace(choose_arithmetic(spec.settings), keep_casts=not team.sharded)
+    notes = [f"{team.size} processes, {spec.settings.distribute}"] if team.size > 1 else []
+    return Running(spec, report, arithmetic, Objective(spec.settings.terms), Clock(), notes, team)
+
+
+def check(running: Running, data: PreferenceData) -> CheckedData:
+    """The data in the kind that the losses are written over, without what cannot be trained."""
+    spec, objective = running.spec, running.objective
+    vocabulary, context = read_limits(spec.policy)
+    if not spec.same_weights and read_limits(spec.reference)[0] != vocabulary:
+        raise TrainerError(
+            f"The policy {spec.policy} has a vocabulary of {vocabulary} ids, the reference {spec.reference} one of "
+            f"{read_limits(spec.reference)[0]}. Both must read the same tokens: choose another reference."
+        )
+    checked = check_data(as_kind(data, objective.kind), vocabulary=vocabulary, context=context)
+    if "mismatched" in objective.needs:  # partners come from what can be trained, and must fit themselves
+        partnered = check_data(with_mismatched(checked.data), vocabulary=vocabulary, context=context)
+        checked = CheckedData(partnered.data, dict(Counter(checked.dropped) + Counter(partnered.dropped)))
+    check_needs(objective, checked.data)
+    return checked
+
+
+def mix_in(
+    running: Running, examples: PreferenceData | None, *, steps: int
+) -> tuple[CheckedData | None, MixPlan | None]:
+    """The supervised examples that can be trained on, and which of them go into which step."""
+    spec = running.spec
+    if examples is None:
+        if spec.settings.mix is not None:
+            raise TrainerError(
+                f"train.mix names {spec.settings.mix.path}, but its examples were not handed to the round."
+            )
+        return None, None
+    vocabulary, context = read_limits(spec.policy)
+    checked = check_data(examples, vocabulary=vocabulary, context=context)
+    with running.clock.part("plan"):
+        return checked, plan_mix(checked.data, spec.settings, steps=steps, seed=spec.seed)
+
+
+def load(running: Running, folder: Path, *, adapters: bool = False) -> Any:
+    """A model as this team holds it; with `adapters` in the form that is trained, which weights must have before they
+    are sharded and which changes no output."""
+    spec, team = running.spec, running.team
+    running.report({"phase": "load", "done": 0, "total": 1})
+    with running.clock.part("load"):
+        model = load_model(folder, running.arithmetic, whole=not team.sharded)
+        model = team.place(make_trainable(model, spec.settings, seed=spec.seed) if adapters else model)
+    running.report({"phase": "load", "done": 1, "total": 1})
+    return model
+
+
+def layout_of(running: Running, model: Any, data: PreferenceData) -> tuple[Layout, float | None]:
+    """Trees if the probe proves them for this model."""
+    wanted, gaps = running.spec.settings.layout, _probe(running, model, data)
+    layout = choose_layout(gaps, wanted, folder=running.spec.policy)
+    if layout != wanted and layout == "plain":
+        running.notes.append(f"plain rows, as tree rows are wrong on this model: {how_wrong(gaps)}")
+    return layout, gaps.tree if math.isfinite(gaps.tree) else None
+
+
+def _probe(running: Running, model: Any, data: PreferenceData) -> Gaps:
+    spec, device = running.spec, running.arithmetic.device
+    with running.clock.part("plan"):
+        return probe_rows(RowScorer(model), data, device=device, seed=spec.seed, row_tokens=spec.settings.row_tokens)
+
+
+def plan(running: Running, data: PreferenceData, layout: Layout) -> Plan:
+    """Every row of every step."""
+    with running.clock.part("plan"):
+        return plan_rows(data, running.spec.settings, seed=running.spec.seed, layout=layout)
+
+
+def score_reference(
+    running: Running, model: Any, planned: Sequence[tuple[PreferenceData, Plan]]
+) -> tuple[Any, list[Reference | None], LiveReference | None]:
+    """The policy in the round's number format, and the reference log-probs of each plan. Policy and reference are never
+    in memory together, unless a loss needs the reference itself."""
+    spec, arithmetic, needs = running.spec, running.arithmetic, running.objective.needs
+    if "reference" not in needs and not LIVE & needs:
+        return cast_weights(model, arithmetic), [None] * len(planned), None
+    passes = [_reference_pass(running, data, plan) for data, plan in planned]
+    scored = [scoring.load() for scoring in passes]
+    if all(scored) and not LIVE & needs:
+        return cast_weights(model, arithmetic), list(scored), None
+    if not spec.same_weights:
+        del model
+        model = load(running, spec.reference)
+        data, plan = planned[0]  # the probe of the policy says nothing of another architecture
+        choose_layout(_probe(running, model, data), plan.layout, folder=spec.reference)
+    model = cast_weights(model, arithmetic)
+
+    def tick(done: int, total: int) -> None:
+        running.report({"phase": "reference", "done": done, "total": total})
+
+    with running.clock.part("reference"):
+        scored = [
+            known or scoring.score(RowScorer(model), arithmetic, tick, running.team)
+            for known, scoring in zip(scored, passes, strict=True)
+        ]
+    live = _live(running, model) if LIVE & needs else None
+    if not spec.same_weights:
+        del model
+        model = cast_weights(load(running, spec.policy, adapters=True), arithmetic)
+    return model, list(scored), live
+
+
+def _live(running: Running, reference: Any) -> LiveReference:
+    """A reference that stays, beside the policy; sharded weights cannot be copied."""
+    own = load(running, running.spec.reference) if running.team.sharded else copy.deepcopy(reference)
+    return LiveReference.of(own, running.objective)
+
+
+def _reference_pass(running: Running, data: PreferenceData, plan: Plan) -> ReferencePass:
+    tokens = "tokens" in running.objective.needs
+    key = reference_key(
+        reference_hash=running.spec.reference_hash, plan=plan, arithmetic=running.arithmetic, tokens=tokens
+    )
+    return ReferencePass(data, plan, reference_path(running.spec.work, key), tokens=tokens)
+
+
+def learner_of(running: Running, model: Any, live: LiveReference | None) -> Learner:
+    """Everything that changes in the round. TrainerError for a moving reference with adapters."""
+    spec = running.spec
+    if live is not None and live.moves and spec.settings.lora is not None:
+        raise TrainerError(
+            "A reference that follows the policy inside the round cannot be used with lora: a mix of adapters is not "
+            "the adapter of a mix. Train all weights, or use another loss."
+        )
+    value = None
+    if "value" in running.objective.needs:
+        value = running.team.place(ValueNetwork.load(spec.policy, running.arithmetic))
+    return Learner(model, running.objective, live, value)

@@ -1,0 +1,61 @@
+"""Room `trainer/`, a round as it is asked for, and as it runs. In: paths, hashes and settings; out: what names the
+round, and what its parts share while it runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.model import Arithmetic
+from trainer.objective import Objective
+from trainer.settings import ONLY_HOW, TrainSettings
+from trainer.summary import Clock
+from trainer.team import Team
+from trainer.training import Report
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSpec:
+    """Which weights are trained, against which reference, where. Hashes name the weights; paths only say where they
+    lie."""
+
+    policy: Path
+    policy_hash: str
+    reference: Path
+    reference_hash: str
+    work: Path
+    """Checkpoints, reference log-probs and the step log of this round; nobody else writes here."""
+    out: Path
+    """The candidate folder; exists only when it is complete."""
+    settings: TrainSettings
+    seed: int
+    threads: int | None
+    whole: dict[str, Any] | None = None
+    """After a warm start: the identity of warm start and round together."""
+
+    @property
+    def same_weights(self) -> bool:
+        """Is the reference the policy itself, as it is before the first step?"""
+        return self.policy_hash == self.reference_hash
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the candidate's weights, apart from the data."""
+        if self.whole is not None:
+            return self.whole
+        settings = self.settings.model_dump(mode="json", exclude=set(ONLY_HOW))
+        return {"policy": self.policy_hash, "reference": self.reference_hash, "seed": self.seed} | settings
+
+
+@dataclass(slots=True)
+class Running:
+    """What the parts of a running round share."""
+
+    spec: RoundSpec
+    report: Report
+    arithmetic: Arithmetic
+    objective: Objective
+    clock: Clock
+    notes: list[str]
+    team: Team
+    warm_start: dict[str, Any] | None = None
+    """What the supervised phase came to."""

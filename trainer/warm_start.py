@@ -1,0 +1,72 @@
+"""Room `trainer/`, the supervised phase before a round. In: a round's spec and checked data; out: spec and data of a
+round of its own on the chosen responses, and the spec of the round that goes on from its result.
+
+Where the reference did not produce the data, DPO's authors fit it to the chosen responses first (section 4 of
+arXiv:2305.18290), so that the pairs are no longer foreign to it. Both phases are rounds like any other: checkpointed,
+resumed and recorded."""
+
+import hashlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.data import Pair, PreferenceData, Ranked, Relation, Single
+from trainer.summary import RoundSummary
+
+if TYPE_CHECKING:
+    from trainer.spec import RoundSpec
+
+FOLDER = "warm-start"
+
+
+def first_round(spec: "RoundSpec") -> "RoundSpec":
+    """The supervised round, in the work folder of the whole."""
+    warm = spec.settings.warm_start
+    assert warm is not None
+    changes = {"loss": "sft", "beta": None, "nll_weight": None, "warm_start": None, "probe_pairs": 0, "max_steps": None}
+    settings = spec.settings.model_copy(update=changes | {"epochs": warm.epochs, "learning_rate": warm.learning_rate})
+    work = spec.work / FOLDER
+    return replace(spec, settings=settings, work=work / "work", out=work / "model")
+
+
+def second_round(spec: "RoundSpec", first: "RoundSpec") -> "RoundSpec":
+    """The round itself: start and reference are what the first one made. It is known by what the whole was made of."""
+    settings = spec.settings.model_copy(update={"warm_start": None})
+    start, name = first.out, weights_digest(first.out)
+    models = replace(spec, policy=start, policy_hash=name, reference=start, reference_hash=name)
+    return replace(models, settings=settings, whole=spec.identity)
+
+
+def chosen_only(data: PreferenceData) -> PreferenceData:
+    """Every response that some relation prefers, once, as an example to imitate."""
+    chosen = dict.fromkeys((relation.prompt_id, id) for relation in data.relations if (id := _best(relation)))
+    return replace(data, relations=tuple(Single(prompt, response, good=True) for prompt, response in chosen))
+
+
+def described(summary: RoundSummary, digest: str) -> dict[str, Any]:
+    """What the record of the whole round says of this phase; `loss` is the mean NLL per token of its steps."""
+    losses = {"loss_first": summary.first["sft"], "loss_last": summary.last["sft"]}
+    return {"weights_hash": digest, "responses": summary.pairs, "steps": summary.steps} | losses
+
+
+def remove_warm_start(work: Path) -> None:
+    """The round is finished: nothing needs the model it started from."""
+    shutil.rmtree(work / FOLDER, ignore_errors=True)
+
+
+def _best(relation: Relation) -> str | None:
+    if isinstance(relation, Pair):
+        return relation.chosen_id
+    if isinstance(relation, Ranked):
+        return relation.response_ids[0]
+    return relation.response_id if relation.good else None
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 over the weight files of a model folder."""
+    sha = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            sha.update(hashlib.file_digest(file, "sha256").digest())
+    return sha.hexdigest()
