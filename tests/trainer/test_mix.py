@@ -1,6 +1,5 @@
 """Supervised examples in every step: their loss by hand, their gradient, their order, what a kill does to them."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.trainer.logs import log_of
 from trainer.checkpoint import REFERENCE
 from trainer.data import PreferenceData, PromptGroup, Response, Single
 from trainer.errors import TrainerError
@@ -39,11 +39,6 @@ def examples_of(count: int) -> PreferenceData:
         for at in range(count)
     )
     return PreferenceData(groups, tuple(Single(group.id, group.id, good=True) for group in groups))
-
-
-def log(spec: RoundSpec) -> list[dict[str, Any]]:
-    lines = (spec.work / "steps.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 
 
 def nll_alone(model: Any, group: PromptGroup) -> torch.Tensor:
@@ -92,7 +87,7 @@ def test_examples_are_logged_counted_and_learnt(make_spec: Spec, toy_data: Prefe
     given = PreferenceData((*examples.groups, long), (*examples.relations, Single("long", "long", good=True)))
     spec = make_spec(mix=MIX, epochs=6)
     summary = train_round(spec, toy_data, report=silent, examples=given)
-    steps = log(spec)
+    steps = log_of(spec.work)
     assert summary.mix == {"examples": 6, "dropped": {"longer than the model's context": 1}, "trained": 3 * len(steps)}
     assert all(step["loss"] == pytest.approx(step["dpo"] + step["nll"] + 0.5 * step["mix"]) for step in steps)
     assert steps[-1]["mix"] < steps[0]["mix"] - 0.5
@@ -136,7 +131,7 @@ def test_stopped_and_resumed_equals_uninterrupted(make_spec: Spec, toy_data: Pre
     assert train_round(broken, toy_data, report=silent, examples=examples).notes == ("resumed at step 4",)
     ours, theirs = (load_file(spec.out / "model.safetensors") for spec in (broken, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert log(broken) == log(whole)
+    assert log_of(broken.work) == log_of(whole.work)
 
 
 def test_examples_and_settings_go_together(make_spec: Spec, toy_data: PreferenceData) -> None:

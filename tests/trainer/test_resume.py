@@ -1,6 +1,5 @@
 """A round killed with -9 and started again ends with the same bits as one that was left alone."""
 
-import json
 import os
 import pickle
 import signal
@@ -15,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.trainer.logs import log_of
 from trainer.data import PreferenceData
 from trainer.errors import TrainerError
 from trainer.round import train_round
@@ -63,19 +63,11 @@ def killed(spec: RoundSpec, data: PreferenceData, where: str, folder: Path) -> N
     assert not spec.out.exists()
 
 
-OF_THE_MACHINE = {"seconds", "tokens_per_second", "peak_memory_gb"}
-
-
-def log(spec: RoundSpec) -> list[dict[str, Any]]:
-    lines = (spec.work / "steps.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in OF_THE_MACHINE} for line in lines]
-
-
 def assert_same_result(one: RoundSpec, other: RoundSpec) -> None:
     ours, theirs = load_file(one.out / "model.safetensors"), load_file(other.out / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert log(one) == log(other)
+    assert log_of(one.work) == log_of(other.work)
 
 
 @pytest.mark.parametrize(("where", "resumed_at"), [("row 5", 4), ("row 1", 0), ("checkpoint", 2), ("save", 10)])
@@ -156,7 +148,7 @@ def test_checkpoints_may_come_more_or_less_often_after_a_restart(make_spec: Spec
     stopped(make_spec(checkpoint_every=1), toy_data, 2)
     summary = train_round(make_spec(checkpoint_every=3), toy_data, report=silent)
     assert summary.notes == ("resumed at step 1",)
-    assert [line["step"] for line in log(make_spec())] == list(range(summary.steps))
+    assert [line["step"] for line in log_of(make_spec().work)] == list(range(summary.steps))
 
 
 def test_only_the_newest_checkpoint_is_kept(make_spec: Spec, toy_data: PreferenceData) -> None:

@@ -21,7 +21,8 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def block(language: str) -> str:
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    own = PAGE[PAGE.index("## A loss of your own") :]
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```", own, re.MULTILINE | re.DOTALL)
     return str(found)
 
 

@@ -1,15 +1,14 @@
 """A supervised phase before the round: what it trains on, whose reference it becomes, what a kill does to it."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.trainer.logs import log_of
 from trainer.data import Pair, PreferenceData, Ranked, Response, Single
 from trainer.errors import TrainerError
 from trainer.round import train_round
@@ -23,11 +22,6 @@ WARM = WarmStart(epochs=4, learning_rate=5e-3)
 
 def silent(_: dict[str, Any]) -> None:
     """A report that nobody reads."""
-
-
-def log(work: Path) -> list[dict[str, Any]]:
-    lines = (work / "steps.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 
 
 def test_every_preferred_response_is_an_example_once() -> None:
@@ -56,7 +50,7 @@ def test_the_round_starts_from_what_an_sft_round_makes_and_is_anchored_to_it(
     train_round(second, toy_data, report=silent)
     ours, theirs = (load_file(spec.out / "model.safetensors") for spec in (whole, second))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert log(whole.work) == log(second.work)
+    assert log_of(whole.work) == log_of(second.work)
     assert summary.first["margin"] == 0.0
     assert summary.warm_start == {
         "weights_hash": found,
@@ -99,7 +93,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert summary.warm_start == expected.warm_start
     ours, theirs = (load_file(spec.out / "model.safetensors") for spec in (broken, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert log(broken.work) == log(whole.work)
+    assert log_of(broken.work) == log_of(whole.work)
 
 
 def test_watched_prompts_stay_unseen(make_spec: Spec, toy_data: PreferenceData) -> None:
