@@ -193,7 +193,10 @@ class Judge(BaseModel):
         return frozenset()
 
     def ready(self) -> None:
-        """Raises JudgeError if something that the judge needs is missing: a key, a library. Asks nobody."""
+        """Raises JudgeError if something that the judge needs is missing: a key, a library, a model. Asks nobody."""
+
+    def rest(self) -> None:
+        """Called by the loop before it trains: give back what memory of a device is held, until the next call."""
 
     @property
     def content_version(self) -> str:

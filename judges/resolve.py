@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 BUILT_IN = {
+    "classifier": "judges.classifier:Classifier",
     "combine": "judges.combine:Combine",
     "contains": "judges.text:Contains",
     "exact": "judges.text:Exact",
@@ -38,8 +39,10 @@ BUILT_IN = {
     "math": "judges.maths:Math",
     "multiple-choice": "judges.choice:MultipleChoice",
     "number": "judges.text:Number",
+    "preference-model": "judges.preference_model:PreferenceModel",
     "reasoning-gym": "judges.reasoning_gym:ReasoningGym",
     "regex": "judges.text:Regex",
+    "reward-model": "judges.reward_model:RewardModel",
 }
 """Where each built-in lives; imported only when asked for."""
 

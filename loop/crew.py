@@ -165,9 +165,11 @@ class Crew:
         return to_sample, to_judge
 
     def train(self, job: Job) -> dict[str, Any]:
-        """Run a training job while the engine leaves the device to it."""
+        """Run a training job while the engine and the judges leave the device to it."""
         if self.engine.starts:
             call(self.engine, Job("giving back the device's memory", "sleep", {}))
+        for worker in {id(seat): seat.worker for seat in (self.judge, self.eval_judge) if seat.worker.starts}.values():
+            call(worker, Job("giving back the device's memory", "rest", {}))
         return call(self.trainer, job)
 
 

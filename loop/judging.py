@@ -23,6 +23,7 @@ from judges.versions import fingerprint
 from loop import tables
 from loop.config import JudgeConfig
 from loop.errors import UserError
+from loop.models import find_model
 from loop.prompts import PromptRow
 from loop.runfolder import write_file
 from loop.verdict_cache import VerdictCache
@@ -60,13 +61,14 @@ class JudgeService:
     def __init__(self, settings: JudgeConfig, cache: Path, parents: tuple[Path, ...] = ()) -> None:
         self.settings = settings
         self.judge = build_judge(settings.name, settings.args)
-        self.fingerprint = fingerprint(self.judge, settings.name)
         self.store = VerdictCache(cache, parents)
+        self.judge.take(Handed(self.store, find=find_model))
+        self.fingerprint = fingerprint(self.judge, settings.name)
 
     def prepare(self, report: Report, correct_at: float) -> dict[str, Any]:
         """Run the judge's own known examples and the user's labelled ones; its fingerprint, and what the loop must
         hand to it."""
-        self.judge.take(Handed(self.store, told=Meter(report).note))
+        self.judge.take(Handed(self.store, find=find_model, told=Meter(report).note))
         self_test(self.judge)
         test_with_examples(self.judge, self.settings, correct_at)
         return {"fingerprint": self.fingerprint, "needs": sorted(self.judge.needs)}
@@ -77,7 +79,7 @@ class JudgeService:
         """Judge one shard and write the verdicts; returns counts, seconds and how many calls the cache saved."""
         started = time.perf_counter()
         meter = Meter(report)
-        self.judge.take(Handed(self.store, generate, weights, meter.note))
+        self.judge.take(Handed(self.store, generate, weights, find=find_model, told=meter.note))
         with frozen_groups(task.responses, task.prompts) as groups:
             verdicts = [verdict for row in judge_groups(self.judge, groups) for verdict in row]
         counts: Counter[str] = Counter(verdict.kind for verdict in verdicts)
@@ -85,6 +87,10 @@ class JudgeService:
         notes = {"judge": self.fingerprint, **self._used(meter)}
         write_verdicts(task.path, groups, verdicts, notes)
         return {"counts": dict(counts), "judge": time.perf_counter() - started, "remembered": meter.remembered}
+
+    def rest(self, report: Report) -> None:
+        """Leave the device's memory to the trainer, until the next shard."""
+        self.judge.rest()
 
     def _used(self, meter: Meter) -> dict[str, dict[str, float]]:
         """What the shard's verdicts cost, whether they were paid for now or before a kill; nothing for a rule judge."""
