@@ -18,6 +18,8 @@ reward_model.py   judge "reward-model"
 classifier.py     judge "classifier"
 preference_model.py  judge "preference-model"
 model_judge.py    what these share: arguments; items become scores
+log_prob.py       judge "log-prob", and what measures with models that the loop holds
+implicit_reward.py  judge "implicit-reward"
 classification.py the model behind them: texts to logits, in batches
 remember.py       one verdict per content, given once
 llm_grade.py      judge "llm-grade"

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from judges.found import Found
 from loop import tables
 from loop.config import Config, JudgeConfig
 from loop.display import Bar, Display
@@ -18,6 +19,7 @@ from loop.errors import UserError
 from loop.judging import JudgeTask
 from loop.runfolder import RunFolder
 from loop.sampler import SampleTask
+from loop.scoring import Roles
 from loop.workers import Job, Worker, call, wait
 
 
@@ -51,6 +53,7 @@ class Seat:
     judging: dict[str, Any]
     fingerprint: dict[str, Any] = field(default_factory=dict)
     asks_policy: bool = False
+    measures: bool = False
 
 
 class Crew:
@@ -62,6 +65,7 @@ class Crew:
     def __init__(self, run: RunFolder, config: Config, display: Display) -> None:
         engine = {"settings": config.engine, "chat_template_kwargs": config.model.chat_template_kwargs}
         self.run, self.config, self.display = run, config, display
+        self.initial: Found | None = None
         self.engine = self._worker("engine", "loop.sampler:EngineService", engine)
         self.judge = self.eval_judge = self._seat("judge", config.judge)
         if config.eval_judge != config.judge:
@@ -97,6 +101,7 @@ class Crew:
         job = Job(f"the self-test of the {judge.worker.name}", "prepare", {"correct_at": correct_at})
         prepared = call(judge.worker, job)
         judge.asks_policy = "generate" in prepared["needs"]
+        judge.measures = "log_probs" in prepared["needs"]
         judge.fingerprint = dict(prepared["fingerprint"])
         return judge.fingerprint
 
@@ -142,9 +147,15 @@ class Crew:
     def _judge(self, shard: Shard, judge: Seat) -> None:
         """Hand a shard to the judge; one that asks the policy works in the engine, once nothing is left to sample."""
         task = JudgeTask(shard.task.name, shard.task.path, shard.verdicts, shard.task.prompts)
-        policy = {"policy": shard.task.policy, "policy_hash": shard.task.policy_hash, "judging": judge.judging}
+        policy = Found(shard.task.policy, shard.task.policy_hash)
+        details: dict[str, Any] = {"task": task}
+        if judge.measures:
+            assert self.initial is not None, "a judge that measures comes after the base model was found"
+            details["roles"] = Roles(policy, self.initial)
+        if judge.asks_policy:
+            details |= {"policy": policy.folder, "policy_hash": policy.digest, "judging": judge.judging}
         worker = self.engine if judge.asks_policy else judge.worker
-        worker.submit(Job(f"judging {task.name}", "label", {"task": task, **(policy if judge.asks_policy else {})}))
+        worker.submit(Job(f"judging {task.name}", "label", details))
 
     def _note_judged(self, labelled: Labelled, job: Job) -> None:
         labelled.counts.update({f"verdicts_{kind}": n for kind, n in job.result["counts"].items()})

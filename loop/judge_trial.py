@@ -19,6 +19,7 @@ from loop.config_yaml import parse_yaml
 from loop.display import Display
 from loop.errors import UserError
 from loop.models import find_model
+from loop.scoring import Scoring
 from loop.stats import wilson
 
 CONFIDENCE = 0.95
@@ -57,7 +58,7 @@ def run_test(
 ) -> dict[str, Any]:
     """The report on the judge, ready for JSON. Raises JudgeError or UserError."""
     judge, used = chosen.judge, Used()
-    judge.take(Handed(find=find_model, told=used.note))
+    judge.take(Handed(find=find_model, log_probs=Scoring(), told=used.note))
     judge.ready()
     cases = read_cases(data)[:limit]
     responses = sum(len(case.responses) for case in cases)

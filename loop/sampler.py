@@ -18,6 +18,7 @@ from loop.engines import Completion, Engine, Request, chosen_engine
 from loop.judging import JudgeService, JudgeTask
 from loop.prompts import PromptRow, render
 from loop.runfolder import write_file
+from loop.scoring import Roles
 from loop.tables import RESPONSES, to_bytes
 from loop.worker import Report
 
@@ -86,9 +87,17 @@ class EngineService:
         if self.engine is not None and self.settings.idle != "keep":
             self.engine.sleep()
             self.asleep = True
+        for judge in self.judges.values():
+            judge.rest(report)
 
     def label(
-        self, task: JudgeTask, policy: Path, policy_hash: str, judging: dict[str, Any], report: Report
+        self,
+        task: JudgeTask,
+        policy: Path,
+        policy_hash: str,
+        judging: dict[str, Any],
+        report: Report,
+        roles: Roles | None = None,
     ) -> dict[str, Any]:
         """Judge one shard here, the policy answering the judge's questions; returns what the judge's worker would.
 
@@ -98,7 +107,7 @@ class EngineService:
         if who not in self.judges:
             self.judges[who] = JudgeService(**judging)
         ask = partial(self._answer, engine, report)
-        return self.judges[who].label(task, report, generate=ask, weights=policy_hash)
+        return self.judges[who].label(task, report, generate=ask, weights=policy_hash, roles=roles)
 
     def _answer(
         self,

@@ -14,7 +14,7 @@ The walk of one round (`round.py` tells it as a list of steps):
   training.py    all steps, log and checkpoints         optimizer.py  AdamW and its learning rate
   checkpoint.py  going on after a kill                  summary.py    what a round reports
   memory.py      large pages                            files.py      write, flush, rename
-  errors.py      what a user is told
+  errors.py      what a user is told                    score.py      log-probs of responses, outside a round
 
 Import what you need from those files; importing the package, `settings` or `data` loads no torch.
 """
