@@ -7,7 +7,7 @@ works alone, too.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from judges.found import Found, find_folder
 
@@ -101,6 +101,22 @@ class Generate(Protocol):
     ) -> list[Reply]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model that the loop is asked to hold in an engine of its own, and what that engine is told."""
+
+    kind: str
+    """`vllm` or `transformers`."""
+    found: Found
+    settings: Mapping[str, Any]
+    chat_template_kwargs: Mapping[str, Any]
+    reply_tokens: int
+
+
+Precision = Literal["fp32", "bf16-autocast"]
+"""In what numbers a model measures, in the trainer's words."""
+
+
 class Measured(NamedTuple):
     """How likely a model finds a response, given its prompt."""
 
@@ -116,7 +132,7 @@ class LogProbs(Protocol):
     def weights(self, model: str) -> str:
         """Hash of the model that the name stands for now; JudgeError if it stands for none here."""
 
-    def measure(self, groups: "Sequence[Group]", model: str, *, precision: str) -> list[list[Measured | str]]:
+    def measure(self, groups: "Sequence[Group]", model: str, *, precision: Precision) -> list[list[Measured | str]]:
         """By group and response; a text says why a response could not be measured."""
 
 

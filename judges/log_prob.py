@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from judges.contract import Group, Judge, JudgeError, PointwiseJudge, Prompt, Response, Verdict
-from judges.handed import LogProbs, Measured
+from judges.handed import LogProbs, Measured, Precision
 
 ROLES = ("policy", "initial")
 """Models that the loop knows by their part in the campaign."""
@@ -17,7 +17,7 @@ class Measuring(Judge):
 
     version = "1"
 
-    precision: Literal["fp32", "bf16-autocast"] = "fp32"
+    precision: Precision = "fp32"
     """`bf16-autocast` is faster on a GPU and rounds: log-probs of long responses move by tenths of a nat."""
 
     @property

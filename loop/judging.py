@@ -23,6 +23,7 @@ from judges.versions import fingerprint
 from loop import tables
 from loop.config import JudgeConfig
 from loop.errors import UserError
+from loop.judge_engine import asked_for
 from loop.models import find_model
 from loop.prompts import PromptRow
 from loop.runfolder import write_file
@@ -68,12 +69,16 @@ class JudgeService:
         self.scoring = Scoring()
 
     def prepare(self, report: Report, correct_at: float) -> dict[str, Any]:
-        """Run the judge's own known examples and the user's labelled ones; its fingerprint, and what the loop must
-        hand to it."""
+        """Run the judge's own known examples and the user's labelled ones; its fingerprint, what the loop must hand to
+        it, and the model that it wants in an engine."""
         self.judge.take(Handed(self.store, find=find_model, log_probs=self.scoring, told=Meter(report).note))
         self_test(self.judge)
         test_with_examples(self.judge, self.settings, correct_at)
-        return {"fingerprint": self.fingerprint, "needs": sorted(self.judge.needs)}
+        return {
+            "fingerprint": self.fingerprint,
+            "needs": sorted(self.judge.needs),
+            "local_model": asked_for(self.judge),
+        }
 
     def label(
         self,

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from judges.handed import Messages, Reply, Usage
+from judges.handed import Generate, Messages, Reply, Usage
 from loop.config import EngineConfig
 from loop.engines import Completion, Engine, Request, chosen_engine
 from loop.judging import JudgeService, JudgeTask
@@ -99,15 +99,17 @@ class EngineService:
         report: Report,
         roles: Roles | None = None,
     ) -> dict[str, Any]:
-        """Judge one shard here, the policy answering the judge's questions; returns what the judge's worker would.
-
-        `judging` is what the service of that worker is made of.
+        """Judge one shard here, this engine's model answering the judge's questions; returns what the judge's worker
+        would. `judging` is what the service of that worker is made of.
         """
-        engine, who = self._ready(policy, policy_hash, report), judging["settings"].model_dump_json()
+        ask, who = self.answering(policy, policy_hash, report), judging["settings"].model_dump_json()
         if who not in self.judges:
             self.judges[who] = JudgeService(**judging)
-        ask = partial(self._answer, engine, report)
         return self.judges[who].label(task, report, generate=ask, weights=policy_hash, roles=roles)
+
+    def answering(self, model: Path, model_hash: str, report: Report) -> Generate:
+        """Asks the model, which is loaded now."""
+        return partial(self._answer, self._ready(model, model_hash, report), report)
 
     def _answer(
         self,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from judges.contract import Group, JudgeError
 from judges.contract import Response as Sampled
 from judges.found import Found
-from judges.handed import Measured
+from judges.handed import Measured, Precision
 from loop import tables
 from loop.models import find_model
 from loop.prompts import PromptRow, render
@@ -22,7 +22,7 @@ from loop.worker import Report
 from trainer.data import PromptGroup, Response
 
 if TYPE_CHECKING:
-    from trainer.score import ResponseScorer, ScorePrecision
+    from trainer.score import ResponseScorer
 
 Ids = dict[str, tuple[list[int], list[int]]]
 """Prompt and response token ids, as sampled, by response id."""
@@ -70,9 +70,7 @@ class Scoring:
         """Hash of the model."""
         return self._find(model).digest
 
-    def measure(
-        self, groups: Sequence[Group], model: str, *, precision: "ScorePrecision"
-    ) -> list[list[Measured | str]]:
+    def measure(self, groups: Sequence[Group], model: str, *, precision: Precision) -> list[list[Measured | str]]:
         """How likely the model finds every response, or why it cannot say."""
         found = self._find(model)
         scorer = self._scorer(found, precision)
@@ -95,7 +93,7 @@ class Scoring:
             )
         return self.roles.policy if model == "policy" else self.roles.initial
 
-    def _scorer(self, found: Found, precision: "ScorePrecision") -> "ResponseScorer":
+    def _scorer(self, found: Found, precision: Precision) -> "ResponseScorer":
         from trainer.score import ResponseScorer
 
         key = (found.digest, precision)

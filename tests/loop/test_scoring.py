@@ -1,5 +1,6 @@
 """Judges that measure with models: the sampled ids are what is scored, and the numbers are worked out apart."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from judges import Group, JudgeError, Prompt, Response, build_judge, judge_groups
 from judges.found import Found
-from judges.handed import Handed, Measured
+from judges.handed import Handed, Measured, Precision
 from loop import tables
 from loop.config import JudgeConfig
 from loop.judge_trial import named_judge, run_test
@@ -28,7 +29,7 @@ class Fixed:
     def weights(self, model: str) -> str:
         return {"again": "policy"}.get(model, model)
 
-    def measure(self, groups: list[Group], model: str, *, precision: str) -> list[list[Measured | str]]:
+    def measure(self, groups: Sequence[Group], model: str, *, precision: Precision) -> list[list[Measured | str]]:
         each = {"policy": -1.0, "again": -1.0, "initial": -2.0}[model]
         return [[self._one(each, r.text) for r in group.responses] for group in groups]
 
@@ -107,6 +108,7 @@ def test_the_command_measures_with_a_named_folder_and_knows_no_policy(toys: Path
         run_test(named_judge("log-prob", [], None), data, **options)
 
 
+@pytest.mark.slow
 def test_a_campaign_labels_by_the_implicit_reward_of_a_tuned_model(
     cli: Cli, settings: dict[str, Any], tmp_path: Path
 ) -> None:
