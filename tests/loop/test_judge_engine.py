@@ -22,7 +22,7 @@ from loop.judging import JudgeService, JudgeTask
 from loop.models import find_model
 from loop.sampler import EngineService
 from tests.loop import tiny
-from tests.loop.campaigns import Cli, events, read, refusal, rows
+from tests.loop.campaigns import Cli, events, read, rows
 from tests.loop.test_judging import responses
 
 OWN: dict[str, Any] = {"engine": "transformers", "max_tokens": 6, "engine_settings": {"max_model_len": 4096}}
@@ -161,10 +161,7 @@ def test_other_weights_or_a_shorter_window_are_another_judge_and_a_smaller_batch
     assert len({str(v) for v in (version(), version("b"), version(max_model_len=2000), version(dtype="float16"))}) == 4
 
 
-@pytest.mark.slow
-def test_a_campaign_refuses_a_judge_model_that_is_none_before_it_samples(
-    cli: Cli, settings: dict[str, Any], tmp_path: Path
-) -> None:
-    settings["judge"] = {"name": "llm-grade", "args": {**OWN, "model": str(tmp_path / "nowhere")}}
-    assert "judge.args.model: there is no folder" in refusal(cli("run", cli.write(settings), "--name", "none"))
-    assert not list((cli.runs / "none").glob("iter-*/*/*.parquet"))
+def test_a_judge_model_that_is_none_is_refused_when_the_judge_starts(tmp_path: Path) -> None:
+    settings = JudgeConfig(name="llm-grade", args={**OWN, "model": str(tmp_path / "nowhere")})
+    with pytest.raises(UserError, match=r"judge.args.model: there is no folder"):
+        JudgeService(settings, tmp_path / "v.sqlite")

@@ -18,7 +18,6 @@ from loop.models import find_model, weights_hash
 from loop.prompts import PromptRow
 from loop.scoring import Roles
 from tests.loop import tiny
-from tests.loop.campaigns import Cli, rows
 
 TEXTS = ("18", "eighteen")
 
@@ -106,22 +105,3 @@ def test_the_command_measures_with_a_named_folder_and_knows_no_policy(toys: Path
     assert found["examples"] == {"pair": 1}
     with pytest.raises(JudgeError, match="exists only in a campaign"):
         run_test(named_judge("log-prob", [], None), data, **options)
-
-
-@pytest.mark.slow
-def test_a_campaign_labels_by_the_implicit_reward_of_a_tuned_model(
-    cli: Cli, settings: dict[str, Any], tmp_path: Path
-) -> None:
-    """The base model was tuned from another one: its log-ratio to it labels the first iteration."""
-    reference = tiny.save_model(tmp_path / "reference", seed=1)
-    settings |= {"iterations": 1, "judge": {"name": "implicit-reward", "args": {"reference": str(reference)}}}
-    settings["pairs"] = {"rule": "best_vs_worst"}
-    run = cli.run(cli.write(settings), "--name", "implicit")
-    responses = rows(*sorted((run / "iter-001" / "sample").glob("*.parquet")))
-    verdicts = {r["response_id"]: r for r in rows(*sorted((run / "iter-001" / "judge").glob("*.parquet")))}
-    assert {verdict["kind"] for verdict in verdicts.values()} == {"score"}
-    base = Path(settings["model"]["base"])
-    for row in responses[:3]:
-        ids = row["prompt_token_ids"], row["token_ids"]
-        expected = 0.1 * (logp(base, *ids) - logp(reference, *ids))
-        assert verdicts[row["response_id"]]["score"] == pytest.approx(expected, abs=1e-3)
