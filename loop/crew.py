@@ -120,8 +120,18 @@ class Crew:
         judge.engine = self.engine if "generate" in prepared["needs"] else None
         if (model := prepared["local_model"]) is not None:
             judge.engine, judge.model = self._engine_for(judge_engine(model, self.config.engine)), model.found
+            self._try_examples(judge, correct_at)
         judge.fingerprint = dict(prepared["fingerprint"])
         return judge.fingerprint
+
+    def _try_examples(self, judge: Seat, correct_at: float) -> None:
+        """The user's labelled examples, for a judge that asks a model of its own."""
+        if judge.judging["settings"].examples is None:
+            return
+        assert judge.model is not None
+        model = {"model": judge.model.folder, "model_hash": judge.model.digest}
+        details = {"correct_at": correct_at, "judging": judge.judging, **model}
+        call(judge.place, Job(f"the labelled examples of the {judge.worker.name}", "try_examples", details))
 
     def _engine_for(self, wanted: JudgeEngine) -> Worker:
         """The engine of a judge's own model; judges that ask for the same one share it."""

@@ -70,15 +70,19 @@ class JudgeService:
 
     def prepare(self, report: Report, correct_at: float) -> dict[str, Any]:
         """Run the judge's own known examples and the user's labelled ones; its fingerprint, what the loop must hand to
-        it, and the model that it wants in an engine."""
+        it, and the model that it wants in an engine. With such a model the user's examples wait for it."""
         self.judge.take(Handed(self.store, find=find_model, log_probs=self.scoring, told=Meter(report).note))
         self_test(self.judge)
-        test_with_examples(self.judge, self.settings, correct_at)
-        return {
-            "fingerprint": self.fingerprint,
-            "needs": sorted(self.judge.needs),
-            "local_model": asked_for(self.judge),
-        }
+        model = asked_for(self.judge)
+        if model is None:
+            test_with_examples(self.judge, self.settings, correct_at)
+        return {"fingerprint": self.fingerprint, "needs": sorted(self.judge.needs), "local_model": model}
+
+    def try_examples(self, report: Report, correct_at: float, generate: Generate, weights: str) -> int:
+        """Run the user's labelled examples with a model that answers; how many there were."""
+        told = Meter(report).note
+        self.judge.take(Handed(self.store, generate, weights, find_model, self.scoring, told))
+        return test_with_examples(self.judge, self.settings, correct_at)
 
     def label(
         self,

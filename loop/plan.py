@@ -183,6 +183,8 @@ def check_judge(settings: JudgeConfig, correct_at: float) -> str:
     judge = build_judge(settings.name, settings.args)
     judge.take(Handed(find=find_model))
     checked = f"{type(judge).__name__} built, {self_test(judge)} examples judged as known"
+    if "engine" in judge.needs:
+        return f"{checked}, its engine and labelled examples are tried when the run starts"
     given = test_with_examples(judge, settings, correct_at)
     return f"{checked}, {given} of {settings.examples} as labelled" if settings.examples else checked
 

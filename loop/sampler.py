@@ -102,10 +102,22 @@ class EngineService:
         """Judge one shard here, this engine's model answering the judge's questions; returns what the judge's worker
         would. `judging` is what the service of that worker is made of.
         """
-        ask, who = self.answering(policy, policy_hash, report), judging["settings"].model_dump_json()
+        ask = self.answering(policy, policy_hash, report)
+        return self._judge(judging).label(task, report, generate=ask, weights=policy_hash, roles=roles)
+
+    def try_examples(
+        self, correct_at: float, model: Path, model_hash: str, judging: dict[str, Any], report: Report
+    ) -> int:
+        """Have the judge answer the user's labelled examples here, asking this engine's model; how many there were."""
+        ask = self.answering(model, model_hash, report)
+        return self._judge(judging).try_examples(report, correct_at, ask, model_hash)
+
+    def _judge(self, judging: dict[str, Any]) -> JudgeService:
+        """The judge, built once in this process."""
+        who = judging["settings"].model_dump_json()
         if who not in self.judges:
             self.judges[who] = JudgeService(**judging)
-        return self.judges[who].label(task, report, generate=ask, weights=policy_hash, roles=roles)
+        return self.judges[who]
 
     def answering(self, model: Path, model_hash: str, report: Report) -> Generate:
         """Asks the model, which is loaded now."""

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sqlite3
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,11 @@ def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_model(tmp_path_factory.mktemp("judge"), seed=5)
 
 
-def test_it_is_the_judges_model_that_answers(own_model: Path, tmp_path: Path) -> None:
+def test_it_is_the_judges_model_that_answers(own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stored reply is what that model says to the judge's question when it is asked apart."""
-    settings = JudgeConfig(name="llm-grade", args={**OWN, "model": str(own_model), "temperature": 5.0})
+    monkeypatch.chdir(own_model.parent)  # a relative name, so that the seed, which depends on it, is always the same
+    args = {**OWN, "model": own_model.name, "temperature": 1.5, "max_tokens": 24}
+    settings = JudgeConfig(name="llm-grade", args=args)
     prompts = responses(tmp_path / "shard.parquet", "eighteen")
     judging = {"settings": settings, "cache": tmp_path / "verdicts.sqlite"}
     prepared = JudgeService(**judging).prepare(lambda **_: None, 1.0)
@@ -96,6 +99,21 @@ def test_the_command_starts_the_engine_too(own_model: Path, tmp_path: Path) -> N
     assert found["agreed"] == 1  # random weights write no verdict
     assert found["used"]["calls"] == 1
     assert 1 <= found["used"]["completion_tokens"] <= 4
+
+
+@pytest.mark.parametrize(("label", "agrees"), [("abstain", True), ("right", False)])
+def test_labelled_examples_are_tried_with_the_model_that_answers(
+    own_model: Path, tmp_path: Path, label: str, agrees: bool
+) -> None:
+    (tmp_path / "e.jsonl").write_text(json.dumps({"prompt": "1 + 1 =", "response": "2", "label": label}) + "\n")
+    args = {**OWN, "model": str(own_model)}
+    settings = JudgeConfig(name="llm-grade", args=args, examples=str(tmp_path / "e.jsonl"))
+    judging = {"settings": settings, "cache": tmp_path / "v.sqlite"}
+    prepared = JudgeService(**judging).prepare(lambda **_: None, 1.0)  # the examples wait: nobody answers here
+    own = judge_engine(prepared["local_model"], EngineConfig())
+    service = EngineService(own.settings, {})
+    with nullcontext() if agrees else pytest.raises(JudgeError, match="judges 0 of the 1 labelled examples"):
+        assert service.try_examples(1.0, own_model, own.found.digest, judging, lambda **_: None) == 1
 
 
 # ---- settings ----
