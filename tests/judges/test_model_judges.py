@@ -199,6 +199,41 @@ def test_known_verdicts_are_not_made_again_and_new_ones_are_kept_by_the_batch(re
     assert sum(store.usage.values(), Usage()).calls == 3
 
 
+def test_what_stops_in_the_middle_has_kept_every_batch_before(reward: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = InMemory()
+    judge = build_judge("reward-model", {"model": str(reward), "batch_tokens": 1, "template": "plain"})
+    judge.take(Handed(store))
+    network = judge._network  # type: ignore[attr-defined]
+    real, sizes = network._forward, []
+
+    def second_fails(batch: list[Any]) -> Any:
+        sizes.append(len(batch))
+        if len(sizes) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(batch)
+
+    monkeypatch.setattr(network, "_forward", second_fails)
+    with pytest.raises(
+        JudgeError, match=r"ran out of memory on cpu with 1 texts.* Lower judge\.args\.batch_tokens \(1\)"
+    ):
+        judge_groups(judge, [group("a", "bb", "ccc")])
+    assert len(store.values) == 1  # the longest comes first
+    assert [v.kind for v in judge_groups(judge, [group("a", "bb", "ccc")])[0]] == ["score"] * 3
+    assert sizes == [1] * 4
+
+
+def test_resting_reaches_the_parts_of_a_combination_and_loads_nothing(reward: Path) -> None:
+    part = {"judge": "reward-model", "args": {"model": str(reward)}}
+    judge = build_judge("combine", {"parts": [part]})
+    (member,) = judge.members()
+    judge.rest()
+    assert "_network" not in vars(member)
+    before = judge_groups(judge, [group("a")])[0][0].score
+    judge.rest()
+    assert "_network" in vars(member)
+    assert judge_groups(judge, [group("a", "b")])[0][0].score == pytest.approx(before, abs=1e-5)
+
+
 def test_bf16_keeps_the_head_in_fp32(make: Callable[..., Path]) -> None:
     judge = build_judge("reward-model", {"model": str(make("Llama")), "dtype": "bfloat16"})
     row = judge_groups(judge, [group(*texts(4))])[0]
