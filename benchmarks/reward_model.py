@@ -28,6 +28,8 @@ from loop.runfolder import write_file
 from loop.verdict_cache import VerdictCache
 
 RESPONSES_PER_PROMPT = 8
+Clocks = tuple[float, float]
+"""Seconds on the clock, and of this process on cores (which other work on the machine disturbs less)."""
 TEXT = "the sum of two numbers is what we get when we add the first to the other and carry one where it is needed"
 LONGEST = 160
 """Words in a response at most; lengths are uniform."""
@@ -88,17 +90,29 @@ def measured(model: Path, told: argparse.Namespace, folder: Path) -> dict[str, A
         (ours, mine), (theirs, plain) = timed if number % 2 else timed[::-1]
         if number >= 0:
             apart = max(abs(mine[id] - plain[id]) for id in plain)
-            rounds.append({"prefloop": ours, "bare": theirs, "ratio": theirs / ours, "apart": apart})
-            print(f"round {number + 1}: prefloop {ours:.2f} s, bare {theirs:.2f} s, {theirs / ours:.3f}", flush=True)
+            ratios = [bare_side / own for own, bare_side in zip(ours, theirs, strict=True)]
+            rounds.append({"prefloop": ours, "bare": theirs, "ratios": ratios, "apart": apart})
+            print(f"round {number + 1}: prefloop {ours[0]:.2f} s, bare {theirs[0]:.2f} s, {ratios[0]:.3f}", flush=True)
     return {"device": str(bare.device), "responses": told.responses, "tokens": bare.tokens, "rounds": rounds}
 
 
-def judge(service: JudgeService, shard: JudgeTask) -> tuple[float, dict[str, float]]:
+def clocks() -> Clocks:
+    """Both clocks now."""
+    return time.perf_counter(), time.process_time()
+
+
+def since(started: Clocks) -> Clocks:
+    """What both have counted since then."""
+    wall, cpu = clocks()
+    return wall - started[0], cpu - started[1]
+
+
+def judge(service: JudgeService, shard: JudgeTask) -> tuple[Clocks, dict[str, float]]:
     """Seconds and scores of prefloop, nothing being known before."""
     service.store = VerdictCache(shard.path.with_suffix(".sqlite"))
-    started = time.perf_counter()
+    started = clocks()
     service.label(shard, lambda **_: None)
-    seconds = time.perf_counter() - started
+    seconds = since(started)
     rows = tables.read(shard.path, ["response_id", "score"]).to_pylist()
     return seconds, {row["response_id"]: row["score"] for row in rows}
 
@@ -114,7 +128,7 @@ class Bare:
         if self.model.config.pad_token_id is None:
             sys.exit("benchmark: this model names no pad token, so a bare loop cannot pad; choose another one.")
 
-    def score(self, shard: JudgeTask) -> tuple[float, dict[str, float]]:
+    def score(self, shard: JudgeTask) -> tuple[Clocks, dict[str, float]]:
         """Seconds of the forward passes alone, and the scores."""
         texts = [
             (response.id, [*group.prompt.messages, {"role": "assistant", "content": response.text}])
@@ -126,9 +140,9 @@ class Bare:
         ]
         self.tokens = sum(len(ids) for _, ids in encoded)
         self.model.to(self.device)
-        started = time.perf_counter()
+        started = clocks()
         scores = self._forward(sorted(encoded, key=lambda item: -len(item[1])))
-        return time.perf_counter() - started, scores
+        return since(started), scores
 
     def _forward(self, items: list[tuple[str, list[int]]]) -> dict[str, float]:
         import torch
@@ -170,15 +184,15 @@ def make_shard(number: int, count: int, folder: Path) -> JudgeTask:
 
 def in_words(found: dict[str, Any]) -> str:
     """The last lines."""
-    ratios = sorted(one["ratio"] for one in found["rounds"])
-    speed = {
-        side: found["responses"] / statistics.median(r[side] for r in found["rounds"]) for side in ("prefloop", "bare")
-    }
+    rounds, count = found["rounds"], found["responses"]
+    speed = {side: count / statistics.median(r[side][0] for r in rounds) for side in ("prefloop", "bare")}
+    wall, cpu = (sorted(one["ratios"][clock] for one in rounds) for clock in (0, 1))
+    on_cores = f", {statistics.median(cpu):.3f} by time on cores" if found["device"] == "cpu" else ""
     return (
-        f"on {found['device']}, {found['responses']} responses of {found['tokens'] / found['responses']:.0f} tokens: "
-        f"prefloop {speed['prefloop']:,.1f} and bare {speed['bare']:,.1f} responses/s\n"
-        f"prefloop/bare {statistics.median(ratios):.3f} (rounds from {ratios[0]:.3f} to {ratios[-1]:.3f}); scores at "
-        f"most {max(one['apart'] for one in found['rounds']):.1e} apart"
+        f"on {found['device']}, {count} responses of {found['tokens'] / count:.0f} tokens: prefloop "
+        f"{speed['prefloop']:,.1f} and bare {speed['bare']:,.1f} responses/s\n"
+        f"prefloop/bare {statistics.median(wall):.3f} (rounds from {wall[0]:.3f} to {wall[-1]:.3f}){on_cores}; scores "
+        f"at most {max(one['apart'] for one in rounds):.1e} apart"
     )
 
 
