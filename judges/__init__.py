@@ -12,7 +12,15 @@ trial.py          a judge on labelled examples: what it said of each
 report.py         agreement, calibration, biases: what a trial comes to
 external.py       judge "external": people; what to label, and labels to verdicts
 label_page.py     the page on which people label, from its template label_page.html
-handed.py         what the loop hands to a judge: store, model, progress
+handed.py         what the loop hands to a judge: store, models, progress
+found.py          models by name, for a judge that runs alone
+reward_model.py   judge "reward-model"
+classifier.py     judge "classifier"
+preference_model.py  judge "preference-model"
+model_judge.py    what these share: arguments; items become scores
+log_prob.py       judge "log-prob", and what measures with models that the loop holds
+implicit_reward.py  judge "implicit-reward"
+classification.py the model behind them: texts to logits, in batches
 remember.py       one verdict per content, given once
 llm_grade.py      judge "llm-grade"
 llm_compare.py    judge "llm-compare"

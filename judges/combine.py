@@ -83,6 +83,10 @@ class Combine(Judge):
         for judge in self.judges:
             judge.ready()
 
+    def rest(self) -> None:
+        for judge in self.judges:
+            judge.rest()
+
     def cost(self, usage: Usage) -> float | None:
         """Known if one part alone is paid for; the usage of several is not told apart, and their prices may differ."""
         paid = [*self.paid_for()]

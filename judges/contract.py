@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
-from judges.handed import Handed, Usage
+from judges.handed import Handed, LocalModel, Usage
 from judges.remember import key_of, once
 from judges.stdout import prints_go_to_stderr
 
@@ -189,11 +189,20 @@ class Judge(BaseModel):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the loop must hand in for these arguments: {"generate"} or nothing."""
+        """What the loop must hand in for these arguments: `generate` (the policy answers), `engine` (`local_model`
+        does), `log_probs`, or nothing."""
         return frozenset()
 
+    @property
+    def local_model(self) -> LocalModel | None:
+        """The model that needs an engine of its own, if `needs` holds `engine`."""
+        return None
+
     def ready(self) -> None:
-        """Raises JudgeError if something that the judge needs is missing: a key, a library. Asks nobody."""
+        """Raises JudgeError if something that the judge needs is missing: a key, a library, a model. Asks nobody."""
+
+    def rest(self) -> None:
+        """Called by the loop before it trains: give back what memory of a device is held, until the next call."""
 
     @property
     def content_version(self) -> str:

@@ -1,7 +1,7 @@
 """Room judges, what both LLM judges share: their arguments, and questions that become replies.
 
 A question is a template filled with a prompt and its response(s). Its reply is looked up in the store, and only what is
-not there is asked: an OpenAI-compatible endpoint, or the model that the loop hands in.
+not there is asked: an OpenAI-compatible endpoint, or a model that the loop hands in.
 """
 
 import asyncio
@@ -24,7 +24,8 @@ from judges.api import Endpoint, import_openai, read_key
 from judges.asking import Answered, Ask, Asker, Failed, Limits, from_store, stored
 from judges.budget import Budget
 from judges.contract import Judge, JudgeError, Prompt
-from judges.handed import Messages, Usage
+from judges.found import Found
+from judges.handed import LocalModel, Messages, Usage
 from judges.llm_question import Question, conversation
 from judges.llm_template import Template, fenced, read_template
 from judges.llm_verdict import Form, Read, Scale, instruction, read_reply, response_format
@@ -32,6 +33,9 @@ from judges.remember import key_of
 
 CHARACTERS_PER_TOKEN = 3
 """A cautious guess for the text of a template; English has about four."""
+
+DECIDING = ("dtype", "max_model_len")
+"""Settings of an engine that decide what it replies; the others decide how fast."""
 
 
 class LLM(Judge):
@@ -41,19 +45,26 @@ class LLM(Judge):
     costly: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset(
         {"base_url", "api_key_env", "concurrency", "requests_per_minute", "timeout", "retries", "retry_wait"}
-        | {"deadline", "budget"}
+        | {"deadline", "budget", "engine_settings"}
     )
     slots: ClassVar[tuple[str, ...]] = ()
     """Where a template puts the response(s)."""
 
-    engine: Literal["api", "policy"] = "api"
-    """Who judges: an OpenAI-compatible endpoint, or the policy itself (self-rewarding), in the sampling engine."""
+    engine: Literal["api", "policy", "vllm", "transformers"] = "api"
+    """Who judges: an OpenAI-compatible endpoint; the policy itself (self-rewarding), in the sampling engine; or a model
+    of your own, in an engine of its own on this machine (`vllm`, or `transformers`)."""
 
     base_url: str | None = None
     """The endpoint, e.g. `https://api.openai.com/v1` or `http://localhost:8000/v1`."""
 
     model: str | None = None
-    """The model's name at the endpoint."""
+    """The model's name at the endpoint; with an engine of its own a folder, a hub id or `pypi:name`."""
+
+    engine_settings: dict[str, Any] = Field(default={})
+    """Keys of the config's section `engine` that its own engine has otherwise: max_model_len, gpu_memory_share, …"""
+
+    chat_template_kwargs: dict[str, Any] = Field(default={})
+    """With an engine of its own, passed to the model's chat template, e.g. `enable_thinking: false`."""
 
     revision: str = ""
     """Any text; change it when other weights are served under the same name, and nothing is taken from the cache."""
@@ -129,6 +140,12 @@ class LLM(Judge):
     @model_validator(mode="after")
     def _can_ask(self) -> "LLM":
         missing = [name for name in ("base_url", "model") if getattr(self, name) is None]
+        if self.local and missing != ["base_url"]:
+            raise ValueError(f"with engine: {self.engine} give model (a folder, a hub id, pypi:name), and no base_url")
+        if self.local and self.request:
+            raise ValueError(f"request belongs to an endpoint; with engine: {self.engine} use chat_template_kwargs")
+        if not self.local and (self.engine_settings or self.chat_template_kwargs):
+            raise ValueError("engine_settings and chat_template_kwargs need an engine of its own: vllm or transformers")
         if self.engine == "api" and missing:
             raise ValueError(f"{' and '.join(missing)} must be given: which endpoint and which of its models judges")
         if self.engine == "policy" and len(missing) < 2:
@@ -137,8 +154,8 @@ class LLM(Judge):
             raise ValueError(
                 f"{self.votes} votes at temperature 0 are one and the same; raise temperature or set votes: 1"
             )
-        if self.engine == "policy" and None in (self.temperature, self.max_tokens):
-            raise ValueError("with engine: policy temperature and max_tokens must be numbers")
+        if self.engine != "api" and None in (self.temperature, self.max_tokens):
+            raise ValueError(f"with engine: {self.engine} temperature and max_tokens must be numbers")
         assert self._template is not None  # read now: what is wrong with the file is wrong with the arguments
         return self
 
@@ -151,17 +168,41 @@ class LLM(Judge):
         raise NotImplementedError
 
     @property
+    def local(self) -> bool:
+        """Whether the judge's model runs here, in an engine of its own."""
+        return self.engine in ("vllm", "transformers")
+
+    @property
     def content_version(self) -> str:
-        return self._template.digest
+        """The template's hash; with an engine of its own also the model's, and what decides its replies."""
+        if not self.local:
+            return self._template.digest
+        deciding = {name: self.engine_settings[name] for name in DECIDING if name in self.engine_settings}
+        return "+".join([self._template.digest, self._found.digest, *map(str, sorted(deciding.items()))])
+
+    @cached_property
+    def _found(self) -> Found:
+        return self.handed.find(str(self.model))
+
+    @property
+    def local_model(self) -> LocalModel | None:
+        if not self.local:
+            return None
+        settings, reply = self.engine_settings, self.max_tokens or 0
+        return LocalModel(self.engine, self._found, settings, self.chat_template_kwargs, reply)
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"generate"}) if self.engine == "policy" else frozenset()
+        if self.engine == "api":
+            return frozenset()
+        return frozenset({"generate" if self.engine == "policy" else "engine"})
 
     def ready(self) -> None:
         if self.engine == "api":
             import_openai()
             read_key(self.api_key_env)
+        if self.local:
+            assert self._found  # a model that cannot be found is known now
 
     def cost(self, usage: Usage) -> float | None:
         return self.budget.cost(usage)
@@ -180,7 +221,7 @@ class LLM(Judge):
         for answered in known.values():
             self.handed.told(answered.reply.usage, True)
         asks = [self._ask(q, key) for q, key in zip(questions, keys, strict=True) if key not in known]
-        answers = known | (self._generated(asks) if self.engine == "policy" else self._answered(asks))
+        answers = known | (self._answered(asks) if self.engine == "api" else self._generated(asks))
         return [self._read(q, key, answers[key]) for q, key in zip(questions, keys, strict=True)]
 
     def _answered(self, asks: Sequence[Ask]) -> dict[str, Answered | Failed]:
@@ -201,9 +242,10 @@ class LLM(Judge):
         if not distinct:
             return {}
         if self.handed.generate is None:
+            whom = "the policy in the sampling engine" if self.engine == "policy" else "its model in an engine"
             raise JudgeError(
-                f"Judge {type(self).__name__} with engine: policy asks the policy in the sampling engine, and there is "
-                f"none here. Use it in a campaign, or name an endpoint: engine: api with base_url and model."
+                f"Judge {type(self).__name__} with engine: {self.engine} asks {whom}, and there is none here. Use it "
+                f"in a campaign, or name an endpoint: engine: api with base_url and model."
             )
         assert self.temperature is not None
         assert self.max_tokens is not None
@@ -220,7 +262,7 @@ class LLM(Judge):
     @property
     def _forms(self) -> tuple[Form, ...]:
         """The forms in which a verdict is asked for, the preferred one first."""
-        if self.engine == "policy" or self.structured == "none":
+        if self.engine != "api" or self.structured == "none":
             return ("line",)
         return ("json",) if self.structured == "json" else ("json", "line")
 

@@ -7,7 +7,7 @@ reads them, and the number of the vote. Ids are no part of it: equal content has
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from judges.handed import Usage
@@ -23,12 +23,14 @@ def key_of(
     *,
     columns: Sequence[str] | None = None,
     vote: int = 0,
+    weights: str | None = None,
 ) -> str:
-    """sha256 of all that decides the verdict; `columns` None: the judge may read any."""
+    """sha256 of all that decides the verdict; `columns` None: the judge may read any. `weights` None: those that the
+    loop names for the model behind `generate`."""
     read = prompt.columns if columns is None else {name: prompt.columns.get(name) for name in columns}
     content = {
         "judge": judge.identity,
-        "weights": judge.handed.weights,
+        "weights": judge.handed.weights if weights is None else weights,
         "messages": prompt.messages,
         "target": prompt.target,
         "columns": read,
@@ -50,3 +52,30 @@ def once(judge: "Judge", key: str, give: Callable[[], dict[str, Any]]) -> dict[s
     if word["kind"] != "error":
         judge.handed.store.put(key, json.dumps(word, sort_keys=True), judge.identity, Usage(calls=1))
     return word
+
+
+Words = Mapping[int, dict[str, Any]]
+"""Verdicts or preferences, as mappings, by their place among all."""
+
+
+def once_each(
+    judge: "Judge", keys: Sequence[str], give: Callable[[list[int]], Iterator[Words]]
+) -> list[dict[str, Any]]:
+    """As `once`, for many: the words of all keys, in their order.
+
+    `give` gets the places of what is not known, equal content once, and gives its words batch after batch, in whatever
+    order suits it; a batch is kept when it comes, so a kill costs the one that was being judged.
+    """
+    store, told = judge.handed.store, judge.handed.told
+    found = {key: json.loads(text) for key in dict.fromkeys(keys) if (text := store.get(key)) is not None}
+    missing = {key: place for place, key in reversed([*enumerate(keys)]) if key not in found}
+    if remembered := len(keys) - len(missing):
+        told(Usage(calls=remembered), True)
+    for words in give(sorted(missing.values())) if missing else ():
+        new = {keys[place]: word for place, word in words.items()}
+        kept = {key: json.dumps(word, sort_keys=True) for key, word in new.items() if word["kind"] != "error"}
+        if kept:
+            store.put_all(kept, judge.identity, Usage(calls=len(kept)))
+        told(Usage(calls=len(new)), False)
+        found |= new
+    return [dict(found[key]) for key in keys]

@@ -26,20 +26,25 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 BUILT_IN = {
+    "classifier": "judges.classifier:Classifier",
     "combine": "judges.combine:Combine",
     "contains": "judges.text:Contains",
     "exact": "judges.text:Exact",
     "external": "judges.external:External",
     "format": "judges.structure:Format",
     "gsm8k": "judges.gsm8k:GSM8K",
+    "implicit-reward": "judges.implicit_reward:ImplicitReward",
     "length": "judges.length:Length",
     "llm-compare": "judges.llm_compare:LLMCompare",
     "llm-grade": "judges.llm_grade:LLMGrade",
+    "log-prob": "judges.log_prob:LogProb",
     "math": "judges.maths:Math",
     "multiple-choice": "judges.choice:MultipleChoice",
     "number": "judges.text:Number",
+    "preference-model": "judges.preference_model:PreferenceModel",
     "reasoning-gym": "judges.reasoning_gym:ReasoningGym",
     "regex": "judges.text:Regex",
+    "reward-model": "judges.reward_model:RewardModel",
 }
 """Where each built-in lives; imported only when asked for."""
 

@@ -7,6 +7,7 @@ Starting a campaign and continuing one are the same walk: every stage asks the r
 import time
 from typing import Any
 
+from judges.found import Found
 from loop.config_load import LoadedConfig
 from loop.context import Campaign, Standing, reference_of
 from loop.crew import Crew
@@ -39,6 +40,7 @@ def run_campaign(
         test_judges(campaign)
         sets = prompts_stage(campaign)
         standing = base_stage(campaign)
+        crew.initial = Found(standing.initial.path, standing.initial.hash)
         measured = {0: eval_stage(campaign, 0, standing.initial, sets)}
         refresh(campaign, 0)
         for k in range(1, loaded.iterations + 1):

@@ -192,17 +192,29 @@ def _make_paths_absolute(raw: Raw) -> None:
 
 
 def _make_arguments_absolute(judge: Raw) -> None:
-    """A template's file, and the files of a combination's judges; what is malformed is left to be refused."""
+    """A template's file, model folders, and the files of a combination's judges; what is malformed is left to be
+    refused."""
     args = judge.get("args")
     if not isinstance(args, dict):
         return
-    template, parts = args.get("template"), args.get("parts")
-    if isinstance(template, str) and Path(template).expanduser().is_file():
-        args["template"] = absolute(template)
+    parts = args.get("parts")
+    for key in ("template", "text"):
+        if _is_file(args.get(key)):
+            args[key] = absolute(args[key])
+    for key in ("model", "reference"):
+        if _is_file(args.get(key), "config.json") or str(args.get(key)).endswith(".gguf"):
+            args[key] = absolute(args[key])  # anything else is a name: at an endpoint, on the hub, of a package
     for part in parts if isinstance(parts, list) else ():
         if isinstance(part, dict) and isinstance(part.get("judge"), str):
             part["judge"] = _absolute_judge(part["judge"])
             _make_arguments_absolute(part)
+
+
+def _is_file(value: Any, inside: str = "") -> bool:
+    """Whether an argument names a file that is there, or a folder that holds the file `inside`."""
+    if not isinstance(value, str) or "\n" in value or len(value) > 1000:
+        return False
+    return (Path(value).expanduser() / inside).is_file()
 
 
 def _absolute_judge(name: str) -> str:

@@ -11,13 +11,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from judges.found import Found
 from loop import tables
 from loop.config import Config, JudgeConfig
 from loop.display import Bar, Display
 from loop.errors import UserError
+from loop.judge_engine import JudgeEngine, judge_engine
 from loop.judging import JudgeTask
 from loop.runfolder import RunFolder
 from loop.sampler import SampleTask
+from loop.scoring import Roles
 from loop.workers import Job, Worker, call, wait
 
 
@@ -45,16 +48,26 @@ class Labelled:
 
 @dataclass(slots=True)
 class Seat:
-    """A judge: its worker, what its service is made of and, once it was tested, who it is and whom it asks."""
+    """A judge: its worker, what its service is made of and, once it was tested, who it is and what it needs."""
 
     worker: Worker
     judging: dict[str, Any]
     fingerprint: dict[str, Any] = field(default_factory=dict)
-    asks_policy: bool = False
+    measures: bool = False
+    """Whether it measures log-probs."""
+    engine: Worker | None = None
+    """The engine that answers its questions; it judges there."""
+    model: Found | None = None
+    """Who answers in that engine; None: the policy that sampled the shard."""
+
+    @property
+    def place(self) -> Worker:
+        """Where it judges."""
+        return self.engine or self.worker
 
 
 class Crew:
-    """The workers: engine, judge (two if the evaluation has its own), trainer.
+    """The workers: engine, judge (two if the evaluation has its own), trainer, and engines of judges' own models.
 
     Each starts with its first job and stays until the campaign ends.
     """
@@ -62,6 +75,8 @@ class Crew:
     def __init__(self, run: RunFolder, config: Config, display: Display) -> None:
         engine = {"settings": config.engine, "chat_template_kwargs": config.model.chat_template_kwargs}
         self.run, self.config, self.display = run, config, display
+        self.initial: Found | None = None
+        self.judge_engines: list[tuple[JudgeEngine, Worker]] = []
         self.engine = self._worker("engine", "loop.sampler:EngineService", engine)
         self.judge = self.eval_judge = self._seat("judge", config.judge)
         if config.eval_judge != config.judge:
@@ -89,16 +104,44 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for worker in (self.engine, self.judge.worker, self.eval_judge.worker, self.trainer):
+        for worker in (*self.engines, self.judge.worker, self.eval_judge.worker, self.trainer):
             worker.close()
+
+    @property
+    def engines(self) -> list[Worker]:
+        """The policy's engine, and those of judges."""
+        return [self.engine, *(worker for _, worker in self.judge_engines)]
 
     def prepare(self, judge: Seat, correct_at: float) -> dict[str, Any]:
         """Test a judge and return its fingerprint; from here on it is known who answers its questions."""
         job = Job(f"the self-test of the {judge.worker.name}", "prepare", {"correct_at": correct_at})
         prepared = call(judge.worker, job)
-        judge.asks_policy = "generate" in prepared["needs"]
+        judge.measures = "log_probs" in prepared["needs"]
+        judge.engine = self.engine if "generate" in prepared["needs"] else None
+        if (model := prepared["local_model"]) is not None:
+            judge.engine, judge.model = self._engine_for(judge_engine(model, self.config.engine)), model.found
+            self._try_examples(judge, correct_at)
         judge.fingerprint = dict(prepared["fingerprint"])
         return judge.fingerprint
+
+    def _try_examples(self, judge: Seat, correct_at: float) -> None:
+        """The user's labelled examples, for a judge that asks a model of its own."""
+        if judge.judging["settings"].examples is None:
+            return
+        assert judge.model is not None
+        model = {"model": judge.model.folder, "model_hash": judge.model.digest}
+        details = {"correct_at": correct_at, "judging": judge.judging, **model}
+        call(judge.place, Job(f"the labelled examples of the {judge.worker.name}", "try_examples", details))
+
+    def _engine_for(self, wanted: JudgeEngine) -> Worker:
+        """The engine of a judge's own model; judges that ask for the same one share it."""
+        for known, worker in self.judge_engines:
+            if known == wanted:
+                return worker
+        arguments = {"settings": wanted.settings, "chat_template_kwargs": wanted.chat_template_kwargs}
+        name = f"judge-engine{f'-{len(self.judge_engines) + 1}' if self.judge_engines else ''}"
+        self.judge_engines.append((wanted, self._worker(name, "loop.sampler:EngineService", arguments)))
+        return self.judge_engines[-1][1]
 
     def label(self, shards: Sequence[Shard], judge: Seat | None, bar: Bar) -> Labelled:
         """Bring every shard's responses and verdicts into being, re-using what is there; returns counts and seconds.
@@ -107,7 +150,7 @@ class Crew:
         """
         labelled = Labelled()
         to_sample, to_judge = self._missing(shards, judge)
-        judging = self.engine if judge is None or judge.asks_policy else judge.worker
+        judging = self.engine if judge is None else judge.place
         finished = sum(s.responses for s in shards) - sum(s.responses for s in to_sample)
         bar.resume_at(finished)
         sampled_at = time.perf_counter()
@@ -140,11 +183,17 @@ class Crew:
         self.engine.submit(Job(f"sampling {shard.task.name}", "sample", {"task": shard.task}, progress))
 
     def _judge(self, shard: Shard, judge: Seat) -> None:
-        """Hand a shard to the judge; one that asks the policy works in the engine, once nothing is left to sample."""
+        """Hand a shard to the judge; one that asks the policy waits until nothing is left to sample."""
         task = JudgeTask(shard.task.name, shard.task.path, shard.verdicts, shard.task.prompts)
-        policy = {"policy": shard.task.policy, "policy_hash": shard.task.policy_hash, "judging": judge.judging}
-        worker = self.engine if judge.asks_policy else judge.worker
-        worker.submit(Job(f"judging {task.name}", "label", {"task": task, **(policy if judge.asks_policy else {})}))
+        policy = Found(shard.task.policy, shard.task.policy_hash)
+        details: dict[str, Any] = {"task": task}
+        if judge.measures:
+            assert self.initial is not None, "a judge that measures comes after the base model was found"
+            details["roles"] = Roles(policy, self.initial)
+        if judge.engine is not None:
+            asked = judge.model or policy
+            details |= {"policy": asked.folder, "policy_hash": asked.digest, "judging": judge.judging}
+        judge.place.submit(Job(f"judging {task.name}", "label", details))
 
     def _note_judged(self, labelled: Labelled, job: Job) -> None:
         labelled.counts.update({f"verdicts_{kind}": n for kind, n in job.result["counts"].items()})
@@ -165,9 +214,12 @@ class Crew:
         return to_sample, to_judge
 
     def train(self, job: Job) -> dict[str, Any]:
-        """Run a training job while the engine leaves the device to it."""
-        if self.engine.starts:
-            call(self.engine, Job("giving back the device's memory", "sleep", {}))
+        """Run a training job while engines and judges leave the device to it."""
+        for worker in self.engines:
+            if worker.starts:
+                call(worker, Job("giving back the device's memory", "sleep", {}))
+        for worker in {id(seat): seat.worker for seat in (self.judge, self.eval_judge) if seat.worker.starts}.values():
+            call(worker, Job("giving back the device's memory", "rest", {}))
         return call(self.trainer, job)
 
 

@@ -2,22 +2,26 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 from judges.contract import Judge
-from judges.handed import Handed, Usage
+from judges.handed import Generate, Handed, LocalModel, Usage
 from judges.labelled import read_cases
 from judges.report import report
 from judges.resolve import build_judge
 from judges.trial import Outcome, try_cases
 from judges.versions import fingerprint
+from loop.config import EngineConfig
 from loop.config_load import load_config
 from loop.config_yaml import parse_yaml
 from loop.display import Display
 from loop.errors import UserError
+from loop.judge_engine import asked_for, judge_engine
+from loop.models import find_model
+from loop.scoring import Scoring
 from loop.stats import wilson
 
 CONFIDENCE = 0.95
@@ -56,8 +60,10 @@ def run_test(
 ) -> dict[str, Any]:
     """The report on the judge, ready for JSON. Raises JudgeError or UserError."""
     judge, used = chosen.judge, Used()
-    judge.take(Handed(told=used.note))
+    judge.take(Handed(find=find_model, log_probs=Scoring(), told=used.note))
     judge.ready()
+    if (model := asked_for(judge)) is not None:
+        judge.take(replace(judge.handed, generate=start_engine(model), weights=model.found.digest))
     cases = read_cases(data)[:limit]
     responses = sum(len(case.responses) for case in cases)
     started = time.perf_counter()
@@ -75,6 +81,15 @@ def run_test(
         "used": asdict(used.total) | {"cost": judge.cost(used.total)} if used.total.calls else None,
         "disagreements": [_shown(outcome) for outcome in outcomes if not outcome.agrees][:show],
     }
+
+
+def start_engine(model: LocalModel) -> Generate:
+    """An engine with the judge's model, in this process; it lives as long as the command."""
+    from loop.sampler import EngineService
+
+    own = judge_engine(model, EngineConfig())
+    service = EngineService(own.settings, own.chat_template_kwargs)
+    return service.answering(own.found.folder, own.found.digest, lambda **_: None)
 
 
 class Used:

@@ -23,8 +23,11 @@ from judges.versions import fingerprint
 from loop import tables
 from loop.config import JudgeConfig
 from loop.errors import UserError
+from loop.judge_engine import asked_for
+from loop.models import find_model
 from loop.prompts import PromptRow
 from loop.runfolder import write_file
+from loop.scoring import Roles, Scoring
 from loop.verdict_cache import VerdictCache
 from loop.worker import Report
 
@@ -60,24 +63,43 @@ class JudgeService:
     def __init__(self, settings: JudgeConfig, cache: Path, parents: tuple[Path, ...] = ()) -> None:
         self.settings = settings
         self.judge = build_judge(settings.name, settings.args)
-        self.fingerprint = fingerprint(self.judge, settings.name)
         self.store = VerdictCache(cache, parents)
+        self.judge.take(Handed(self.store, find=find_model))
+        self.fingerprint = fingerprint(self.judge, settings.name)
+        self.scoring = Scoring()
 
     def prepare(self, report: Report, correct_at: float) -> dict[str, Any]:
-        """Run the judge's own known examples and the user's labelled ones; its fingerprint, and what the loop must
-        hand to it."""
-        self.judge.take(Handed(self.store, told=Meter(report).note))
+        """Run the judge's own known examples and the user's labelled ones; its fingerprint, what the loop must hand to
+        it, and the model that it wants in an engine. With such a model the user's examples wait for it."""
+        self.judge.take(Handed(self.store, find=find_model, log_probs=self.scoring, told=Meter(report).note))
         self_test(self.judge)
-        test_with_examples(self.judge, self.settings, correct_at)
-        return {"fingerprint": self.fingerprint, "needs": sorted(self.judge.needs)}
+        model = asked_for(self.judge)
+        if model is None:
+            test_with_examples(self.judge, self.settings, correct_at)
+        return {"fingerprint": self.fingerprint, "needs": sorted(self.judge.needs), "local_model": model}
+
+    def try_examples(self, report: Report, correct_at: float, generate: Generate, weights: str) -> int:
+        """Run the user's labelled examples with a model that answers; how many there were."""
+        told = Meter(report).note
+        self.judge.take(Handed(self.store, generate, weights, find_model, self.scoring, told))
+        return test_with_examples(self.judge, self.settings, correct_at)
 
     def label(
-        self, task: JudgeTask, report: Report, generate: Generate | None = None, weights: str = ""
+        self,
+        task: JudgeTask,
+        report: Report,
+        generate: Generate | None = None,
+        weights: str = "",
+        roles: Roles | None = None,
     ) -> dict[str, Any]:
-        """Judge one shard and write the verdicts; returns counts, seconds and how many calls the cache saved."""
+        """Judge one shard and write the verdicts; returns counts, seconds and how many calls the cache saved.
+
+        `generate` asks a model whose hash is `weights`; `roles` are the models that measure log-probs.
+        """
         started = time.perf_counter()
         meter = Meter(report)
-        self.judge.take(Handed(self.store, generate, weights, meter.note))
+        self.scoring.begin(task.responses, roles, report)
+        self.judge.take(Handed(self.store, generate, weights, find_model, self.scoring, meter.note))
         with frozen_groups(task.responses, task.prompts) as groups:
             verdicts = [verdict for row in judge_groups(self.judge, groups) for verdict in row]
         counts: Counter[str] = Counter(verdict.kind for verdict in verdicts)
@@ -85,6 +107,12 @@ class JudgeService:
         notes = {"judge": self.fingerprint, **self._used(meter)}
         write_verdicts(task.path, groups, verdicts, notes)
         return {"counts": dict(counts), "judge": time.perf_counter() - started, "remembered": meter.remembered}
+
+    def rest(self, report: Report) -> None:
+        """Leave the device's memory to the trainer, until the next shard."""
+        self.judge.rest()
+        if "log_probs" in self.judge.needs:
+            self.scoring.rest()
 
     def _used(self, meter: Meter) -> dict[str, dict[str, float]]:
         """What the shard's verdicts cost, whether they were paid for now or before a kill; nothing for a rule judge."""

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from judges.found import Found
 from loop.errors import UserError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tiktoken.model")
@@ -54,6 +55,15 @@ def resolve_base(base: str, cache: Path | None = None) -> Path:
     if base.startswith(("/", ".", "~")) or base.count("/") > 1:
         raise UserError(f"model.base: there is no folder {path}; relative paths start at {Path.cwd()}.")
     return _download(base)
+
+
+def find_model(name: str) -> Found:
+    """Folder and hash of a judge's model, named as `model.base` may be. UserError, in a judge's words."""
+    try:
+        folder = resolve_base(name)
+    except UserError as error:
+        raise UserError(str(error).replace("model.base", "judge.args.model")) from error
+    return Found(folder, weights_hash(folder))
 
 
 def default_cache() -> Path:

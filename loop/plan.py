@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from judges.contract import Judge
-from judges.handed import Usage
+from judges.handed import Handed, Usage
 from judges.resolve import BUILT_IN, build_judge
 from loop.config import Config, JudgeConfig
 from loop.config_load import LoadedConfig, diff
@@ -181,9 +181,13 @@ def check_judge(settings: JudgeConfig, correct_at: float) -> str:
     """Build a judge, have it answer its own examples and the user's; JudgeError if it fails."""
     from judges.selftest import self_test
     from loop.judging import test_with_examples
+    from loop.models import find_model
 
     judge = build_judge(settings.name, settings.args)
+    judge.take(Handed(find=find_model))
     checked = f"{type(judge).__name__} built, {self_test(judge)} examples judged as known"
+    if "engine" in judge.needs:
+        return f"{checked}, its engine and labelled examples are tried when the run starts"
     given = test_with_examples(judge, settings, correct_at)
     return f"{checked}, {given} of {settings.examples} as labelled" if settings.examples else checked
 
@@ -196,6 +200,9 @@ def judge_in_words(judge: dict[str, Any]) -> str:
 def calls_in_words(asked: dict[str, Any]) -> str:
     """What a paid judge will be asked, for a person."""
     each = asked["each"]
+    if not each["completion_tokens"]:  # it asks nobody for a reply: a model of its own reads the text
+        known = "a number of" if asked["calls"] is None else f"at most {asked['calls']:,}"
+        return f"{known} verdicts, each on a text of at most {each['prompt_tokens']:,} tokens"
     size = f"of at most {each['prompt_tokens']:,} tokens and {each['completion_tokens']:,} of reply"
     if asked["calls"] is None:
         return f"calls {size} each; how many depends on the prompts (prompts.train is null)"

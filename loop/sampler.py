@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from judges.handed import Messages, Reply, Usage
+from judges.handed import Generate, Messages, Reply, Usage
 from loop.config import EngineConfig
 from loop.engines import Completion, Engine, Request, chosen_engine
 from loop.judging import JudgeService, JudgeTask
 from loop.prompts import PromptRow, render
 from loop.runfolder import write_file
+from loop.scoring import Roles
 from loop.tables import RESPONSES, to_bytes
 from loop.worker import Report
 
@@ -86,19 +87,41 @@ class EngineService:
         if self.engine is not None and self.settings.idle != "keep":
             self.engine.sleep()
             self.asleep = True
+        for judge in self.judges.values():
+            judge.rest(report)
 
     def label(
-        self, task: JudgeTask, policy: Path, policy_hash: str, judging: dict[str, Any], report: Report
+        self,
+        task: JudgeTask,
+        policy: Path,
+        policy_hash: str,
+        judging: dict[str, Any],
+        report: Report,
+        roles: Roles | None = None,
     ) -> dict[str, Any]:
-        """Judge one shard here, the policy answering the judge's questions; returns what the judge's worker would.
-
-        `judging` is what the service of that worker is made of.
+        """Judge one shard here, this engine's model answering the judge's questions; returns what the judge's worker
+        would. `judging` is what the service of that worker is made of.
         """
-        engine, who = self._ready(policy, policy_hash, report), judging["settings"].model_dump_json()
+        ask = self.answering(policy, policy_hash, report)
+        return self._judge(judging).label(task, report, generate=ask, weights=policy_hash, roles=roles)
+
+    def try_examples(
+        self, correct_at: float, model: Path, model_hash: str, judging: dict[str, Any], report: Report
+    ) -> int:
+        """Have the judge answer the user's labelled examples here, asking this engine's model; how many there were."""
+        ask = self.answering(model, model_hash, report)
+        return self._judge(judging).try_examples(report, correct_at, ask, model_hash)
+
+    def _judge(self, judging: dict[str, Any]) -> JudgeService:
+        """The judge, built once in this process."""
+        who = judging["settings"].model_dump_json()
         if who not in self.judges:
             self.judges[who] = JudgeService(**judging)
-        ask = partial(self._answer, engine, report)
-        return self.judges[who].label(task, report, generate=ask, weights=policy_hash)
+        return self.judges[who]
+
+    def answering(self, model: Path, model_hash: str, report: Report) -> Generate:
+        """Asks the model, which is loaded now."""
+        return partial(self._answer, self._ready(model, model_hash, report), report)
 
     def _answer(
         self,

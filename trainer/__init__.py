@@ -17,6 +17,7 @@ The walk of one round (`round.py` tells it as a list of steps):
   team.py        who reads which rows                   totals.py     sums over rows, then means
   processes.py   starting and ending several            distributed.py  what they exchange
   stops.py       when a round must not go on            memory.py     large pages, and what was taken
+  score.py       log-probs of responses, outside a round
   warm_start.py  a supervised phase before a round      mix.py        supervised examples in every step
   files.py       write, flush, rename                   errors.py     what a user is told
 

@@ -12,6 +12,7 @@ from judges.resolve import BUILT_IN, judge_class
 FOLDER = Path(__file__).resolve().parents[2] / "docs"
 DOCS = (FOLDER / "judges.md").read_text(encoding="utf-8")
 LLM_DOCS = (FOLDER / "llm-judges.md").read_text(encoding="utf-8")
+MODEL_DOCS = (FOLDER / "model-judges.md").read_text(encoding="utf-8")
 CUSTOM, COMPARING = (part.partition("```")[0] for part in DOCS.split("```python\n")[1:3])
 ISOLATED = DOCS.partition("## Foreign code")[2].partition("```python\n")[2].partition("```")[0]
 
@@ -41,8 +42,9 @@ def test_the_isolated_judge_of_the_guide_works(tmp_path: Path) -> None:
 def test_the_guide_names_every_built_in_and_every_argument() -> None:
     for name in BUILT_IN:
         assert f"`{name}`" in DOCS
+        more = LLM_DOCS if name.startswith("llm-") else MODEL_DOCS if f"`{name}`" in MODEL_DOCS else ""
         for argument in judge_class(name).model_fields:
-            assert f"`{argument}`" in (DOCS + LLM_DOCS if name.startswith("llm-") else DOCS), f"{name}: {argument}"
+            assert f"`{argument}`" in DOCS + more, f"{name}: {argument}"
 
 
 def test_the_guide_to_llm_judges_names_every_limit_of_a_budget_and_every_slot() -> None:

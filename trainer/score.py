@@ -1,0 +1,74 @@
+"""Room `trainer/`, how likely a model finds responses, outside a round. In: a model folder, prompts and responses as
+token ids; out: the sum of each response's token log-probs. Rows, kernels and the proof that prefix trees
+are right for this model are those of training; each prompt is encoded once."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from trainer.data import PreferenceData, PromptGroup, Single
+from trainer.model import choose_arithmetic, load_model, read_limits
+from trainer.probe import choose_layout, probe_rows
+from trainer.rows import Layout, Row, encode_row, plan_rows
+from trainer.scorer import RowScorer, to_batch
+from trainer.settings import TrainSettings
+
+ScorePrecision = Literal["fp32", "bf16-autocast"]
+
+
+class ResponseScorer:
+    """The model of a folder, ready to score. Raises TrainerError if the folder holds none."""
+
+    def __init__(self, folder: Path, *, precision: ScorePrecision, row_tokens: int = 4096) -> None:
+        self.folder, self.settings = folder, TrainSettings(precision=precision, row_tokens=row_tokens)
+        self.arithmetic = choose_arithmetic(self.settings)
+        self.scorer = RowScorer(load_model(folder, self.arithmetic))
+        self.vocabulary, self.context = read_limits(folder)
+        self._layout: Layout = "plain"
+        self._probed = 0
+
+    def score(self, groups: Sequence[PromptGroup], tick: Callable[[int], None]) -> list[list[float]]:
+        """By group and response, the sum of its tokens' log-probs in nats (NaN where the model gives none).
+
+        No prompt or response may be empty, or longer together than `context`. `tick(responses done)` after each row.
+        """
+        singles = tuple(Single(group.id, response.id) for group in groups for response in group.responses)
+        if not singles:
+            return [[] for _ in groups]
+        data = PreferenceData(tuple(groups), singles)
+        settings = self.settings.model_copy(update={"batch_pairs": len(singles)})
+        plan = plan_rows(data, settings, seed=0, layout=self._chosen_layout(data))
+        sums = [[float("nan")] * len(group.responses) for group in groups]
+        done = 0
+        for row in (row for step in plan.steps for row in step.rows):
+            for tree, values in self._row(data, row, plan.layout):
+                for response, value in zip(row.trees[tree].responses, values, strict=True):
+                    sums[row.trees[tree].group][response] = value
+            done += row.responses
+            tick(done)
+        return sums
+
+    def _row(self, data: PreferenceData, row: Row, layout: Layout) -> list[tuple[int, list[float]]]:
+        """The sums of each of a row's trees, by the tree's place in the row."""
+        encoded = encode_row(data, row, layout)
+        batch = to_batch(encoded, device=self.arithmetic.device, mask_dtype=self.arithmetic.mask_dtype)
+        with torch.no_grad(), self.arithmetic.autocast():
+            sums = self.scorer(batch).sum_R.tolist()
+        found, start = [], 0
+        for place, tree in enumerate(row.trees):
+            found.append((place, sums[start : start + len(tree.responses)]))
+            start += len(tree.responses)
+        return found
+
+    def _chosen_layout(self, data: PreferenceData) -> Layout:
+        """Trees, if a probe proves them for this model and for sequences as long as these: windows show there."""
+        longest = max(
+            len(group.token_ids) + max((len(r.token_ids) for r in group.responses), default=0) for group in data.groups
+        )
+        if longest > self._probed:
+            device, row_tokens = self.arithmetic.device, self.settings.row_tokens
+            gaps = probe_rows(self.scorer, data, device=device, seed=0, row_tokens=row_tokens)
+            self._layout, self._probed = choose_layout(gaps, "auto", folder=self.folder), longest
+        return self._layout
