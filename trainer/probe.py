@@ -1,5 +1,5 @@
 """Room `trainer/`, may this model be trained on prefix trees? In: the model in fp32 and a few of the round's prompts;
-out: the largest difference per token between tree rows and plain rows, and between plain rows and sequences run alone.
+out: the largest difference per token of tree rows, and of plain rows, from sequences run alone.
 
 Sliding windows, linear attention and some attention code answer trees wrongly without any error, so this is measured
 before every round. A window counts positions where the model takes the attention of `attention.py`, so that what
@@ -31,9 +31,9 @@ class Gaps(NamedTuple):
     """Largest absolute differences of a token's log-prob, nat."""
 
     tree: float
-    """Between one tree row and plain rows; infinite if the model refuses trees."""
+    """Between one tree row and each sequence alone; infinite if the model refuses trees."""
     plain: float
-    """Between plain rows and each sequence alone."""
+    """Between a plain row and its sequences alone."""
 
 
 def probe_rows(scorer: RowScorer, data: PreferenceData, *, device: torch.device, seed: int, row_tokens: int) -> Gaps:
@@ -41,8 +41,9 @@ def probe_rows(scorer: RowScorer, data: PreferenceData, *, device: torch.device,
     plain rows at all."""
     trees = sample_trees(data, seed, tokens=row_tokens if _counts_places(scorer.model, row_tokens) else 0)
     try:
-        plain = _token_logprobs(scorer, encode_plain_row(trees), device)
-        alone = torch.cat([_token_logprobs(scorer, row, device) for row in _one_by_one(trees)])
+        alone = [_token_logprobs(scorer, row, device) for row in _one_by_one(trees)]
+        padded = trees[1:2] or trees  # padding and company show in short sequences, too
+        plain = _token_logprobs(scorer, encode_plain_row(padded), device)
     except REFUSALS as error:
         raise TrainerError(
             f"A {type(scorer.model).__name__} cannot be trained: its forward pass does not take input_ids, "
@@ -50,10 +51,11 @@ def probe_rows(scorer: RowScorer, data: PreferenceData, *, device: torch.device,
             "model."
         ) from error
     try:
-        tree = _gap(_token_logprobs(scorer, encode_tree_row(trees), device), plain)
+        tree = _gap(_token_logprobs(scorer, encode_tree_row(trees), device), torch.cat(alone))
     except REFUSALS:
         tree = torch.inf
-    return Gaps(tree, _gap(plain, alone))
+    first = len(trees[0][1]) if len(trees) > 1 else 0
+    return Gaps(tree, _gap(plain, torch.cat(alone[first:][: len(padded[0][1])])))
 
 
 def choose_layout(gaps: Gaps, wanted: Literal["auto", "tree", "plain"], *, folder: Path) -> Layout:
@@ -77,12 +79,12 @@ def how_wrong(gaps: Gaps) -> str:
     """What tree rows do on this model, in words."""
     if math.isinf(gaps.tree):
         return "it refuses their attention mask, or answers with numbers that are none"
-    return f"up to {gaps.tree:.2g} nat per token away from plain rows"
+    return f"up to {gaps.tree:.2g} nat per token away from sequences run alone"
 
 
 def sample_trees(data: PreferenceData, seed: int, *, tokens: int = 0) -> list[Tree]:
-    """The prompt with the longest sequence of all relations (windows show there) and another, one relation of each;
-    further ones until a tree row holds more than `tokens`."""
+    """The prompt with the longest sequence of all relations (windows show there) and one with short ones, one relation
+    of each; further ones until a tree row holds more than `tokens`."""
     index = {group.id: group for group in data.groups}
     trees: list[Tree] = []
     for relation in data.relations:
@@ -91,6 +93,7 @@ def sample_trees(data: PreferenceData, seed: int, *, tokens: int = 0) -> list[Tr
     longest = max(trees, key=_longest)
     others = [tree for tree in trees if tree[0] is not longest[0]]
     random.Random(seed).shuffle(others)
+    others.sort(key=lambda tree: _size(tree) > _size(longest) // 2)  # short ones first, else as drawn
     chosen = [longest, *others[:1]]
     for tree in others[1:]:
         if tree_tokens(chosen) > tokens:
@@ -108,6 +111,11 @@ def _counts_places(model: Any, row_tokens: int) -> bool:
 
 def _one_by_one(trees: Sequence[Tree]) -> Iterable[EncodedRow]:
     return (encode_plain_row([(prompt, [ids])]) for prompt, responses in trees for ids in responses)
+
+
+def _size(tree: Tree) -> int:
+    prompt, responses = tree
+    return len(prompt) + sum(map(len, responses))
 
 
 def _longest(tree: Tree) -> int:

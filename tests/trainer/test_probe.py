@@ -136,5 +136,5 @@ def test_the_layout_by_gap_and_wish(tree: float, wanted: Any, layout: str) -> No
 
 
 def test_what_is_wrong_in_words() -> None:
-    assert how_wrong(Gaps(0.25, 0.0)) == "up to 0.25 nat per token away from plain rows"
+    assert how_wrong(Gaps(0.25, 0.0)) == "up to 0.25 nat per token away from sequences run alone"
     assert "refuses" in how_wrong(Gaps(float("inf"), 0.0))
