@@ -83,8 +83,9 @@ def how_wrong(gaps: Gaps) -> str:
 
 
 def sample_trees(data: PreferenceData, seed: int, *, tokens: int = 0) -> list[Tree]:
-    """The prompt with the longest sequence of all relations (windows show there) and one with short ones, one relation
-    of each; further ones until a tree row holds more than `tokens`."""
+    """The prompt with the longest sequence of all relations (windows show there) and one with shorter ones (but longer
+    than one token, of which company and padding say nothing), one relation of each; further ones until a tree row holds
+    more than `tokens`."""
     index = {group.id: group for group in data.groups}
     trees: list[Tree] = []
     for relation in data.relations:
@@ -93,7 +94,7 @@ def sample_trees(data: PreferenceData, seed: int, *, tokens: int = 0) -> list[Tr
     longest = max(trees, key=_longest)
     others = [tree for tree in trees if tree[0] is not longest[0]]
     random.Random(seed).shuffle(others)
-    others.sort(key=lambda tree: _size(tree) > _size(longest) // 2)  # short ones first, else as drawn
+    others.sort(key=lambda tree: (min(map(len, tree[1])) < 2, _size(tree) > _size(longest) // 2))  # else as drawn
     chosen = [longest, *others[:1]]
     for tree in others[1:]:
         if tree_tokens(chosen) > tokens:
