@@ -212,13 +212,18 @@ def measure(job: Job, folder: Path) -> Job:
 
 
 def run_job(path: Path) -> None:
-    """Inside the process: run the side, add the peak of its memory."""
+    """Inside the process: run the side, add the peak of its memory. A job with `each`, a list of changes, is run once
+    with each of them."""
     job = json.loads(path.read_text(encoding="utf-8"))
     if job["side"] == "prefloop":
         from trainer.memory import use_huge_pages
 
         use_huge_pages()
-    found = (run_prefloop if job["side"] == "prefloop" else run_trl)(job, path.parent)
+    run = run_prefloop if job["side"] == "prefloop" else run_trl
+    if changes := job.pop("each", None):
+        found = {"each": [run(job | change, path.parent / str(number)) for number, change in enumerate(changes)]}
+    else:
+        found = run(job, path.parent)
     (path.parent / "result.json").write_text(json.dumps(found | {"memory": peak_memory()}), encoding="utf-8")
 
 

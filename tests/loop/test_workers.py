@@ -177,7 +177,7 @@ def test_no_worker_outlives_its_driver_even_if_it_hangs(tmp_path: Path) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_each_worker_of_a_campaign_may_die_mid_work_and_the_result_is_the_same(
     cli: Cli, settings: dict[str, Any], reference: Path
 ) -> None:
