@@ -1,9 +1,10 @@
 """Does every method move what it is meant to move? One round of each on the same pairs of a finished run.
 
 In: an iteration of a finished run whose judge gives 0 and 1. Out: for each loss, on pairs that were not trained on: its
-objective before and after, and by how many nats the log-probs of chosen and rejected responses changed. Methods that
-need more than right and wrong get what those two say: scores 1 and 0, win rates 0.9 and 0.1, a probability of 0.9.
-`--json` keeps every step, for figures of log-probs over training.
+objective before and after, and by how many nats the log-probs of chosen and rejected responses changed; the last two
+columns say the latter of the pairs that were trained on. Methods that need more than right and wrong get what those two
+say: scores 1 and 0, win rates 0.9 and 0.1, a probability of 0.9. `--json` keeps every step, for figures of log-probs
+over training.
 """
 
 import argparse
@@ -90,13 +91,16 @@ def line(name: str, found: dict[str, Any]) -> tuple[str, bool]:
     if start is None:  # a running statistic exists from the first step on
         start = next(step["probe"]["loss"] for step in found["steps"] if "loss" in step.get("probe", {}))
     fell = after["loss"] < start
-    moved = [after[f"{side}_logp"] - before[f"{side}_logp"] for side in ("chosen", "rejected")]
-    accuracy = f"{100 * after['ranking_accuracy']:.0f} %"
-    return (
-        f"| {name} | {start:.4f} | {after['loss']:.4f} | {moved[0]:+.1f} | {moved[1]:+.1f} | {accuracy} |"
-        f"{'' if fell else ' WRONG WAY'}",
-        fell,
-    )
+    held_out = [after.get(f"{side}_logp", 0.0) - before.get(f"{side}_logp", 0.0) for side in ("chosen", "rejected")]
+    numbers = " | ".join(f"{moved:+.1f}" for moved in (*held_out, *trained(found["steps"])))
+    return f"| {name} | {start:.4f} | {after['loss']:.4f} | {numbers} |{'' if fell else ' WRONG WAY'}", fell
+
+
+def trained(steps: list[dict[str, Any]]) -> list[float]:
+    """By how much the log-probs of chosen and rejected responses had changed in the last quarter of the steps, each
+    measured before its own step; 0 for losses without a reference."""
+    last = steps[-max(1, len(steps) // 4) :]
+    return [sum(step.get(f"{side}_log_ratio", 0.0) for step in last) / len(last) for side in ("chosen", "rejected")]
 
 
 def main() -> None:
@@ -119,7 +123,9 @@ def main() -> None:
     model, data = resolve_base(args.model), preferences(args.run, args.iteration, args.pairs)
     found, wrong = {}, []
     print(
-        "| loss | objective before | after | chosen, nat | rejected, nat | chosen likelier |\n|---|---|---|---|---|---|"
+        "| loss | objective before | after | chosen | rejected | trained: chosen | rejected |",
+        "|---" * 7 + "|",
+        sep="\n",
     )
     for name in args.only:
         with tempfile.TemporaryDirectory(prefix="prefloop-methods-") as folder:
