@@ -91,16 +91,22 @@ def line(name: str, found: dict[str, Any]) -> tuple[str, bool]:
     if start is None:  # a running statistic exists from the first step on
         start = next(step["probe"]["loss"] for step in found["steps"] if "loss" in step.get("probe", {}))
     fell = after["loss"] < start
-    held_out = [after.get(f"{side}_logp", 0.0) - before.get(f"{side}_logp", 0.0) for side in ("chosen", "rejected")]
-    numbers = " | ".join(f"{moved:+.1f}" for moved in (*held_out, *trained(found["steps"])))
+    held_out = [_less(after.get(f"{side}_logp"), before.get(f"{side}_logp")) for side in ("chosen", "rejected")]
+    moved = [*held_out, *trained(found["steps"])]
+    numbers = " | ".join("–" if nats is None else f"{nats:+.1f}" for nats in moved)
     return f"| {name} | {start:.4f} | {after['loss']:.4f} | {numbers} |{'' if fell else ' WRONG WAY'}", fell
 
 
-def trained(steps: list[dict[str, Any]]) -> list[float]:
+def _less(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def trained(steps: list[dict[str, Any]]) -> list[float | None]:
     """By how much the log-probs of chosen and rejected responses had changed in the last quarter of the steps, each
-    measured before its own step; 0 for losses without a reference."""
+    measured before its own step; None for losses without a reference."""
     last = steps[-max(1, len(steps) // 4) :]
-    return [sum(step.get(f"{side}_log_ratio", 0.0) for step in last) / len(last) for side in ("chosen", "rejected")]
+    each = [[step[key] for step in last if key in step] for key in ("chosen_log_ratio", "rejected_log_ratio")]
+    return [sum(known) / len(known) if known else None for known in each]
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ not there is asked: an OpenAI-compatible endpoint, or a model that the loop hand
 """
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -164,8 +165,9 @@ class LLM(Judge):
         return read_template(self.template, self.slots)
 
     @property
+    @abstractmethod
     def _scale(self) -> Scale:
-        raise NotImplementedError
+        """The verdicts that a reply may hold, and what they are worth."""
 
     @property
     def local(self) -> bool:

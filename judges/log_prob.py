@@ -1,6 +1,7 @@
 """Room judges, judge "log-prob": how likely a model finds a response. Also what every judge needs that measures with
 models which the loop holds (`Handed.log_probs`)."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -21,9 +22,9 @@ class Measuring(Judge):
     """`bf16-autocast` is faster on a GPU and rounds: log-probs of long responses move by tenths of a nat."""
 
     @property
+    @abstractmethod
     def named(self) -> tuple[str, ...]:
         """The models that it measures with, as the arguments name them."""
-        raise NotImplementedError
 
     @property
     def needs(self) -> frozenset[str]:

@@ -68,8 +68,9 @@ def _step(
     names, most = prompts_of(job.context.data, step.rows), job.settings.max_grad_norm
     with keep_batch(job.work, job.context.data, step, number) as known:
         metrics = accumulate_rewards(job.context, step, number=number, tick=tick)
+        known["loss"] = metrics["loss"]
         norm = clip_gradients(list(learner.parameters().values()), most, number=number, prompts=names)
-        known |= {"loss": metrics["loss"], "gradient_norm": norm}
+        known["gradient_norm"] = norm
         rate = learning_rate(number, total, job.settings)
         update(optimizer, rate)
         if number + 1 == total or checkpoint_is_due(number + 1, total, job.settings.checkpoint_every):
