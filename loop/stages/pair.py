@@ -69,8 +69,7 @@ def given_answers(
     texts = texts_of(sampled_rows(campaign, shards), config.pairs)
     if not texts:
         return {}
-    if not folder.answers.exists():
-        _tokenise(campaign, config, texts, folder.answers)
+    _tokenise(campaign, config, texts, folder.answers)
     return read_answers(folder.answers, config.pairs)
 
 
