@@ -1,7 +1,8 @@
 """Room loop, the configuration: what a user may write in a campaign's YAML file, each field documented on itself.
 
-Data only; `loop.config_load` reads the file; the section `pairs` is in `loop.config_pairs`. Any scalar key of `sampling`, `pairs`, `train` and `promote` may be given
-as a list, one value per iteration (the last one stays), or be overridden under `per_iteration`.
+Data only; `loop.config_load` reads the file, and the section `pairs` is in `loop.config_pairs`. Any scalar key of
+`sampling`, `pairs`, `train` and `promote` may be given as a list, one value per iteration (the last one stays), or be
+overridden under `per_iteration`.
 """
 
 from typing import Annotated, Any, Literal

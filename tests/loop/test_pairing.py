@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loop.config_pairs import PairsConfig
+from loop.config_pairs import BY_SCORE, NEAREST, PairsConfig
 from loop.pairing.iteration import Pairing, pair_all, why_no_pairs
 from loop.pairing.prompt import build_prompt
 from loop.pairing.reasons import PROMPT_OUTCOMES, RESPONSE_REASONS
-from loop.pairing.records import Judged
+from loop.pairing.records import Answers, Judged, MadePair
+from loop.pairing.table import RULES
 
 
 def response(name: str, score: float | None, *, tokens: str | None = None, kind: str = "score", cut: bool = False):
@@ -208,7 +209,7 @@ def test_the_cap_does_not_always_spare_the_same_prompts():
     survivors = {
         pair.prompt_id
         for iteration in range(1, 20)
-        for pair in pair_all(named(4, 1, 1), PairsConfig(per_prompt=1, max_pairs=1), iteration).pairs
+        for pair in pair_all(named(4, 1, 1), PairsConfig(per_prompt=1, max_pairs=1), iteration).relations
     }
     assert survivors == {"p0", "p1", "p2", "p3"}
 
@@ -309,3 +310,118 @@ def test_an_iteration_without_pairs_always_has_a_cause_and_a_remedy(groups):
     made = pair_all(groups, PairsConfig(), 1)
     if not made.relations and groups:
         assert not why_no_pairs(made).endswith("; ")
+
+
+# Every rule
+
+
+@st.composite
+def settings_of_any_rule(draw):
+    rule = draw(st.sampled_from(sorted(RULES)))
+    given = {
+        "rule": rule,
+        "per_prompt": draw(st.integers(1, 6)),
+        "correct_at": draw(st.sampled_from([0.5, 1.0])),
+        "drop_truncated": draw(st.sampled_from(["chosen", "both", "none"])),
+        "balance": draw(st.sampled_from(["none", "solve_rate"])),
+        "max_pairs": draw(st.none() | st.integers(1, 12)),
+        "rso_keep": draw(st.integers(2, 5)),
+        "rso_ranking": draw(st.sampled_from(["first_round", "tournament"])),
+        "standardise": draw(st.sampled_from(["none", "prompt", "iteration"])),
+        "gold_fallback": RULES[rule].falls_back and draw(st.booleans()),
+        "gold_score": 1.5,
+        "gold_margin": 0.5,
+        "own_margin": 0.25,
+        "keep_ties": draw(st.booleans()),
+    }
+    if RULES[rule].kind == "pairs":
+        given["min_margin"] = draw(st.sampled_from([0.0, 0.25, 0.5]))
+        given["max_length_gap"] = draw(st.none() | st.integers(0, 4))
+        given["min_edit_distance"] = draw(st.sampled_from([0.0, 0.5, 1.0]))
+    if RULES[rule].negative:
+        given["negative_column"] = "bad"
+    if rule in BY_SCORE:
+        given["length_penalty"] = draw(st.sampled_from([0.0, 0.125]))
+    if rule in NEAREST:
+        given["lengths"] = draw(st.sampled_from(["any", "nearest"]))
+    return PairsConfig(**given)
+
+
+def answers_to(groups, settings, tokens: str) -> dict[str, Answers]:
+    """A gold and a bad answer for every second prompt, one of them perhaps with the tokens of a response."""
+    score = None if settings.rule == "spin" else settings.score_of_gold
+    return {
+        name: Answers(
+            Judged(f"{name}/gold", tokens, "given", score, "stop", 3), Judged(f"{name}/negative", "bad", "given", None, "stop", 3)
+        )
+        for name, _ in groups[::2]
+    }
+
+
+answer_tokens = st.sampled_from(["gold", "0", "1"])
+
+
+@given(many_groups, settings_of_any_rule(), answer_tokens)
+def test_every_rule_accounts_for_every_response(groups, settings, tokens):
+    answers = answers_to(groups, settings, tokens)
+    made = pair_all(groups, settings, 1, answers=answers)
+    given_ids = {id for of_prompt in answers.values() for id in of_prompt.ids}
+    members = {id for one in made.relations for id in one.members}
+    assert sum(made.responses.values()) == sum(len(judged) for _, judged in groups)
+    assert sum(made.prompts.values()) == len(groups)
+    assert made.responses.get("used", 0) == len(members - given_ids)
+    assert made.prompts.get("paired", 0) == len({one.prompt_id for one in made.relations})
+    assert min([*made.responses.values(), *made.prompts.values()], default=1) > 0
+    if not made.relations and groups:
+        assert not why_no_pairs(made).endswith("; ")
+
+
+@given(many_groups, settings_of_any_rule(), answer_tokens)
+def test_every_rule_makes_sound_relations(groups, settings, tokens):
+    answers = answers_to(groups, settings, tokens)
+    known = {one.response_id: (prompt_id, one) for prompt_id, judged in groups for one in judged}
+    known |= {
+        answer.response_id: (name, answer) for name, of in answers.items() for answer in (of.gold, of.negative) if answer
+    }
+    for one in pair_all(groups, settings, 1, answers=answers).relations:
+        found = [known[id] for id in one.members]
+        assert {prompt_id for prompt_id, _ in found} == {one.prompt_id}
+        assert {response.kind for _, response in found} <= {"score", "given"}
+        assert len({response.token_ids_key for _, response in found}) == len(found)
+        assert one.kind == RULES[settings.rule].kind
+        if isinstance(one, MadePair) and None not in (one.score_w, one.score_l):
+            assert one.score_w > one.score_l
+            assert one.margin == one.score_w - one.score_l > settings.min_margin
+
+
+@given(many_groups, settings_of_any_rule(), answer_tokens, st.randoms(use_true_random=False))
+def test_the_order_of_prompts_changes_nothing(groups, settings, tokens, shuffler):
+    answers = answers_to(groups, settings, tokens)
+    shuffled = shuffler.sample(groups, len(groups))
+    made, again = (pair_all(order, settings, 3, answers=answers, seed=5) for order in (groups, shuffled))
+    assert (made.responses, made.prompts) == (again.responses, again.prompts)
+    assert sorted(made.relations, key=repr) == sorted(again.relations, key=repr)
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 6))
+def test_the_walk_covers_both_lists(correct, wrong, more):
+    made = build_prompt("p", group(correct, wrong), PairsConfig(per_prompt=max(correct, wrong) + more))
+    assert {id for pair in made.relations for id in pair.members} == {one.response_id for one in group(correct, wrong)}
+
+
+def test_draws_follow_the_seed_and_the_prompt():
+    judged = [response(f"r{k}", float(k)) for k in range(8)]
+    settings = PairsConfig(rule="best_vs_random")
+
+    def rejected(prompt: str, seed: int, iteration: int) -> str:
+        return pair_all([(prompt, judged)], settings, iteration, seed=seed).relations[0].rejected_id
+
+    assert rejected("p", 0, 1) == rejected("p", 0, 1)
+    assert len({rejected(f"p{k}", 0, 1) for k in range(40)}) == 7
+    assert len({rejected("p", seed, 1) for seed in range(40)}) == 7
+    assert len({rejected("p", 0, iteration) for iteration in range(40)}) == 7
+
+
+def test_every_outcome_that_is_no_success_has_a_reason_for_its_responses():
+    after = {"paired", "no_score", "balance", "over_cap"}
+    assert {f"prompt_{outcome}" for outcome in PROMPT_OUTCOMES.keys() - after} <= RESPONSE_REASONS.keys()
