@@ -12,7 +12,9 @@ import random
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,7 +59,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def apart(work, *details):  # type: ignore[no-untyped-def]
+def apart(work: Callable[..., Any], *details: Any) -> Any:
     """The result of a function in a fresh process, whose peak memory is its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(work, details)
@@ -104,7 +106,7 @@ def write_shard(folder: Path, name: str, prompt_ids: list[str], draw: np.random.
     (folder / "judge" / name).write_bytes(tables.table_bytes(tables.noted(verdicts, {})))
 
 
-def measure(folder: Path, rule: str) -> dict[str, float | str]:
+def measure(folder: Path, rule: str) -> dict[str, Any]:
     """One pair stage, from the shards on disk to the written table and its digest, and the counts of the two manifests
     before it."""
     before = peak()
@@ -138,7 +140,7 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def in_words(found: dict[str, float]) -> str:
+def in_words(found: dict[str, Any]) -> str:
     """One line for a person."""
     return (
         f"{found['responses']:,} responses, {found['rule']}: {found['made']:,} made in {found['wall']:.1f} s "

@@ -83,7 +83,7 @@ def render_answers(texts: Sequence[AnswerText], renderer: Renderer) -> pa.Table:
 
 
 def read_answers(path: Path, settings: PairsConfig) -> dict[str, Answers]:
-    """The answers of each prompt as rules see them. Own responses of SPIN and gold answers are not compared by score."""
+    """The answers of each prompt as rules see them; SPIN compares no scores, so there a gold answer has none."""
     table = tables.read(path, ["prompt_id", "response_id", "token_ids"])
     score = None if settings.rule == "spin" else settings.score_of_gold
     found: dict[str, dict[str, Judged]] = {}

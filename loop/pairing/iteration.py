@@ -66,7 +66,8 @@ def pair_all(
 
     What a prompt gives depends on the seed, the iteration and its own responses, never on the order of the prompts.
     """
-    counted, solve_rates = _Counted({}, answers or {}, Counter(), Counter()), {}
+    counted = _Counted({}, answers or {}, Counter(), Counter())
+    solve_rates: dict[str, float] = {}
     for prompt_id, judged in groups:
         if prompt_id in solve_rates:
             raise ValueError(f"prompt {prompt_id} came to pairing twice in iteration {iteration}")

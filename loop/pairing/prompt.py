@@ -35,7 +35,7 @@ def build_prompt(
     _note_equal(judged, reasons, answers)
     scored = [response for response in judged if response.response_id not in reasons]
     if not scored:
-        return PromptResult([], reasons, "no_score")
+        return PromptResult([], reasons, "equals_gold" if "equals_gold" in reasons.values() else "no_score")
     solved = sum(response.value >= settings.correct_at for response in scored) / len(scored)
     pool = Pool(prompt_id, _weighed(scored, answers, settings), answers, seed)
     if settings.rule in PAIR_RULES:

@@ -13,6 +13,7 @@ PROMPT_OUTCOMES = {
     "near_duplicate": "without a pair that differs enough (pairs.min_edit_distance)",
     "no_gold": "without a gold answer",
     "no_negative": "without an answer known to be bad",
+    "equals_gold": "answered with the answer from the data alone",
     "no_games": "without two responses that met",
     "no_score": "without any score",
     "balance": "over the share of their solve rate (pairs.balance)",
@@ -62,6 +63,7 @@ REMEDIES = {
     "near_duplicate": "lower pairs.min_edit_distance, or raise sampling.temperature",
     "no_gold": "name the column with gold answers in pairs.gold_column, or use another pairs.rule",
     "no_negative": "fill the column that pairs.negative_column names",
+    "equals_gold": "use harder prompts",
     "no_games": "raise sampling.n to at least 2",
     "no_score": "look at the verdicts (prefloop show): the judge abstained or failed on every response",
 }

@@ -118,8 +118,8 @@ class Pool:
 
     prompt_id: str
     scored: list[Judged]
-    answers: Answers = Answers()
-    seed: str = ""
+    answers: Answers
+    seed: str
 
     def fit(self, side: str, drop_truncated: str) -> list[Judged]:
         """Those that may be `chosen` or `rejected`."""

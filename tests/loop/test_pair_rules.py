@@ -8,7 +8,7 @@ import pytest
 from loop.config_pairs import PairsConfig
 from loop.pairing.caps import balanced
 from loop.pairing.iteration import pair_all
-from loop.pairing.prompt import PromptResult, build_prompt
+from loop.pairing.prompt import NO_ANSWERS, PromptResult, build_prompt
 from loop.pairing.records import Answers, Judged, MadeGroup, MadePair, MadeSingle
 from loop.pairing.rejection import accept, tournament
 from loop.pairing.single_rules import standardised
@@ -39,7 +39,7 @@ def answer(role: str, score: float | None) -> Judged:
     return Judged(f"p/{role}", role, "given", score, "stop", 10)
 
 
-def built(judged: list[Judged], rule: str, answers: Answers = Answers(), **settings) -> PromptResult:
+def built(judged: list[Judged], rule: str, answers: Answers = NO_ANSWERS, **settings) -> PromptResult:
     return build_prompt("p", judged, PairsConfig(rule=rule, **settings), answers=answers)
 
 

@@ -423,5 +423,5 @@ def test_draws_follow_the_seed_and_the_prompt():
 
 
 def test_every_outcome_that_is_no_success_has_a_reason_for_its_responses():
-    after = {"paired", "no_score", "balance", "over_cap"}
+    after = {"paired", "no_score", "equals_gold", "balance", "over_cap"}
     assert {f"prompt_{outcome}" for outcome in PROMPT_OUTCOMES.keys() - after} <= RESPONSE_REASONS.keys()
