@@ -52,7 +52,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--responses", type=int, nargs="+", default=[100_000, 1_000_000], help="how many, smallest first")
+    parser.add_argument("--responses", type=int, nargs="+", default=[100_000, 1_000_000], help="smallest first")
     parser.add_argument("--rule", choices=list(RULES), default="correct_vs_wrong", help="pairs.rule, with its defaults")
     parser.add_argument("--folder", type=Path, help="where to put the shards (about 400 bytes a response)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file too")

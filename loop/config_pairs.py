@@ -60,7 +60,7 @@ class PairsConfig(Section):
     max_length_gap: NonNegativeInt | None = None
     """Most tokens by which the lengths of a pair may differ; null allows any."""
     min_edit_distance: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of tokens that must be edited to turn one response of a pair into the other; higher drops near-duplicates."""
+    """Share of tokens to edit to turn one response of a pair into the other; higher drops near-duplicates."""
     length_penalty: NonNegativeFloat = 0.0
     """Taken from a score for each token, before anything is chosen by it; higher prefers shorter responses."""
     lengths: Literal["any", "nearest"] = "any"
@@ -113,9 +113,10 @@ class PairsConfig(Section):
         if rule.kind != "pairs":
             for name in OF_PAIRS:
                 if getattr(self, name) != PairsConfig.model_fields[name].default:
-                    raise ValueError(f"{name} compares the two responses of a pair, and {self.rule} makes none; unset it")
+                    raise ValueError(f"{name} compares the responses of a pair, and {self.rule} makes none; unset it")
         if self.length_penalty and self.rule not in BY_SCORE:
             raise ValueError(f"length_penalty is for the rules {', '.join(BY_SCORE)}, not for {self.rule}; set it to 0")
         if self.lengths == "nearest" and self.rule not in NEAREST:
-            raise ValueError(f"lengths nearest is for the rules {', '.join(NEAREST)}, not for {self.rule}; set it to any")
+            fitting = ", ".join(NEAREST)
+            raise ValueError(f"lengths nearest is for the rules {fitting}, not for {self.rule}; set it to any")
         return self

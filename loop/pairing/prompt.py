@@ -83,12 +83,12 @@ def _note_equal(judged: Sequence[Judged], reasons: dict[str, str], answers: Answ
 
 
 def _weighed(scored: list[Judged], answers: Answers, settings: PairsConfig) -> list[Judged]:
-    """The responses as the rule sees them: with a gold answer that stands in, less the penalty on length."""
-    falls_back = RULES[settings.rule].falls_back and answers.gold is not None
-    pool = [*scored, answers.gold] if falls_back and answers.gold else scored
-    if not settings.length_penalty:
-        return pool
-    return [replace(r, score=r.value - settings.length_penalty * r.length) for r in pool]
+    """The responses as the rule sees them: less the penalty on length, and with a gold answer that stands in, which
+    pays none, so that it stays the best."""
+    if settings.length_penalty:
+        scored = [replace(r, score=r.value - settings.length_penalty * r.length) for r in scored]
+    gold = answers.gold if RULES[settings.rule].falls_back else None
+    return [*scored, gold] if gold else scored
 
 
 def _pairs(pool: Pool, settings: PairsConfig) -> tuple[Choice, Sifted]:

@@ -119,7 +119,7 @@ def test_a_campaigns_config_is_refused(settings):
         ({"rule": "d2o"}, "name the column of the prompts that holds it in pairs.negative_column"),
         ({"rule": "sppo", "gold_fallback": True}, "gold_fallback is for the rules correct_vs_wrong"),
         ({"gold_fallback": True, "gold_score": 0.5}, "gold_score 0.5 lies below correct_at 1"),
-        ({"rule": "labels", "max_length_gap": 5}, "max_length_gap compares the two responses of a pair"),
+        ({"rule": "labels", "max_length_gap": 5}, "max_length_gap compares the responses of a pair"),
         ({"length_penalty": 0.1}, "length_penalty is for the rules best_vs_worst"),
         ({"rule": "rso", "lengths": "nearest"}, "lengths nearest is for the rules correct_vs_wrong, best_vs_worst"),
         ({"negative_column": "bad"}, "negative_column is for the rules d2o and negatives"),
