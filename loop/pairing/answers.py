@@ -55,7 +55,7 @@ def texts_of(rows: Iterable[PromptRow], settings: PairsConfig) -> list[AnswerTex
 def _cell(row: PromptRow, column: str, key: str) -> Any:
     if column not in row.columns:
         raise UserError(
-            f"pairs.{key}: the prompts have no column {column!r}; they have {', '.join(map(str, row.columns)) or 'none'}."
+            f"pairs.{key}: the prompts have no column {column!r}; they have {', '.join(row.columns) or 'none'}."
         )
     return row.columns[column]
 
