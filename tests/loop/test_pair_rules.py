@@ -213,6 +213,9 @@ def test_a_gold_answer_stands_in_where_no_response_is_correct():
     assert couples(solved) == [("0", "1")]
     assert built(scored(0.0, 0.0), "correct_vs_wrong", gold).outcome == "all_wrong"
     assert couples(built(scored(0.5, 0.0), "best_vs_worst", gold, gold_fallback=True)) == [("p/gold", "1")]
+    long = Answers(Judged("p/gold", "gold", "given", 1.0, "stop", 500))
+    penalised = built(scored(0.5, 0.0), "best_vs_worst", long, gold_fallback=True, length_penalty=0.01)
+    assert couples(penalised) == [("p/gold", "1")]  # the answer pays none: it would be the worst
 
 
 def test_d2o_puts_the_bad_answer_last():
