@@ -1,12 +1,11 @@
 """Room loop, pairing: can the loss be trained from what the rule makes? In: settings; out: what is wrong and the way
 out, in words, or nothing. No torch."""
 
+from loop.config_pairs import PairsConfig
+from loop.pairing.table import RULES
 from trainer.losses.method import Kind, Method, Need
 from trainer.losses.terms import LossTerm
 from trainer.settings import TrainSettings
-
-from loop.config_pairs import PairsConfig
-from loop.pairing.table import RULES
 
 OF_DATA: frozenset[Need] = frozenset({"scores", "shares", "win_rates", "probability", "margin", "origin", "labels"})
 """What a loss can only have from the data."""

@@ -64,9 +64,7 @@ def _unfit(prompt_id: str, judged: Sequence[Judged]) -> dict[str, str]:
     return reasons
 
 
-def _in_play(
-    judged: Sequence[Judged], reasons: dict[str, str], settings: PairsConfig, answers: Answers
-) -> Answers:
+def _in_play(judged: Sequence[Judged], reasons: dict[str, str], settings: PairsConfig, answers: Answers) -> Answers:
     """The answers that take part: a gold one where the rule needs it or no response is correct, else a bad one."""
     solved = any(r.value >= settings.correct_at for r in judged if r.response_id not in reasons)
     if RULES[settings.rule].gold or (settings.gold_fallback and not solved):
@@ -104,9 +102,7 @@ def _pairs(pool: Pool, settings: PairsConfig) -> tuple[Choice, Sifted]:
     return replace(choice, outcome=outcome, made=made), sifted
 
 
-def _pair(
-    prompt_id: str, couple: Couple, rule: str, rates: dict[str, float], answers: frozenset[str]
-) -> MadePair:
+def _pair(prompt_id: str, couple: Couple, rule: str, rates: dict[str, float], answers: frozenset[str]) -> MadePair:
     """The pair with all that losses may want to know; of an answer that no judge saw there are no games."""
     chosen, rejected = couple
     margin = None if chosen.score is None or rejected.score is None else chosen.score - rejected.score

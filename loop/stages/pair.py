@@ -48,9 +48,7 @@ def pair_stage(campaign: Campaign, k: int, sampled: Manifest, judged: Manifest) 
     counts: dict[str, Any] = {"pairs": len(pairing.relations), "kind": kind}
     counts |= {"responses": pairing.responses, "prompts": pairing.prompts}
     files = [path, folder.answers] if answers else [path]
-    return campaign.finish(
-        folder, files, inputs=inputs, counts=counts, seconds={"wall": time.perf_counter() - started}
-    )
+    return campaign.finish(folder, files, inputs=inputs, counts=counts, seconds={"wall": time.perf_counter() - started})
 
 
 def pair_inputs(config: Config, sampled: Manifest, judged: Manifest) -> dict[str, Any]:
@@ -60,9 +58,7 @@ def pair_inputs(config: Config, sampled: Manifest, judged: Manifest) -> dict[str
     return recorded | drawn | {"made from": {"sample": sampled.digest, "judge": judged.digest}}
 
 
-def given_answers(
-    campaign: Campaign, config: Config, folder: StageFolder, shards: list[Path]
-) -> Mapping[str, Answers]:
+def given_answers(campaign: Campaign, config: Config, folder: StageFolder, shards: list[Path]) -> Mapping[str, Answers]:
     """Gold and bad answers of the sampled prompts; none unless the rule takes any."""
     if not wanted(config.pairs):
         return {}

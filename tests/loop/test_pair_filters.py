@@ -81,6 +81,8 @@ def test_responses_and_prompts_get_the_filters_reason():
     judged = [response("w", 1.0), response("l", 0.0), response("far", 0.0, length=99)]
     made = build_prompt("p", judged, PairsConfig(per_prompt=2, max_length_gap=10))
     assert made.reasons == {"w": "used", "l": "used", "far": "length_gap"}
-    made = build_prompt("p", [judged[0], judged[2], response("l2", 0.0, length=98)], PairsConfig(rule="best_vs_worst", max_length_gap=9))
+    made = build_prompt(
+        "p", [judged[0], judged[2], response("l2", 0.0, length=98)], PairsConfig(rule="best_vs_worst", max_length_gap=9)
+    )
     assert made.outcome == "length_gap"
     assert made.reasons == {"w": "length_gap", "far": "length_gap", "l2": "prompt_length_gap"}

@@ -65,7 +65,9 @@ def test_a_penalty_on_length_changes_what_is_best(penalty, pair):  # the items o
     judged = scored(2.0, 3.0, 1.0, 2.6, lengths=(100, 300, 50, 200))
     made = built(judged, "best_vs_worst", length_penalty=penalty)
     assert couples(made) == [pair]
-    assert made.relations[0].score_w == pytest.approx(judged[int(pair[0])].score - penalty * judged[int(pair[0])].length)
+    assert made.relations[0].score_w == pytest.approx(
+        judged[int(pair[0])].score - penalty * judged[int(pair[0])].length
+    )
 
 
 def test_of_equally_good_pairs_the_nearest_lengths_are_taken():
@@ -219,7 +221,9 @@ def test_a_gold_answer_stands_in_where_no_response_is_correct():
 
 
 def test_d2o_puts_the_bad_answer_last():
-    (group,) = built(scored(0.0, 1.0), "d2o", Answers(negative=answer("negative", None)), negative_column="bad").relations
+    (group,) = built(
+        scored(0.0, 1.0), "d2o", Answers(negative=answer("negative", None)), negative_column="bad"
+    ).relations
     assert isinstance(group, MadeGroup)
     assert (group.members, group.scores) == (("0", "1", "p/negative"), None)
     assert built(scored(0.0, 1.0), "d2o", negative_column="bad").outcome == "no_negative"

@@ -352,7 +352,8 @@ def answers_to(groups, settings, tokens: str) -> dict[str, Answers]:
     score = None if settings.rule == "spin" else settings.score_of_gold
     return {
         name: Answers(
-            Judged(f"{name}/gold", tokens, "given", score, "stop", 3), Judged(f"{name}/negative", "bad", "given", None, "stop", 3)
+            Judged(f"{name}/gold", tokens, "given", score, "stop", 3),
+            Judged(f"{name}/negative", "bad", "given", None, "stop", 3),
         )
         for name, _ in groups[::2]
     }
@@ -381,7 +382,10 @@ def test_every_rule_makes_sound_relations(groups, settings, tokens):
     answers = answers_to(groups, settings, tokens)
     known = {one.response_id: (prompt_id, one) for prompt_id, judged in groups for one in judged}
     known |= {
-        answer.response_id: (name, answer) for name, of in answers.items() for answer in (of.gold, of.negative) if answer
+        answer.response_id: (name, answer)
+        for name, of in answers.items()
+        for answer in (of.gold, of.negative)
+        if answer
     }
     for one in pair_all(groups, settings, 1, answers=answers).relations:
         found = [known[id] for id in one.members]
