@@ -1,8 +1,8 @@
 """How long does the pair stage take, and how much memory? Writes shards of made-up responses and verdicts, then reads
 them, pairs them and writes the pairs, as a campaign's pair stage does.
 
-In: counts of responses. Out: seconds and peak memory of each, measured in a process of its own, and what a response costs
-at the last count over what it costs at the first: 1 is linear.
+In: counts of responses. Out: seconds and peak memory of each, measured in a process of its own, and what a response
+costs at the last count over what it costs at the first: 1 is linear.
 """
 
 import argparse

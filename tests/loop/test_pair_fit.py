@@ -105,7 +105,7 @@ def test_the_table_names_every_rule_and_no_other_need():
 def test_a_campaigns_config_is_refused(settings):
     del settings["pairs"], settings["train"]
     Config(**settings)
-    with pytest.raises(ValidationError, match="the loss kto cannot be trained from pairs.rule ranked"):
+    with pytest.raises(ValidationError, match=r"the loss kto cannot be trained from pairs\.rule ranked"):
         Config(**settings, pairs={"rule": "ranked"}, train={"loss": "kto"})
     with pytest.raises(ValidationError, match=r"pairs.rso_keep=8 would accept all of sampling.n=4 responses"):
         Config(**settings, pairs={"rule": "rso"})
