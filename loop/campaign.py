@@ -9,11 +9,12 @@ from typing import Any
 
 from judges.found import Found
 from loop.config_load import LoadedConfig
-from loop.context import Campaign, Standing, reference_of
+from loop.context import Campaign, Standing
 from loop.crew import Crew
 from loop.display import Display
 from loop.prompts import PromptRow
 from loop.runfolder import RunFolder, to_json, write_file
+from loop.stages.anchor import move_anchor
 from loop.stages.evaluate import eval_stage
 from loop.stages.pair import pair_stage
 from loop.stages.prepare import base_stage, prompts_stage
@@ -68,8 +69,9 @@ def run_iteration(
 ) -> Standing:
     """One turn of the loop, from the incumbent to the next one."""
     was_working, started = campaign.working, time.monotonic()
+    standing = move_anchor(campaign, k, standing)
     announce(campaign, k, standing)
-    sampled, judged = sample_and_judge(campaign, k, standing, sets["train"])
+    sampled, judged = sample_and_judge(campaign, k, standing.sampler(campaign.loaded.at(k)), sets["train"])
     paired = pair_stage(campaign, k, sampled, judged)
     _, candidate = train_stage(campaign, k, standing, sampled, paired)
     measured[k] = eval_stage(campaign, k, candidate, sets)
@@ -86,11 +88,12 @@ def announce(campaign: Campaign, k: int, standing: Standing) -> None:
     if campaign.run.promotion(k).exists():
         return
     config = campaign.loaded.at(k)
-    reference = reference_of(config, standing)
+    sampler, start, reference = standing.sampler(config), standing.start(config), standing.reference(config)
     warm = ", both after a warm start on the chosen responses" if config.train.warm_start else ""
+    works_on = f"and training {start.named}" if sampler == start else f"{sampler.named}, training {start.named}"
     campaign.display.say(
-        f"\niteration {k} of {campaign.loaded.iterations}: sampling from and training {standing.incumbent} "
-        f"({standing.incumbent.hash[:8]}), anchored to {reference} ({reference.hash[:8]}){warm}"
+        f"\niteration {k} of {campaign.loaded.iterations}: sampling from {works_on}, anchored to "
+        f"{reference.named}{warm}"
     )
 
 

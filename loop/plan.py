@@ -104,23 +104,37 @@ def iteration_plan(loaded: LoadedConfig, k: int) -> dict[str, Any]:
     s, t, prompts = config.sampling, config.train, config.prompts.per_iteration or config.prompts.train
     each = config.pairs.per_prompt if config.pairs.rule == "correct_vs_wrong" else 1
     pairs = None if prompts is None else min(prompts * each, config.pairs.max_pairs or prompts * each)
-    first = "the base model" if k == 1 else "the last promoted model"
-    anchor = first if config.reference == "previous" else "the base model"
+    start, sampler, anchor = models_in_words(config, k)
     how = f"LoRA rank {t.lora.rank}" if t.lora else "all weights"
     mixed = f", {t.mix.per_step} examples of {t.mix.path} in each" if t.mix else ""
     warmed = " after a warm start on the chosen responses" if t.warm_start else ""
     return {
         "iteration": k,
-        "sample": f"{s.n} responses to {prompts or 'all'} prompts from {first}, temperature {s.temperature:g}, "
+        "sample": f"{s.n} responses to {prompts or 'all'} prompts from {sampler}, temperature {s.temperature:g}, "
         f"at most {s.max_tokens} tokens",
         "pair": f"{config.pairs.rule}, at most {each} per prompt",
         "train": f"{loss_in_words(t)}, {how}, "
-        f"learning rate {t.learning_rate:g}, {t.batch_pairs} pairs a step{mixed}, starting from {first}{warmed}",
+        f"learning rate {t.learning_rate:g}, {t.batch_pairs} pairs a step{mixed}, starting from {start}{warmed}",
         "reference": f"{anchor}{warmed}",
         "responses": None if prompts is None else prompts * s.n,
         "pairs_at_most": pairs,
         "steps_at_most": None if pairs is None else steps_at_most(pairs, t),
     }
+
+
+def models_in_words(config: Config, k: int) -> tuple[str, str, str]:
+    """What an iteration trains, samples from and is anchored to."""
+    words = {
+        "incumbent": "the last promoted model",
+        "previous": "the last candidate, promoted or not",
+        "initial": "the base model",
+        "path": f"the model {config.reference_path}",
+        "ema": f"the average of base and promoted models (decay {config.reference_decay:g})",
+    }
+    if k == 1:
+        words |= dict.fromkeys(("incumbent", "previous", "ema"), "the base model")
+    sampler = words["incumbent" if config.start == "initial" else config.start]
+    return words[config.start], sampler, words[config.reference]
 
 
 def loss_in_words(train: TrainSettings) -> str:

@@ -3,7 +3,7 @@ whether the candidate becomes the next policy, and why, in one sentence for a pe
 
 from dataclasses import dataclass
 
-from loop.config import PromoteConfig
+from loop.config_promote import PromoteConfig
 from loop.stats import Difference
 
 

@@ -153,7 +153,7 @@ class StageFolder:
     def repair(self, manifest: Manifest) -> list[Path]:
         """Remove every output that is not as it was written, and the manifest, so that just these are made again."""
         bad = [self.path / n for n, r in manifest.outputs.items() if not _is_intact(self.path / n, r)]
-        if bad and self.stage == "train":  # a model folder is one piece: the round is trained again
+        if bad and self.stage in ("train", "reference"):  # a model folder is one piece: it is made again
             shutil.rmtree(self.path)
         elif bad:
             for path in bad:
@@ -225,6 +225,11 @@ class RunFolder:
         """The decision that ends an iteration: all the next one reads."""
         return self.root / f"iter-{iteration:03d}" / "promotion.json"
 
+    @property
+    def named_reference(self) -> Path:
+        """What `reference: path` was found to be."""
+        return self.root / "iter-000" / "reference.json"
+
     @staticmethod
     def names_in(runs: Path) -> list[str]:
         """Names of the runs in a folder."""
@@ -236,7 +241,7 @@ class RunFolder:
 
     def stages(self) -> list[StageFolder]:
         """Every stage that may hold something, in the order of the campaign."""
-        return [self.prompts(), *(self.stage(k, stage) for k in self.iterations() for stage in STAGES)]
+        return [self.prompts(), *(self.stage(k, stage) for k in self.iterations() for stage in ("reference", *STAGES))]
 
     def records(self) -> list[Path]:
         """The manifests and decisions that are there."""

@@ -17,6 +17,7 @@ from loop.answers import Renderer
 from loop.errors import UserError
 from loop.mix import read_mix
 from loop.models import resolve_base, weights_hash
+from loop.scoring import vocabulary
 from loop.worker import Report
 from trainer.data import Pair, PreferenceData, PromptGroup, Response
 from trainer.settings import TrainSettings
@@ -31,6 +32,8 @@ class TrainTask:
     policy_hash: str
     reference: Path
     reference_hash: str
+    sampled_by: str
+    """Hash of the model that sampled the responses."""
     responses: tuple[Path, ...]
     pairs: Path
     work: Path
@@ -43,13 +46,47 @@ class TrainTask:
     """For the supervised examples of `settings.mix`."""
 
 
+@dataclass(frozen=True, slots=True)
+class AverageTask:
+    """One move of the average that `reference: ema` anchors to."""
+
+    average: Path
+    average_hash: str
+    newest: Path
+    newest_hash: str
+    decay: float
+    out: Path
+
+
 class TrainService:
-    """Trains all rounds of a campaign in one process; also finds and hashes the base model, which needs torch."""
+    """Trains all rounds of a campaign in one process; also finds, hashes and averages models, which needs torch."""
 
     def base(self, base: str, report: Report) -> tuple[Path, str]:
         """Folder and hash of the model that `base` names."""
         folder = resolve_base(base)
         return folder, weights_hash(folder)
+
+    def reference(self, named: str, base: Path, report: Report) -> tuple[Path, str]:
+        """Folder and hash of the model that `reference_path` names. UserError if it reads other tokens than `base`."""
+        try:
+            folder = resolve_base(named)
+        except UserError as error:
+            raise UserError(str(error).replace("model.base", "reference_path")) from error
+        if vocabulary(folder) != vocabulary(base):
+            raise UserError(
+                f"reference_path: the tokenizer in {folder} has another vocabulary than the base model's in {base}, so "
+                "it would read other tokens than were sampled. Name a model of the same family."
+            )
+        return folder, weights_hash(folder)
+
+    def average(self, task: AverageTask, report: Report) -> str:
+        """Make the moving average `decay * average + (1 - decay) * newest`; the hash of the folder it is in."""
+        from trainer.average import average_models
+
+        _check_identity(task.average, task.average_hash, "reference")
+        _check_identity(task.newest, task.newest_hash, "policy")
+        average_models(task.average, task.newest, task.out, decay=task.decay)
+        return weights_hash(task.out)
 
     def train(self, task: TrainTask, report: Report) -> dict[str, Any]:
         """Run the round (or what is missing of it); its summary, with the candidate's hash."""
@@ -70,7 +107,7 @@ class TrainService:
             task.seed,
             task.threads,
         )
-        data = read_preferences(task.responses, task.pairs)
+        data = read_preferences(task.responses, task.pairs, own=task.sampled_by == task.policy_hash)
         examples = read_examples(task)
         summary = train_round(spec, data, report=lambda progress: report(**progress), examples=examples)
         if (task.work / "steps.jsonl").exists():
@@ -98,8 +135,10 @@ def _check_identity(folder: Path, expected: str, role: str) -> None:
         )
 
 
-def read_preferences(responses: Sequence[Path], pairs: Path) -> PreferenceData:
-    """The pairs and the responses they name, in the order of the shards; other responses are not loaded."""
+def read_preferences(responses: Sequence[Path], pairs: Path, *, own: bool = True) -> PreferenceData:
+    """The pairs and the responses they name, in the order of the shards; other responses are not loaded. The sampler's
+    log-probs come with them if it was the `own` model that sampled, the one that is trained: only then can they be
+    compared with the trainer's."""
     rows = tables.read(pairs).to_pylist()
     wanted = {row["chosen_id"] for row in rows} | {row["rejected_id"] for row in rows}
     groups: dict[str, tuple[list[int], list[Response]]] = {}
@@ -108,7 +147,8 @@ def read_preferences(responses: Sequence[Path], pairs: Path) -> PreferenceData:
         keep = pc.is_in(table["response_id"], value_set=pa.array(sorted(wanted), pa.string()))
         for row in table.filter(keep).to_pylist():
             _, members = groups.setdefault(row["prompt_id"], (row["prompt_token_ids"], []))
-            members.append(Response(row["response_id"], row["token_ids"], sum(row["logprobs"])))
+            logp = sum(row["logprobs"]) if own else None
+            members.append(Response(row["response_id"], row["token_ids"], logp))
     return PreferenceData(
         groups=tuple(PromptGroup(prompt_id, ids, tuple(members)) for prompt_id, (ids, members) in groups.items()),
         relations=tuple(Pair(r["prompt_id"], r["chosen_id"], r["rejected_id"], r["weight"]) for r in rows),

@@ -1,9 +1,9 @@
 """Room loop, the stage promote: the paired test on the gate prompts decides what the next iteration starts from."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from loop.context import Campaign, Model, Standing, model_record, read_model, reference_of, refuse_changes
+from loop.context import Campaign, Model, Standing, model_record, read_model, refuse_changes
 from loop.evaluation import compare
 from loop.promote import decide
 from loop.runfolder import StageFolder, read_json, to_json, write_file
@@ -33,11 +33,13 @@ def promote_stage(
             "policy": model_record(campaign.run, policy),
             "candidate": model_record(campaign.run, candidate),
             "incumbent": model_record(campaign.run, standing.incumbent),
-            "reference": model_record(campaign.run, reference_of(config, standing)),
+            "start": model_record(campaign.run, standing.start(config)),
+            "reference": model_record(campaign.run, standing.reference(config)),
             "inputs": inputs,
         }
         write_file(path, to_json(record))
         campaign.run.event("promotion", iteration=k, promoted=decision.promote, reason=decision.reason)
     record = read_json(path)
     refuse_changes(StageFolder(path.parent, "promote", k), record["inputs"], inputs)
-    return Standing(read_model(campaign.run, record["policy"]), standing.initial)
+    policy, last = (read_model(campaign.run, record[name]) for name in ("policy", "candidate"))
+    return replace(standing, incumbent=policy, previous=last)

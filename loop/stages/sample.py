@@ -8,7 +8,7 @@ from typing import Any
 
 from loop import tables
 from loop.config import Config
-from loop.context import Campaign, Model, Standing, keys
+from loop.context import Campaign, Model, keys
 from loop.crew import Labelled, Shard
 from loop.labelling import label_by_people, labels_of
 from loop.prompts import PromptRow, slice_for
@@ -20,7 +20,7 @@ BATCHES_PER_SHARD = 4
 
 
 def sample_and_judge(
-    campaign: Campaign, k: int, standing: Standing, train_rows: list[PromptRow]
+    campaign: Campaign, k: int, policy: Model, train_rows: list[PromptRow]
 ) -> tuple[Manifest, Manifest]:
     """Sample this iteration's prompts from the policy; judge each shard while the next is being sampled."""
     config = campaign.loaded.at(k)
@@ -30,7 +30,7 @@ def sample_and_judge(
         "prompts.per_iteration": config.prompts.per_iteration,
         **keys("sampling", config.sampling, ("n", "temperature", "top_p", "max_tokens", "shard_prompts")),
         **engine_inputs(config),
-        "made from": {"prompts": campaign.prompts_digest, "policy": standing.incumbent.hash},
+        "made from": {"prompts": campaign.prompts_digest, "policy": policy.hash},
     }
     sampled = campaign.finished(samples, inputs)
     by_people = config.judge.by_people
@@ -40,7 +40,7 @@ def sample_and_judge(
         return sampled, judged
     campaign.begin_work()
     rows = [train_rows[i] for i in slice_for(k, [r.id for r in train_rows], config.prompts.per_iteration, config.seed)]
-    shards = sample_shards(campaign, k, config, standing.incumbent, rows)
+    shards = sample_shards(campaign, k, config, policy, rows)
     started, labelled = time.perf_counter(), Labelled()
     if not (sampled and by_people):
         title = "sample" if by_people else "sample and judge"

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from loop.context import Campaign, Model, Standing, reference_of
+from loop.context import Campaign, Model, Standing
 from loop.display import Bar
 from loop.mix import mix_digest
 from loop.runfolder import Manifest
@@ -33,10 +33,11 @@ def train_stage(
 ) -> tuple[Manifest, Model]:
     """Train the round; the candidate is a model folder of its own."""
     config, folder = campaign.loaded.at(k), campaign.run.stage(k, "train")
-    policy, reference = standing.incumbent, reference_of(config, standing)
+    policy, reference = standing.start(config), standing.reference(config)
     settings = config.train.model_dump(mode="json", exclude=set(ONLY_HOW))
     inputs: dict[str, Any] = {
         "seed": config.seed,
+        "start": config.start,
         "reference": config.reference,
         **{f"train.{key}": value for key, value in settings.items()},
         "made from": {"pair": paired.digest, "policy": policy.hash, "reference": reference.hash},
@@ -54,6 +55,7 @@ def train_stage(
         policy_hash=policy.hash,
         reference=reference.path,
         reference_hash=reference.hash,
+        sampled_by=standing.sampler(config).hash,
         responses=tuple(samples.path / name for name in sorted(sampled.outputs)),
         pairs=campaign.run.stage(k, "pair").pairs,
         work=folder.work,
