@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from loop.config_promote import PromoteConfig, ReferenceRule, StartRule, check_reference
+from loop.config_promote import PromoteConfig, ReferenceRule, StartRule, check_reference, check_retry
 from trainer.settings import TrainSettings
 
 PER_ITERATION_SECTIONS = ("sampling", "pairs", "train", "promote")
@@ -294,8 +294,9 @@ class Config(Section):
         return self.eval.judge or self.judge
 
     @model_validator(mode="after")
-    def _one_reference(self) -> "Config":
+    def _training_makes_sense(self) -> "Config":
         check_reference(self.reference, self.reference_path, self.start, self.train)
+        check_retry(self.promote, self.train)
         return self
 
     @model_validator(mode="after")

@@ -23,6 +23,9 @@ from loop.errors import UserError
 REWARD = "reward"
 """Shipped configs whose names begin so are for `prefloop train-reward`, all others are campaigns."""
 
+LIMIT_FILES = ("text", "benign")
+"""Keys of promote.limits that name files."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
@@ -185,7 +188,14 @@ def _make_paths_absolute(raw: Raw) -> None:
     for mix in _mixes(raw):
         path = mix["path"]  # one, or one per iteration
         mix["path"] = list(map(absolute, path)) if isinstance(path, list) else absolute(path)
+    limits = (raw.get("promote") or {}).get("limits") or {}
+    for key in LIMIT_FILES:
+        if path := limits.get(key):
+            limits[key] = list(map(absolute, path)) if isinstance(path, list) else absolute(path)
     for changed in raw["per_iteration"].values():
+        for key in LIMIT_FILES:
+            if path := changed.get(f"promote.limits.{key}"):
+                changed[f"promote.limits.{key}"] = absolute(path)
         if path := changed.get("train.mix.path"):
             changed["train.mix.path"] = absolute(path)
     for judge in filter(None, (raw["judge"], (raw.get("eval") or {}).get("judge"))):

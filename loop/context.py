@@ -17,9 +17,10 @@ from loop.config import Config
 from loop.config_load import LoadedConfig
 from loop.crew import Crew
 from loop.display import Display
-from loop.errors import UserError
+from loop.errors import ReachedGoal, UserError
 from loop.lineage import record_settings
 from loop.runfolder import Manifest, RunFolder, StageFolder, read_json
+from loop.until import Goal
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,11 @@ def model_record(run: RunFolder, model: Model) -> dict[str, Any]:
 class Campaign:
     """What all stages of one campaign share."""
 
-    def __init__(self, run: RunFolder, loaded: LoadedConfig, crew: Crew, display: Display, *, verify: bool):
+    def __init__(
+        self, run: RunFolder, loaded: LoadedConfig, crew: Crew, display: Display, *, verify: bool, until: Goal | None = None
+    ):
         self.run, self.loaded, self.crew, self.display = run, loaded, crew, display
-        self.verify = verify
+        self.verify, self.until = verify, until
         self.base = loaded.base
         self.judge: dict[str, Any] = {}
         self.eval_judge: dict[str, Any] = {}
@@ -101,6 +104,11 @@ class Campaign:
             return
         self.working = True
         record_settings(self.run, self.loaded, self.versions)
+
+    def reached(self, k: int, stage: str) -> None:
+        """Called after each stage. ReachedGoal if the run is to go no further."""
+        if self.until == (k, stage):
+            raise ReachedGoal
 
     @cached_property
     def versions(self) -> dict[str, str]:

@@ -12,8 +12,9 @@ from judges.handed import Handed, Usage
 from judges.resolve import BUILT_IN, build_judge
 from loop.config import Config, JudgeConfig
 from loop.config_load import LoadedConfig, diff
+from loop.config_promote import LARGEST, settings_of_attempt
 from loop.engines import chosen_engine
-from loop.runfolder import STAGES, RunFolder
+from loop.runfolder import REPEATED, STAGES, RunFolder
 from trainer.settings import TrainSettings
 
 
@@ -95,7 +96,28 @@ def evaluation_in_words(config: Config) -> str:
     answers = (
         f"1 greedy and {config.eval.samples} sampled responses (temperature {config.eval.temperature:g}) per prompt"
     )
-    return f"{answers}; {rule}"
+    return f"{answers}; {rule}{limits_in_words(config)}{rejection_in_words(config)}"
+
+
+def limits_in_words(config: Config) -> str:
+    """The limits of the first iteration, or nothing."""
+    limits = config.promote.limits
+    words = [f"{name} {most:g}" for name in LARGEST if (most := getattr(limits, name)) is not None]
+    words += [f"{limits.shadow} falling by {limits.shadow_fall:g}"] if limits.shadow is not None else []
+    return f"; never beyond {', '.join(words)}" if words else ""
+
+
+def rejection_in_words(config: Config) -> str:
+    """What happens after a rejected candidate, if it is not the next iteration."""
+    promote, first = config.promote, config.train.max_steps or 1
+    if promote.on_reject == "stop":
+        return "; the campaign stops at a rejected candidate"
+    if promote.on_reject == "continue":
+        return ""
+    _, changes = settings_of_attempt(config.train, promote.retry, 2, first)
+    said = ", ".join(f"{promote.retry.steps:g} of the steps" if key == "max_steps" else f"{key} {value}" for key, value in changes.items())
+    times = "once" if promote.retries == 1 else f"{promote.retries} times"
+    return f"; a rejected round is retried {times}, first with {said}"
 
 
 def iteration_plan(loaded: LoadedConfig, k: int) -> dict[str, Any]:
@@ -165,10 +187,17 @@ def where_it_resumes(run: RunFolder, loaded: LoadedConfig) -> str:
     if run.stage(0, "eval").manifest() is None:
         return f"it continues with the base model's evaluation{told}"
     for k in range(1, loaded.iterations + 1):
-        missing = [stage for stage in STAGES if run.stage(k, stage).manifest() is None]
+        missing = missing_stages(run, k)
         if missing or not run.promotion(k).exists():
             return f"it continues in iteration {k} at stage {missing[0] if missing else 'promote'}{told}"
     return f"all {loaded.iterations} iterations are finished{told}"
+
+
+def missing_stages(run: RunFolder, k: int) -> list[str]:
+    """What an iteration still lacks, in its last attempt."""
+    last = run.attempts(k)
+    folders = [run.stage(k, stage, last if stage in REPEATED else 1) for stage in STAGES]
+    return [folder.stage for folder in folders if folder.manifest() is None]
 
 
 def check_for_real(config: Config) -> dict[str, Any]:

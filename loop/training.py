@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from loop import tables
 from loop.answers import Renderer
 from loop.errors import UserError
+from loop.measuring import MeasureTask, measure_limits
 from loop.mix import read_mix
 from loop.models import resolve_base, weights_hash
 from loop.scoring import vocabulary
@@ -87,6 +88,10 @@ class TrainService:
         _check_identity(task.newest, task.newest_hash, "policy")
         average_models(task.average, task.newest, task.out, decay=task.decay)
         return weights_hash(task.out)
+
+    def measure(self, task: MeasureTask, report: Report) -> dict[str, Any]:
+        """What a gate's limits need of log-probs."""
+        return measure_limits(task, report)
 
     def train(self, task: TrainTask, report: Report) -> dict[str, Any]:
         """Run the round (or what is missing of it); its summary, with the candidate's hash."""

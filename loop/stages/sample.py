@@ -35,6 +35,8 @@ def sample_and_judge(
     sampled = campaign.finished(samples, inputs)
     by_people = config.judge.by_people
     labels = labels_of(verdicts) if by_people else None
+    if sampled:
+        campaign.reached(k, "sample")
     judged = campaign.finished(verdicts, judge_inputs(campaign, sampled, labels)) if sampled else None
     if sampled and judged:
         return sampled, judged
@@ -43,15 +45,17 @@ def sample_and_judge(
     shards = sample_shards(campaign, k, config, policy, rows)
     started, labelled = time.perf_counter(), Labelled()
     if not (sampled and by_people):
-        title = "sample" if by_people else "sample and judge"
+        judge = None if by_people or campaign.until == (k, "sample") else campaign.crew.judge
+        title = "sample" if judge is None else "sample and judge"
         with campaign.display.bar(title, sum(s.responses for s in shards), "responses") as bar:
-            labelled = campaign.crew.label(shards, None if by_people else campaign.crew.judge, bar)
+            labelled = campaign.crew.label(shards, judge, bar)
     seconds = label_seconds(labelled, started)
     counts = response_counts([s.task.path for s in shards], len(rows))
     if sampled is None:
         sampled = campaign.finish(
             samples, [s.task.path for s in shards], inputs=inputs, counts=counts, seconds=seconds | {"judge": 0.0}
         )
+    campaign.reached(k, "sample")
     if by_people:
         labels = label_by_people(campaign, k, shards)
     judged = campaign.finish(
