@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from trainer.losses.terms import terms_of
 from trainer.settings import FROZEN, TrainSettings
 
 ReferenceRule = Literal["incumbent", "previous", "initial", "path", "ema"]
@@ -142,6 +143,11 @@ def check_retry(promote: PromoteConfig, train: TrainSettings) -> None:
             "promote.retry.beta multiplies train.beta, but the loss has no beta or names its own; give it as train.beta, "
             "or leave promote.retry.beta at 1"
         )
+    if retry.nll_weight is not None:
+        try:
+            terms_of(train.loss, beta=train.beta, nll_weight=retry.nll_weight)
+        except ValueError as error:
+            raise ValueError(f"promote.retry.nll_weight cannot be used with train.loss: {error}") from error
     if retry.checkpoint == "best" and not train.checkpoint_every:
         raise ValueError(
             "promote.retry.checkpoint is best, but train.checkpoint_every is 0, so there is none to choose; raise it"
@@ -194,7 +200,8 @@ def check_reference(reference: ReferenceRule, path: str | None, start: StartRule
             f"reference {reference} cannot be used with train.warm_start, whose result is the reference of its round; "
             f"set reference to {start}, which training starts from, or train.warm_start to null"
         )
-    moving = [term.name for term in train.terms if "moving_reference" in term.method().needs]
+    known = [term for term in train.terms if not term.is_custom]  # a loss of the user's own is not imported for a check
+    moving = [term.name for term in known if "moving_reference" in term.method().needs]
     if moving and train.lora is not None:
         raise ValueError(
             f"the loss {moving[0]} moves its reference inside the round and cannot be used with train.lora, as a mix "
