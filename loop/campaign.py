@@ -49,7 +49,8 @@ def run_campaign(
         try:
             turn(campaign)
         except ReachedGoal:
-            rest = "the campaign ends here" if until == (loaded.iterations, "promote") else f"go on with: prefloop run {run}"
+            last = until == (loaded.iterations, "promote")
+            rest = "nothing is left to do" if last else f"go on with: prefloop run {run}"
             display.say(f"Stopped after {until}, as --until says; {rest}")
         return collect(run)
 
@@ -70,8 +71,8 @@ def turn(campaign: Campaign) -> None:
         standing = run_iteration(campaign, k, standing, sets, measured)
         if stops_at(campaign, k, standing):
             display.say(
-                f"Stopped: the candidate of iteration {k} was rejected and promote.on_reject is stop. To go on from the "
-                f"incumbent: prefloop run {run} promote.on_reject=continue"
+                f"Stopped: the candidate of iteration {k} was rejected and promote.on_reject is stop. To go on from "
+                f"the incumbent: prefloop run {run} promote.on_reject=continue"
             )
             return
         campaign.reached(k, "promote")

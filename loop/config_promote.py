@@ -108,8 +108,8 @@ class PromoteConfig(BaseModel):
     limits: LimitSettings = LimitSettings()
     """What a candidate must keep to besides, whatever the rule."""
     on_reject: Literal["continue", "stop", "retry"] = "continue"
-    """After a rejected candidate: `continue` with the next iteration, `stop` the campaign, or `retry` the round with the
-    changes of `retry` and continue if that is rejected too."""
+    """After a rejected candidate: `continue` with the next iteration, `stop` the campaign, or `retry` the round with
+    the changes of `retry` and continue if that is rejected too."""
     retries: PositiveInt = 1
     """How often a round is retried at most."""
     retry: RetrySettings = RetrySettings()
@@ -140,8 +140,8 @@ def check_retry(promote: PromoteConfig, train: TrainSettings) -> None:
         )
     if retry.beta != 1 and beta_of(train) is None:
         raise ValueError(
-            "promote.retry.beta multiplies train.beta, but the loss has no beta or names its own; give it as train.beta, "
-            "or leave promote.retry.beta at 1"
+            "promote.retry.beta multiplies train.beta, but the loss has no beta or names its own; give it as "
+            "train.beta, or leave promote.retry.beta at 1"
         )
     if retry.nll_weight is not None:
         try:

@@ -88,7 +88,14 @@ class Campaign:
     """What all stages of one campaign share."""
 
     def __init__(
-        self, run: RunFolder, loaded: LoadedConfig, crew: Crew, display: Display, *, verify: bool, until: Goal | None = None
+        self,
+        run: RunFolder,
+        loaded: LoadedConfig,
+        crew: Crew,
+        display: Display,
+        *,
+        verify: bool,
+        until: Goal | None = None,
     ):
         self.run, self.loaded, self.crew, self.display = run, loaded, crew, display
         self.verify, self.until = verify, until

@@ -104,8 +104,8 @@ def ratio(first: dict[str, Any], second: dict[str, Any], metric: str, confidence
 def shadow_change(
     before: Sequence[tuple[Path, Path]], after: Sequence[tuple[Path, Path]], part: str
 ) -> float | None:
-    """Mean change of a score over the prompts that both evaluations have one for; None without any. `part` is `score`, or
-    the name of a part that a combining judge has recorded."""
+    """Mean change of a score over the prompts that both evaluations have one for; None without any. `part` is `score`,
+    or the name of a part that a combining judge has recorded."""
     first, second = (score_means(shards, part) for shards in (before, after))
     return _mean(second[id] - first[id] for id in sorted(first.keys() & second.keys()))
 

@@ -109,13 +109,14 @@ def limits_in_words(config: Config) -> str:
 
 def rejection_in_words(config: Config) -> str:
     """What happens after a rejected candidate, if it is not the next iteration."""
-    promote, first = config.promote, config.train.max_steps or 1
+    promote = config.promote
     if promote.on_reject == "stop":
         return "; the campaign stops at a rejected candidate"
     if promote.on_reject == "continue":
         return ""
-    _, changes = settings_of_attempt(config.train, promote.retry, 2, first)
-    said = ", ".join(f"{promote.retry.steps:g} of the steps" if key == "max_steps" else f"{key} {value}" for key, value in changes.items())
+    _, changes = settings_of_attempt(config.train, promote.retry, 2, steps_before=1)
+    changes |= {"max_steps": f"{promote.retry.steps:g} of those before"} if "max_steps" in changes else {}
+    said = ", ".join(f"{key} {value}" for key, value in changes.items())
     times = "once" if promote.retries == 1 else f"{promote.retries} times"
     return f"; a rejected round is retried {times}, first with {said}"
 

@@ -218,10 +218,11 @@ class RunFolder:
         return StageFolder(self.root / "prompts", "prompts", 0)
 
     def stage(self, iteration: int, stage: str, attempt: int = 1) -> StageFolder:
-        """The folder of one stage; iteration 0 is the base model, which is only evaluated. What a retry makes lies apart
-        from the first attempt."""
+        """The folder of one stage; iteration 0 is the base model, which is only evaluated. What a retry makes lies
+        apart from the first attempt."""
         folder = self.root / f"iter-{iteration:03d}"
-        return StageFolder((folder / f"attempt-{attempt}" if attempt > 1 else folder) / stage, stage, iteration, attempt)
+        folder = folder / f"attempt-{attempt}" if attempt > 1 else folder
+        return StageFolder(folder / stage, stage, iteration, attempt)
 
     def attempts(self, iteration: int) -> int:
         """How many attempts of the iteration's round were begun, at least 1."""

@@ -122,7 +122,8 @@ def tables_of(folder: Path, scores: dict[str, list[tuple[float, float | None, fl
 
 
 def test_a_shadow_score_is_paired_by_prompt_and_reads_sampled_responses_only(tmp_path: Path) -> None:
-    before = tables_of(tmp_path / "a", {"p": [(0, 9, 9), (1, 1, 5), (1, 3, 7)], "q": [(1, 0, 1)], "r": [(1, None, None)]})
+    unscored = [(1, None, None)]
+    before = tables_of(tmp_path / "a", {"p": [(0, 9, 9), (1, 1, 5), (1, 3, 7)], "q": [(1, 0, 1)], "r": unscored})
     after = tables_of(tmp_path / "b", {"p": [(0, 0, 0), (1, 5, 4)], "q": [(1, 1, 2)], "r": [(1, 8, 8)]})
     assert score_means([before], "style") == {"p": 6.0, "q": 1.0}
     assert shadow_change([before], [after], "score") == pytest.approx((3 + 1) / 2)

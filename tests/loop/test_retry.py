@@ -71,7 +71,8 @@ def test_plan_says_what_follows_a_rejected_candidate(settings: dict[str, Any], t
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     said = make_plan(RunFolder(tmp_path / "run"), load_config(tmp_path / "settings.yaml"), check=False)["evaluation"]
     assert said.endswith(
-        "; never beyond length 20; a rejected round is retried 2 times, first with learning_rate 5e-05, 0.5 of the steps"
+        "; never beyond length 20; a rejected round is retried 2 times, first with learning_rate 5e-05, max_steps "
+        "0.5 of those before"
     )
 
 
