@@ -80,7 +80,8 @@ def perplexity(text: str, folder: Path, scorer: "ResponseScorer", tick: Callable
     """exp of the mean negative log-prob per token, over windows that do not overlap. A last window of one token has
     nothing to score and is left out."""
     size = min(WINDOW, scorer.context or WINDOW)
-    groups = windows([int(i) for i in tokenizer_of(folder)(text, add_special_tokens=False, verbose=False)["input_ids"]], size)
+    ids = [int(i) for i in tokenizer_of(folder)(text, add_special_tokens=False, verbose=False)["input_ids"]]
+    groups = windows(ids, size)
     logps = [logp for row in scorer.score(groups, tick) for logp in row]
     return math.exp(-sum(logps) / sum(len(group.responses[0].token_ids) for group in groups))
 

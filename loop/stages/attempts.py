@@ -55,7 +55,8 @@ def train_and_decide(
     measured: dict[int, dict[str, Any]],
 ) -> list[Attempt]:
     """The attempts of an iteration, the last of them promoted or given up; `measured` gets its evaluation."""
-    promote, tried, steps = campaign.loaded.at(k).promote, list[Attempt](), 0
+    promote, steps = campaign.loaded.at(k).promote, 0
+    tried: list[Attempt] = []
     for number in range(1, attempts_of(campaign, k) + 1):
         train, changes = settings_of_attempt(campaign.loaded.at(k).train, promote.retry, number, steps)
         if tried and not campaign.run.promotion(k).exists():
@@ -96,7 +97,8 @@ def judge_attempt(
     difference = compare(theirs, ours, promote.metric, promote.confidence)
     numbers = limits_measured(ours, theirs) | guarded
     if promote.limits.shadow is not None:
-        before, own = campaign.run.judged_shards(incumbent.iteration, "gate"), campaign.run.judged_shards(k, "gate", number)
+        before = campaign.run.judged_shards(incumbent.iteration, "gate")
+        own = campaign.run.judged_shards(k, "gate", number)
         numbers["shadow"] = shadow_change(before, own, promote.limits.shadow)
     limits = check_limits(promote.limits, numbers)
     return Attempt(candidate, changes, difference, guarded, decide(promote, difference, limits))
