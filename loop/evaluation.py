@@ -101,9 +101,7 @@ def ratio(first: dict[str, Any], second: dict[str, Any], metric: str, confidence
     return asdict(paired_ratio(*_paired(first, second, metric), confidence=confidence))
 
 
-def shadow_change(
-    before: Sequence[tuple[Path, Path]], after: Sequence[tuple[Path, Path]], part: str
-) -> float | None:
+def shadow_change(before: Sequence[tuple[Path, Path]], after: Sequence[tuple[Path, Path]], part: str) -> float | None:
     """Mean change of a score over the prompts that both evaluations have one for; None without any. `part` is `score`,
     or the name of a part that a combining judge has recorded."""
     first, second = (score_means(shards, part) for shards in (before, after))

@@ -90,5 +90,7 @@ def windows(ids: list[int], size: int) -> list[PromptGroup]:
     """The text in pieces: a token that is given, and up to `size - 1` that are scored."""
     pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
     return [
-        PromptGroup(str(i), piece[:1], (Response(str(i), piece[1:]),)) for i, piece in enumerate(pieces) if len(piece) > 1
+        PromptGroup(str(i), piece[:1], (Response(str(i), piece[1:]),))
+        for i, piece in enumerate(pieces)
+        if len(piece) > 1
     ]

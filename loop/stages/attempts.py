@@ -113,4 +113,6 @@ def limits_measured(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, f
 
 def changes_in_words(changes: dict[str, Any]) -> str:
     """learning_rate 5e-07, max_steps 20."""
-    return ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in changes.items())
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in changes.items()
+    )

@@ -8,8 +8,8 @@ from typing import Any
 from loop.context import Campaign, Model, Standing
 from loop.display import Bar
 from loop.mix import mix_digest
-from loop.runfolder import Manifest
 from loop.prompts import PromptRow
+from loop.runfolder import Manifest
 from loop.sampler import seed_for
 from loop.stages.select import select_candidate
 from loop.training import TrainTask

@@ -15,8 +15,8 @@ from loop.context import Model, Standing
 from loop.evaluation import score_means, shadow_change
 from loop.measuring import MeasureTask, k1, measure_limits, windows
 from loop.promote import check_limits, decide
-from loop.runfolder import RunFolder
 from loop.refusals import LOOKED_AT, is_refusal
+from loop.runfolder import RunFolder
 from loop.stages.attempts import judge_attempt, limits_measured
 from loop.stats import Difference
 from loop.tables import RESPONSES, VERDICTS, to_bytes
