@@ -1,4 +1,4 @@
-"""`prefloop run --until`: it stops after the stage that was named, says how to go on, and nothing comes out otherwise."""
+"""`prefloop run --until`: stops after the named stage and says how to go on; nothing comes out otherwise."""
 
 from pathlib import Path
 from typing import Any
