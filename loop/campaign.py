@@ -12,15 +12,16 @@ from loop.config_load import LoadedConfig
 from loop.context import Campaign, Standing, reference_of
 from loop.crew import Crew
 from loop.display import Display
+from loop.lineage import inherited_caches
 from loop.prompts import PromptRow
-from loop.runfolder import RunFolder, to_json, write_file
+from loop.runfolder import RunFolder
 from loop.stages.evaluate import eval_stage
 from loop.stages.pair import pair_stage
 from loop.stages.prepare import base_stage, prompts_stage
 from loop.stages.promote import promote_stage
 from loop.stages.sample import sample_and_judge
 from loop.stages.train import train_stage
-from loop.status import collect, metric_rows
+from loop.status import collect, write_metrics
 from loop.status_tables import iteration_line
 
 
@@ -36,20 +37,34 @@ def run_campaign(
         campaign = Campaign(run, loaded, crew, display, verify=verify)
         if repair:
             campaign.repair()
+        warn_of_lost_caches(run, display)
         started = time.monotonic()
         test_judges(campaign)
-        sets = prompts_stage(campaign)
-        standing = base_stage(campaign)
-        crew.initial = Found(standing.initial.path, standing.initial.hash)
-        measured = {0: eval_stage(campaign, 0, standing.initial, sets)}
-        refresh(campaign, 0)
-        for k in range(1, loaded.iterations + 1):
-            standing = run_iteration(campaign, k, standing, sets, measured)
+        walk(campaign, loaded.iterations)
         if campaign.working:
             run.event("campaign_finished", seconds=time.monotonic() - started)
         else:
             display.say(f"{run} is complete: {loaded.iterations} iterations, nothing left to do.")
         return collect(run)
+
+
+def warn_of_lost_caches(run: RunFolder, display: Display) -> None:
+    """A fork reads what its parent has paid for; say so if that is gone, before it is paid for again."""
+    for path in inherited_caches(run):
+        if not path.exists():
+            display.say(f"  warning: {path} is gone, so verdicts that were paid for there will be asked for again")
+
+
+def walk(campaign: Campaign, last: int) -> None:
+    """From the prompt sets to the end of iteration `last` (0: the base model's evaluation); finished work is only
+    checked."""
+    sets = prompts_stage(campaign)
+    standing = base_stage(campaign)
+    campaign.crew.initial = Found(standing.initial.path, standing.initial.hash)
+    measured = {0: eval_stage(campaign, 0, standing.initial, sets)}
+    refresh(campaign, 0)
+    for k in range(1, last + 1):
+        standing = run_iteration(campaign, k, standing, sets, measured)
 
 
 def test_judges(campaign: Campaign) -> None:
@@ -99,6 +114,5 @@ def refresh(campaign: Campaign, k: int) -> None:
     if not campaign.working:
         return
     state = collect(campaign.run)
-    rows = b"".join(to_json(row).replace(b"\n", b"").rstrip() + b"\n" for row in metric_rows(state))
-    write_file(campaign.run.metrics, rows)
+    write_metrics(campaign.run, state)
     campaign.display.say(iteration_line(state, k))

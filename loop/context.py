@@ -62,7 +62,7 @@ def reference_of(config: Config, standing: Standing) -> Model:
 class Campaign:
     """What all stages of one campaign share."""
 
-    def __init__(self, run: RunFolder, loaded: LoadedConfig, crew: Crew, display: Display, *, verify: bool):
+    def __init__(self, run: RunFolder, loaded: LoadedConfig, crew: Crew, display: Display, *, verify: bool = False):
         self.run, self.loaded, self.crew, self.display = run, loaded, crew, display
         self.verify = verify
         self.base = loaded.base
@@ -131,9 +131,10 @@ def refuse_changes(folder: StageFolder, then: dict[str, Any], now: dict[str, Any
     settings = "; ".join(
         f"{key} was {then.get(key)!r} and is now {now.get(key)!r}" for key in changed if key != "made from"
     )
+    earlier = f"fork the run before it (`prefloop fork RUN@{folder.iteration - 1} NEW`), " if folder.iteration else ""
     raise UserError(
         f"{folder} is finished, and these settings would invalidate it: {settings}. Set them back, change "
-        "them only for iterations to come (per_iteration), or start a new run with --name."
+        f"them only for iterations to come (per_iteration), {earlier}or start a new run with --name."
     )
 
 

@@ -150,9 +150,18 @@ class StageFolder:
             if (verify or stat.st_mtime_ns != record.mtime_ns) and sha256_of(path) != record.sha256:
                 raise damaged(path, "its content has changed")
 
+    def damaged(self, manifest: Manifest) -> list[Path]:
+        """Outputs that are missing or whose content is not as it was written; every file is hashed."""
+        return [self.path / n for n, r in manifest.outputs.items() if not _is_intact(self.path / n, r)]
+
+    def beside(self, manifest: Manifest) -> list[Path]:
+        """Finished files that are no outputs: the manifest itself, what was asked of people, their labels."""
+        names = sorted(path.name for path in self.path.iterdir() if path.is_file() and path.name[0] != ".")
+        return [self.path / name for name in names if name not in manifest.outputs]
+
     def repair(self, manifest: Manifest) -> list[Path]:
         """Remove every output that is not as it was written, and the manifest, so that just these are made again."""
-        bad = [self.path / n for n, r in manifest.outputs.items() if not _is_intact(self.path / n, r)]
+        bad = self.damaged(manifest)
         if bad and self.stage == "train":  # a model folder is one piece: the round is trained again
             shutil.rmtree(self.path)
         elif bad:
@@ -307,6 +316,18 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def share(source: Path, target: Path) -> bool:
+    """Give a finished file a second name by a hard link, or copy it, time included, where the file system has none;
+    whether it was linked."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+        return False
+    return True
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:

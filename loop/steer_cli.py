@@ -1,0 +1,41 @@
+"""Room loop, the commands that steer campaigns: arguments come in; forks, comparisons, exports and freed space go out.
+
+`mount` adds them to the command line. Nothing heavy is imported before a command needs it.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.", envvar="PREFLOOP_RUNS")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Changes = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. `train.beta=0.2`.")
+]
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the commands to `prefloop`."""
+    app.command(
+        epilog="Examples: `prefloop fork my@1 my-hot sampling.temperature=[0.8,1.2]` · `prefloop fork my@0 my-simpo "
+        "train.loss=simpo`"
+    )(fork)
+
+
+def fork(
+    run: Annotated[str, typer.Argument(metavar="RUN@K", help="A run and a finished iteration (0: the base model).")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Name (or folder) of the new run.")],
+    overrides: Changes = None,
+    runs: Runs = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Make a new run that goes on from an iteration of another one, with other settings."""
+    from loop.fork import fork as make_fork
+    from loop.fork import print_forked
+    from loop.locate import find_run_at, new_run
+    from loop.status_tables import print_json
+
+    parent, iteration = find_run_at(run, runs)
+    done = make_fork(parent, iteration, new_run(new, runs), overrides or [])
+    print_json(done.as_dict()) if as_json else print_forked(done)
