@@ -21,6 +21,7 @@ def mount(app: typer.Typer) -> None:
         epilog="Examples: `prefloop fork my@1 my-hot sampling.temperature=[0.8,1.2]` · `prefloop fork my@0 my-simpo "
         "train.loss=simpo`"
     )(fork)
+    app.command(epilog="Examples: `prefloop compare my my-hot` · `prefloop compare my@0 my@1 my-hot@2 --limit 3 --json`")(compare)
 
 
 def fork(
@@ -39,3 +40,22 @@ def fork(
     parent, iteration = find_run_at(run, runs)
     done = make_fork(parent, iteration, new_run(new, runs), overrides or [])
     print_json(done.as_dict()) if as_json else print_forked(done)
+
+
+def compare(
+    entrants: Annotated[
+        list[str], typer.Argument(metavar="RUN[@K] RUN[@K]...", help="Runs (their incumbents) or single iterations.")
+    ],
+    runs: Runs = Path("runs"),
+    limit: Annotated[int, typer.Option(min=0, help="How many examples of disagreement.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs: settings, metrics, paired tests on the test prompts, and where they disagree."""
+    from rich.console import Console
+
+    from loop.compare import compare_runs
+    from loop.compare_tables import print_comparison
+    from loop.status_tables import print_json
+
+    found = compare_runs(entrants, runs, limit)
+    print_json(found) if as_json else print_comparison(found, Console(soft_wrap=False))
