@@ -153,7 +153,7 @@ def _adopt(parent: RunFolder, k: int, target: RunFolder) -> Counter[str]:
     for folder in finished_stages(parent, k):
         manifest = folder.manifest()
         assert manifest is not None
-        for name in manifest.outputs:
+        for name in folder.present(manifest):
             linked = share(folder.path / name, target.root / folder.path.relative_to(parent.root) / name)
             count["linked" if linked else "copied"] += 1
         _copy(parent, folder.beside(manifest), target)

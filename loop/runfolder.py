@@ -103,6 +103,11 @@ class StageFolder:
         return self.path / "labels.jsonl"
 
     @property
+    def pruned_path(self) -> Path:
+        """Which outputs were given up for their space; the stage stays finished without them."""
+        return self.path / "pruned.json"
+
+    @property
     def manifest_path(self) -> Path:
         return self.path / "manifest.json"
 
@@ -119,6 +124,11 @@ class StageFolder:
             return None
         raw = read_json(self.manifest_path)
         return Manifest(**{**raw, "outputs": {name: FileRecord(**r) for name, r in raw["outputs"].items()}})
+
+    def present(self, manifest: Manifest) -> dict[str, FileRecord]:
+        """The outputs that have to be there: all but those that were pruned."""
+        pruned = read_json(self.pruned_path) if self.pruned_path.exists() else []
+        return {name: record for name, record in manifest.outputs.items() if name not in pruned}
 
     def finish(
         self,
@@ -139,8 +149,8 @@ class StageFolder:
         return manifest
 
     def check(self, manifest: Manifest, *, verify: bool) -> None:
-        """UserError unless every output is there as it was written (size and time; its content too with `verify`)."""
-        for name, record in manifest.outputs.items():
+        """UserError unless every output that was not pruned is there as it was written (size and time; its content too with `verify`)."""
+        for name, record in self.present(manifest).items():
             path = self.path / name
             if not path.exists():
                 raise damaged(path, "it is missing")
@@ -152,7 +162,7 @@ class StageFolder:
 
     def damaged(self, manifest: Manifest) -> list[Path]:
         """Outputs that are missing or whose content is not as it was written; every file is hashed."""
-        return [self.path / n for n, r in manifest.outputs.items() if not _is_intact(self.path / n, r)]
+        return [self.path / n for n, r in self.present(manifest).items() if not _is_intact(self.path / n, r)]
 
     def beside(self, manifest: Manifest) -> list[Path]:
         """Finished files that are no outputs: the manifest itself, what was asked of people, their labels."""

@@ -3,10 +3,13 @@
 `mount` adds them to the command line. Nothing heavy is imported before a command needs it.
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from loop.errors import UserError
 
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.", envvar="PREFLOOP_RUNS")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -22,6 +25,7 @@ def mount(app: typer.Typer) -> None:
         "train.loss=simpo`"
     )(fork)
     app.command(epilog="Examples: `prefloop compare my my-hot` · `prefloop compare my@0 my@1 my-hot@2 --limit 3 --json`")(compare)
+    app.command(epilog="Examples: `prefloop prune my` · `prefloop prune my --no-keep-promoted --keep-last 2 --yes`")(prune)
 
 
 def fork(
@@ -59,3 +63,32 @@ def compare(
 
     found = compare_runs(entrants, runs, limit)
     print_json(found) if as_json else print_comparison(found, Console(soft_wrap=False))
+
+
+def prune(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    runs: Runs = Path("runs"),
+    keep_best: Annotated[bool, typer.Option(help="Keep the best weights by the gate prompts.")] = True,
+    keep_promoted: Annotated[bool, typer.Option(help="Keep the weights of every promoted iteration.")] = True,
+    keep_last: Annotated[int, typer.Option(help="Keep the weights of so many last iterations.")] = 1,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Free the space of weights and leftovers that nothing needs; the run can still be resumed and explained."""
+    from loop.locate import find_run
+    from loop.prune import Rules, in_bytes, plan_prune, print_plan, remove
+    from loop.status_tables import print_json
+
+    folder = find_run(run, runs)
+    with folder.locked():
+        plan = plan_prune(folder, Rules(keep_best, keep_promoted, keep_last))
+        freed, told = in_bytes(plan.freed), plan.as_dict()
+        print_json(told) if as_json else print_plan(folder, plan)
+        if not plan.removals or (as_json and not yes):
+            return
+        if not yes and not sys.stdin.isatty():
+            raise UserError(f"Nothing was removed from {folder}: nobody can be asked here. Say --yes to remove it.")
+        if yes or typer.confirm("Remove it?"):
+            remove(folder, plan)
+            if not as_json:
+                print(f"{freed} freed.")
