@@ -149,7 +149,8 @@ class StageFolder:
         return manifest
 
     def check(self, manifest: Manifest, *, verify: bool) -> None:
-        """UserError unless every output that was not pruned is there as it was written (size and time; its content too with `verify`)."""
+        """UserError unless every output is there as it was written (size and time; its content too with `verify`), but
+        for those that were pruned."""
         for name, record in self.present(manifest).items():
             path = self.path / name
             if not path.exists():

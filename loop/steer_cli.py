@@ -5,7 +5,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -26,6 +26,7 @@ def mount(app: typer.Typer) -> None:
     )(fork)
     app.command(epilog="Examples: `prefloop compare my my-hot` · `prefloop compare my@0 my@1 my-hot@2 --limit 3 --json`")(compare)
     app.command(epilog="Examples: `prefloop prune my` · `prefloop prune my --no-keep-promoted --keep-last 2 --yes`")(prune)
+    app.command(epilog="Examples: `prefloop export my@3 --model models/my` · `prefloop export my@1 --pairs pairs.jsonl`")(export)
 
 
 def fork(
@@ -92,3 +93,29 @@ def prune(
             remove(folder, plan)
             if not as_json:
                 print(f"{freed} freed.")
+
+
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN@K", help="A run and one of its iterations.")],
+    runs: Runs = Path("runs"),
+    model: Annotated[Optional[Path], typer.Option(metavar="DIR", help="Write the model and its card there.")] = None,  # noqa: UP045
+    pairs: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Write the pairs there: .jsonl or .parquet."),
+    ] = None,
+    form: Annotated[
+        Literal["conversational", "standard"],
+        typer.Option("--format", help="Pairs as chat messages, or as plain texts without a chat template."),
+    ] = "conversational",
+) -> None:
+    """Write an iteration's model as a folder with a model card, or its pairs as a file that TRL reads."""
+    from loop.export import export_model, export_pairs
+    from loop.locate import find_run_at
+
+    folder, iteration = find_run_at(run, runs)
+    if model is None and pairs is None:
+        raise UserError("Say what to export: --model DIR, --pairs FILE, or both.")
+    if model is not None:
+        print(f"{export_model(folder, iteration, model)}: the model of iteration {iteration} of {folder}, with its card")
+    if pairs is not None:
+        print(f"{pairs}: {export_pairs(folder, iteration, pairs, form)} pairs of iteration {iteration} of {folder}")
