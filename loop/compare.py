@@ -18,7 +18,7 @@ from loop.locate import find_run, find_run_at
 from loop.runfolder import RunFolder, read_json
 from loop.show import collect_prompts
 from loop.stats import Difference
-from loop.status import collect
+from loop.status import collect, public
 from loop.unpaired import unpaired_difference
 
 EVERYTHING = 10**9
@@ -36,9 +36,14 @@ class Entrant:
     state: dict[str, Any]
 
     @property
+    def evaluation(self) -> dict[str, Any]:
+        """Its metrics on the "gate" and the "test" prompts, counts per prompt included."""
+        return dict(read_json(self.run.stage(self.iteration, "eval").metrics))
+
+    @property
     def metrics(self) -> dict[str, Any]:
-        """Its evaluation on the test prompts, counts per prompt included."""
-        return dict(read_json(self.run.stage(self.iteration, "eval").metrics)["test"])
+        """Those on the test prompts."""
+        return dict(self.evaluation["test"])
 
     @property
     def asked(self) -> set[str]:
@@ -85,7 +90,7 @@ def _described(entrant: Entrant) -> dict[str, Any]:
         "iteration": entrant.iteration,
         "incumbent": entrant.iteration == entrant.state["incumbent"],
         "parent": entrant.state["parent"],
-        "test": {key: value for key, value in entrant.metrics.items() if key != "counts"},
+        **public(entrant.evaluation),
     }
 
 

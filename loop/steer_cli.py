@@ -27,6 +27,7 @@ def mount(app: typer.Typer) -> None:
     app.command(epilog="Examples: `prefloop compare my my-hot` · `prefloop compare my@0 my@1 my-hot@2 --limit 3 --json`")(compare)
     app.command(epilog="Examples: `prefloop prune my` · `prefloop prune my --no-keep-promoted --keep-last 2 --yes`")(prune)
     app.command(epilog="Examples: `prefloop export my@3 --model models/my` · `prefloop export my@1 --pairs pairs.jsonl`")(export)
+    app.command(epilog="Examples: `prefloop sweep my.yaml train.beta=0.1,0.3 seed=0,1` · `prefloop sweep my.yaml train.loss=dpo,simpo --dry-run`")(sweep)
 
 
 def fork(
@@ -119,3 +120,31 @@ def export(
         print(f"{export_model(folder, iteration, model)}: the model of iteration {iteration} of {folder}, with its card")
     if pairs is not None:
         print(f"{pairs}: {export_pairs(folder, iteration, pairs, form)} pairs of iteration {iteration} of {folder}")
+
+
+def sweep(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config's name.")],
+    values: Annotated[
+        list[str], typer.Argument(metavar="KEY=A,B,C...", help="Values to try; a key with one value is set in all runs.")
+    ],
+    name: Annotated[Optional[str], typer.Option(help="What the runs' names begin with; default is the config's.")] = None,  # noqa: UP045
+    runs: Runs = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which runs there would be.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run one campaign per combination of values, one after the other, and compare them; run again to continue."""
+    from rich.console import Console
+
+    from loop.display import Display
+    from loop.status_tables import print_json
+    from loop.sweep import plan_sweep, print_summary, print_sweep, refuse_stopped, run_sweep, summary
+
+    members = plan_sweep(config, values, name, runs)
+    if dry_run:
+        told = [{"run": str(member.run), "overrides": list(member.overrides)} for member in members]
+        print_json(told) if as_json else print_sweep(members)
+        return
+    outcomes = run_sweep(members, Display(quiet=as_json))
+    found = summary(outcomes, runs)
+    print_json(found) if as_json else print_summary(found, members[0].loaded.base.promote.metric, Console())
+    refuse_stopped(outcomes)
