@@ -28,6 +28,7 @@ def mount(app: typer.Typer) -> None:
     app.command(epilog="Examples: `prefloop prune my` · `prefloop prune my --no-keep-promoted --keep-last 2 --yes`")(prune)
     app.command(epilog="Examples: `prefloop export my@3 --model models/my` · `prefloop export my@1 --pairs pairs.jsonl`")(export)
     app.command(epilog="Examples: `prefloop sweep my.yaml train.beta=0.1,0.3 seed=0,1` · `prefloop sweep my.yaml train.loss=dpo,simpo --dry-run`")(sweep)
+    app.command(epilog="Examples: `prefloop doctor` · `prefloop doctor my.yaml` · `prefloop doctor runs/my --json`")(doctor)
 
 
 def fork(
@@ -148,3 +149,24 @@ def sweep(
     found = summary(outcomes, runs)
     print_json(found) if as_json else print_summary(found, members[0].loaded.base.promote.metric, Console())
     refuse_stopped(outcomes)
+
+
+def doctor(
+    source: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[CONFIG|RUN]", help="A YAML file, a shipped config's name, or a run."),
+    ] = None,
+    runs: Runs = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Show versions, devices, engine and the tokens of one pair, and what is wrong; exits with 1 at an error."""
+    from rich.console import Console
+
+    from loop.doctor import examine
+    from loop.doctor_tables import print_report
+    from loop.status_tables import print_json
+
+    told = examine(source, runs)
+    print_json(told) if as_json else print_report(told, Console(soft_wrap=True, highlight=False))
+    if any(finding["level"] == "error" for finding in told["findings"]):
+        raise typer.Exit(1)
