@@ -18,17 +18,21 @@ Changes = Annotated[
 ]
 
 
+EXAMPLES = {
+    "fork": ("fork my@1 my-hot per_iteration.2.sampling.temperature=1.2", "fork my@0 my-simpo train.loss=simpo"),
+    "compare": ("compare my my-hot", "compare my@0 my@1 my-hot@2 --limit 3 --json"),
+    "sweep": ("sweep my.yaml train.beta=0.1,0.3 seed=0,1", "sweep my.yaml train.loss=dpo,simpo --dry-run"),
+    "export": ("export my@3 --model models/my", "export my@1 --pairs pairs.jsonl"),
+    "prune": ("prune my", "prune my --no-keep-promoted --keep-last 2 --yes"),
+    "doctor": ("doctor", "doctor my.yaml", "doctor runs/my --json"),
+}
+
+
 def mount(app: typer.Typer) -> None:
     """Add the commands to `prefloop`."""
-    app.command(
-        epilog="Examples: `prefloop fork my@1 my-hot sampling.temperature=[0.8,1.2]` · `prefloop fork my@0 my-simpo "
-        "train.loss=simpo`"
-    )(fork)
-    app.command(epilog="Examples: `prefloop compare my my-hot` · `prefloop compare my@0 my@1 my-hot@2 --limit 3 --json`")(compare)
-    app.command(epilog="Examples: `prefloop prune my` · `prefloop prune my --no-keep-promoted --keep-last 2 --yes`")(prune)
-    app.command(epilog="Examples: `prefloop export my@3 --model models/my` · `prefloop export my@1 --pairs pairs.jsonl`")(export)
-    app.command(epilog="Examples: `prefloop sweep my.yaml train.beta=0.1,0.3 seed=0,1` · `prefloop sweep my.yaml train.loss=dpo,simpo --dry-run`")(sweep)
-    app.command(epilog="Examples: `prefloop doctor` · `prefloop doctor my.yaml` · `prefloop doctor runs/my --json`")(doctor)
+    for command in (fork, compare, sweep, export, prune, doctor):
+        examples = " · ".join(f"`prefloop {example}`" for example in EXAMPLES[command.__name__])
+        app.command(epilog=f"Examples: {examples}")(command)
 
 
 def fork(
