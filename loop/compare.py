@@ -68,7 +68,7 @@ def compare_runs(names: Sequence[str], runs: Path, limit: int) -> dict[str, Any]
 
 
 def _entrant(name: str, runs: Path) -> Entrant:
-    if "@" in name:
+    if "@" in name and not RunFolder(Path(name)).exists():
         run, iteration = find_run_at(name, runs)
         state = collect(run)
     else:

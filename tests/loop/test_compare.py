@@ -19,25 +19,18 @@ from loop.errors import UserError
 from loop.evaluation import METRICS
 from loop.runfolder import RunFolder
 from loop.unpaired import unpaired_difference
-from tests.loop.campaigns import copy_run, read, rows
-
-
-class Folder:
-    """Stands where a command line would: a folder of runs."""
-
-    def __init__(self, runs: Path) -> None:
-        self.runs = runs
+from tests.loop.campaigns import Cli, copy_run, read, rows
 
 
 @pytest.fixture
-def runs(reference: Path, tmp_path: Path) -> Path:
+def runs(reference: Path, cli: Cli) -> Path:
     """The reference campaign twice, the second with two settings changed on paper."""
     for name in ("one", "two"):
-        copy_run(reference, Folder(tmp_path), name)  # type: ignore[arg-type]
-    raw = load_config(tmp_path / "two" / "campaign.yaml").raw
+        copy_run(reference, cli, name)
+    raw = load_config(cli.runs / "two" / "campaign.yaml").raw
     raw["train"]["beta"], raw["sampling"]["n"] = 0.3, 5
-    (tmp_path / "two" / "campaign.yaml").write_text(to_yaml(raw), encoding="utf-8")
-    return tmp_path
+    (cli.runs / "two" / "campaign.yaml").write_text(to_yaml(raw), encoding="utf-8")
+    return cli.runs
 
 
 def test_a_run_compared_with_itself_differs_in_nothing(runs: Path) -> None:
@@ -105,6 +98,7 @@ def test_other_ways_of_evaluating_are_named(runs: Path) -> None:
 
 def test_what_cannot_be_compared_is_refused_with_a_way_out(runs: Path) -> None:
     shutil.rmtree(runs / "two" / "iter-002" / "eval")
+    (runs / "two" / "iter-002" / "promotion.json").unlink()
     for names, words in {
         ("one",): "two runs or more",
         ("one", "two@2"): "not evaluated yet",
