@@ -1,5 +1,5 @@
-"""Room loop, the command doctor: nothing, a config or a run comes in; versions, devices, engine, the tokens of one pair,
-template faults and the gap between sampler and trainer go out. No model is loaded; of the base model only its folder.
+"""Room loop, the command doctor: nothing, a config or a run comes in; versions, devices, engine, the tokens of one
+pair, template faults and the gap between sampler and trainer go out. No model is loaded; of the base model only its folder.
 """
 
 import os
@@ -126,6 +126,6 @@ def gaps(run: RunFolder, findings: list[Finding]) -> dict[int, float]:
         if manifest is not None and (gap := manifest.counts.get("sampler_gap")) is not None:
             found[k] = gap
             if gap > MOST_GAP:
-                what = f"in iteration {k} sampler and trainer differ by {gap:.3f} nat per token (up to {MOST_GAP} is usual)"
-                findings.append(Finding("warning", what))
+                what = f"sampler and trainer differ by {gap:.3f} nat per token (up to {MOST_GAP} is usual)"
+                findings.append(Finding("warning", f"in iteration {k} {what}"))
     return found

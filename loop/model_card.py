@@ -20,11 +20,11 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
 """
-LIMITS = """- The results hold for prompts like the ones it was tested on, sampled as said below. Nothing else was measured:
-  neither other tasks, nor safety, nor what it has forgotten.
+LIMITS = """- The results hold for prompts like the ones it was tested on, sampled as said above. Nothing else was
+  measured: neither other tasks, nor safety, nor what it has forgotten.
 - It was trained to please the judge named here. Where the judge errs, the model may have learned the error.
-- Several iterations were compared on the gate prompts, and none on the test prompts; a choice among several runs by their
-  test results makes the best of them look better than it is.
+- Several iterations were compared on the gate prompts, and none on the test prompts; a choice among several runs by
+  their test results makes the best of them look better than it is.
 """
 
 
@@ -62,8 +62,9 @@ def _lineage(run: RunFolder, k: int) -> str:
     base = read_json(run.promotion(0))
     lines = [f"- Base model: `{base['base']}`, hash `{base['policy']['hash'][:16]}`."]
     if parent := read_lineage(run).get("parent"):
-        changed = "; ".join(f"`{c['key']}`: {json.dumps(c['from'])} → {json.dumps(c['to'])}" for c in parent["changes"])
-        lines.append(f"- The run is a fork of iteration {parent['iteration']} of `{parent['run']}` ({changed or '='}).")
+        changes = (f"`{c['key']}`: {json.dumps(c['from'])} → {json.dumps(c['to'])}" for c in parent["changes"])
+        changed = "; ".join(changes)
+        lines.append(f"- The run is a fork of iteration {parent['iteration']} of `{parent['run']}` ({changed or 'nothing changed'}).")
     for i in range(1, k + 1):
         if not run.promotion(i).exists():
             lines.append(f"- Iteration {i}: not decided yet.")
@@ -71,7 +72,8 @@ def _lineage(run: RunFolder, k: int) -> str:
         made = read_json(run.promotion(i))
         start = made["incumbent"]["iteration"]
         origin = f"iteration {start}" if start else "the base model"
-        lines.append(f"- Iteration {i}: trained from {origin}; {made['reason']}. Hash `{made['candidate']['hash'][:16]}`.")
+        digest = made["candidate"]["hash"][:16]
+        lines.append(f"- Iteration {i}: trained from {origin}; {made['reason']}. Hash `{digest}`.")
     return "\n".join(lines)
 
 
@@ -109,7 +111,7 @@ def _results(run: RunFolder, k: int, config: Config) -> str:
     compared = [gain_line(metric, gain) for metric, gain in gains(base, model, confidence).items()]
     how = (
         f"{test['prompts']} held-out test prompts, one greedy response and {config.eval.samples} sampled ones "
-        f"(temperature {config.eval.temperature:g}) to each; {100 * confidence:g} % intervals over prompts. Against the "
-        "base model, paired by prompt:"
+        f"(temperature {config.eval.temperature:g}) to each; {100 * confidence:g} % intervals over prompts. Against "
+        "the base model, paired by prompt:"
     )
     return "\n".join([*lines, "", how, "", *(f"- {line.strip()}" for line in compared)])

@@ -17,7 +17,6 @@ Changes = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. `train.beta=0.2`.")
 ]
 
-
 EXAMPLES = {
     "fork": ("fork my@1 my-hot per_iteration.2.sampling.temperature=1.2", "fork my@0 my-simpo train.loss=simpo"),
     "compare": ("compare my my-hot", "compare my@0 my@1 my-hot@2 --limit 3 --json"),
@@ -26,6 +25,7 @@ EXAMPLES = {
     "prune": ("prune my", "prune my --no-keep-promoted --keep-last 2 --yes"),
     "doctor": ("doctor", "doctor my.yaml", "doctor runs/my --json"),
 }
+"""What the help of each command shows."""
 
 
 def mount(app: typer.Typer) -> None:
@@ -122,7 +122,8 @@ def export(
     if model is None and pairs is None:
         raise UserError("Say what to export: --model DIR, --pairs FILE, or both.")
     if model is not None:
-        print(f"{export_model(folder, iteration, model)}: the model of iteration {iteration} of {folder}, with its card")
+        made = export_model(folder, iteration, model)
+        print(f"{made}: the model of iteration {iteration} of {folder}, with its card")
     if pairs is not None:
         print(f"{pairs}: {export_pairs(folder, iteration, pairs, form)} pairs of iteration {iteration} of {folder}")
 
@@ -130,7 +131,7 @@ def export(
 def sweep(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config's name.")],
     values: Annotated[
-        list[str], typer.Argument(metavar="KEY=A,B,C...", help="Values to try; a key with one value is set in all runs.")
+        list[str], typer.Argument(metavar="KEY=A,B,C...", help="Values to try; a key with one is set in all runs.")
     ],
     name: Annotated[Optional[str], typer.Option(help="What the runs' names begin with; default is the config's.")] = None,  # noqa: UP045
     runs: Runs = Path("runs"),

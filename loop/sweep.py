@@ -1,8 +1,8 @@
 """Room loop, the command sweep: a config and several values for some keys come in, one run per combination goes out,
 one after the other, and their comparison.
 
-A run begins as a fork of the base model's evaluation of an earlier run of the sweep wherever its settings allow that, so
-that the base is evaluated once. Everything follows from the names: the same command goes on where it stopped.
+A run begins as a fork of the base model's evaluation of an earlier run of the sweep wherever its settings allow that,
+so that the base is evaluated once. Everything follows from the names: the same command goes on where it stopped.
 """
 
 from collections.abc import Sequence

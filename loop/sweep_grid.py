@@ -1,4 +1,4 @@
-"""Room loop, the grid of a sweep: `key=a,b,c` from the command line comes in, one named combination per run goes out."""
+"""Room loop, the grid of a sweep: `key=a,b,c` from the command line comes in, a named combination per run goes out."""
 
 import hashlib
 import itertools

@@ -1,5 +1,5 @@
-"""Room loop, what can be wrong with a chat template: a tokenizer and the tokens at which the model stops come in, faults
-with their consequence go out.
+"""Room loop, what can be wrong with a chat template: a tokenizer and the tokens at which the model stops come in,
+faults with their consequence go out.
 """
 
 from collections.abc import Mapping, Set
@@ -77,7 +77,7 @@ class TemplateCheck:
             text = f"turns end with {end!r}, at which the model does not stop: add it to its generation_config.json"
             return [Finding("error", text)]
         if ends[0] != self.tokenizer.eos_token_id:
-            return [Finding("note", f"turns end with {end!r}, which is not the end token {eos!r}; both stop a response")]
+            return [Finding("note", f"turns end with {end!r}, which is not the end token {eos!r}; both end it")]
         return []
 
     def _special(self) -> set[int]:

@@ -108,7 +108,8 @@ def test_a_config_without_a_run_shows_its_first_prompt(cli: Cli, settings: dict[
     told = examine(str(cli.write(settings)), cli.runs)
     assert "made-up" in told["pair"]["origin"]
     assert "".join(t["text"] for t in told["pair"]["prompt"]).endswith("a:")
-    assert told["pair"]["chosen"][-1] == {"id": tiny.EOS, "text": "<eos>", "trained": True, "special": True, "end": True}
+    last = {"id": tiny.EOS, "text": "<eos>", "trained": True, "special": True, "end": True}
+    assert told["pair"]["chosen"][-1] == last
     assert told["engine"]["chosen"] == "transformers"
     assert told["versions"]["torch"]
     assert not cli.runs.exists()
@@ -144,5 +145,6 @@ def test_the_stream_is_readable_and_marks_special_and_end(reference: Path) -> No
     console = Console(record=True, width=200, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     print_report(examine(str(reference), Path("runs")), console)
     text = console.export_text()
-    for words in ("engine: transformers", "prompt    (read, not trained)", "nat per token", "a response stops at <eos>"):
+    title = "prompt    (read, not trained)"
+    for words in ("engine: transformers", title, "nat per token", "a response stops at <eos>"):
         assert words in text

@@ -1,4 +1,4 @@
-"""Exported models are the ones that were evaluated, with a card that says so; exported pairs are the ones trained on."""
+"""Exported models are the ones that were evaluated, with a card that says so; exported pairs are those trained on."""
 
 import json
 from pathlib import Path
