@@ -1,5 +1,7 @@
 """Room loop, the command doctor: nothing, a config or a run comes in; versions, devices, engine, the tokens of one
-pair, template faults and the gap between sampler and trainer go out. No model is loaded; of the base model only its folder.
+pair, template faults and the gap between sampler and trainer go out.
+
+No model is loaded; of the base model only its folder.
 """
 
 import os

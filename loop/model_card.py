@@ -63,8 +63,8 @@ def _lineage(run: RunFolder, k: int) -> str:
     lines = [f"- Base model: `{base['base']}`, hash `{base['policy']['hash'][:16]}`."]
     if parent := read_lineage(run).get("parent"):
         changes = (f"`{c['key']}`: {json.dumps(c['from'])} → {json.dumps(c['to'])}" for c in parent["changes"])
-        changed = "; ".join(changes)
-        lines.append(f"- The run is a fork of iteration {parent['iteration']} of `{parent['run']}` ({changed or 'nothing changed'}).")
+        changed = "; ".join(changes) or "nothing changed"
+        lines.append(f"- The run is a fork of iteration {parent['iteration']} of `{parent['run']}` ({changed}).")
     for i in range(1, k + 1):
         if not run.promotion(i).exists():
             lines.append(f"- Iteration {i}: not decided yet.")
