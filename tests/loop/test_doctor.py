@@ -49,8 +49,11 @@ def test_a_sound_template_has_no_fault(tokenizer: Any) -> None:
         (TURNS.replace("<eos>", "\n") + ASK, "note", "no end token after an answer"),
         (TURNS.replace("<eos>", "<pad>") + ASK, "error", "at which the model does not stop"),
         (
-            TURNS.replace("{{ m['role'] }}:{{ m['content'] }}<eos>", "{% if m['role'] != 'system' %}"
-            "{{ m['role'] }}:{{ m['content'] }}<eos>{% endif %}") + ASK,
+            TURNS.replace(
+                "{{ m['role'] }}:{{ m['content'] }}<eos>",
+                "{% if m['role'] != 'system' %}{{ m['role'] }}:{{ m['content'] }}<eos>{% endif %}",
+            )
+            + ASK,
             "error",
             "drops the system message",
         ),

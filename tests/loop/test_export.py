@@ -30,7 +30,7 @@ def test_an_exported_model_has_the_hash_that_was_evaluated_and_loads(run: RunFol
     assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() > 0
     assert AutoTokenizer.from_pretrained(folder).chat_template
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
-    assert all(path.stat().st_nlink == 1 for path in folder.rglob("*")if path.is_file())
+    assert all(path.stat().st_nlink == 1 for path in folder.rglob("*") if path.is_file())
 
 
 def test_the_card_states_lineage_results_and_limits(run: RunFolder) -> None:
