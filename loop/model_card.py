@@ -90,7 +90,8 @@ def _judge(run: RunFolder, k: int, config: Config) -> str:
 
 def _training(run: RunFolder, k: int, config: Config) -> str:
     pairs, train = (run.stage(k, stage).manifest() for stage in ("pair", "train"))
-    assert pairs is not None and train is not None
+    assert pairs is not None
+    assert train is not None
     t = config.train
     how = f"LoRA of rank {t.lora.rank}, merged" if t.lora else "all weights"
     return (

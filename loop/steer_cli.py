@@ -133,9 +133,7 @@ def sweep(
     values: Annotated[
         list[str], typer.Argument(metavar="KEY=A,B,C...", help="Values to try; a key with one is set in all runs.")
     ],
-    name: Annotated[
-        Optional[str], typer.Option(help="What the runs' names begin with; default is the config's.")
-    ] = None,  # noqa: UP045
+    name: Annotated[str | None, typer.Option(help="What the runs' names begin with; default is the config's.")] = None,
     runs: Runs = Path("runs"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which runs there would be.")] = False,
     as_json: AsJson = False,

@@ -32,8 +32,7 @@ def unpaired_difference(first: Counts, second: Counts, confidence: float) -> Dif
 
 
 def _reach(one: Interval, two: Interval) -> tuple[float, float]:
-    assert one.value is not None and one.low is not None and one.high is not None
-    assert two.value is not None and two.low is not None and two.high is not None
+    assert None not in (one.value, one.low, one.high, two.value, two.low, two.high)
     value = two.value - one.value
     low = value - math.hypot(two.value - two.low, one.high - one.value)
     return low, value + math.hypot(two.high - two.value, one.value - one.low)

@@ -142,7 +142,7 @@ def test_unpaired_is_antisymmetric_and_its_p_value_fits_the_interval(s1: int, m1
     there, back = unpaired_difference(one, two, 0.9), unpaired_difference(two, one, 0.9)
     assert there.value == pytest.approx(-(back.value or 0.0))
     assert (there.low, there.high) == (pytest.approx(-(back.high or 0.0)), pytest.approx(-(back.low or 0.0)))
-    assert there.low is not None and there.high is not None and there.p_value is not None
+    assert None not in (there.low, there.high, there.p_value)
     if abs(there.p_value - 0.1) > 1e-4:
         assert (there.p_value < 0.1) == (there.low > 0 or there.high < 0)
 
