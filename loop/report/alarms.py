@@ -1,39 +1,40 @@
 """Room loop, what the report warns of: a run's numbers come in, findings that name a figure go out. Pure.
 
-Each rule is a threshold that is written here once and said in its sentence; a campaign without a finding is not thereby
-proven healthy.
+Most of it the campaign itself has rung (loop.alarms), against the thresholds of its settings, so that page and terminal
+say the same. What takes other iterations, the test set or single steps to see is found here: those rules are thresholds
+that are written once and said in their sentence. A campaign without a finding is not thereby proven healthy.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from loop.report.data import RunData, Turn
-from loop.report.scale import number, percent
+from loop.report.scale import percent
 
-LONGER = 1.2
-"""Mean length against the incumbent's: more is growth."""
 DRIED = 0.5
 """Share of paired prompts against the best iteration before: less is a signal that dries up."""
 FEW = 0.1
 """Share of prompts that give a pair: less is hardly any signal."""
-COLLAPSED = 0.3
-"""Entropy at a round's end against its beginning, without a gain: less is collapse."""
-DISPLACED = 0.5
-"""Share of pairs whose chosen response became less likely, at a round's end."""
-GAP = 0.1
-"""Nats per token between sampler and trainer."""
 UNSURE = 0.05
-"""Share of errors, or of abstentions, among the verdicts."""
+"""Share of errors among the verdicts."""
 INCONSISTENT = 0.7
 """Share of games in which both orders agree."""
-CUT = 0.2
-"""Share of responses that were cut off."""
+RUNG: dict[str, tuple[tuple[str, ...], str]] = {
+    "mixed": (("solve-rates", "prompts"), "few prompts have both outcomes"),
+    "solved": (("solve-rates",), "nearly everything is solved"),
+    "unsolved": (("solve-rates",), "nearly nothing is solved"),
+    "unique": (("entropy",), "responses repeat"),
+    "entropy": (("entropy",), "entropy collapsed"),
+    "length": (("lengths", "reward"), "responses grow longer"),
+    "truncated": (("lengths", "form"), "responses are cut off"),
+    "abstained": (("verdicts",), "the judge often cannot tell"),
+    "displacement": (("log-probs", "log-ratios", "displacement"), "chosen responses become less likely"),
+    "sampler_gap": (("sampler-gap",), "sampler and trainer drift apart"),
+}
+"""The campaign's alarms: the figures that show each, and its headline."""
 SHOWN = 2
 """So many findings of a rule are told in full."""
-TAIL = 4
-"""A round's beginning and end are a quarter of its steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +47,24 @@ class Alarm:
 
 
 def alarms(data: RunData) -> list[Alarm]:
-    """Every finding, in the order of the rules; one rule speaks once for all iterations that it is true of."""
+    """Every finding: the page's own, then the campaign's; each speaks once for all iterations that it is true of."""
     rules: Sequence[tuple[tuple[str, ...], str, Callable[[RunData, Turn], str | None]]] = (
         (("accuracy", "gate"), "accuracy collapsed", _collapse),
-        (("entropy",), "entropy collapsed", _entropy),
-        (("lengths", "reward"), "responses grow longer", _longer),
-        (("lengths", "form"), "responses are cut off", _cut),
         (("funnel", "prompts", "solve-rates"), "the signal dries up", _dried),
-        (("log-probs", "log-ratios", "displacement"), "chosen responses become less likely", _displaced),
         (("gradient-norm",), "the gradient is not finite", _gradient),
-        (("sampler-gap",), "sampler and trainer drift apart", _gap),
-        (("verdicts",), "the judge often cannot tell", _unsure),
+        (("verdicts",), "the judge often fails", _errors),
         (("orders",), "the judge depends on the order", _order),
     )
-    found = ((figures, what, list(_each(data, rule))) for figures, what, rule in rules)
+    found = [(figures, what, list(_each(data, rule))) for figures, what, rule in rules]
+    found += [(figures, what, list(_rung(data, name))) for name, (figures, what) in RUNG.items()]
     return [Alarm(figures, what, _summed(told)) for figures, what, told in found if told]
+
+
+def _rung(data: RunData, name: str) -> Iterator[str]:
+    for turn in data.rounds:
+        for alarm in turn.state.get("alarms", []):
+            if alarm["name"] == name:
+                yield f"iteration {turn.number}: {alarm['text']}"
 
 
 def _summed(told: Sequence[str]) -> str:
@@ -76,11 +80,6 @@ def _each(data: RunData, rule: Callable[[RunData, Turn], str | None]) -> Iterato
             yield f"iteration {turn.number}: {told}"
 
 
-def _incumbent(data: RunData, turn: Turn) -> Turn | None:
-    number = (turn.promotion.get("incumbent") or {}).get("iteration")
-    return None if number is None else data.turn(number)
-
-
 def _collapse(data: RunData, turn: Turn) -> str | None:
     base = data.turn(0)
     if not turn.test or base is None or not base.test:
@@ -89,28 +88,6 @@ def _collapse(data: RunData, turn: Turn) -> str | None:
     if now["high"] is None or then["low"] is None or now["high"] >= then["low"]:
         return None
     return f"test accuracy {percent(now['value'])} % lies below the base model's {percent(then['value'])} %"
-
-
-def _entropy(data: RunData, turn: Turn) -> str | None:
-    first, last = ends(turn.steps, "entropy")
-    gained = (turn.promotion.get("gain") or {}).get("low")
-    if first is None or last is None or last >= COLLAPSED * first or (gained is not None and gained > 0):
-        return None
-    return f"entropy fell from {number(first)} to {number(last)} nats per token without a gain on the gate"
-
-
-def _longer(data: RunData, turn: Turn) -> str | None:
-    before = _incumbent(data, turn)
-    then = before.test["mean_length"] if before is not None and before.test else None
-    now = turn.test["mean_length"] if turn.test else None
-    if not now or not then or now <= LONGER * then:
-        return None
-    return f"{number(now)} tokens on average, {percent(now / then - 1)} % more than its incumbent"
-
-
-def _cut(data: RunData, turn: Turn) -> str | None:
-    share = turn.test["truncated_share"] if turn.test else None
-    return f"{percent(share)} % of the test responses end at the limit" if share is not None and share > CUT else None
 
 
 def _paired_share(turn: Turn) -> float | None:
@@ -128,39 +105,17 @@ def _dried(data: RunData, turn: Turn) -> str | None:
     return f"{percent(share)} % of the prompts give a pair{best}"
 
 
-def _displaced(data: RunData, turn: Turn) -> str | None:
-    _, share = ends(turn.steps, "displacement_rate")
-    _, ratio = ends(turn.steps, "chosen_log_ratio")
-    if share is None or ratio is None or share <= DISPLACED or ratio >= 0:
-        return None
-    return f"at the round's end {percent(share)} % of the chosen responses, by {number(-ratio)} nats on average"
-
-
 def _gradient(data: RunData, turn: Turn) -> str | None:
     bad = sum(not math.isfinite(row.get("gradient_norm") or 0.0) for row in turn.steps)
     return f"in {bad} of {len(turn.steps)} steps" if bad else None
 
 
-def _gap(data: RunData, turn: Turn) -> str | None:
-    gap = turn.counts("train").get("sampler_gap")
-    return f"{number(gap)} nats per token on the same tokens" if gap is not None and gap > GAP else None
-
-
-def _unsure(data: RunData, turn: Turn) -> str | None:
+def _errors(data: RunData, turn: Turn) -> str | None:
     numbers = turn.sets.get("train")
-    shares = {kind: numbers.kinds.get(kind, 0) / numbers.responses for kind in ("error", "abstain")} if numbers else {}
-    words = {"error": "errors", "abstain": "abstentions"}
-    told = [f"{percent(share)} % {words[kind]}" for kind, share in shares.items() if share > UNSURE]
-    return ", ".join(told) or None
+    share = numbers.kinds.get("error", 0) / numbers.responses if numbers else 0.0
+    return f"{percent(share)} % of the responses have an error for a verdict" if share > UNSURE else None
 
 
 def _order(data: RunData, turn: Turn) -> str | None:
     share = turn.sets["train"].order_consistent if "train" in turn.sets else None
     return f"both orders agree in {percent(share)} %" if share is not None and share < INCONSISTENT else None
-
-
-def ends(steps: Sequence[dict[str, Any]], column: str) -> tuple[float | None, float | None]:
-    """Mean of a column over the first and the last quarter of a round; None where nothing is logged."""
-    values = [row[column] for row in steps if isinstance(row.get(column), int | float)]
-    part = max(1, len(values) // TAIL)
-    return (sum(values[:part]) / part, sum(values[-part:]) / part) if values else (None, None)
