@@ -6,19 +6,23 @@ Nothing is kept in memory but one page and one shard's columns.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from loop import tables
 from loop.pairing.answers import read_answers
 from loop.pairing.files import read_judged
 from loop.pairing.prompt import NO_ANSWERS, build_prompt
+from loop.pairing.records import Judged
 from loop.prompts import PromptRow, read_table
 from loop.report.data import SETS, RunData
 from loop.report.tokens import TokenTexts, token_texts
+from loop.runfolder import is_further
 
 PER_PAGE = 64
 """Prompts on a page."""
@@ -28,6 +32,9 @@ ESCAPED = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
 
 COLUMNS = ("prompt_id", "response_id", "temperature", "token_ids", "text", "finish_reason", "logprobs")
 SAID = ("response_id", "kind", "score", "extracted", "why", "well_formed")
+
+Shard = list[tuple[Path, Path]]
+"""Files of responses with their verdicts."""
 
 
 def to_script_json(value: object) -> str:
@@ -68,8 +75,8 @@ class Book:
     def pages(self) -> Iterator[Page]:
         """Page after page, in the order of the shards."""
         number = 0
-        for responses, verdicts in self.data.run.judged_shards(self.iteration, self.which):
-            for page in self._of_shard(responses, verdicts):
+        for shard in self._shards():
+            for page in self._of_shard(shard):
                 name = f"{self.name}-{number:03d}"
                 count = sum(len(prompt["r"]) for prompt in page)
                 known = {token for prompt in page for response in prompt["r"] for token in response["p"]}
@@ -77,17 +84,26 @@ class Book:
                 yield Page(name, len(page), count, to_script_json(whole))
                 number += 1
 
-    def _of_shard(self, responses: Path, verdicts: Path) -> Iterator[list[dict[str, Any]]]:
+    def _shards(self) -> Iterator[Shard]:
+        """Each shard's files of responses and verdicts, then those of a second phase that go on with its prompts."""
+        files = self.data.run.judged_shards(self.iteration, self.which)
+        further = [(pair, _prompts_of(pair[0])) for pair in files if is_further(pair[0])]
+        for pair in files:
+            if not is_further(pair[0]):
+                ids = _prompts_of(pair[0]) if further else set()
+                yield [pair, *(more for more, held in further if held & ids)]
+
+    def _of_shard(self, shard: Shard) -> Iterator[list[dict[str, Any]]]:
         """The shard's prompts, some at a time."""
-        table = tables.read(responses, COLUMNS)
-        rows: dict[str, list[int]] = {}
+        table = pa.concat_tables(tables.read(responses, COLUMNS) for responses, _ in shard)
+        ids = list(dict.fromkeys(tables.read(shard[0][0], ["prompt_id"])["prompt_id"].to_pylist()))
+        rows: dict[str, list[int]] = {id: [] for id in ids}
         for row, prompt_id in enumerate(table["prompt_id"].to_pylist()):
-            rows.setdefault(prompt_id, []).append(row)
-        judged = (
-            {one["response_id"]: one for one in tables.read(verdicts, SAID).to_pylist()} if verdicts.exists() else {}
-        )
-        reasons = self._reasons(responses, verdicts)
-        ids = list(rows)
+            if prompt_id in rows:
+                rows[prompt_id].append(row)
+        said = (tables.read(verdicts, SAID).to_pylist() for _, verdicts in shard if verdicts.exists())
+        judged = {one["response_id"]: one for table in said for one in table}
+        reasons = self._reasons(shard, rows)
         for start in range(0, len(ids), PER_PAGE):
             wanted = ids[start : start + PER_PAGE]
             sampled = iter(table.take([row for id in wanted for row in rows[id]]).to_pylist())
@@ -104,9 +120,9 @@ class Book:
         made = [_response(one, judged.get(one["response_id"]), reasons.get(one["response_id"])) for one in group]
         return {"id": id, "q": asked(row), "t": row.target if row else None, "pairs": pairs, "r": made}
 
-    def _reasons(self, responses: Path, verdicts: Path) -> dict[str, str]:
-        """Why each response of a training shard was used or not: as the pair stage found, whose table has the last
-        word on what is used."""
+    def _reasons(self, shard: Shard, ids: Container[str]) -> dict[str, str]:
+        """Why each response to these prompts of a training shard was used or not: as the pair stage found, whose table
+        has the last word on what is used."""
         turn = self.data.turn(self.iteration)
         if self.which != "train" or turn is None or "pair" not in turn.manifests:
             return {}
@@ -114,7 +130,13 @@ class Book:
         found: dict[str, str] = {}
         path = self.data.run.stage(self.iteration, "pair").answers
         answers = read_answers(path, config.pairs) if path.exists() else {}
-        for id, judged in read_judged(responses, verdicts):
+        groups: dict[str, list[Judged]] = {}
+        for responses, verdicts in shard:
+            for id, members in read_judged(responses, verdicts):
+                groups.setdefault(id, []).extend(members)
+        for id, judged in groups.items():
+            if id not in ids:
+                continue
             seed = f"{config.seed}|{self.iteration}"
             found |= build_prompt(id, judged, config.pairs, answers=answers.get(id, NO_ANSWERS), seed=seed).reasons
         used = self._trained.used
@@ -123,6 +145,10 @@ class Book:
     @cached_property
     def _trained(self) -> "Trained":
         return read_trained(self.data, self.iteration) if self.which == "train" else Trained(frozenset(), {})
+
+
+def _prompts_of(responses: Path) -> set[str]:
+    return set(tables.read(responses, ["prompt_id"])["prompt_id"].to_pylist())
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from loop.config_sampling import AdaptiveSettings, SamplingConfig
 from loop.errors import UserError
 from loop.pairing.files import judged_groups
 from loop.plan import make_plan
+from loop.report.browser import books
+from loop.report.data import read_run
 from loop.runfolder import RunFolder, write_file
 from loop.sampler import seed_for
 from loop.show import collect_prompts
@@ -72,6 +74,21 @@ def test_pairing_and_show_see_both_phases_of_a_prompt_together(run: Path) -> Non
     shown = collect_prompts(RunFolder(run), 1, "train", None, 16)
     assert sum(len(prompt["responses"]) for prompt in shown) == len(sampled(run))
     assert len(shown) == 16
+
+
+def test_the_report_shows_a_prompt_once_with_the_responses_of_both_phases(run: Path) -> None:
+    (book,) = (one for one in books(read_run(RunFolder(run))) if one.name == "001-train")
+    shown = [prompt for page in book.pages() for prompt in json.loads(page.text)["prompts"]]
+    by_prompt: dict[str, list[str]] = {}
+    for row in sampled(run):
+        by_prompt.setdefault(row["prompt_id"], []).append(row["text"])
+    assert [prompt["id"] for prompt in shown] == list(by_prompt)
+    assert {prompt["id"]: [one["x"] for one in prompt["r"]] for prompt in shown} == by_prompt
+    pairs = rows(run / "iter-001" / "pair" / "pairs.parquet")
+    assert sum(len(prompt["pairs"]) for prompt in shown) == len(pairs)
+    assert all(place >= 0 for prompt in shown for pair in prompt["pairs"] for place in pair)
+    used = {id for pair in pairs for id in (pair["chosen_id"], pair["rejected_id"])}
+    assert sum(one["u"] == "used" for prompt in shown for one in prompt["r"]) == len(used)
 
 
 def test_the_signal_is_that_of_the_tables(run: Path) -> None:

@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import shutil
+import sys
 import time
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -201,9 +203,23 @@ def test_a_list_is_short_for_names(settings: dict[str, Any], cli: Cli) -> None:
     assert (trackers.names, trackers.project, trackers.samples) == (["tensorboard", "my.trackers:Mine"], "prefloop", 4)
 
 
+class Absent(MetaPathFinder):
+    """Packages that cannot be found."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        if fullname in self.names:
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-@pytest.mark.skipif(any(map(installed, ("tensorboard", "wandb"))), reason="one of the packages is installed")
-def test_a_missing_package_is_named_with_its_extra(run: RunFolder, name: str) -> None:
+def test_a_missing_package_is_named_with_its_extra(run: RunFolder, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = ("tensorboard", "tensorboardX", "torch.utils.tensorboard", "wandb")
+    for module in [one for one in sys.modules if one.startswith(absent)]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [Absent(absent), *sys.meta_path])
     said: list[dict[str, Any]] = []
     service(run, name).sync(lambda **what: said.append(what), last=True)
     ((text,),) = (one.values() for one in said)
