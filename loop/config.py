@@ -188,6 +188,11 @@ class Config(Section):
             raise ValueError("judge is missing: what labels the responses")
         check_data(self.prompts, self.pairs, self.iterations)
         if isinstance(self.prompts, PreferencePrompts):
+            if self.judge is not None and self.eval.judge is not None:
+                raise ValueError(
+                    "judge and eval.judge are both set, but with prompts.source=preferences nothing is sampled for "
+                    "training, so that judge would have nothing to do; take it out"
+                )
             judged = self.eval_judge is not None
             check_given_pairs(self.prompts, self.pairs, self.train, self.promote, judged=judged)
             check_sampling(self.sampling)

@@ -50,6 +50,11 @@ def test_a_judge_may_measure_what_preference_data_train(load: Any) -> None:
     assert loaded.base.promote.metric == "sampled_accuracy"
 
 
+def test_a_judge_that_would_have_nothing_to_do_is_refused(load: Any) -> None:
+    with pytest.raises(UserError, match=r"judge and eval\.judge are both set.* nothing to do; take it out"):
+        load(PREFERENCES, "judge={name: exact}", "eval.judge={name: length}")
+
+
 def test_new_keys_that_are_not_set_leave_finished_stages_valid(load: Any) -> None:
     base = load(SAMPLED).base
     assert {"replay", "offline"}.isdisjoint(base.pairs.recorded())
