@@ -86,7 +86,7 @@ def run_prefloop(job: Job, folder: Path) -> Job:
     not_timed = sum(seconds["train"].get(part, 0.0) for part in ("load", "save"))
     return {
         "seconds": sum(of_stage["wall"] for of_stage in seconds.values()) - not_timed,
-        "hand_over_seconds": seconds["train"]["hand over"],
+        "hand_over_seconds": seconds["train"].get("hand over", 0.0),
         "completions": made["sample"].counts["responses"],
         "tied": made["sample"].counts["prompts"] - counts["prompts"].get("paired", 0),
         "trained_on": 2 * counts["pairs"],

@@ -1,7 +1,12 @@
 """Room `trainer/`, weights on their way to a sampler. In: the model as it is trained now; out: a folder that an engine
 can load, in the number format in which it samples. Nothing is flushed to the disk or hashed: the folder is for now, and
-a round that is killed makes it again."""
+a round that is killed makes it again.
 
+A file of shared memory is costly to make and cheap to write over, so two of them take turns: one is read, the other
+written."""
+
+import json
+import mmap
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -15,25 +20,88 @@ from trainer.model import copy_tokenizer
 Format = Literal["float32", "bfloat16", "float16"]
 BASE = "base_layer."
 """What peft puts into the name of a weight beneath an adapter."""
+WEIGHTS = "model.safetensors"
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64, "BOOL": torch.bool}
+"""As safetensors files name them."""
 
 
-@torch.no_grad()
-def publish_weights(model: Any, folder: Path, *, policy: Path, number_format: Format) -> None:
-    """Make `folder` hold the model, adapters merged, beside the policy's tokenizer. It is complete once it has its
-    name; its sisters, older hand-overs, are removed. Who still reads one keeps what it has opened."""
-    partial = fresh_partial(folder)
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inner.save_pretrained(partial, state_dict=weights_in(inner, getattr(torch, number_format)))
-    copy_tokenizer(policy, partial)
-    partial.rename(folder)
-    for older in folder.parent.iterdir():
-        if older != folder and not older.name.endswith(PARTIAL):
-            shutil.rmtree(older)
+class Publisher:
+    """Hands over one model, again and again."""
+
+    def __init__(self) -> None:
+        self.now: tuple[Path, dict[str, Tensor]] | None = None
+        """The folder that was handed over last, with its weights in place."""
+        self.spare: tuple[Path, dict[str, Tensor]] | None = None
+        """The one before, which nobody reads any more."""
+
+    @torch.no_grad()
+    def publish(self, model: Any, folder: Path, *, policy: Path, number_format: Format) -> None:
+        """Make `folder` hold the model, adapters merged, beside the policy's tokenizer. It is complete once it has its
+        name; the one handed over before keeps its files, those that are older lose them."""
+        partial = folder.with_name(folder.name + PARTIAL)
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        tensors = weights_in(inner)
+        places = self.spare[1] if self.spare is not None and self.spare[0].is_dir() else {}
+        dtype = getattr(torch, number_format)
+        if self.spare is not None and fits(tensors, places, dtype):
+            self.spare[0].rename(partial)
+            for name, place in places.items():
+                place.copy_(tensors[name])
+        else:
+            fresh_partial(folder)
+            cast = {id(one): one.to(dtype) if one.is_floating_point() else one for one in tensors.values()}
+            said = {name: cast[id(one)] for name, one in tensors.items()}
+            inner.save_pretrained(partial, state_dict=said)
+            copy_tokenizer(policy, partial)
+            places = in_place(partial / WEIGHTS) if (partial / WEIGHTS).exists() else {}
+        partial.rename(folder)
+        self.spare = self._put_aside()
+        self.now = folder, places
+        for other in folder.parent.iterdir():
+            if other != folder and (self.spare is None or other != self.spare[0]):
+                shutil.rmtree(other)
+
+    def _put_aside(self) -> tuple[Path, dict[str, Tensor]] | None:
+        """The folder handed over before, under a name that says that it is not one to read."""
+        if self.now is None or not self.now[0].is_dir():
+            return None
+        folder, places = self.now
+        return folder.rename(folder.with_name(folder.name + PARTIAL)), places
 
 
-def weights_in(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The model's weights in `dtype`, under the names they have without adapters and with what adapters add to them;
-    tied ones stay one tensor."""
+def fits(tensors: dict[str, Tensor], places: dict[str, Tensor], dtype: torch.dtype) -> bool:
+    """Whether a file holds all these weights under these names and in this number format. Tied ones have one place."""
+    known = {id(tensors[name]) for name in places if name in tensors}
+    return known == {id(one) for one in tensors.values()} and all(
+        name in tensors
+        and tensors[name].shape == place.shape
+        and place.dtype == (dtype if tensors[name].is_floating_point() else tensors[name].dtype)
+        for name, place in places.items()
+    )
+
+
+def in_place(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name; writing to them writes to the file. Empty for a file with a kind of
+    number that is not known here."""
+    with path.open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), 0)
+    begin = 8 + int.from_bytes(memory[:8], "little")
+    header: dict[str, Any] = json.loads(memory[8:begin])
+    header.pop("__metadata__", None)
+    if any(said["dtype"] not in DTYPES for said in header.values()):
+        return {}
+    found = {}
+    for name, said in header.items():
+        start, end = said["data_offsets"]
+        dtype = DTYPES[said["dtype"]]
+        flat = torch.frombuffer(memory, dtype=dtype, count=(end - start) // dtype.itemsize, offset=begin + start)
+        found[name] = flat.view(said["shape"])
+    return found
+
+
+def weights_in(model: Any) -> dict[str, Tensor]:
+    """The model's weights under the names they have without adapters and with what adapters add to them; tied ones stay
+    one tensor."""
     added = {
         f"{name}.weight": module.get_delta_weight(adapter)
         for name, module in model.named_modules()
@@ -47,7 +115,6 @@ def weights_in(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
             continue
         plain, place = name.replace(BASE, ""), (tensor.data_ptr(), tensor.shape)
         if place not in seen:
-            whole = tensor + added[plain] if plain in added else tensor
-            seen[place] = whole.to(dtype) if whole.is_floating_point() else whole
+            seen[place] = tensor + added[plain] if plain in added else tensor
         found[plain] = seen[place]
     return found

@@ -30,7 +30,7 @@ from trainer.live import LIVE, LiveReference
 from trainer.model import cast_weights
 from trainer.optimizer import make_optimizer
 from trainer.probe import narrowest_window
-from trainer.publish import Format, publish_weights
+from trainer.publish import Format, Publisher
 from trainer.reference import Reference
 from trainer.round import Trained, save_round
 from trainer.rows import Layout, Plan
@@ -70,6 +70,7 @@ class SlicedRound:
         self.position = Position(0, 0, {})
         self.summary = read_summary(spec.out, spec.identity)
         self.learner: Learner | None = None
+        self.publisher = Publisher()
         if self.summary is not None:
             self.seen, self.position = replace(self.seen, slices=slices), Position(self.summary.steps, 0, {})
         elif find_checkpoint(spec.work, self.identity) is not None:
@@ -110,7 +111,7 @@ class SlicedRound:
         assert self.learner is not None, "before the first step the policy's own folder serves"
         spec = self.running.spec
         with self.running.clock.part("hand over"):
-            publish_weights(self.learner.model, folder, policy=spec.policy, number_format=number_format)
+            self.publisher.publish(self.learner.model, folder, policy=spec.policy, number_format=number_format)
 
     def close(self) -> RoundSummary:
         """After the last slice: write the candidate. A round that made no step raises TrainerError."""

@@ -13,7 +13,9 @@ from tests.trainer.architectures import build
 from tests.trainer.logs import log_of
 from trainer.data import Pair, PreferenceData, PromptGroup, Response
 from trainer.errors import TrainerError
+from trainer.files import PARTIAL
 from trainer.optimizer import learning_rate
+from trainer.publish import Publisher
 from trainer.round import train_round
 from trainer.score import ResponseScorer
 from trainer.settings import LoraSettings, TrainSettings
@@ -203,7 +205,8 @@ def test_the_weights_handed_over_last_are_the_candidates(
     for at, data in enumerate(slices):
         here.train(data)
         here.publish(handed / f"{at}", number_format="bfloat16" if at == 2 else "float32")
-        assert [path.name for path in handed.iterdir()] == [f"{at}"], "older ones are gone"
+        names = {path.name for path in handed.iterdir()}
+        assert names == {f"{at}", f"{at - 1}{PARTIAL}"} if at else {"0"}, "older ones are gone"
         if at == 2:
             kinds = {tensor.dtype for tensor in weights(handed / "2").values()}
             assert kinds == {torch.bfloat16}
@@ -213,6 +216,33 @@ def test_the_weights_handed_over_last_are_the_candidates(
         not torch.equal(weights(handed / "3")["model.norm.weight"], weights(spec.policy)["model.norm.weight"]) or lora
     )
     assert (handed / "3" / "tokenizer.json").read_bytes() == (spec.policy / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=4, alpha=8)], ids=["all weights", "lora"])
+def test_hand_overs_take_turns_in_two_files_and_each_holds_the_weights_of_its_time(
+    make_spec: Spec, slices: list[PreferenceData], tmp_path: Path, lora: LoraSettings | None
+) -> None:
+    here = SlicedRound(make_spec(sync_every=2, lora=lora), len(slices), report=silent)
+    again, anew = Publisher(), tmp_path / "anew"
+    files: list[Path] = []
+    written: list[int] = []
+    for at, data in enumerate(slices):
+        here.train(data)
+        assert here.learner is not None
+        before = {name: tensor.clone() for name, tensor in weights(files[-1]).items()} if files else {}
+        model, policy = here.learner.model, here.running.spec.policy
+        again.publish(model, tmp_path / "again" / f"{at}", policy=policy, number_format="bfloat16")
+        Publisher().publish(model, anew / f"{at}", policy=policy, number_format="bfloat16")
+        assert_equal(tmp_path / "again" / f"{at}", anew / f"{at}")
+        if files:
+            aside = files[-1].with_name(files[-1].name + PARTIAL)
+            for name, tensor in weights(aside).items():
+                assert torch.equal(tensor, before[name]), "the one handed over before is not written to"
+        files.append(tmp_path / "again" / f"{at}")
+        written.append((files[-1] / "model.safetensors").stat().st_ino)
+    assert len(written) == 4
+    assert written[0] != written[1]
+    assert written[:2] == written[2:]
 
 
 def test_a_window_that_a_later_slice_outgrows_calls_for_plain_rows(make_spec: Spec, tmp_path: Path) -> None:
