@@ -54,7 +54,13 @@ def main() -> None:
     told = arguments()
     settings = AdaptiveSettings(probe=told.probe, keep=told.keep, different=told.different, budget=told.budget)
     run = RunFolder(Path(told.source))
-    found = dict(replay(run, settings)) if run.exists() else {1: side_by_side(told.source, told.overrides, settings)}
+    if run.exists() and told.prompts:
+        raise SystemExit("--prompts samples, so it needs settings and not a finished run")
+    found = (
+        dict(replay(run, settings))
+        if run.exists()
+        else {1: side_by_side(told.source, told.overrides, settings, told.prompts)}
+    )
     for k, (uniform, adaptive) in found.items():
         print(in_words(k, uniform, adaptive), flush=True)
     if told.json:
@@ -72,6 +78,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--keep", type=float, default=defaults.keep, help="sampling.adaptive.keep")
     parser.add_argument("--different", type=int, help="sampling.adaptive.different")
     parser.add_argument("--budget", type=float, default=defaults.budget, help="sampling.adaptive.budget")
+    parser.add_argument("--prompts", type=int, help="prompts of the adaptive run, if not as many as of the uniform one")
     parser.add_argument("--json", type=Path, help="write the numbers to this file too")
     return parser.parse_args()
 
@@ -122,13 +129,18 @@ def count(groups: Groups, config: Config, k: int) -> Came:
 # ---- two runs ----
 
 
-def side_by_side(source: str, overrides: list[str], settings: AdaptiveSettings) -> tuple[Came, Came]:
+def side_by_side(
+    source: str, overrides: list[str], settings: AdaptiveSettings, prompts: int | None
+) -> tuple[Came, Came]:
     """Sample, judge and pair iteration 1 both ways, for real; the base model is evaluated once."""
+    changes = [f"sampling.adaptive={settings.model_dump_json()}"]
+    if prompts:
+        changes.append(f"prompts.per_iteration={prompts}")
     with tempfile.TemporaryDirectory(prefix="prefloop-benchmark-") as folder:
         runs = {name: RunFolder(Path(folder) / name) for name in ("uniform", "adaptive")}
         loaded = load_config(source, [*overrides, "sampling.adaptive=null"])
         run_campaign(runs["uniform"], loaded, Display(), until=Goal(0, "eval"))
-        fork(runs["uniform"], 0, runs["adaptive"], [f"sampling.adaptive={settings.model_dump_json()}"])
+        fork(runs["uniform"], 0, runs["adaptive"], changes)
         uniform, adaptive = (up_to_pairs(run) for run in runs.values())
     return uniform, adaptive
 
@@ -142,8 +154,8 @@ def up_to_pairs(run: RunFolder) -> Came:
 
 def in_words(k: int, uniform: Came, adaptive: Came) -> str:
     """Both ways and their ratios."""
-    lines = [f"iteration {k}: {uniform.prompts} prompts"]
-    for name in ("responses", "tokens", "paired", "pairs", "different"):
+    lines = [f"iteration {k}"]
+    for name in ("prompts", "responses", "tokens", "paired", "pairs", "different"):
         ours, theirs = getattr(adaptive, name), getattr(uniform, name)
         said = {"paired": "prompts with pairs", "different": "different pairs"}.get(name, name)
         lines.append(f"  {said:20} uniform {theirs:9,}  adaptive {ours:9,}  ratio {ours / max(1, theirs):.2f}")

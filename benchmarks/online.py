@@ -1,5 +1,5 @@
-"""How fast is an online iteration of prefloop (`train.sync_every: 1`), compared with TRL's `OnlineDPOTrainer` on the
-same model, task and number of completions, and what does each learn from them?
+"""How fast is an online iteration of prefloop (`train.sync_every: 1`) or a semi-online one (4), compared with TRL's
+`OnlineDPOTrainer` on the same model, task and number of completions, and what does each learn from them?
 
 In: sums with a verifier (reasoning-gym), two completions a prompt, DPO against the fixed start model. Out: completions
 processed per second, share of ties, completions trained on per second, accuracy on held-out prompts before and after.
@@ -10,8 +10,10 @@ Every measurement has a process of its own, one at a time, and the order changes
     trl       `train()` is timed, which holds generation by transformers, reward function, reference and step. It counts
               a tie as a preference for the first completion, so that it trains on all completions.
 
-Both take `--batch` prompts for each optimizer step and hand all of a step's completions to the model that the step
-before has made. `fp32` is fp32 everywhere; `bf16` is autocast over fp32 weights, and bf16 weights in prefloop's engine.
+Both take `--batch` prompts for each optimizer step. At `sync_every: 1` both sample a step's completions from the model
+that the step before has made; at N from one that is at most N - 1 steps older, and the pairs that N x `--batch` prompts
+give fill as few steps as they can. `fp32` is fp32 everywhere; `bf16` is autocast over fp32 weights, and bf16 weights in
+prefloop's engine.
 """
 
 import argparse
@@ -26,7 +28,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-SIDES = ("prefloop", "trl")
 PRECISIONS = ("fp32", "bf16")
 Job = dict[str, Any]
 
@@ -61,7 +62,11 @@ def settings_of(job: Job) -> Job:
         "judge": JUDGE,
         "pairs": {"rule": "best_vs_worst", "drop_truncated": "none"},
         "train": {"loss": "dpo", "beta": 0.1, "learning_rate": job["learning_rate"], "batch_pairs": job["batch"]}
-        | {"sync_every": 1, "checkpoint_every": 0, "precision": "fp32" if fp32 else "bf16-autocast"},
+        | {
+            "sync_every": job.get("sync_every", 1),
+            "checkpoint_every": 0,
+            "precision": "fp32" if fp32 else "bf16-autocast",
+        },
         "eval": {"samples": 1},
         "promote": {"rule": "always"},
     }
@@ -91,7 +96,7 @@ def run_prefloop(job: Job, folder: Path) -> Job:
         "tied": made["sample"].counts["prompts"] - counts["prompts"].get("paired", 0),
         "trained_on": 2 * counts["pairs"],
         "steps": made["train"].counts["steps"],
-        "accuracy": accuracy(run.stage(1, "train").model, job),
+        "right": right(run.stage(1, "train").model, job),
     }
 
 
@@ -151,7 +156,7 @@ def run_trl(job: Job, folder: Path) -> Job:
         "tied": int(sum(given)),
         "trained_on": 2 * len(given),
         "steps": trainer.state.global_step,
-        "accuracy": accuracy(folder / "model", job),
+        "right": right(folder / "model", job),
     }
 
 
@@ -185,8 +190,8 @@ def scorer_of() -> Any:
     return score
 
 
-def accuracy(model: Path, job: Job) -> float:
-    """Share of held-out prompts that the model answers rightly, greedily and in fp32."""
+def right(model: Path, job: Job) -> list[float]:
+    """For each held-out prompt, whether (1.0) or not the model answers rightly, greedily and in fp32."""
     from loop.config import EngineConfig
     from loop.engines import Request
     from loop.engines.hf_engine import TransformersEngine
@@ -196,7 +201,7 @@ def accuracy(model: Path, job: Job) -> float:
     engine = TransformersEngine(model, EngineConfig(kind="transformers", dtype="float32", batch=64))
     requests = [Request(render(engine.tokenizer, row, {}), 0, 0.0, 1.0, job["max_tokens"]) for row in rows]
     texts = [completion.text for completion in engine.generate(requests, lambda done, tokens: None)]
-    return statistics.fmean(scorer_of()(rows, texts))
+    return scorer_of()(rows, texts)
 
 
 # ---- one measurement: a process that reads a job and writes what it found ----
@@ -223,29 +228,30 @@ def run_job(path: Path) -> None:
     run = {
         "prefloop": run_prefloop,
         "trl": run_trl,
-        "start": lambda job, _: {"accuracy": accuracy(Path(job["model"]), job)},
+        "start": lambda job, _: {"right": right(Path(job["model"]), job)},
     }
     (path.parent / "result.json").write_text(json.dumps(run[job["side"]](job, path.parent)), encoding="utf-8")
 
 
-def run_rounds(job: Job, rounds: int, folder: Path, sides: tuple[str, ...]) -> dict[str, list[Job]]:
+def run_rounds(job: Job, rounds: int, folder: Path, sides: dict[str, Job]) -> dict[str, list[Job]]:
     """Every side once per round."""
-    found: dict[str, list[Job]] = {side: [] for side in sides}
+    found: dict[str, list[Job]] = {name: [] for name in sides}
     for k in range(rounds):
-        for side in sides if k % 2 == 0 else reversed(sides):
-            one = measure(job | {"side": side}, folder / f"{job['precision']}-{k}-{side}")
-            found[side].append(one)
-            print(f"{job['precision']} round {k + 1}  {side:<10} {line_of(one)}", flush=True)
+        for name, side in list(sides.items())[:: 1 if k % 2 == 0 else -1]:
+            one = measure(job | side, folder / f"{job['precision']}-{k}-{name.replace(' ', '-')}")
+            found[name].append(one)
+            print(f"{job['precision']} round {k + 1}  {name:<10} {line_of(one)}", flush=True)
     return found
 
 
 def line_of(one: Job) -> str:
     """One measurement in words."""
     rate, prompts = one["completions"] / one["seconds"], one["completions"] / 2
+    after = statistics.fmean(one["right"])
     handed = f", {one['hand_over_seconds']:.1f} s to hand weights over" if "hand_over_seconds" in one else ""
     return (
         f"{one['seconds']:7.1f} s  {rate:6.2f} completions/s  ties {one['tied'] / prompts:4.0%}  "
-        f"trained on {one['trained_on'] / one['seconds']:5.2f}/s  accuracy after {one['accuracy']:6.1%}  "
+        f"trained on {one['trained_on'] / one['seconds']:5.2f}/s  accuracy after {after:6.1%}  "
         f"({one['completions']} completions, {one['steps']} steps{handed})"
     )
 
@@ -258,15 +264,28 @@ def report(before: float, found: dict[str, list[Job]]) -> Job:
             "completions_per_second": statistics.median(one["completions"] / one["seconds"] for one in ones),
             "ties": statistics.median(2 * one["tied"] / one["completions"] for one in ones),
             "trained_on_per_second": statistics.median(one["trained_on"] / one["seconds"] for one in ones),
-            "accuracy_after": statistics.median(one["accuracy"] for one in ones),
+            "accuracy_after": statistics.median(statistics.fmean(one["right"]) for one in ones),
         }
         words = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures[side].items())
         print(f"{side:<10} {words} (before {before:.3g})")
-    if len(found) == len(SIDES):
-        ratio = figures["prefloop"]["completions_per_second"] / figures["trl"]["completions_per_second"]
-        print(f"ratio      {ratio:.2f} times as many completions per second")
-        figures["ratio"] = ratio
+    for side in found.keys() - {"trl"} if "trl" in found else ():
+        ratio = figures[side]["completions_per_second"] / figures["trl"]["completions_per_second"]
+        more = over_prompts(found["trl"], found[side])
+        print(
+            f"{side:<10} {ratio:.2f} times as many completions per second as trl; accuracy {100 * more.value:+.1f} "
+            f"points [{100 * more.low:+.1f}, {100 * more.high:+.1f}] against trl, paired by prompt"
+        )
+        figures[side] |= {"ratio": ratio, "accuracy_against_trl": [more.value, more.low, more.high]}
     return figures
+
+
+def over_prompts(first: list[Job], second: list[Job]) -> Any:
+    """The second side's accuracy less the first's, over all rounds, with its 95 % interval over prompts."""
+    from loop.stats import paired_difference
+
+    sums = [[sum(column) for column in zip(*(one["right"] for one in ones), strict=True)] for ones in (first, second)]
+    rounds = [len(first)] * len(sums[0])
+    return paired_difference(sums[0], rounds, sums[1], rounds, 0.95)
 
 
 def main() -> None:
@@ -285,7 +304,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--sides", default=",".join(SIDES))
+    parser.add_argument("--sync-every", default="1,4", help="of prefloop, each one a side of its own; empty for none")
+    parser.add_argument("--no-trl", action="store_true", help="prefloop alone")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
     if args.job:
@@ -295,14 +315,19 @@ def main() -> None:
     names = ("engine", "completions", "batch", "held_out", "temperature", "max_tokens", "max_model_len", "threads")
     job: Job = {name: getattr(args, name) for name in (*names, "learning_rate")}
     job["model"] = str(resolve_base(args.model))
+    sides: dict[str, Job] = {
+        f"prefloop {steps}": {"side": "prefloop", "sync_every": int(steps)}
+        for steps in args.sync_every.split(",")
+        if steps
+    }
+    if not args.no_trl:
+        sides["trl"] = {"side": "trl"}
     figures = {}
     with tempfile.TemporaryDirectory(prefix="prefloop-benchmark-") as folder:
         for precision in args.precisions.split(","):
             told = job | {"precision": precision}
-            before = measure(told | {"side": "start"}, Path(folder) / f"{precision}-start")["accuracy"]
-            figures[precision] = report(
-                before, run_rounds(told, args.rounds, Path(folder), tuple(args.sides.split(",")))
-            )
+            before = statistics.fmean(measure(told | {"side": "start"}, Path(folder) / f"{precision}-start")["right"])
+            figures[precision] = report(before, run_rounds(told, args.rounds, Path(folder), sides))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
