@@ -91,7 +91,7 @@ def run_prefloop(job: Job, folder: Path) -> Job:
     not_timed = sum(seconds["train"].get(part, 0.0) for part in ("load", "save"))
     return {
         "seconds": sum(of_stage["wall"] for of_stage in seconds.values()) - not_timed,
-        "hand_over_seconds": seconds["train"].get("hand over", 0.0),
+        "sync_seconds": seconds["train"].get("hand over", 0.0) + seconds["sample"].get("load", 0.0),
         "completions": made["sample"].counts["responses"],
         "tied": made["sample"].counts["prompts"] - counts["prompts"].get("paired", 0),
         "trained_on": 2 * counts["pairs"],
@@ -248,7 +248,7 @@ def line_of(one: Job) -> str:
     """One measurement in words."""
     rate, prompts = one["completions"] / one["seconds"], one["completions"] / 2
     after = statistics.fmean(one["right"])
-    handed = f", {one['hand_over_seconds']:.1f} s to hand weights over" if "hand_over_seconds" in one else ""
+    handed = f", {one['sync_seconds']:.1f} s of it to hand weights over and load them" if "sync_seconds" in one else ""
     return (
         f"{one['seconds']:7.1f} s  {rate:6.2f} completions/s  ties {one['tied'] / prompts:4.0%}  "
         f"trained on {one['trained_on'] / one['seconds']:5.2f}/s  accuracy after {after:6.1%}  "
