@@ -94,8 +94,15 @@ def attempt_lines(iteration: dict[str, Any]) -> list[str]:
 
 
 def _changed(attempt: dict[str, Any]) -> str:
-    changes = ", ".join(f"{key} {value}" for key, value in attempt["changes"].items())
+    changes = changes_in_words(attempt["changes"])
     return f" ({changes})" if changes else ""
+
+
+def changes_in_words(changes: dict[str, Any]) -> str:
+    """learning_rate 5e-07, max_steps 20."""
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in changes.items()
+    )
 
 
 def judge_line(state: dict[str, Any]) -> str:

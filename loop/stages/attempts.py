@@ -18,6 +18,7 @@ from loop.stages.evaluate import eval_stage
 from loop.stages.guard import guard_stage
 from loop.stages.train import train_stage
 from loop.stats import Difference
+from loop.status_tables import changes_in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +109,3 @@ def limits_measured(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, f
     own, before = ours["mean_length"], theirs["mean_length"]
     ratio = own / before if own is not None and before else None
     return {"length": own, "length_ratio": ratio, "truncated": ours["truncated_share"]}
-
-
-def changes_in_words(changes: dict[str, Any]) -> str:
-    """learning_rate 5e-07, max_steps 20."""
-    return ", ".join(
-        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in changes.items()
-    )

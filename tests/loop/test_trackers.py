@@ -216,9 +216,10 @@ class Absent(MetaPathFinder):
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_missing_package_is_named_with_its_extra(run: RunFolder, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = ("tensorboard", "tensorboardX", "torch.utils.tensorboard", "wandb")
-    for module in [one for one in sys.modules if one.startswith(absent)]:
+    absent = ("tensorboard", "tensorboardX", "wandb")
+    for module in [one for one in sys.modules if one.startswith((*absent, "torch.utils.tensorboard"))]:
         monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr("torch.utils.tensorboard", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Absent(absent), *sys.meta_path])
     said: list[dict[str, Any]] = []
     service(run, name).sync(lambda **what: said.append(what), last=True)
