@@ -10,10 +10,11 @@ Every measurement has a process of its own, one at a time, and the order changes
     trl       `train()` is timed, which holds generation by transformers, reward function, reference and step. It counts
               a tie as a preference for the first completion, so that it trains on all completions.
 
-Both take `--batch` prompts for each optimizer step. At `sync_every: 1` both sample a step's completions from the model
-that the step before has made; at N from one that is at most N - 1 steps older, and the pairs that N x `--batch` prompts
-give fill as few steps as they can. `fp32` is fp32 everywhere; `bf16` is autocast over fp32 weights, and bf16 weights in
-prefloop's engine.
+Both get the same number of completions. TRL takes two for each of `--batch` prompts, and makes a step of them.
+prefloop takes `sampling.n` for each prompt; of two it makes at most one pair, of more at most six, so that fewer are
+ties. A step has at most n / 2 x `--batch` pairs, and at `train.sync_every: N` weights go to the sampler after at most
+N of them; with N = 1 both sample a step's completions from what the step before has made. Fewer steps want a higher
+learning rate. `fp32` is fp32 everywhere; `bf16` is autocast over fp32 weights, and bf16 weights in prefloop's engine.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 PRECISIONS = ("fp32", "bf16")
+PER_PROMPT = 6
+"""Pairs of a prompt with more than two responses, at most."""
 Job = dict[str, Any]
 
 TASK = {
@@ -50,18 +53,25 @@ JUDGE = {
 
 def settings_of(job: Job) -> Job:
     """The campaign: one online iteration."""
-    fp32 = job["precision"] == "fp32"
+    fp32, n = job["precision"] == "fp32", job.get("n", 2)
     return {
         "iterations": 1,
         "threads": job["threads"],
         "model": {"base": job["model"]},
-        "prompts": TASK | {"train": job["completions"] // 2, "gate": 8, "test": job["held_out"]},
-        "engine": {"kind": job["engine"], "max_model_len": job["max_model_len"], "batch": 2 * job["batch"]}
+        "prompts": TASK
+        | {"train": job["completions"] // 2, "per_iteration": job["completions"] // n}
+        | {"gate": 8, "test": job["held_out"]},
+        "engine": {"kind": job["engine"], "max_model_len": job["max_model_len"], "batch": 128}
         | {"dtype": "float32" if fp32 else "bfloat16"},
-        "sampling": {"n": 2, "temperature": job["temperature"], "max_tokens": job["max_tokens"]},
+        "sampling": {"n": n, "temperature": job["temperature"], "max_tokens": job["max_tokens"]},
         "judge": JUDGE,
-        "pairs": {"rule": "best_vs_worst", "drop_truncated": "none"},
-        "train": {"loss": "dpo", "beta": 0.1, "learning_rate": job["learning_rate"], "batch_pairs": job["batch"]}
+        "pairs": {"rule": "correct_vs_wrong", "per_prompt": PER_PROMPT if n > 2 else 1, "drop_truncated": "none"},
+        "train": {
+            "loss": "dpo",
+            "beta": 0.1,
+            "learning_rate": job["learning_rate"],
+            "batch_pairs": n * job["batch"] // 2,
+        }
         | {
             "sync_every": job.get("sync_every", 1),
             "checkpoint_every": 0,
@@ -93,6 +103,7 @@ def run_prefloop(job: Job, folder: Path) -> Job:
         "seconds": sum(of_stage["wall"] for of_stage in seconds.values()) - not_timed,
         "sync_seconds": seconds["train"].get("hand over", 0.0) + seconds["sample"].get("load", 0.0),
         "completions": made["sample"].counts["responses"],
+        "prompts": made["sample"].counts["prompts"],
         "tied": made["sample"].counts["prompts"] - counts["prompts"].get("paired", 0),
         "trained_on": 2 * counts["pairs"],
         "steps": made["train"].counts["steps"],
@@ -153,6 +164,7 @@ def run_trl(job: Job, folder: Path) -> Job:
     return {
         "seconds": seconds,
         "completions": 2 * len(given),
+        "prompts": len(given),
         "tied": int(sum(given)),
         "trained_on": 2 * len(given),
         "steps": trainer.state.global_step,
@@ -240,13 +252,13 @@ def run_rounds(job: Job, rounds: int, folder: Path, sides: dict[str, Job]) -> di
         for name, side in list(sides.items())[:: 1 if k % 2 == 0 else -1]:
             one = measure(job | side, folder / f"{job['precision']}-{k}-{name.replace(' ', '-')}")
             found[name].append(one)
-            print(f"{job['precision']} round {k + 1}  {name:<10} {line_of(one)}", flush=True)
+            print(f"{job['precision']} round {k + 1}  {name:<12} {line_of(one)}", flush=True)
     return found
 
 
 def line_of(one: Job) -> str:
     """One measurement in words."""
-    rate, prompts = one["completions"] / one["seconds"], one["completions"] / 2
+    rate, prompts = one["completions"] / one["seconds"], one["prompts"]
     after = statistics.fmean(one["right"])
     handed = f", {one['sync_seconds']:.1f} s of it to hand weights over and load them" if "sync_seconds" in one else ""
     return (
@@ -262,17 +274,17 @@ def report(before: float, found: dict[str, list[Job]]) -> Job:
     for side, ones in found.items():
         figures[side] = {
             "completions_per_second": statistics.median(one["completions"] / one["seconds"] for one in ones),
-            "ties": statistics.median(2 * one["tied"] / one["completions"] for one in ones),
+            "ties": statistics.median(one["tied"] / one["prompts"] for one in ones),
             "trained_on_per_second": statistics.median(one["trained_on"] / one["seconds"] for one in ones),
             "accuracy_after": statistics.median(statistics.fmean(one["right"]) for one in ones),
         }
         words = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures[side].items())
-        print(f"{side:<10} {words} (before {before:.3g})")
+        print(f"{side:<12} {words} (before {before:.3g})")
     for side in found.keys() - {"trl"} if "trl" in found else ():
         ratio = figures[side]["completions_per_second"] / figures["trl"]["completions_per_second"]
         more = over_prompts(found["trl"], found[side])
         print(
-            f"{side:<10} {ratio:.2f} times as many completions per second as trl; accuracy {100 * more.value:+.1f} "
+            f"{side:<12} {ratio:.2f} times as many completions per second as trl; accuracy {100 * more.value:+.1f} "
             f"points [{100 * more.low:+.1f}, {100 * more.high:+.1f}] against trl, paired by prompt"
         )
         figures[side] |= {"ratio": ratio, "accuracy_against_trl": [more.value, more.low, more.high]}
@@ -304,7 +316,11 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--sync-every", default="1,4", help="of prefloop, each one a side of its own; empty for none")
+    parser.add_argument(
+        "--prefloop",
+        default="1x2,4x8@3e-5",
+        help="train.sync_every x sampling.n, with @ a learning rate of its own; each a side; empty for none",
+    )
     parser.add_argument("--no-trl", action="store_true", help="prefloop alone")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
@@ -315,11 +331,13 @@ def main() -> None:
     names = ("engine", "completions", "batch", "held_out", "temperature", "max_tokens", "max_model_len", "threads")
     job: Job = {name: getattr(args, name) for name in (*names, "learning_rate")}
     job["model"] = str(resolve_base(args.model))
-    sides: dict[str, Job] = {
-        f"prefloop {steps}": {"side": "prefloop", "sync_every": int(steps)}
-        for steps in args.sync_every.split(",")
-        if steps
-    }
+    sides: dict[str, Job] = {}
+    for words in filter(None, args.prefloop.split(",")):
+        sizes, _, rate = words.partition("@")
+        steps, n = map(int, sizes.split("x"))
+        sides[f"prefloop {words}"] = {"side": "prefloop", "sync_every": steps, "n": n}
+        if rate:
+            sides[f"prefloop {words}"]["learning_rate"] = float(rate)
     if not args.no_trl:
         sides["trl"] = {"side": "trl"}
     figures = {}

@@ -14,6 +14,8 @@ from torch import Tensor
 from trainer.losses.batch import Groups, Pairs, Responses, Singles
 from trainer.relations import Batch, take
 
+DIGITS = 3
+"""Behind the point, of a single pair's log-ratio in the log."""
 Sums = dict[str, tuple[float, float]]
 
 
@@ -30,6 +32,14 @@ def describe(batch: Batch, beta: float) -> Sums:
             terms = _of_singles(batch) if isinstance(batch, Singles) else _of_groups(batch)
         totals = torch.stack([values.float().sum() for values in terms.values()]).tolist()
     return {name: (total, float(len(terms[name]))) for name, total in zip(terms, totals, strict=True)}
+
+
+def log_ratios_of(batch: Batch) -> list[tuple[float, float]]:
+    """(a, b) of each pair: chosen and rejected log-ratio to the reference; none without pairs or reference."""
+    if not isinstance(batch, Pairs) or batch.w.ref is None or batch.l.ref is None:
+        return []
+    both = torch.stack([batch.w.gap, batch.l.gap], dim=1).detach().float().tolist()
+    return [(round(a, DIGITS), round(b, DIGITS)) for a, b in both]
 
 
 def _of_pairs(pairs: Pairs, beta: float) -> Terms:

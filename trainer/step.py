@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data import PreferenceData, Relation
-from trainer.diagnostics import describe
+from trainer.diagnostics import describe, log_ratios_of
 from trainer.errors import TrainerError
 from trainer.learner import Learner
 from trainer.losses.batch import Responses
@@ -133,6 +133,7 @@ def _row_by_row(
         else:  # no term is written over this row's relations
             _backward_without_effect(context, responses)
         totals.add(describe(batch, context.objective.beta) | entropy_of(scores) | gap_of(context, job, responses))
+        totals.log_ratios += log_ratios_of(batch)
         yield job
 
 
@@ -150,10 +151,13 @@ def _two_passes(
     placed = place_over(context.data, step.rows)
     batch = gather(placed, join(cut), totals.mean_length)
     context.objective.update(batch)
-    said = totals if context.team.leads else replace(totals, sums={}, weights={})  # all know the step, one reports it
+    said = (
+        totals if context.team.leads else replace(totals, sums={}, weights={}, log_ratios=[])
+    )  # all know the step, one reports it
     with context.arithmetic.autocast(enabled=False):
         _loss(context, batch, placed, said, number, step.rows).backward()
     said.add(describe(batch, context.objective.beta))
+    said.log_ratios += log_ratios_of(batch)
     for job in jobs:
         responses, _ = forward(context, job)
         if job.idle:

@@ -22,6 +22,8 @@ class StepTotals:
     plain_tokens: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    log_ratios: list[tuple[float, float]] = field(default_factory=list)
+    """(a, b) of each pair, chosen and rejected log-ratio."""
 
     def add(self, values: dict[str, tuple[float, float]]) -> None:
         """Add sums with the number of things summed."""
@@ -40,11 +42,12 @@ class StepTotals:
         if team.size == 1:
             return self
         whole = StepTotals(self.counts, self.mean_length)
-        for part in team.gather((self.loss, self.tokens, self.plain_tokens, self.sums, self.weights)):
-            loss, tokens, plain_tokens, sums, weights = part
+        for part in team.gather((self.loss, self.tokens, self.plain_tokens, self.sums, self.weights, self.log_ratios)):
+            loss, tokens, plain_tokens, sums, weights, log_ratios = part
             whole.loss += loss
             whole.tokens += tokens
             whole.plain_tokens += plain_tokens
+            whole.log_ratios += log_ratios
             whole.add({name: (total, weights[name]) for name, total in sums.items()})
         whole.weights |= {name: float(count) for name, count in self.counts.items() if name in whole.sums}
         return whole

@@ -32,6 +32,8 @@ from trainer.summary import Clock
 from trainer.team import ALONE, Team
 
 STEPS = "steps.jsonl"
+MOST_PAIRS = 64
+"""Of a step whose log-ratios are in the log, evenly spread."""
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -197,6 +199,7 @@ def _step(
         "step": number,
         **job.slice.notes(at),
         **numbers,
+        **({"log_ratios": thinned(totals.log_ratios)} if totals.log_ratios else {}),
         "gradient_norm": norm,
         "learning_rate": rate,
         "pairs": step.relations,
@@ -206,6 +209,11 @@ def _step(
         "tokens_per_second": totals.tokens / seconds,
         "peak_memory_gb": peak_memory_gb(job.arithmetic.device),
     }
+
+
+def thinned(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MOST_PAIRS of them in rising order, whichever process read which."""
+    return sorted(pairs)[:: -(-len(pairs) // MOST_PAIRS)]
 
 
 def _mixed(

@@ -21,7 +21,8 @@ POINTS = 72
 """So many points are drawn of each curve; each is the mean of its neighbours, the band their range."""
 
 MOST_STEPS = 200
-"""In the gradient field; of a longer round every second, third … step is shown."""
+MOST_PAIRS = 400
+"""Means and single pairs in the gradient field; of a longer round every second, third … is shown."""
 
 LABELS = 12
 """At most so many iterations are marked in a figure."""
@@ -227,7 +228,7 @@ def watched(data: RunData) -> Figure | Missing:
 
 
 def gradient_field(data: RunData) -> Figure | Missing:
-    """Where DPO pulls, over both probability ratios, with the last round's path in it (arXiv:2404.04626)."""
+    """Where DPO pulls, over both probability ratios, with the last round's pairs in it (arXiv:2404.04626)."""
     title = "The DPO gradient field and the last round"
     trained = [turn for turn in data.rounds if any("chosen_log_ratio" in row for row in turn.steps)]
     if not trained:
@@ -239,18 +240,39 @@ def gradient_field(data: RunData) -> Figure | Missing:
     rows = [row for row in last.steps if "chosen_log_ratio" in row and "rejected_log_ratio" in row]
     rows = rows[:: math.ceil(len(rows) / MOST_STEPS)]
     path = [(row["chosen_log_ratio"] / math.log(10), row["rejected_log_ratio"] / math.log(10)) for row in rows]
-    x, y = _around([a for a, _ in path], *plot_x()), _around([b for _, b in path], *plot_y())
-    told = [f"step {row['step']}: x1 = {10**a:.3g}, x2 = {10**b:.3g}" for row, (a, b) in zip(rows, path, strict=True)]
-    steps = Series(f"mean pair of each step, iteration {last.number}", path, 2, line=False, told=told)
+    every = [(row["step"], pair) for row in last.steps for pair in row.get("log_ratios", ())]
+    every = every[:: max(1, math.ceil(len(every) / MOST_PAIRS))]
+    pairs = [(a / math.log(10), b / math.log(10)) for _, (a, b) in every]
+    x, y = _around([a for a, _ in path + pairs], *plot_x()), _around([b for _, b in path + pairs], *plot_y())
+    drawn_pairs = Series(
+        f"pairs, iteration {last.number}",
+        pairs,
+        4,
+        line=False,
+        told=[f"a pair of step {step}: {_ratios(pair)}" for (step, _), pair in zip(every, pairs, strict=True)],
+    )
+    steps = Series(
+        f"mean pair of each step, iteration {last.number}",
+        path,
+        2,
+        line=False,
+        told=[f"step {row['step']}: {_ratios(pair)}" for row, pair in zip(rows, path, strict=True)],
+    )
+    shown = [drawn_pairs, steps] if pairs else [steps]
     field = _field(x, y, float(settings.beta))
-    drawn = chart(title, [steps], x, y, x_label="log10 x1 (chosen)", y_label="log10 x2 (rejected)", under=field)
+    drawn = chart(title, shown, x, y, x_label="log10 x1 (chosen)", y_label="log10 x2 (rejected)", under=field)
     read = (
         "x = π / π_ref of a response. Arrows are the way that DPO pulls x1 and x2, hardest in the strong cells: below "
         "the diagonal nearly all arrows point down, so the rejected side falls faster than the chosen one rises."
     )
-    rows_shown = [[row["step"], a, b] for row, (a, b) in zip(rows, path, strict=True)]
-    table = Table(["step", "log10 x1", "log10 x2"], rows_shown)
-    return Figure("gradient-field", title, read, drawn, keys_of([steps]), table)
+    told = [(row["step"], "mean", pair) for row, pair in zip(rows, path, strict=True)]
+    told += [(step, "one pair", pair) for (step, _), pair in zip(every, pairs, strict=True)]
+    table = Table(["step", "what", "log10 x1", "log10 x2"], [[step, what, a, b] for step, what, (a, b) in told])
+    return Figure("gradient-field", title, read, drawn, keys_of(shown), table)
+
+
+def _ratios(pair: tuple[float, float]) -> str:
+    return f"x1 = {10 ** pair[0]:.3g}, x2 = {10 ** pair[1]:.3g}"
 
 
 def _around(values: Sequence[float], start: float, end: float) -> Axis:

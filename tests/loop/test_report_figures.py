@@ -1,5 +1,6 @@
 """Warnings and figures of the report, each from numbers that are set by hand."""
 
+import math
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -126,3 +127,17 @@ def test_the_gradient_field_is_drawn_for_dpo_alone(data: RunData) -> None:
         },
     )
     assert isinstance(gradient_field(other), Missing)
+
+
+def test_the_pairs_of_a_round_lie_in_the_gradient_field(data: RunData) -> None:
+    rows = [row | {"log_ratios": [[math.log(10), -math.log(100)], [0.0, 0.0]]} for row in turn(data).steps]
+    figure = gradient_field(changed(data, 2, steps=rows))
+    assert isinstance(figure, Figure)
+    assert figure.table is not None
+    pairs = [row for row in figure.table.rows if row[1] == "one pair"]
+    assert [[round(value, 6) for value in row[2:]] for row in pairs] == [[1.0, -2.0], [0.0, 0.0]] * len(rows)
+    assert figure.drawing.count("a pair of step") == 2 * len(rows)
+    assert "x1 = 10, x2 = 0.01" in figure.drawing
+    plain = gradient_field(data)
+    assert isinstance(plain, Figure)
+    assert "a pair of step" not in plain.drawing

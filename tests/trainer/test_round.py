@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.trainer.logs import log_of
 from trainer import reference as reference_module
 from trainer.data import Pair, PreferenceData
 from trainer.errors import TrainerError
@@ -18,6 +19,7 @@ from trainer.reference import ReferencePass
 from trainer.round import train_round
 from trainer.settings import LoraSettings, TrainSettings
 from trainer.spec import RoundSpec
+from trainer.training import thinned
 
 Spec = Callable[..., RoundSpec]
 Maker = Callable[..., Path]
@@ -107,6 +109,28 @@ def test_counts_add_up(make_spec: Spec, toy_data: PreferenceData) -> None:
     assert summary.first == lines[0]
     assert summary.last == lines[-1]
     assert set(summary.seconds) == {"load", "plan", "reference", "compute", "save"}
+
+
+@pytest.mark.parametrize("loss", ["dpo", "aot"])  # row by row, and over the whole step
+def test_the_log_has_the_log_ratios_of_every_pair(make_spec: Spec, toy_data: PreferenceData, loss: str) -> None:
+    spec = make_spec(loss=loss, epochs=2)
+    train_round(spec, toy_data, report=silent)
+    lines = log_of(spec.work)
+    assert any(a for line in lines for a, _ in line["log_ratios"])
+    for line in lines:
+        assert len(line["log_ratios"]) == line["pairs"]
+        for place, name in enumerate(("chosen_log_ratio", "rejected_log_ratio")):
+            mean = sum(pair[place] for pair in line["log_ratios"]) / line["pairs"]
+            assert mean == pytest.approx(line[name], abs=1e-3)
+
+
+def test_of_a_large_step_the_log_has_pairs_from_end_to_end() -> None:
+    pairs = [(float(-i), 0.0) for i in range(1000)]
+    found = thinned(pairs)
+    assert 32 < len(found) <= 64
+    assert found == sorted(found)
+    assert found[0] == (-999.0, 0.0)
+    assert thinned(pairs[:64]) == sorted(pairs[:64])
 
 
 def test_every_phase_is_reported(make_spec: Spec, toy_data: PreferenceData) -> None:

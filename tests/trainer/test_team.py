@@ -61,10 +61,15 @@ def test_the_log_divides_by_the_counts_of_the_whole_step() -> None:
     second = StepTotals(
         {"dpo": 6}, torch.zeros(()), 1 / 6, 10, 20, {"dpo": 1.0, "entropy": 4.0}, {"dpo": 6, "entropy": 1}
     )
-    said = tuple((part.loss, part.tokens, part.plain_tokens, part.sums, part.weights) for part in (first, second))
+    first.log_ratios, second.log_ratios = [(0.5, -1.0)], [(2.0, 1.0)]
+    said = tuple(
+        (part.loss, part.tokens, part.plain_tokens, part.sums, part.weights, part.log_ratios)
+        for part in (first, second)
+    )
     whole = first.of_all(Scripted(0, 2, said=said))
     assert whole.means() == pytest.approx({"loss": 1.5, "dpo": 1.5, "entropy": 3.0})
     assert (whole.tokens, whole.plain_tokens) == (40, 90)
+    assert whole.log_ratios == [(0.5, -1.0), (2.0, 1.0)]
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
