@@ -258,6 +258,7 @@ def assert_same_result(one: RoundSpec, other: RoundSpec) -> None:
     for name, tensor in ours.items():
         assert (theirs[name] - tensor).abs().max() <= CLOSE * tensor.abs().max(), name
     assert numbers(one) == pytest.approx(numbers(other), rel=CLOSE, abs=10 * CLOSE)  # log-ratios of tens of nats
+    assert log_ratios(one) == pytest.approx(log_ratios(other), abs=0.002)  # they are rounded
     references = {path.name: path.read_bytes() for path in one.work.glob("reference-*")}
     assert references == {path.name: path.read_bytes() for path in other.work.glob("reference-*")}
     assert files(one.out) == files(other.out)
@@ -268,9 +269,16 @@ def numbers(spec: RoundSpec) -> dict[str, float]:
     flat: dict[str, float] = {}
     for line in log_of(spec.work):
         for name, value in line.items():
-            inner = value if isinstance(value, dict) else {"": value}
-            flat |= {f"{line['step']} {name} {key}": number for key, number in inner.items()}
+            if name != "log_ratios":
+                inner = value if isinstance(value, dict) else {"": value}
+                flat |= {f"{line['step']} {name} {key}": number for key, number in inner.items()}
     return flat
+
+
+def log_ratios(spec: RoundSpec) -> list[float]:
+    """Those of the pairs in the log: step by step the chosen ones in rising order, then the rejected ones."""
+    pairs = [line.get("log_ratios", []) for line in log_of(spec.work)]
+    return [value for step in pairs for side in (0, 1) for value in sorted(pair[side] for pair in step)]
 
 
 def files(folder: Path) -> list[Path]:
