@@ -8,10 +8,17 @@ that are written once and said in their sentence. A campaign without a finding i
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from loop.report.data import RunData, Turn
-from loop.report.scale import percent
+from loop.report.scale import number, percent
 
+LONGER = 1.2
+"""Mean length on the test prompts against the incumbent's: more is growth."""
+COLLAPSED = 0.3
+"""Entropy at a round's end against its beginning, without a gain: less is collapse."""
+CUT = 0.2
+"""Share of the test responses that were cut off."""
 DRIED = 0.5
 """Share of paired prompts against the best iteration before: less is a signal that dries up."""
 FEW = 0.1
@@ -25,9 +32,9 @@ RUNG: dict[str, tuple[tuple[str, ...], str]] = {
     "solved": (("solve-rates",), "nearly everything is solved"),
     "unsolved": (("solve-rates",), "nearly nothing is solved"),
     "unique": (("entropy",), "responses repeat"),
-    "entropy": (("entropy",), "entropy collapsed"),
-    "length": (("lengths", "reward"), "responses grow longer"),
-    "truncated": (("lengths", "form"), "responses are cut off"),
+    "entropy": (("entropy",), "the policy has become narrow"),
+    "length": (("lengths", "reward"), "training responses grow longer"),
+    "truncated": (("lengths", "form"), "training responses are cut off"),
     "abstained": (("verdicts",), "the judge often cannot tell"),
     "displacement": (("log-probs", "log-ratios", "displacement"), "chosen responses become less likely"),
     "sampler_gap": (("sampler-gap",), "sampler and trainer drift apart"),
@@ -35,6 +42,8 @@ RUNG: dict[str, tuple[tuple[str, ...], str]] = {
 """The campaign's alarms: the figures that show each, and its headline."""
 SHOWN = 2
 """So many findings of a rule are told in full."""
+TAIL = 4
+"""A round's beginning and end are a quarter of its steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,9 @@ def alarms(data: RunData) -> list[Alarm]:
     """Every finding: the page's own, then the campaign's; each speaks once for all iterations that it is true of."""
     rules: Sequence[tuple[tuple[str, ...], str, Callable[[RunData, Turn], str | None]]] = (
         (("accuracy", "gate"), "accuracy collapsed", _collapse),
+        (("entropy",), "entropy collapsed", _entropy),
+        (("lengths", "reward"), "responses grow longer", _longer),
+        (("lengths", "form"), "responses are cut off", _cut),
         (("funnel", "prompts", "solve-rates"), "the signal dries up", _dried),
         (("gradient-norm",), "the gradient is not finite", _gradient),
         (("verdicts",), "the judge often fails", _errors),
@@ -80,6 +92,11 @@ def _each(data: RunData, rule: Callable[[RunData, Turn], str | None]) -> Iterato
             yield f"iteration {turn.number}: {told}"
 
 
+def _incumbent(data: RunData, turn: Turn) -> Turn | None:
+    number = (turn.promotion.get("incumbent") or {}).get("iteration")
+    return None if number is None else data.turn(number)
+
+
 def _collapse(data: RunData, turn: Turn) -> str | None:
     base = data.turn(0)
     if not turn.test or base is None or not base.test:
@@ -88,6 +105,28 @@ def _collapse(data: RunData, turn: Turn) -> str | None:
     if now["high"] is None or then["low"] is None or now["high"] >= then["low"]:
         return None
     return f"test accuracy {percent(now['value'])} % lies below the base model's {percent(then['value'])} %"
+
+
+def _entropy(data: RunData, turn: Turn) -> str | None:
+    first, last = ends(turn.steps, "entropy")
+    gained = (turn.promotion.get("gain") or {}).get("low")
+    if first is None or last is None or last >= COLLAPSED * first or (gained is not None and gained > 0):
+        return None
+    return f"entropy fell from {number(first)} to {number(last)} nats per token without a gain on the gate"
+
+
+def _longer(data: RunData, turn: Turn) -> str | None:
+    before = _incumbent(data, turn)
+    then = before.test["mean_length"] if before is not None and before.test else None
+    now = turn.test["mean_length"] if turn.test else None
+    if not now or not then or now <= LONGER * then:
+        return None
+    return f"{number(now)} tokens on average, {percent(now / then - 1)} % more than its incumbent"
+
+
+def _cut(data: RunData, turn: Turn) -> str | None:
+    share = turn.test["truncated_share"] if turn.test else None
+    return f"{percent(share)} % of the test responses end at the limit" if share is not None and share > CUT else None
 
 
 def _paired_share(turn: Turn) -> float | None:
@@ -119,3 +158,10 @@ def _errors(data: RunData, turn: Turn) -> str | None:
 def _order(data: RunData, turn: Turn) -> str | None:
     share = turn.sets["train"].order_consistent if "train" in turn.sets else None
     return f"both orders agree in {percent(share)} %" if share is not None and share < INCONSISTENT else None
+
+
+def ends(steps: Sequence[dict[str, Any]], column: str) -> tuple[float | None, float | None]:
+    """Mean of a column over the first and the last quarter of a round; None where nothing is logged."""
+    values = [row[column] for row in steps if isinstance(row.get(column), int | float)]
+    part = max(1, len(values) // TAIL)
+    return (sum(values[:part]) / part, sum(values[-part:]) / part) if values else (None, None)

@@ -37,6 +37,11 @@ def changed(data: RunData, number: int, **fields: Any) -> RunData:
     return replace(data, turns=turns)
 
 
+def steps(**columns: tuple[float, float]) -> list[dict[str, Any]]:
+    """Eight steps whose columns go from a first to a last value."""
+    return [{name: first + i / 7 * (last - first) for name, (first, last) in columns.items()} for i in range(8)]
+
+
 def told(data: RunData) -> dict[str, str]:
     return {alarm.what: alarm.told for alarm in alarms(data)}
 
@@ -49,14 +54,30 @@ def test_a_campaign_with_nothing_wrong_has_no_warning(data: RunData) -> None:
     assert told(data) == {}
 
 
+def test_entropy_that_falls_without_a_gain_is_a_warning_and_with_one_is_not(data: RunData) -> None:
+    fallen = changed(
+        data, 2, steps=steps(entropy=(2.0, 0.1)), promotion={"gain": {"value": 0.0, "low": -0.1, "high": 0.1}}
+    )
+    assert "iteration 2: entropy fell from 1.864 to 0.236" in told(fallen)["entropy collapsed"]
+    gained = changed(fallen, 2, promotion={"gain": {"value": 0.2, "low": 0.1, "high": 0.3}})
+    assert told(gained) == {}
+
+
+def test_growing_and_cut_off_responses_are_warnings(data: RunData) -> None:
+    test = turn(data).state["test"] | {"mean_length": 1.3, "truncated_share": 0.25}
+    found = told(changed(data, 2, state={"test": test}))
+    assert found["responses grow longer"] == "iteration 2: 1.3 tokens on average, 30.0 % more than its incumbent"
+    assert found["responses are cut off"] == "iteration 2: 25.0 % of the test responses end at the limit"
+
+
 def test_what_the_campaign_rang_is_on_the_page_by_iteration(data: RunData) -> None:
     rung = changed(data, 1, state={"alarms": [{"name": "entropy", "text": "narrow: 20 %"}]})
     rung = changed(
         rung, 2, state={"alarms": [{"name": "entropy", "text": "narrow: 10 %"}, {"name": "length", "text": "long"}]}
     )
     assert told(rung) == {
-        "entropy collapsed": "iteration 1: narrow: 20 %; iteration 2: narrow: 10 %",
-        "responses grow longer": "iteration 2: long",
+        "the policy has become narrow": "iteration 1: narrow: 20 %; iteration 2: narrow: 10 %",
+        "training responses grow longer": "iteration 2: long",
     }
 
 
