@@ -191,6 +191,13 @@ def settings_of_attempt(
     return TrainSettings.model_validate(train.model_dump() | changes), changes
 
 
+def changes_in_words(changes: dict[str, Any]) -> str:
+    """learning_rate 5e-07, max_steps 20."""
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in changes.items()
+    )
+
+
 def check_reference(reference: ReferenceRule, path: str | None, start: StartRule, train: TrainSettings) -> None:
     """ValueError where the reference contradicts another setting, with the way out."""
     if (reference == "path") != (path is not None):

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loop.config_data import PREFERENCE
+from loop.config_promote import changes_in_words
 from loop.data_in_words import beside_in_words, sources_in_words
 from loop.frame import duration
 from loop.runfolder import STAGES
@@ -96,13 +97,6 @@ def attempt_lines(iteration: dict[str, Any]) -> list[str]:
 def _changed(attempt: dict[str, Any]) -> str:
     changes = changes_in_words(attempt["changes"])
     return f" ({changes})" if changes else ""
-
-
-def changes_in_words(changes: dict[str, Any]) -> str:
-    """learning_rate 5e-07, max_steps 20."""
-    return ", ".join(
-        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in changes.items()
-    )
 
 
 def judge_line(state: dict[str, Any]) -> str:

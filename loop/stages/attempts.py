@@ -8,7 +8,7 @@ so a killed run comes to the same one again.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from loop.config_promote import settings_of_attempt
+from loop.config_promote import changes_in_words, settings_of_attempt
 from loop.context import Campaign, Model, Standing
 from loop.evaluation import compare, shadow_change
 from loop.promote import Decision, check_limits, decide
@@ -18,7 +18,6 @@ from loop.stages.evaluate import eval_stage
 from loop.stages.guard import guard_stage
 from loop.stages.train import train_stage
 from loop.stats import Difference
-from loop.status_tables import changes_in_words
 
 
 @dataclass(frozen=True, slots=True)
