@@ -151,9 +151,8 @@ def _two_passes(
     placed = place_over(context.data, step.rows)
     batch = gather(placed, join(cut), totals.mean_length)
     context.objective.update(batch)
-    said = (
-        totals if context.team.leads else replace(totals, sums={}, weights={}, log_ratios=[])
-    )  # all know the step, one reports it
+    # all processes know the step, one reports it
+    said = totals if context.team.leads else replace(totals, sums={}, weights={}, log_ratios=[])
     with context.arithmetic.autocast(enabled=False):
         _loss(context, batch, placed, said, number, step.rows).backward()
     said.add(describe(batch, context.objective.beta))
