@@ -32,7 +32,7 @@ RUNG: dict[str, tuple[tuple[str, ...], str]] = {
     "solved": (("solve-rates",), "nearly everything is solved"),
     "unsolved": (("solve-rates",), "nearly nothing is solved"),
     "unique": (("entropy",), "responses repeat"),
-    "entropy": (("entropy",), "the policy has become narrow"),
+    "entropy": (("entropy",), "entropy collapsed"),
     "length": (("lengths", "reward"), "training responses grow longer"),
     "truncated": (("lengths", "form"), "training responses are cut off"),
     "abstained": (("verdicts",), "the judge often cannot tell"),

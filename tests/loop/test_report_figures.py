@@ -76,7 +76,7 @@ def test_what_the_campaign_rang_is_on_the_page_by_iteration(data: RunData) -> No
         rung, 2, state={"alarms": [{"name": "entropy", "text": "narrow: 10 %"}, {"name": "length", "text": "long"}]}
     )
     assert told(rung) == {
-        "the policy has become narrow": "iteration 1: narrow: 20 %; iteration 2: narrow: 10 %",
+        "entropy collapsed": "iteration 1: narrow: 20 %; iteration 2: narrow: 10 %",
         "training responses grow longer": "iteration 2: long",
     }
 
