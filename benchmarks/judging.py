@@ -21,9 +21,9 @@ from judges.contract import JudgeError
 from loop import tables
 from loop.config import JudgeConfig
 from loop.errors import UserError
+from loop.files import write_file
 from loop.judging import JudgeService, JudgeTask, frozen_groups
 from loop.prompts import PromptRow
-from loop.runfolder import write_file
 
 RESPONSES_PER_PROMPT = 8
 LETTERS = "ABCD"

@@ -10,11 +10,10 @@ Every measurement has a process of its own, one at a time, and the order changes
     trl       `train()` is timed, which holds generation by transformers, reward function, reference and step. It counts
               a tie as a preference for the first completion, so that it trains on all completions.
 
-Both get the same number of completions. TRL takes two for each of `--batch` prompts, and makes a step of them.
-prefloop takes `sampling.n` for each prompt; of two it makes at most one pair, of more at most six, so that fewer are
-ties. A step has at most n / 2 x `--batch` pairs, and at `train.sync_every: N` weights go to the sampler after at most
-N of them; with N = 1 both sample a step's completions from what the step before has made. Fewer steps want a higher
-learning rate. `fp32` is fp32 everywhere; `bf16` is autocast over fp32 weights, and bf16 weights in prefloop's engine.
+Both get the same number of completions. TRL takes two for each of `--batch` prompts, and makes a step of them. So does
+prefloop unless `--prefloop` gives it other settings: of more than two responses of a prompt it makes several pairs, so
+that fewer prompts are ties. `fp32` is fp32 everywhere; `bf16` is autocast over fp32 weights, and bf16 weights in
+prefloop's engine. Every round has a seed, thus prompts, of its own.
 """
 
 import argparse
@@ -22,17 +21,17 @@ import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from sides import Job, measure
+
+START, TRL = "start", "trl"
 PRECISIONS = ("fp32", "bf16")
-PER_PROMPT = 6
-"""Pairs of a prompt with more than two responses, at most."""
-Job = dict[str, Any]
+SIDES = ("", "train.sync_every=4 sampling.n=8 pairs.per_prompt=6 train.batch_pairs=32 train.learning_rate=3e-5")
+"""Settings of the sides that are measured beside TRL, as `prefloop run` takes them."""
 
 TASK = {
     "source": "reasoning-gym",
@@ -51,49 +50,44 @@ JUDGE = {
 }
 
 
-def settings_of(job: Job) -> Job:
-    """The campaign: one online iteration."""
-    fp32, n = job["precision"] == "fp32", job.get("n", 2)
-    return {
+def campaign_of(job: Job, folder: Path) -> Any:
+    """The config of a campaign with one online iteration."""
+    import yaml
+
+    from loop.config_load import load_config
+
+    fp32 = job["precision"] == "fp32"
+    settings = {
         "iterations": 1,
+        "seed": job["seed"],
         "threads": job["threads"],
         "model": {"base": job["model"]},
-        "prompts": TASK
-        | {"train": job["completions"] // 2, "per_iteration": job["completions"] // n}
-        | {"gate": 8, "test": job["held_out"]},
+        "prompts": TASK | {"train": job["completions"] // 2, "gate": 8, "test": job["held_out"]},
         "engine": {"kind": job["engine"], "max_model_len": job["max_model_len"], "batch": 128}
         | {"dtype": "float32" if fp32 else "bfloat16"},
-        "sampling": {"n": n, "temperature": job["temperature"], "max_tokens": job["max_tokens"]},
+        "sampling": {"n": 2, "temperature": job["temperature"], "max_tokens": job["max_tokens"]},
         "judge": JUDGE,
-        "pairs": {"rule": "correct_vs_wrong", "per_prompt": PER_PROMPT if n > 2 else 1, "drop_truncated": "none"},
-        "train": {
-            "loss": "dpo",
-            "beta": 0.1,
-            "learning_rate": job["learning_rate"],
-            "batch_pairs": n * job["batch"] // 2,
-        }
-        | {
-            "sync_every": job.get("sync_every", 1),
-            "checkpoint_every": 0,
-            "precision": "fp32" if fp32 else "bf16-autocast",
-        },
+        "pairs": {"rule": "correct_vs_wrong", "per_prompt": 1, "drop_truncated": "none"},
+        "train": {"loss": "dpo", "beta": 0.1, "learning_rate": job["learning_rate"], "batch_pairs": job["batch"]}
+        | {"sync_every": 1, "checkpoint_every": 0, "precision": "fp32" if fp32 else "bf16-autocast"},
         "eval": {"samples": 1},
         "promote": {"rule": "always"},
     }
+    path = folder / "campaign.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    overrides = job.get("settings", [])
+    n = load_config(path, overrides).base.sampling.n
+    return load_config(path, [f"prompts.per_iteration={job['completions'] // n}", *overrides])
 
 
 def run_prefloop(job: Job, folder: Path) -> Job:
     """The campaign, and its time from the manifests."""
-    import yaml
-
     from loop.campaign import run_campaign
-    from loop.config_load import load_config
     from loop.display import Display
     from loop.runfolder import RunFolder
 
-    config, run = folder / "campaign.yaml", RunFolder(folder / "run")
-    config.write_text(yaml.safe_dump(settings_of(job)), encoding="utf-8")
-    run_campaign(run, load_config(config), Display(quiet=True))
+    run = RunFolder(folder / "run")
+    run_campaign(run, campaign_of(job, folder), Display(quiet=True))
     manifests = {name: run.stage(1, name).manifest() for name in ("sample", "pair", "train")}
     made = {name: manifest for name, manifest in manifests.items() if manifest is not None}
     seconds = {name: manifest.seconds for name, manifest in made.items()}
@@ -107,7 +101,7 @@ def run_prefloop(job: Job, folder: Path) -> Job:
         "tied": made["sample"].counts["prompts"] - counts["prompts"].get("paired", 0),
         "trained_on": 2 * counts["pairs"],
         "steps": made["train"].counts["steps"],
-        "right": right(run.stage(1, "train").model, job),
+        "right": right(run.stage(1, "train").model, job, folder),
     }
 
 
@@ -119,7 +113,7 @@ def run_trl(job: Job, folder: Path) -> Job:
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
     torch.set_num_threads(job["threads"])
-    rows, score = prompts_of(job)["train"], scorer_of()
+    rows, score = prompts_of(job, folder)["train"], scorer_of()
     given: list[float] = []
 
     def reward(*, completions: list[Any], at: list[int], **_: Any) -> list[float]:
@@ -129,6 +123,7 @@ def run_trl(job: Job, folder: Path) -> Job:
 
     config = OnlineDPOConfig(
         output_dir=str(folder / "trl"),
+        seed=job["seed"],
         per_device_train_batch_size=job["batch"],
         num_train_epochs=1,
         learning_rate=job["learning_rate"],
@@ -168,19 +163,18 @@ def run_trl(job: Job, folder: Path) -> Job:
         "tied": int(sum(given)),
         "trained_on": 2 * len(given),
         "steps": trainer.state.global_step,
-        "right": right(folder / "model", job),
+        "right": right(folder / "model", job, folder),
     }
 
 
 # ---- what both sides share: prompts, verifier, held-out accuracy ----
 
 
-def prompts_of(job: Job) -> dict[str, list[Any]]:
+def prompts_of(job: Job, folder: Path) -> dict[str, list[Any]]:
     """The prompt sets of the campaign."""
-    from loop.config import Config
     from loop.prompts import build_prompt_sets
 
-    config = Config.model_validate(settings_of(job))
+    config = campaign_of(job, folder).base
     sets = build_prompt_sets(config.prompts, config.seed)
     return {"train": list(sets.train), "test": list(sets.test)}
 
@@ -202,36 +196,21 @@ def scorer_of() -> Any:
     return score
 
 
-def right(model: Path, job: Job) -> list[float]:
+def right(model: Path, job: Job, folder: Path) -> list[float]:
     """For each held-out prompt, whether (1.0) or not the model answers rightly, greedily and in fp32."""
     from loop.config import EngineConfig
     from loop.engines import Request
     from loop.engines.hf_engine import TransformersEngine
     from loop.prompts import render
 
-    rows = prompts_of(job)["test"]
+    rows = prompts_of(job, folder)["test"]
     engine = TransformersEngine(model, EngineConfig(kind="transformers", dtype="float32", batch=64))
     requests = [Request(render(engine.tokenizer, row, {}), 0, 0.0, 1.0, job["max_tokens"]) for row in rows]
     texts = [completion.text for completion in engine.generate(requests, lambda done, tokens: None)]
     return scorer_of()(rows, texts)
 
 
-# ---- one measurement: a process that reads a job and writes what it found ----
-
-
-def measure(job: Job, folder: Path) -> Job:
-    """Run one side in a process of its own."""
-    folder.mkdir(parents=True)
-    told, result, log = folder / "job.json", folder / "result.json", folder / "log.txt"
-    told.write_text(json.dumps(job), encoding="utf-8")
-    environment = {"OMP_NUM_THREADS": str(job["threads"]), "HF_HUB_OFFLINE": "1", **os.environ}
-    with log.open("wb") as file:
-        command = [sys.executable, __file__, "--job", str(told)]
-        done = subprocess.run(command, stdout=file, stderr=file, env=environment, check=False)
-    if done.returncode or not result.exists():
-        words = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-        raise SystemExit(f"{job['side']} ended with code {done.returncode}. Its last words:\n{words}")
-    return dict(json.loads(result.read_text(encoding="utf-8")))
+# ---- the process of one measurement: it reads a job and writes what it found ----
 
 
 def run_job(path: Path) -> None:
@@ -239,65 +218,65 @@ def run_job(path: Path) -> None:
     job = json.loads(path.read_text(encoding="utf-8"))
     run = {
         "prefloop": run_prefloop,
-        "trl": run_trl,
-        "start": lambda job, _: {"right": right(Path(job["model"]), job)},
+        TRL: run_trl,
+        START: lambda job, folder: {"right": right(Path(job["model"]), job, folder)},
     }
     (path.parent / "result.json").write_text(json.dumps(run[job["side"]](job, path.parent)), encoding="utf-8")
 
 
 def run_rounds(job: Job, rounds: int, folder: Path, sides: dict[str, Job]) -> dict[str, list[Job]]:
-    """Every side once per round."""
+    """Every side once per round, each round with a seed of its own."""
     found: dict[str, list[Job]] = {name: [] for name in sides}
     for k in range(rounds):
-        for name, side in list(sides.items())[:: 1 if k % 2 == 0 else -1]:
-            one = measure(job | side, folder / f"{job['precision']}-{k}-{name.replace(' ', '-')}")
+        for at, (name, side) in list(enumerate(sides.items()))[:: 1 if k % 2 == 0 else -1]:
+            one = measure(job | side | {"seed": job["seed"] + k}, folder / f"{job['precision']}-{k}-{at}")
             found[name].append(one)
-            print(f"{job['precision']} round {k + 1}  {name:<12} {line_of(one)}", flush=True)
+            print(f"{job['precision']} round {k + 1}  {name:<10} {line_of(one)}", flush=True)
     return found
 
 
 def line_of(one: Job) -> str:
     """One measurement in words."""
-    rate, prompts = one["completions"] / one["seconds"], one["prompts"]
-    after = statistics.fmean(one["right"])
+    accuracy = f"accuracy {statistics.fmean(one['right']):6.1%}"
+    if "seconds" not in one:
+        return accuracy
+    rate, ties = one["completions"] / one["seconds"], one["tied"] / one["prompts"]
     handed = f", {one['sync_seconds']:.1f} s of it to hand weights over and load them" if "sync_seconds" in one else ""
     return (
-        f"{one['seconds']:7.1f} s  {rate:6.2f} completions/s  ties {one['tied'] / prompts:4.0%}  "
-        f"trained on {one['trained_on'] / one['seconds']:5.2f}/s  accuracy after {after:6.1%}  "
-        f"({one['completions']} completions, {one['steps']} steps{handed})"
+        f"{accuracy}  {one['seconds']:7.1f} s  {rate:6.2f} completions/s  ties {ties:4.0%}  trained on "
+        f"{one['trained_on'] / one['seconds']:5.2f}/s  ({one['completions']} completions, {one['steps']} steps{handed})"
     )
 
 
-def report(before: float, found: dict[str, list[Job]]) -> Job:
-    """Medians and the ratio, printed and returned."""
-    figures: Job = {"accuracy_before": before}
-    for side, ones in found.items():
-        figures[side] = {
+def report(found: dict[str, list[Job]]) -> Job:
+    """Medians, ratios and differences of accuracy, printed and returned."""
+    figures: Job = {}
+    for name, ones in found.items():
+        figures[name] = {"accuracy": statistics.fmean(statistics.fmean(one["right"]) for one in ones)}
+        if name == START:
+            continue
+        figures[name] |= {
             "completions_per_second": statistics.median(one["completions"] / one["seconds"] for one in ones),
             "ties": statistics.median(one["tied"] / one["prompts"] for one in ones),
             "trained_on_per_second": statistics.median(one["trained_on"] / one["seconds"] for one in ones),
-            "accuracy_after": statistics.median(statistics.fmean(one["right"]) for one in ones),
         }
-        words = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures[side].items())
-        print(f"{side:<12} {words} (before {before:.3g})")
-    for side in found.keys() - {"trl"} if "trl" in found else ():
-        ratio = figures[side]["completions_per_second"] / figures["trl"]["completions_per_second"]
-        more = over_prompts(found["trl"], found[side])
-        print(
-            f"{side:<12} {ratio:.2f} times as many completions per second as trl; accuracy {100 * more.value:+.1f} "
-            f"points [{100 * more.low:+.1f}, {100 * more.high:+.1f}] against trl, paired by prompt"
-        )
-        figures[side] |= {"ratio": ratio, "accuracy_against_trl": [more.value, more.low, more.high]}
+        words = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in figures[name].items())
+        print(f"{name:<10} {words}; accuracy {against(figures, found, name, START)}")
+        if TRL in found and name != TRL:
+            ratio = figures[name]["completions_per_second"] / figures[TRL]["completions_per_second"]
+            print(f"{name:<10} {ratio:.2f} times as fast as trl; accuracy {against(figures, found, name, TRL)}")
+            figures[name]["times_as_fast"] = ratio
     return figures
 
 
-def over_prompts(first: list[Job], second: list[Job]) -> Any:
-    """The second side's accuracy less the first's, over all rounds, with its 95 % interval over prompts."""
+def against(figures: Job, found: dict[str, list[Job]], name: str, other: str) -> str:
+    """A side's accuracy less the other's, with its 95 % interval over the prompts of all rounds, in words."""
     from loop.stats import paired_difference
 
-    sums = [[sum(column) for column in zip(*(one["right"] for one in ones), strict=True)] for ones in (first, second)]
-    rounds = [len(first)] * len(sums[0])
-    return paired_difference(sums[0], rounds, sums[1], rounds, 0.95)
+    first, second = ([float(x) for one in found[side] for x in one["right"]] for side in (other, name))
+    more = paired_difference(first, [1] * len(first), second, [1] * len(second), 0.95)
+    figures[name][f"accuracy_less_that_of_{other}"] = [more.value, more.low, more.high]
+    return f"{100 * more.value:+.1f} points [{100 * more.low:+.1f}, {100 * more.high:+.1f}] against {other}"
 
 
 def main() -> None:
@@ -316,10 +295,13 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seed", type=int, default=0, help="of the first round")
     parser.add_argument(
         "--prefloop",
-        default="1x2,4x8@3e-5",
-        help="train.sync_every x sampling.n, with @ a learning rate of its own; each a side; empty for none",
+        action="append",
+        metavar="SETTINGS",
+        help="a side of prefloop with settings of its own, such as 'train.sync_every=4 sampling.n=8'; can be repeated; "
+        f"without it: {' and '.join(map(repr, SIDES))}",
     )
     parser.add_argument("--no-trl", action="store_true", help="prefloop alone")
     parser.add_argument("--json", type=Path, help="write the figures there")
@@ -329,23 +311,19 @@ def main() -> None:
     from loop.models import resolve_base
 
     names = ("engine", "completions", "batch", "held_out", "temperature", "max_tokens", "max_model_len", "threads")
-    job: Job = {name: getattr(args, name) for name in (*names, "learning_rate")}
+    job: Job = {name: getattr(args, name) for name in (*names, "learning_rate", "seed")}
     job["model"] = str(resolve_base(args.model))
-    sides: dict[str, Job] = {}
-    for words in filter(None, args.prefloop.split(",")):
-        sizes, _, rate = words.partition("@")
-        steps, n = map(int, sizes.split("x"))
-        sides[f"prefloop {words}"] = {"side": "prefloop", "sync_every": steps, "n": n}
-        if rate:
-            sides[f"prefloop {words}"]["learning_rate"] = float(rate)
+    sides: dict[str, Job] = {START: {"side": START}}
+    for at, words in enumerate(SIDES if args.prefloop is None else args.prefloop, 1):
+        sides[f"prefloop {at}"] = {"side": "prefloop", "settings": words.split()}
+        print(f"prefloop {at}: {words or 'as trl'}")
     if not args.no_trl:
-        sides["trl"] = {"side": "trl"}
+        sides[TRL] = {"side": TRL}
     figures = {}
     with tempfile.TemporaryDirectory(prefix="prefloop-benchmark-") as folder:
         for precision in args.precisions.split(","):
-            told = job | {"precision": precision}
-            before = statistics.fmean(measure(told | {"side": "start"}, Path(folder) / f"{precision}-start")["right"])
-            figures[precision] = report(before, run_rounds(told, args.rounds, Path(folder), sides))
+            found = run_rounds(job | {"precision": precision}, args.rounds, Path(folder), sides)
+            figures[precision] = report(found)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 

@@ -21,10 +21,10 @@ import pyarrow as pa
 
 from loop import tables
 from loop.config_pairs import PairsConfig
+from loop.files import sha256_of, write_file
 from loop.pairing.files import judged_groups, table_of
 from loop.pairing.iteration import pair_all
 from loop.pairing.table import RULES
-from loop.runfolder import sha256_of, write_file
 from loop.signal import Tally
 from loop.stages.pair import signal_of
 from loop.stages.sample import response_counts, verdict_counts

@@ -21,10 +21,10 @@ from judges.contract import JudgeError
 from loop import tables
 from loop.config import JudgeConfig
 from loop.errors import UserError
+from loop.files import write_file
 from loop.judging import JudgeService, JudgeTask, read_groups
 from loop.models import find_model
 from loop.prompts import PromptRow
-from loop.runfolder import write_file
 from loop.verdict_cache import VerdictCache
 
 RESPONSES_PER_PROMPT = 8

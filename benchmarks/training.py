@@ -17,15 +17,14 @@ import json
 import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from sides import Job, measure
+
 SIDES = ("prefloop", "trl-precompute", "trl-live")
-Job = dict[str, Any]
 
 
 # ---- the data: problems of GSM8K; rejected responses are solutions of other problems, so no prefix is shared ----
@@ -193,22 +192,7 @@ def run_trl(job: Job, folder: Path) -> Job:
     return {"losses": losses, "seconds": seconds, "reference_seconds": spent["reference"]}
 
 
-# ---- one measurement: a process that reads a job and writes what it found ----
-
-
-def measure(job: Job, folder: Path) -> Job:
-    """Run one side in a process of its own."""
-    folder.mkdir(parents=True)
-    told, result, log = folder / "job.json", folder / "result.json", folder / "log.txt"
-    told.write_text(json.dumps(job), encoding="utf-8")
-    environment = {"OMP_NUM_THREADS": str(job["threads"]), "HF_HUB_OFFLINE": "1", **os.environ}
-    with log.open("wb") as file:
-        command = [sys.executable, __file__, "--job", str(told)]
-        done = subprocess.run(command, stdout=file, stderr=file, env=environment, check=False)
-    if done.returncode or not result.exists():
-        words = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-        raise SystemExit(f"{job['side']} ended with code {done.returncode}. Its last words:\n{words}")
-    return dict(json.loads(result.read_text(encoding="utf-8")))
+# ---- the process of one measurement: it reads a job and writes what it found ----
 
 
 def run_job(path: Path) -> None:

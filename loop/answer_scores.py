@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from loop import tables
-from loop.runfolder import write_file
+from loop.files import write_file
 from loop.worker import Report
 from trainer.data import PromptGroup, Response
 

@@ -14,8 +14,9 @@ from loop.config_load import LoadedConfig, diff, load_config
 from loop.errors import UserError
 from loop.evaluation import compare as paired
 from loop.evaluation import metrics_of
+from loop.files import read_json
 from loop.locate import find_run, find_run_at
-from loop.runfolder import RunFolder, read_json
+from loop.runfolder import RunFolder
 from loop.show import collect_prompts
 from loop.stats import Difference
 from loop.status import collect, public

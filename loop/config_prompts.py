@@ -185,6 +185,12 @@ class MixturePrompts(PromptsBase):
         return self
 
 
+def rate_columns(prompts: PromptsBase) -> list[str]:
+    """The columns with solve rates, of a mixture one for each source that has one."""
+    each = [mixed.prompts for mixed in prompts.sources] if isinstance(prompts, MixturePrompts) else [prompts]
+    return [column for source in each if (column := getattr(source, "solve_rate_column", None)) is not None]
+
+
 class PreferencePrompts(PromptsBase, PreferenceSource):
     """Pairs from a preference dataset: nothing is sampled, the pairs of an iteration are those of its prompts. The
     three sets hold different prompts, each with all of its pairs. Formats: docs/data.md."""

@@ -19,8 +19,9 @@ from loop.config_load import LoadedConfig
 from loop.crew import Crew
 from loop.display import Bar, Display
 from loop.errors import ReachedGoal, UserError
+from loop.files import read_json
 from loop.lineage import record_settings
-from loop.runfolder import Manifest, RunFolder, StageFolder, read_json
+from loop.runfolder import Manifest, RunFolder, StageFolder
 from loop.until import Goal
 
 

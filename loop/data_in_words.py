@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loop.config import Config
-from loop.config_prompts import MixturePrompts, PreferencePrompts
+from loop.config_prompts import MixturePrompts, PreferencePrompts, rate_columns
 from loop.prompt_mixture import names_of, source_name
 
 
@@ -42,9 +42,8 @@ def ease_in_words(config: Config) -> str:
     if isinstance(prompts, PreferencePrompts):
         by_model = "by how much likelier the base model finds the chosen answer"
         return "by their margin" if prompts.order_by == "margin" else by_model
-    column = getattr(prompts, "solve_rate_column", None)
-    measured = "the solve rate that earlier iterations measured"
-    return f"by {measured}" if column is None else f"by {measured}, before that the column {column}"
+    measured, columns = "by the solve rate that earlier iterations measured", rate_columns(prompts)
+    return f"{measured}, before that the column {' or '.join(dict.fromkeys(columns))}" if columns else measured
 
 
 def data_in_words(config: Config, k: int) -> str:

@@ -18,10 +18,11 @@ from loop.config_load import LoadedConfig
 from loop.context import read_model
 from loop.engines import chosen_engine, stop_ids
 from loop.errors import UserError
+from loop.files import read_json
 from loop.locate import locate
 from loop.models import resolve_base
 from loop.prompts import build_prompt_sets
-from loop.runfolder import RunFolder, read_json
+from loop.runfolder import RunFolder
 from loop.template_check import Finding, TemplateCheck
 from loop.token_stream import Stream, made_up_pair, trained_pair
 

@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from loop import tables
 from loop.errors import UserError
+from loop.files import read_json, write_file
 from loop.model_files import model_files
 from loop.prompts import read_table
-from loop.runfolder import RunFolder, read_json, write_file
+from loop.runfolder import RunFolder
 
 PairFormat = Literal["conversational", "standard"]
 SUFFIXES = (".jsonl", ".parquet")

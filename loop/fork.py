@@ -22,10 +22,11 @@ from loop.context import Campaign
 from loop.crew import Crew
 from loop.display import Display
 from loop.errors import UserError
+from loop.files import read_json, share, to_json, write_file
 from loop.going_on import models_needed
 from loop.lineage import inherited_caches
 from loop.models import weights_hash
-from loop.runfolder import OPTIONAL, RunFolder, StageFolder, read_json, share, to_json, write_file
+from loop.runfolder import OPTIONAL, RunFolder, StageFolder
 from loop.stages.guard import check_files
 from loop.status import collect, write_metrics
 

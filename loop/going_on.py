@@ -4,7 +4,8 @@ go out. A fork checks that they are there, and prune leaves them alone.
 
 from loop.config import Config
 from loop.context import Model, read_model
-from loop.runfolder import RunFolder, read_json
+from loop.files import read_json
+from loop.runfolder import RunFolder
 
 
 def models_needed(run: RunFolder, k: int, config: Config) -> list[Model]:

@@ -23,10 +23,10 @@ from judges.versions import fingerprint
 from loop import tables
 from loop.config import JudgeConfig
 from loop.errors import UserError
+from loop.files import write_file
 from loop.judge_engine import asked_for
 from loop.models import find_model
 from loop.prompts import PromptRow
-from loop.runfolder import write_file
 from loop.scoring import Roles, Scoring
 from loop.verdict_cache import VerdictCache
 from loop.worker import Report

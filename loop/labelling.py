@@ -13,8 +13,9 @@ from judges.resolve import build_judge
 from loop.context import Campaign
 from loop.crew import Shard
 from loop.errors import UserError, WaitingForPeople
+from loop.files import sha256_of, write_file
 from loop.judging import read_groups, write_verdicts
-from loop.runfolder import StageFolder, sha256_of, write_file
+from loop.runfolder import StageFolder
 
 
 def label_by_people(campaign: Campaign, k: int, shards: Sequence[Shard]) -> str | None:

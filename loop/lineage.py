@@ -7,7 +7,8 @@ from typing import Any
 
 from loop.config_load import LoadedConfig, diff
 from loop.config_yaml import parse_yaml, to_yaml
-from loop.runfolder import RunFolder, read_json, to_json, write_file
+from loop.files import read_json, to_json, write_file
+from loop.runfolder import RunFolder
 
 
 def record_settings(run: RunFolder, loaded: LoadedConfig, versions: dict[str, str]) -> None:

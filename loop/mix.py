@@ -7,9 +7,9 @@ from typing import Any
 
 from loop.answers import Renderer
 from loop.errors import UserError
+from loop.files import sha256_of
 from loop.messages import Message, turns_of
 from loop.prompt_sources import read_rows
-from loop.runfolder import sha256_of
 from trainer.data import PreferenceData, PromptGroup, Response, Single
 
 KEY = "train.mix.path"

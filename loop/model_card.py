@@ -9,9 +9,10 @@ from loop.config_load import load_config
 from loop.config_yaml import to_yaml
 from loop.data_in_words import prompts_in_words
 from loop.evaluation import metrics_of
+from loop.files import read_json
 from loop.lineage import read_lineage
 from loop.plan import judge_in_words, loss_in_words
-from loop.runfolder import RunFolder, read_json
+from loop.runfolder import RunFolder
 from loop.status import gains, iteration_state
 from loop.status_tables import gain_line, percent
 from trainer.settings import TrainSettings

@@ -9,9 +9,10 @@ read past them, a folder that is copied away takes its story along, and so does 
 from typing import Any
 
 from loop.config_load import load_config
+from loop.files import read_json, to_json, write_file
 from loop.metric_names import iteration_metrics
 from loop.model_card import model_card
-from loop.runfolder import RunFolder, StageFolder, read_json, to_json, write_file
+from loop.runfolder import RunFolder, StageFolder
 from loop.status import iteration_state
 
 CARD, METRICS = "README.md", "metrics.json"

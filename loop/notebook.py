@@ -16,12 +16,13 @@ import pyarrow as pa
 
 from loop.config import Config
 from loop.config_load import load_config
+from loop.files import read_json, read_lines
 from loop.frame import time_left
 from loop.locate import find_run
 from loop.metric_names import ITERATION, iteration_metrics, step_metrics
 from loop.notebook_rows import Rows, of_dicts, pair_batches, sample_batches, verdict_batches
 from loop.progress import look
-from loop.runfolder import RunFolder, read_json, read_lines
+from loop.runfolder import RunFolder
 from loop.status import iteration_state
 
 Which = Literal["train", "gate", "test"]

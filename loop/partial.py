@@ -12,8 +12,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from loop.files import read_lines
 from loop.progress import Work
-from loop.runfolder import RunFolder, StageFolder, read_lines
+from loop.runfolder import RunFolder, StageFolder
 
 LAST_STEPS = 10
 """The rate of training is that of so many last steps."""

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from loop.files import read_lines
 from loop.metric_names import ITERATION, STEP, decided_metrics, labelled_metrics, step_metrics
-from loop.runfolder import RunFolder, StageFolder, read_lines
+from loop.runfolder import RunFolder, StageFolder
 from loop.sample_table import SampleTable, sample_table
 from loop.status import iteration_state
 

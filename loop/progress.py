@@ -8,7 +8,8 @@ from typing import Any
 
 from loop.config_data import PREFERENCE
 from loop.config_load import LoadedConfig
-from loop.runfolder import STAGES, RunFolder, read_lines
+from loop.files import read_lines
+from loop.runfolder import STAGES, RunFolder
 
 ALARMS = 3
 """So many of the last warnings are shown."""

@@ -14,8 +14,9 @@ from typing import Any
 
 from loop.config_load import load_config
 from loop.errors import UserError
+from loop.files import read_json, to_json, write_file
 from loop.going_on import averages
-from loop.runfolder import RunFolder, StageFolder, read_json, to_json, write_file
+from loop.runfolder import RunFolder, StageFolder
 
 
 @dataclass(frozen=True, slots=True)

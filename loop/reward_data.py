@@ -9,10 +9,11 @@ from pathlib import Path
 from loop.answers import Renderer
 from loop.config_types import did_you_mean
 from loop.errors import UserError
+from loop.files import read_json
 from loop.preferences import Conversations, PairReader
 from loop.prompt_sources import read_hub, read_rows
 from loop.reward_config import FilePairs, HubPairs, RunPairs
-from loop.runfolder import RunFolder, read_json
+from loop.runfolder import RunFolder
 from loop.training import read_preferences
 from trainer.data import Pair, PreferenceData, PromptGroup, Response
 

@@ -1,7 +1,6 @@
-"""Room loop, the run folder: the one file that knows its paths, its manifests, its lock and how files get there.
+"""Room loop, the run folder: the one file that knows its paths, its manifests and its lock.
 
-Every file is written under a partial name that carries an attempt id, fsynced and linked to its final name; the first
-link wins, so a worker that was believed dead cannot corrupt. A stage is finished when its manifest exists.
+A stage is finished when its manifest exists.
 
     runs/NAME/  campaign.yaml  lineage.json  events.jsonl  metrics.jsonl  lock  logs/  prompts/{train,gate,test}.parquet
       cache/verdicts.sqlite  trackers.jsonl  trackers/  report.html  report-data/
@@ -12,20 +11,28 @@ link wins, so a worker that was believed dead cannot corrupt. A stage is finishe
 """
 
 import fcntl
-import hashlib
-import json
 import os
 import shutil
 import socket
 import time
-import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loop.errors import UserError
+from loop.files import (
+    FileRecord,
+    append_line,
+    is_intact,
+    read_json,
+    read_lines,
+    record_of,
+    sha256_of,
+    to_json,
+    write_file,
+)
 from loop.tables import damaged, digest
 
 STAGES = ("sample", "judge", "pair", "train", "eval")
@@ -35,15 +42,6 @@ OPTIONAL = ("ease", "reference", "guard")
 """Stages that only some settings ask for."""
 FURTHER = "shard-more"
 """How shards of the second phase of adaptive sampling are named."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileRecord:
-    """What is known of a finished file; mtime_ns makes the cheap check at start-up possible."""
-
-    sha256: str
-    size: int
-    mtime_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +245,7 @@ class StageFolder:
 
     def damaged(self, manifest: Manifest) -> list[Path]:
         """Outputs that are missing or whose content is not as it was written; every file is hashed."""
-        return [self.path / n for n, r in self.present(manifest).items() if not _is_intact(self.path / n, r)]
+        return [self.path / n for n, r in self.present(manifest).items() if not is_intact(self.path / n, r)]
 
     def beside(self, manifest: Manifest) -> list[Path]:
         """Finished files that are no outputs: the manifest itself, what was asked of people, their labels, what
@@ -453,111 +451,3 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         file.write(f"pid {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
-
-
-def write_file(path: Path, content: bytes, *, replace: bool = True) -> FileRecord:
-    """Put `content` at `path`, all or nothing. With replace=False the first writer wins and later ones change
-    nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        _place(partial, path, replace=replace)
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-    return FileRecord(hashlib.sha256(content).hexdigest(), len(content), path.stat().st_mtime_ns)
-
-
-def _place(partial: Path, path: Path, *, replace: bool) -> None:
-    if replace:
-        partial.replace(path)
-        return
-    try:
-        os.link(partial, path)
-    except FileExistsError:
-        return
-    except OSError:  # a file system without hard links
-        if not path.exists():
-            partial.replace(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def share(source: Path, target: Path) -> bool:
-    """Give a finished file a second name by a hard link, or copy it, time included, where the file system has none;
-    whether it was linked."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-        return False
-    return True
-
-
-def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Append one JSON line; a line cut by a kill is ended first, so that it damages no other."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        if file.tell() and (file.seek(-1, os.SEEK_END) is None or file.read(1) != b"\n"):
-            file.write(b"\n")
-        file.write(json.dumps(row, sort_keys=True, default=str).encode("utf-8") + b"\n")
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines. UserError if it is damaged."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise damaged(path, str(error)) from error
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines that may still be written to; nothing if there is no file. A line that was cut
-    by a kill, or is not finished yet, is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        with suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
-
-
-def to_json(value: object) -> bytes:
-    """Readable JSON with a final newline."""
-    return (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode("utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """The JSON at `path`. UserError if it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise damaged(path, str(error)) from error
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def record_of(path: Path) -> FileRecord:
-    """The record of a file that is finished."""
-    stat = path.stat()
-    return FileRecord(sha256_of(path), stat.st_size, stat.st_mtime_ns)
-
-
-def _is_intact(path: Path, record: FileRecord) -> bool:
-    return path.exists() and path.stat().st_size == record.size and sha256_of(path) == record.sha256

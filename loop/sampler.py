@@ -14,9 +14,9 @@ from typing import Any
 from judges.handed import Generate, Messages, Reply, Usage
 from loop.config import EngineConfig
 from loop.engines import Completion, Engine, Request, chosen_engine
+from loop.files import write_file
 from loop.judging import JudgeService, JudgeTask
 from loop.prompts import PromptRow, render
-from loop.runfolder import write_file
 from loop.scoring import Roles
 from loop.tables import RESPONSES, to_bytes
 from loop.worker import Report

@@ -12,8 +12,9 @@ from loop.config_alarms import AlarmsConfig
 from loop.config_load import load_config
 from loop.errors import UserError
 from loop.evaluation import compare, metrics_of, ratio
+from loop.files import read_json, to_json, write_file
 from loop.lineage import read_lineage
-from loop.runfolder import REPEATED, STAGES, RunFolder, StageFolder, read_json, to_json, write_file
+from loop.runfolder import REPEATED, STAGES, RunFolder, StageFolder
 from loop.verdict_cache import spent_in
 
 

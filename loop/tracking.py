@@ -14,9 +14,10 @@ from typing import Any
 
 from loop.config_load import load_config
 from loop.config_trackers import TrackersConfig
+from loop.files import append_line, read_lines
 from loop.metric_names import GROUPS, ITERATION, STEP
 from loop.points import Point, as_record, new_points
-from loop.runfolder import RunFolder, append_line, read_lines
+from loop.runfolder import RunFolder
 from loop.sample_table import COLUMNS
 from loop.scrub import flat_settings, scrub
 from loop.worker import Report, load

@@ -16,11 +16,11 @@ from loop import tables
 from loop.answer_scores import ScoreTask, score_answers
 from loop.answers import Renderer
 from loop.errors import UserError
+from loop.files import write_file
 from loop.measuring import MeasureTask, measure_limits
 from loop.mix import read_mix
 from loop.models import resolve_base, weights_hash
 from loop.pairing.answers import AnswerText, render_answers
-from loop.runfolder import write_file
 from loop.scoring import vocabulary
 from loop.worker import Report
 from trainer.data import Pair, PreferenceData, PromptGroup, Ranked, Relation, Response, Single

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from loop.compare import compare_runs
 from loop.evaluation import METRICS
+from loop.files import write_file
 from loop.report.alarms import alarms
 from loop.report.changes import cut, marked_difference
 from loop.report.data import RunData, Turn, read_run
@@ -25,7 +26,7 @@ from loop.report.quality import change_in_words, heights, hundred
 from loop.report.redact import redacted
 from loop.report.scale import axis, number, percent, share_axis, whole_axis
 from loop.report.training import thin_column
-from loop.runfolder import RunFolder, write_file
+from loop.runfolder import RunFolder
 
 TONES = 8
 """Runs beyond so many repeat colours; their lines are dashed."""

@@ -12,9 +12,10 @@ from typing import Any
 from loop.config import Config
 from loop.config_data import PREFERENCE
 from loop.config_load import LoadedConfig, load_config
+from loop.files import read_json
 from loop.lineage import read_lineage
 from loop.report.samples import SetNumbers, set_numbers
-from loop.runfolder import STAGES, RunFolder, StageFolder, read_json
+from loop.runfolder import STAGES, RunFolder, StageFolder
 from loop.status import collect
 
 SETS = ("train", "gate", "test")

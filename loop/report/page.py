@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from loop.files import read_json, to_json, write_file
 from loop.report import about
 from loop.report.alarms import Alarm, alarms
 from loop.report.browser import Book, Page, books, to_script_json
@@ -29,7 +30,7 @@ from loop.report.ledger import ledger_figures
 from loop.report.quality import quality_figures
 from loop.report.supply import judge_figures, supply_figures
 from loop.report.training import training_figures
-from loop.runfolder import RunFolder, read_json, to_json, write_file
+from loop.runfolder import RunFolder
 
 TEMPLATES = Path(__file__).with_name("templates")
 INLINE_BYTES = 4_500_000

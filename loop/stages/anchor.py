@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 
 from loop.context import Campaign, Model, Standing, model_record, read_model, refuse_changes
-from loop.runfolder import read_json, to_json, write_file
+from loop.files import read_json, to_json, write_file
 from loop.training import AverageTask
 from loop.workers import Job, call
 

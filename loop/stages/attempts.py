@@ -11,9 +11,10 @@ from typing import Any
 from loop.config_promote import changes_in_words, settings_of_attempt
 from loop.context import Campaign, Model, Standing
 from loop.evaluation import compare, shadow_change
+from loop.files import read_json
 from loop.promote import Decision, check_limits, decide
 from loop.prompts import PromptRow
-from loop.runfolder import Manifest, read_json
+from loop.runfolder import Manifest
 from loop.stages.evaluate import eval_stage
 from loop.stages.guard import guard_stage
 from loop.stages.train import train_stage

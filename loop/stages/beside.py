@@ -11,6 +11,7 @@ import pyarrow as pa
 from loop import tables
 from loop.config_prompts import PromptsBase
 from loop.context import Campaign
+from loop.files import write_file
 from loop.mix import file_digest
 from loop.pairing.drawn import draw, how_many, replayed
 from loop.pairing.files import SCHEMAS, table_of
@@ -20,7 +21,6 @@ from loop.preference_data import read_pairs_of
 from loop.prompt_messages import messages_of
 from loop.prompt_sources import Source
 from loop.prompts import PromptRow, prompt_id, write_table
-from loop.runfolder import write_file
 from loop.stages.answers import tokenise
 from trainer.losses.method import Kind
 

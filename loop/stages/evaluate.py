@@ -7,8 +7,9 @@ from loop.config import Config
 from loop.context import Campaign, Model
 from loop.crew import Shard, shard_size
 from loop.evaluation import measure, read_answers
+from loop.files import read_json, to_json, write_file
 from loop.prompts import PromptRow
-from loop.runfolder import StageFolder, read_json, to_json, write_file
+from loop.runfolder import StageFolder
 from loop.sampler import SampleTask
 from loop.stages.evaluate_preferences import preference_eval_stage
 from loop.stages.sample import engine_inputs, judge_usage, label_seconds, response_counts

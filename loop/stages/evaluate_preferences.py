@@ -12,10 +12,10 @@ from typing import Any
 
 from loop.answer_scores import read_logps
 from loop.context import Campaign, Model
+from loop.files import read_json, to_json, write_file
 from loop.pairing.given import GivenPair, answers_of, given_pairs
 from loop.preference_metrics import Names, measure_preferences
 from loop.prompts import PromptRow
-from loop.runfolder import read_json, to_json, write_file
 from loop.stages.answers import score, tokenise
 
 SETS = ("gate", "test")

@@ -13,10 +13,11 @@ from loop.config import Config
 from loop.config_pairs import PairsConfig
 from loop.context import Campaign
 from loop.crew import BATCHES_PER_SHARD, Shard
+from loop.files import read_json, sha256_of, to_json, write_file
 from loop.pairing.files import judged_groups
 from loop.pairing.records import Judged
 from loop.prompts import PromptRow
-from loop.runfolder import Manifest, read_json, sha256_of, to_json, write_file
+from loop.runfolder import Manifest
 
 OF_PAIRS = ("rule", "per_prompt", "correct_at", "drop_truncated")
 """Keys of `pairs` that say what a usable pair is."""

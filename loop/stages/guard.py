@@ -11,10 +11,11 @@ from loop.config import Config
 from loop.context import Campaign, Model
 from loop.crew import Shard, shard_size
 from loop.errors import UserError
+from loop.files import read_json, sha256_of, to_json, write_file
 from loop.measuring import MeasureTask
 from loop.prompts import PromptRow
 from loop.refusals import is_refusal
-from loop.runfolder import StageFolder, read_json, sha256_of, to_json, write_file
+from loop.runfolder import StageFolder
 from loop.sampler import SampleTask
 from loop.stages.evaluate import eval_tokens
 from loop.stages.sample import engine_inputs

@@ -9,11 +9,12 @@ from typing import Any
 from loop.context import Campaign, Model, Standing
 from loop.crew import Shard
 from loop.engines import number_format
+from loop.files import read_rows
 from loop.online_training import OnlineTask
 from loop.pairing.files import judged_groups
 from loop.pairing.iteration import Pairing, joined
 from loop.pairing.records import Answers
-from loop.runfolder import Manifest, read_rows
+from loop.runfolder import Manifest
 from loop.sampler import seed_for
 from loop.stages.beside import Beside
 from loop.stages.pair import finish_pairing, own_of, pair_inputs, signal_of, tally_for

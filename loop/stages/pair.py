@@ -15,6 +15,7 @@ from loop.config import Config
 from loop.config_pairs import BY_OUTCOME
 from loop.context import Campaign
 from loop.errors import UserError
+from loop.files import write_file
 from loop.pairing.answers import read_answers, texts_of, wanted
 from loop.pairing.files import judged_groups, table_of
 from loop.pairing.given import answers_of, within_cap
@@ -22,7 +23,7 @@ from loop.pairing.iteration import Pairing, pair_all, why_no_pairs
 from loop.pairing.records import Answers, Made
 from loop.pairing.table import RULES
 from loop.prompts import PromptRow, read_table
-from loop.runfolder import Manifest, StageFolder, write_file
+from loop.runfolder import Manifest, StageFolder
 from loop.signal import Tally, entropy, use_of
 from loop.stages.alarm import sound_alarms
 from loop.stages.answers import tokenise

@@ -6,8 +6,8 @@ import time
 from loop import tables
 from loop.context import Campaign, Standing, read_model
 from loop.errors import UserError
+from loop.files import read_json, to_json, write_file
 from loop.prompts import PromptRow, build_prompt_sets, read_table, write_table
-from loop.runfolder import read_json, to_json, write_file
 from loop.workers import Job, call
 
 

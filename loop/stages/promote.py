@@ -4,7 +4,8 @@ iteration starts from."""
 from dataclasses import asdict, replace
 
 from loop.context import Campaign, Standing, model_record, read_model, refuse_changes
-from loop.runfolder import StageFolder, read_json, to_json, write_file
+from loop.files import read_json, to_json, write_file
+from loop.runfolder import StageFolder
 from loop.stages.attempts import Attempt
 
 

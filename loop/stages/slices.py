@@ -11,12 +11,13 @@ from typing import Any
 
 from loop import tables
 from loop.answer_scores import read_logps
-from loop.config_prompts import PreferencePrompts, PromptsBase
+from loop.config_prompts import MixturePrompts, PreferencePrompts, PromptsBase, rate_columns
 from loop.context import Campaign
 from loop.errors import UserError
 from loop.pairing.given import answers_of, given_pairs
 from loop.preference_data import PAIRS
 from loop.preferences import number_in
+from loop.prompt_mixture import ORIGIN, names_of
 from loop.prompts import PromptRow
 from loop.slices import ordered, part_for, pass_of, slice_for
 from loop.stages.answers import score, tokenise
@@ -65,14 +66,24 @@ def _ease(campaign: Campaign, k: int, train: list[PromptRow]) -> tuple[dict[str,
         return {}, {}
     if not isinstance(prompts, PreferencePrompts):
         assert prompts.per_iteration is not None, "refused when the config was loaded"
-        column = getattr(prompts, "solve_rate_column", None)
-        known = rates_in(train, column) if column is not None else {}
         passes, _ = pass_of(k, len(train), prompts.per_iteration)
         measured = measured_rates(campaign, passes * max(1, len(train) // prompts.per_iteration))
-        return known | measured, {"solve rates": tables.digest(measured)} if measured else {}
+        return given_rates(prompts, train) | measured, {"solve rates": tables.digest(measured)} if measured else {}
     if prompts.order_by == "margin":
         return margins_of(train), {}
     return model_ease(campaign, train)
+
+
+def given_rates(prompts: PromptsBase, train: list[PromptRow]) -> dict[str, float]:
+    """Solve rates that the prompts bring, in a mixture each source in its own column. UserError for what is no
+    share."""
+    if isinstance(prompts, MixturePrompts):
+        by_source: dict[str, list[PromptRow]] = {name: [] for name in names_of(prompts)}
+        for row in train:
+            by_source[row.columns[ORIGIN]].append(row)
+        each = zip(prompts.sources, by_source.values(), strict=True)
+        return {id: rate for mixed, rows in each for id, rate in given_rates(mixed.prompts, rows).items()}
+    return {id: rate for column in rate_columns(prompts) for id, rate in rates_in(train, column).items()}
 
 
 def rates_in(train: list[PromptRow], column: str) -> dict[str, float]:

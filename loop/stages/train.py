@@ -5,9 +5,10 @@ import time
 from typing import Any
 
 from loop.context import Campaign, Model, Standing
+from loop.files import read_rows
 from loop.mix import mix_digest
 from loop.prompts import PromptRow
-from loop.runfolder import Manifest, StageFolder, read_rows
+from loop.runfolder import Manifest, StageFolder
 from loop.sampler import seed_for
 from loop.signal import late_mean
 from loop.stages.alarm import sound_alarms

@@ -18,8 +18,9 @@ from loop import tables
 from loop.config_load import load_config
 from loop.config_yaml import to_yaml
 from loop.evaluation import compare, measure, read_answers
+from loop.files import read_json, to_json
 from loop.prompts import PromptRow, prompt_id, write_table
-from loop.runfolder import RunFolder, StageFolder, read_json, to_json
+from loop.runfolder import RunFolder, StageFolder
 from loop.status import collect, write_metrics
 
 EVAL_SAMPLES = 2

@@ -13,11 +13,12 @@ from loop import tables
 from loop.config_load import LoadedConfig, load_config
 from loop.config_sampling import AdaptiveSettings, SamplingConfig
 from loop.errors import UserError
+from loop.files import write_file
 from loop.pairing.files import judged_groups
 from loop.plan import make_plan
 from loop.report.browser import books
 from loop.report.data import read_run
-from loop.runfolder import RunFolder, write_file
+from loop.runfolder import RunFolder
 from loop.sampler import seed_for
 from loop.show import collect_prompts
 from loop.stages.widen import widened

@@ -9,10 +9,11 @@ import yaml
 
 from loop.errors import UserError
 from loop.export import export_model, export_pairs
+from loop.files import read_json
 from loop.model_card import model_card
 from loop.models import check_folder, weights_hash
 from loop.prune import Rules, plan_prune, remove
-from loop.runfolder import RunFolder, read_json
+from loop.runfolder import RunFolder
 from tests.loop.campaigns import Cli, copy_run, refusal, rows
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from judges.handed import Usage
-from loop import runfolder
+from loop import files
 from loop.config_load import load_config
 from loop.crew import Crew
 from loop.display import Display
@@ -96,7 +96,7 @@ def test_where_there_are_no_hard_links_files_are_copied_with_their_times(
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError("another file system")
 
-    monkeypatch.setattr(runfolder.os, "link", refuse)
+    monkeypatch.setattr(files.os, "link", refuse)
     done = fork(parent, 1, new, [])
     assert done.linked == 0
     assert first_times(new.root) == first_times(parent.root)

@@ -16,7 +16,8 @@ from loop.config_load import load_config
 from loop.context import Campaign
 from loop.crew import Crew
 from loop.display import Display
-from loop.runfolder import RunFolder, read_json
+from loop.files import read_json
+from loop.runfolder import RunFolder
 from loop.status import collect
 from tests.loop import tiny
 from tests.loop.campaigns import Cli

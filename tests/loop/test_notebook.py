@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from loop.errors import UserError
+from loop.files import read_json
 from loop.notebook import Campaign
 from loop.notebook_rows import Rows, look_up, of_dicts
-from loop.runfolder import RunFolder, read_json
+from loop.runfolder import RunFolder
 from tests.loop.campaigns import rows, times
 
 

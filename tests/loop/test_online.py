@@ -259,6 +259,44 @@ def test_changed_settings_begin_an_unfinished_iteration_anew(
         run_here(monkeypatch, begun, given)
 
 
+def test_slices_follow_the_order_of_a_mixture(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sources with a column of solve rates each, the easier prompts first: online iterations take them in this
+    order, and a kill inside the second one changes nothing."""
+    sources = []
+    for name, weight in (("even", 2), ("odd", 1)):
+        some = [
+            {"prompt": f"{name} {i} + {i % 7} =", "target": str(i + i % 7), f"ease of {name}": (i * 7 % 40) / 40}
+            for i in range(40)
+        ]
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
+        columns = {"target_column": "target", "solve_rate_column": f"ease of {name}"}
+        sources.append({"weight": weight, "prompts": {"source": "file", "path": str(path), **columns}})
+    sizes = {"train": 36, "per_iteration": 12, "gate": 3, "test": 3}
+    given["prompts"] = {"source": "mixture", "sources": sources, "order": "easy_to_hard", **sizes}
+    given["iterations"] = 2
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    whole = run_here(monkeypatch, tmp_path / "whole", given)
+    ease = {
+        row["id"]: next(float(value) for name, value in json.loads(row["columns"]).items() if name.startswith("ease"))
+        for row in rows(whole / "prompts/train.parquet")
+    }
+    taken = []
+    for k in (1, 2):
+        shards = sorted((whole / f"iter-{k:03d}/sample").glob("shard-*.parquet"))
+        assert len(shards) == 3
+        taken.append(sorted({row["prompt_id"] for path in shards for row in rows(path)}))
+    assert [len(part) for part in taken] == [12, 12]
+    assert sorted((ease[id] for part in taken for id in part), reverse=True) == sorted(ease.values(), reverse=True)[:24]
+    assert min(ease[id] for id in taken[0]) >= max(ease[id] for id in taken[1])
+    with pytest.raises(Killed):
+        run_here(monkeypatch, tmp_path / "cut", given, after=at_job("trainer", "train_slice", 5, Killed))
+    assert_same_results(run_here(monkeypatch, tmp_path / "cut", given), whole)
+
+
 def test_an_iteration_without_a_pair_says_why(
     begun: Path, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,11 +11,11 @@ from loop import tables
 from loop.answers import Renderer
 from loop.config_pairs import PairsConfig
 from loop.errors import UserError
+from loop.files import write_file
 from loop.pairing.answers import read_answers, render_answers, texts_of, wanted
 from loop.pairing.files import read_judged, table_of
 from loop.pairing.records import Made, MadeGroup, MadePair, MadeSingle
 from loop.prompts import PromptRow
-from loop.runfolder import write_file
 from loop.training import read_preferences
 from tests.loop import tiny
 from tests.loop.campaigns import Cli, read, rows

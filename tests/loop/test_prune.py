@@ -12,10 +12,11 @@ from loop.cli import app
 from loop.config_load import load_config
 from loop.config_yaml import to_yaml
 from loop.errors import UserError
+from loop.files import read_json, write_file
 from loop.fork import check_forkable, fork
 from loop.going_on import averages
 from loop.prune import PrunePlan, Rules, in_bytes, kept_iterations, plan_prune, remove
-from loop.runfolder import RunFolder, read_json, write_file
+from loop.runfolder import RunFolder
 from loop.status import collect
 from tests.loop.campaigns import Cli, copy_run, refusal, times
 

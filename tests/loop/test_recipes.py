@@ -17,8 +17,9 @@ from loop.context import Campaign
 from loop.crew import Crew
 from loop.display import Display
 from loop.errors import UserError
+from loop.files import read_json, read_rows
 from loop.locate import locate
-from loop.runfolder import RunFolder, read_json, read_rows
+from loop.runfolder import RunFolder
 from loop.status import collect
 from loop.steer_cli import recipes
 from loop.sweep import plan_sweep, run_sweep, summary

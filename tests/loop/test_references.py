@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from loop.config_load import load_config
 from loop.context import Model, Standing, in_todays_words
 from loop.errors import UserError
+from loop.files import to_json
 from loop.models import weights_hash
 from loop.plan import make_plan
-from loop.runfolder import RunFolder, to_json
+from loop.runfolder import RunFolder
 from tests.loop import tiny
 from tests.loop.campaigns import Cli, assert_same_results, copy_run, read, refusal, rows
 

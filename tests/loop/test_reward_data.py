@@ -12,9 +12,10 @@ from pydantic import TypeAdapter
 from loop import tables
 from loop.answers import Renderer
 from loop.errors import UserError
+from loop.files import to_json, write_file
 from loop.reward_config import PairsSource, RunPairs
 from loop.reward_data import base_of, read_pairs, read_run
-from loop.runfolder import RunFolder, to_json, write_file
+from loop.runfolder import RunFolder
 from tests.loop import tiny
 from trainer.data import PreferenceData
 

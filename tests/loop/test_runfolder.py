@@ -9,7 +9,8 @@ import pytest
 
 from loop import tables
 from loop.errors import UserError
-from loop.runfolder import RunFolder, StageFolder, append_line, read_json, write_file
+from loop.files import append_line, read_json, write_file
+from loop.runfolder import RunFolder, StageFolder
 
 
 @pytest.fixture

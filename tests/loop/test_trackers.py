@@ -14,8 +14,9 @@ import pytest
 from loop.config_load import load_config
 from loop.config_trackers import TrackersConfig
 from loop.errors import UserError
+from loop.files import append_line, read_json, read_lines
 from loop.points import Point, new_points
-from loop.runfolder import RunFolder, append_line, read_json, read_lines
+from loop.runfolder import RunFolder
 from loop.sample_table import COLUMNS, sample_table
 from loop.scrub import flat_settings, scrub
 from loop.tracking import TrackerService, naming, read_told
