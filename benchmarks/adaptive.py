@@ -138,7 +138,7 @@ def side_by_side(
         changes.append(f"prompts.per_iteration={prompts}")
     with tempfile.TemporaryDirectory(prefix="prefloop-benchmark-") as folder:
         runs = {name: RunFolder(Path(folder) / name) for name in ("uniform", "adaptive")}
-        loaded = load_config(source, [*overrides, "sampling.adaptive=null"])
+        loaded = load_config(source, [*overrides, "sampling.adaptive=null", "iterations=1"])
         run_campaign(runs["uniform"], loaded, Display(), until=Goal(0, "eval"))
         fork(runs["uniform"], 0, runs["adaptive"], changes)
         uniform, adaptive = (up_to_pairs(run) for run in runs.values())

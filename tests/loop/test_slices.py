@@ -1,13 +1,22 @@
 """The data schedule: which prompts an iteration takes, by order, pass and part."""
 
+from collections import defaultdict
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loop.config_prompts import FilePrompts, MixedPrompts, MixturePrompts
 from loop.errors import UserError
+from loop.prompt_mixture import ORIGIN
+from loop.prompts import PromptRow
 from loop.slices import ordered, part_for, pass_of, slice_for
+from loop.stages.slices import given_rates
+from tests.loop import tiny
+from tests.loop.campaigns import rows
+from tests.loop.inprocess import run_here
 
 IDS = ["a", "b", "c", "d", "e"]
 EASE = {"a": 0.25, "b": 1.0, "d": 0.25, "e": 0.0}
@@ -47,3 +56,67 @@ def test_slices_of_a_pass_are_disjoint_and_each_is_no_harder_than_the_next(ease:
     assert len({id for part in cut for id in part}) == sum(map(len, cut))
     for easier, harder in pairwise(cut):
         assert min(ease[id] for id in easier) >= max(ease[id] for id in harder)
+
+
+# ---- solve rates that the prompts bring ----
+
+
+def file_of(name: str, column: str | None) -> FilePrompts:
+    return FilePrompts(source="file", path=name, solve_rate_column=column, train=2, gate=1, test=1)
+
+
+def row(id: str, **columns: object) -> PromptRow:
+    return PromptRow(id, [{"role": "user", "content": id}], None, dict(columns))
+
+
+def test_rates_come_from_the_column_and_empty_cells_are_unknown() -> None:
+    rows = [row("a", solved="0.25"), row("b", solved=None), row("c", solved=1)]
+    assert given_rates(file_of("f.jsonl", "solved"), rows) == {"a": 0.25, "c": 1.0}
+    assert given_rates(file_of("f.jsonl", None), rows) == {}
+
+
+def test_each_source_of_a_mixture_has_its_own_column_or_none() -> None:
+    sources = [file_of("x.jsonl", "solved"), file_of("y.jsonl", "ease"), file_of("z.jsonl", None)]
+    mixture = MixturePrompts.model_construct(sources=[MixedPrompts.model_construct(prompts=one) for one in sources])
+    rows = [
+        row("a", solved=0.5, **{ORIGIN: "file x.jsonl"}),
+        row("b", ease=0.75, solved=0.1, **{ORIGIN: "file y.jsonl"}),
+        row("c", solved=0.2, **{ORIGIN: "file z.jsonl"}),
+    ]
+    assert given_rates(mixture, rows) == {"a": 0.5, "b": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"other": 1}, "prompt a has no column 'solved'; it has other."),
+        ({"solved": 1.5}, "prompt a, column 'solved': the solve rate is 1.5, expected a share from 0 to 1."),
+        ({"solved": "often"}, "prompt a, column 'solved': the solve rate is 'often', expected a finite number."),
+    ],
+)
+def test_what_is_no_solve_rate_is_refused(columns: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError) as refused:
+        given_rates(file_of("f.jsonl", "solved"), [row("a", **columns)])
+    assert str(refused.value) == f"prompts.solve_rate_column: {words}"
+
+
+# ---- solve rates that the run measures ----
+
+
+def test_a_second_pass_takes_first_what_the_first_pass_solved_most_often(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny.settings(toys / "model", toys / "prompts.jsonl", toys / "parity.py") | {"iterations": 3}
+    settings["prompts"] |= {"train": 16, "per_iteration": 8, "order": "easy_to_hard", "gate": 2, "test": 2}
+    settings["eval"] = {"samples": 1}
+    run = run_here(monkeypatch, tmp_path, settings)
+    right: dict[str, list[bool]] = defaultdict(list)
+    for path in sorted(run.glob("iter-00[12]/judge/shard-*.parquet")):
+        for verdict in rows(path):
+            right[verdict["prompt_id"]].append(verdict["score"] >= 0.5)
+    rate = {id: sum(each) / len(each) for id, each in right.items()}
+    assert len(rate) == 16
+    assert len(set(rate.values())) > 1
+    taken = {verdict["prompt_id"] for path in run.glob("iter-003/judge/shard-*.parquet") for verdict in rows(path)}
+    assert len(taken) == 8
+    assert min(rate[id] for id in taken) >= max(rate[id] for id in rate.keys() - taken)
