@@ -23,6 +23,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from sides import Job, measure
 
 START, TRL = "start", "trl"
 PRECISIONS = ("fp32", "bf16")
-SIDES = ("", "train.sync_every=4 sampling.n=8 pairs.per_prompt=6 train.batch_pairs=32 train.learning_rate=3e-5")
+SIDES = ("", "sampling.n=4 train.sync_every=4 pairs.per_prompt=2")
 """Settings of the sides that are measured beside TRL, as `prefloop run` takes them."""
 
 TASK = {
@@ -224,15 +225,15 @@ def run_job(path: Path) -> None:
     (path.parent / "result.json").write_text(json.dumps(run[job["side"]](job, path.parent)), encoding="utf-8")
 
 
-def run_rounds(job: Job, rounds: int, folder: Path, sides: dict[str, Job]) -> dict[str, list[Job]]:
-    """Every side once per round, each round with a seed of its own."""
+def run_rounds(job: Job, rounds: int, folder: Path, sides: dict[str, Job]) -> Iterator[dict[str, list[Job]]]:
+    """Every side once per round, each round with a seed of its own; after a round, all that was found so far."""
     found: dict[str, list[Job]] = {name: [] for name in sides}
     for k in range(rounds):
         for at, (name, side) in list(enumerate(sides.items()))[:: 1 if k % 2 == 0 else -1]:
             one = measure(job | side | {"seed": job["seed"] + k}, folder / f"{job['precision']}-{k}-{at}")
             found[name].append(one)
             print(f"{job['precision']} round {k + 1}  {name:<10} {line_of(one)}", flush=True)
-    return found
+        yield found
 
 
 def line_of(one: Job) -> str:
@@ -249,7 +250,7 @@ def line_of(one: Job) -> str:
 
 
 def report(found: dict[str, list[Job]]) -> Job:
-    """Medians, ratios and differences of accuracy, printed and returned."""
+    """Medians, ratios and differences of accuracy, printed and returned. Start and TRL come first."""
     figures: Job = {}
     for name, ones in found.items():
         figures[name] = {"accuracy": statistics.fmean(statistics.fmean(one["right"]) for one in ones)}
@@ -261,10 +262,10 @@ def report(found: dict[str, list[Job]]) -> Job:
             "trained_on_per_second": statistics.median(one["trained_on"] / one["seconds"] for one in ones),
         }
         words = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in figures[name].items())
-        print(f"{name:<10} {words}; accuracy {against(figures, found, name, START)}")
+        print(f"so far  {name:<10} {words}; accuracy {against(figures, found, name, START)}")
         if TRL in found and name != TRL:
             ratio = figures[name]["completions_per_second"] / figures[TRL]["completions_per_second"]
-            print(f"{name:<10} {ratio:.2f} times as fast as trl; accuracy {against(figures, found, name, TRL)}")
+            print(f"so far  {name:<10} {ratio:.2f} times as fast as trl; accuracy {against(figures, found, name, TRL)}")
             figures[name]["times_as_fast"] = ratio
     return figures
 
@@ -313,19 +314,17 @@ def main() -> None:
     names = ("engine", "completions", "batch", "held_out", "temperature", "max_tokens", "max_model_len", "threads")
     job: Job = {name: getattr(args, name) for name in (*names, "learning_rate", "seed")}
     job["model"] = str(resolve_base(args.model))
-    sides: dict[str, Job] = {START: {"side": START}}
+    sides: dict[str, Job] = {START: {"side": START}} | ({} if args.no_trl else {TRL: {"side": TRL}})
     for at, words in enumerate(SIDES if args.prefloop is None else args.prefloop, 1):
         sides[f"prefloop {at}"] = {"side": "prefloop", "settings": words.split()}
         print(f"prefloop {at}: {words or 'as trl'}")
-    if not args.no_trl:
-        sides[TRL] = {"side": TRL}
     figures = {}
     with tempfile.TemporaryDirectory(prefix="prefloop-benchmark-") as folder:
         for precision in args.precisions.split(","):
-            found = run_rounds(job | {"precision": precision}, args.rounds, Path(folder), sides)
-            figures[precision] = report(found)
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+            for found in run_rounds(job | {"precision": precision}, args.rounds, Path(folder), sides):
+                figures[precision] = report(found)
+                if args.json:
+                    args.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

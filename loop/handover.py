@@ -1,9 +1,12 @@
 """Room loop, where weights pass from the trainer to the engine inside an iteration: a folder in shared memory, where
-there is room. It is for the moment: whatever a killed run left there goes when the run goes on."""
+there is room. Its driver holds a lock on it, so that what a killed one has left there is known by its being free."""
 
-import hashlib
+import fcntl
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SHARED = Path("/dev/shm")
@@ -11,20 +14,52 @@ COPIES = 3
 """Room for so many copies of the weights is asked for: the old ones, the new ones, and a tail."""
 
 
-def handover_folder(root: Path, weights: Path, spare: Path) -> Path:
-    """An empty folder for the run in `root`: in shared memory if that has room for models like the one in `weights`,
-    else `spare`."""
-    name = hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]
-    shared = SHARED / f"prefloop-{os.getuid()}-{name}"
-    for folder in (shared, spare):
-        shutil.rmtree(folder, ignore_errors=True)
+@contextmanager
+def handover_folder(weights: Path, spare: Path) -> Iterator[Path]:
+    """An empty folder, removed in the end: in shared memory if that has room for models like the one in `weights`, else
+    `spare`. What killed drivers of the same user have left in shared memory goes first."""
+    prefix = f"prefloop-{os.getuid()}-"
+    for left in SHARED.glob(f"{prefix}*"):
+        if (lock := _locked(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+    shutil.rmtree(spare, ignore_errors=True)
     size = sum(path.stat().st_size for path in weights.iterdir() if path.is_file())
-    if SHARED.is_dir() and shutil.disk_usage(SHARED).free >= COPIES * size:
+    room = SHARED.is_dir() and shutil.disk_usage(SHARED).free >= COPIES * size
+    folder, lock = _made(prefix) if room else (None, None)
+    if folder is None:
+        spare.mkdir(parents=True)
+    try:
+        yield folder or spare
+    finally:
+        shutil.rmtree(folder or spare, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _made(prefix: str) -> tuple[Path | None, int | None]:
+    """A new folder of shared memory and the lock on it; nothing where this user may not write."""
+    while True:
         try:
-            shared.mkdir(mode=0o700)
-        except OSError:  # not ours to write to, or somebody else's folder
-            pass
-        else:
-            return shared
-    spare.mkdir(parents=True)
-    return spare
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=SHARED))
+        except OSError:
+            return None, None
+        lock = _locked(folder)
+        if lock is not None and folder.is_dir():
+            return folder, lock
+        if lock is not None:  # another driver took it for one that was left, before it was locked
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A handle that holds the folder for this process until it is closed; None if it is held or gone."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle

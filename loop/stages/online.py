@@ -78,7 +78,7 @@ class OnlineWork:
         record.train.claim(record.identity)
         for folder in (record.samples, record.verdicts):
             folder.keep_shards(len(self.slices))
-        with self.handover():
+        with handover_folder(record.policy.path, record.train.work / "handed-over") as self.place:
             self.open()
             while True:
                 while at < len(self.slices):
@@ -88,16 +88,6 @@ class OnlineWork:
                 if not isinstance(result, Stand):
                     return dict(result)
                 at = result.next
-
-    @contextmanager
-    def handover(self) -> Iterator[None]:
-        """A place for the weights, as long as they are handed over."""
-        root, spare = self.campaign.run.root, self.record.train.work / "handed-over"
-        self.place = handover_folder(root, self.record.policy.path, spare)
-        try:
-            yield
-        finally:
-            shutil.rmtree(self.place, ignore_errors=True)
 
     def open(self) -> None:
         """Open the round in the trainer. If samples or verdicts of slices that it has trained on are gone, nothing

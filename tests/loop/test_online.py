@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -138,14 +139,18 @@ def test_whatever_reads_a_run_folder_reads_an_online_one(online: Path, tmp_path:
     assert len(compare_runs([str(online), str(online)], online.parent, 1)["entrants"]) == 2
     assert fork(run, 1, RunFolder(tmp_path / "forked"), []).iteration == 1
     assert not list(online.glob("**/handed-over")) + list(online.glob("iter-001/train/work"))
-    assert not handover_folders(online), "nothing stays in shared memory"
 
 
-def handover_folders(run: Path) -> list[Path]:
-    """What lies there for this run."""
-    made = handover_folder(run, run / "iter-001/train/model", run / "spare")
-    made.rmdir()
-    return [made] if made.exists() else []
+def test_nothing_stays_in_shared_memory(
+    begun: Path, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setattr(loop.handover, "SHARED", shared)
+    seen: list[Path] = []
+    run_here(monkeypatch, begun, given, after=lambda worker, job: seen.extend(shared.iterdir()))
+    assert len(set(seen)) == 1
+    assert list(shared.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
@@ -385,15 +390,22 @@ def test_weights_pass_through_shared_memory_where_there_is_room(
     monkeypatch.setattr(loop.handover, "SHARED", shared)
     free: Callable[[int], Any] = lambda size: lambda _: shutil._ntuple_diskusage(0, 0, size)  # type: ignore[attr-defined]  # noqa: E731
     monkeypatch.setattr(shutil, "disk_usage", free(3000))
-    found = handover_folder(tmp_path / "run", weights, spare)
-    assert found.parent == shared
-    (found / "left by a kill").touch()
-    assert handover_folder(tmp_path / "run", weights, spare) == found
-    assert list(found.iterdir()) == []
-    assert handover_folder(tmp_path / "another", weights, spare) != found
+    left = shared / f"prefloop-{os.getuid()}-of-a-killed-run"
+    (left / "slice-0001").mkdir(parents=True)
+    (shared / "of-another-program").mkdir()
+    with handover_folder(weights, spare) as found:
+        assert sorted(path.name for path in shared.iterdir()) == ["of-another-program", found.name]
+        with handover_folder(weights, spare) as other:
+            assert other.parent == shared
+            assert other != found
+        assert found.is_dir(), "its driver is alive"
+        assert not other.exists()
     monkeypatch.setattr(shutil, "disk_usage", free(2999))
-    assert handover_folder(tmp_path / "run", weights, spare) == spare
-    assert not found.exists()
+    with handover_folder(weights, spare) as found:
+        assert found == spare
+        assert spare.is_dir()
+    assert [path.name for path in shared.iterdir()] == ["of-another-program"]
+    assert not spare.exists()
 
 
 def test_weights_go_over_in_the_format_in_which_the_engine_samples(monkeypatch: pytest.MonkeyPatch) -> None:
