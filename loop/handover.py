@@ -38,17 +38,19 @@ def handover_folder(weights: Path, spare: Path) -> Iterator[Path]:
 
 
 def _made(prefix: str) -> tuple[Path | None, int | None]:
-    """A new folder of shared memory and the lock on it; nothing where this user may not write."""
-    while True:
-        try:
-            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=SHARED))
-        except OSError:
-            return None, None
-        lock = _locked(folder)
-        if lock is not None and folder.is_dir():
-            return folder, lock
-        if lock is not None:  # another driver took it for one that was left, before it was locked
-            os.close(lock)
+    """A new folder of shared memory and the lock on it; nothing where this user may not write or lock, or where another
+    driver took it for one that was left before it was locked."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=SHARED))
+    except OSError:
+        return None, None
+    lock = _locked(folder)
+    if lock is not None and folder.is_dir():
+        return folder, lock
+    if lock is not None:
+        os.close(lock)
+    shutil.rmtree(folder, ignore_errors=True)
+    return None, None
 
 
 def _locked(folder: Path) -> int | None:
