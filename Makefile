@@ -30,7 +30,7 @@ lint: setup ## ruff and mypy
 	$(BIN)/mypy
 
 docs: setup ## write the generated pages in docs/ anew
-	$(BIN)/python -m loop.config_reference > docs/configuration.md
+	$(BIN)/python -m loop.config.docs_page > docs/configuration.md
 	$(BIN)/python -m trainer.losses.methods_page > docs/methods.md
 
 lock: setup ## resolve the dependencies anew and write requirements/*.lock

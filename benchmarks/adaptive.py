@@ -17,20 +17,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loop.adaptive import allocate
-from loop.campaign import run_campaign
-from loop.config import Config
-from loop.config_load import load_config
-from loop.config_sampling import AdaptiveSettings
-from loop.display import Display
+from loop.campaign.context import StopPoint
+from loop.campaign.run import run_campaign
+from loop.campaign.stages.adaptive import probed
+from loop.commands.fork import fork
+from loop.config.load import load_config
+from loop.config.sampling_section import AdaptiveSettings
+from loop.config.settings import Config
 from loop.errors import UserError
-from loop.fork import fork
-from loop.pairing.files import judged_groups
+from loop.measure.allocation import allocate
+from loop.pairing.io import judged_groups
 from loop.pairing.iteration import pair_all
 from loop.pairing.records import Judged
-from loop.runfolder import RunFolder
-from loop.stages.further import probed
-from loop.until import Goal
+from loop.store.run_folder import RunFolder
+from loop.view.display import Display
 
 Groups = list[tuple[str, Sequence[Judged]]]
 
@@ -139,7 +139,7 @@ def side_by_side(
     with tempfile.TemporaryDirectory(prefix="prefloop-benchmark-") as folder:
         runs = {name: RunFolder(Path(folder) / name) for name in ("uniform", "adaptive")}
         loaded = load_config(source, [*overrides, "sampling.adaptive=null", "iterations=1"])
-        run_campaign(runs["uniform"], loaded, Display(), until=Goal(0, "eval"))
+        run_campaign(runs["uniform"], loaded, Display(), until=StopPoint(0, "eval"))
         fork(runs["uniform"], 0, runs["adaptive"], changes)
         uniform, adaptive = (up_to_pairs(run) for run in runs.values())
     return uniform, adaptive
@@ -148,7 +148,7 @@ def side_by_side(
 def up_to_pairs(run: RunFolder) -> Came:
     """Go on with a run up to the pairs of iteration 1, and count what it has."""
     loaded: Any = load_config(run.config)
-    run_campaign(run, loaded, Display(), until=Goal(1, "pair"))
+    run_campaign(run, loaded, Display(), until=StopPoint(1, "pair"))
     return count(list(judged_groups(run.judged_shards(1, "train"))), loaded.at(1), 1)
 
 

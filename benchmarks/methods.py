@@ -45,7 +45,7 @@ response's differ by after any update."""
 
 def preferences(run: Path, iteration: int, most: int) -> PreferenceData:
     """The run's first pairs, with the columns that right and wrong are worth to methods that need more."""
-    from loop.training import read_preferences
+    from loop.workers.train_service import read_preferences
 
     folder = run / f"iter-{iteration:03d}"
     shards = tuple(sorted((folder / "sample").glob("*.parquet")))
@@ -62,7 +62,7 @@ def train(loss: Any, data: PreferenceData, model: Path, folder: Path, args: argp
     from trainer.round import train_round
     from trainer.settings import TrainSettings
     from trainer.spec import RoundSpec
-    from trainer.training import read_steps
+    from trainer.steps import read_steps
 
     settings = TrainSettings(
         loss=loss,
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=FIRST_WAVE, help="names of losses")
     parser.add_argument("--json", type=Path, help="write every step there")
     args = parser.parse_args()
-    from loop.models import resolve_base
+    from loop.store.model_folder import resolve_base
 
     model, data = resolve_base(args.model), preferences(args.run, args.iteration, args.pairs)
     found, wrong = {}, []

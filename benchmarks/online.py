@@ -55,7 +55,7 @@ def campaign_of(job: Job, folder: Path) -> Any:
     """The config of a campaign with one online iteration."""
     import yaml
 
-    from loop.config_load import load_config
+    from loop.config.load import load_config
 
     fp32 = job["precision"] == "fp32"
     settings = {
@@ -83,9 +83,9 @@ def campaign_of(job: Job, folder: Path) -> Any:
 
 def run_prefloop(job: Job, folder: Path) -> Job:
     """The campaign, and its time from the manifests."""
-    from loop.campaign import run_campaign
-    from loop.display import Display
-    from loop.runfolder import RunFolder
+    from loop.campaign.run import run_campaign
+    from loop.store.run_folder import RunFolder
+    from loop.view.display import Display
 
     run = RunFolder(folder / "run")
     run_campaign(run, campaign_of(job, folder), Display(quiet=True))
@@ -173,7 +173,7 @@ def run_trl(job: Job, folder: Path) -> Job:
 
 def prompts_of(job: Job, folder: Path) -> dict[str, list[Any]]:
     """The prompt sets of the campaign."""
-    from loop.prompts import build_prompt_sets
+    from loop.prompts.sets import build_prompt_sets
 
     config = campaign_of(job, folder).base
     sets = build_prompt_sets(config.prompts, config.seed)
@@ -182,8 +182,9 @@ def prompts_of(job: Job, folder: Path) -> dict[str, list[Any]]:
 
 def scorer_of() -> Any:
     """A function from prompts and texts to scores; what the judge cannot score is 0."""
-    from judges.contract import Group, Prompt, Response, judge_groups
     from judges.resolve import build_judge
+    from judges.run import judge_groups
+    from judges.types import Group, Prompt, Response
 
     judge = build_judge(JUDGE["name"], JUDGE["args"])
 
@@ -199,10 +200,10 @@ def scorer_of() -> Any:
 
 def right(model: Path, job: Job, folder: Path) -> list[float]:
     """For each held-out prompt, whether (1.0) or not the model answers rightly, greedily and in fp32."""
-    from loop.config import EngineConfig
-    from loop.engines import Request
-    from loop.engines.hf_engine import TransformersEngine
-    from loop.prompts import render
+    from loop.config.settings import EngineConfig
+    from loop.engines.base import Request
+    from loop.engines.transformers_engine import TransformersEngine
+    from loop.prompts.chat_template import render
 
     rows = prompts_of(job, folder)["test"]
     engine = TransformersEngine(model, EngineConfig(kind="transformers", dtype="float32", batch=64))
@@ -272,7 +273,7 @@ def report(found: dict[str, list[Job]]) -> Job:
 
 def against(figures: Job, found: dict[str, list[Job]], name: str, other: str) -> str:
     """A side's accuracy less the other's, with its 95 % interval over the prompts of all rounds, in words."""
-    from loop.stats import paired_difference
+    from loop.measure.stats import paired_difference
 
     first, second = ([float(x) for one in found[side] for x in one["right"]] for side in (other, name))
     more = paired_difference(first, [1] * len(first), second, [1] * len(second), 0.95)
@@ -309,7 +310,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.job:
         return run_job(args.job)
-    from loop.models import resolve_base
+    from loop.store.model_folder import resolve_base
 
     names = ("engine", "completions", "batch", "held_out", "temperature", "max_tokens", "max_model_len", "threads")
     job: Job = {name: getattr(args, name) for name in (*names, "learning_rate", "seed")}

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from loop import tables
-from loop.config_pairs import PairsConfig
-from loop.files import sha256_of, write_file
-from loop.pairing.files import judged_groups, table_of
+from loop.campaign.stages.pair import signal_of
+from loop.campaign.stages.sample import response_counts, verdict_counts
+from loop.config.pairs_section import PairsConfig
+from loop.config.rule_table import RULES
+from loop.measure.signal import Tally
+from loop.pairing.io import judged_groups, table_of
 from loop.pairing.iteration import pair_all
-from loop.pairing.table import RULES
-from loop.signal import Tally
-from loop.stages.pair import signal_of
-from loop.stages.sample import response_counts, verdict_counts
+from loop.store import tables
+from loop.store.files import sha256_of, write_file
 
 PER_PROMPT = 8
 SHARD_PROMPTS = 512

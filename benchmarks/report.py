@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from loop.report.page import write_report
-from loop.runfolder import RunFolder
+from loop.store.run_folder import RunFolder
 from tests.loop.made_runs import Made, make_run
 
 ITERATIONS, EACH, TEST = 3, 8, 200

@@ -17,15 +17,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from judges.contract import JudgeError
-from loop import tables
-from loop.config import JudgeConfig
+from judges.types import JudgeError
+from loop.config.settings import JudgeConfig
 from loop.errors import UserError
-from loop.files import write_file
-from loop.judging import JudgeService, JudgeTask, read_groups
-from loop.models import find_model
-from loop.prompts import PromptRow
-from loop.verdict_cache import VerdictCache
+from loop.prompts.row import PromptRow
+from loop.store import tables
+from loop.store.files import write_file
+from loop.store.model_folder import find_model
+from loop.store.verdict_cache import VerdictCache
+from loop.workers.judge_service import JudgeService, JudgeTask, read_groups
 
 RESPONSES_PER_PROMPT = 8
 Clocks = tuple[float, float]

@@ -23,14 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loop.config import Config
-from loop.config_load import load_config
-from loop.crew import shard_size
-from loop.engines import chosen_engine
+from loop.config.load import load_config
+from loop.config.settings import Config
+from loop.engines.base import chosen_engine
 from loop.errors import UserError
-from loop.prompts import PromptRow, build_prompt_sets, render, slice_for
-from loop.sampler import SampleTask
-from loop.workers import Job, Worker, call, last_lines
+from loop.prompts.chat_template import render
+from loop.prompts.row import PromptRow
+from loop.prompts.sets import build_prompt_sets, slice_for
+from loop.workers.pool import shard_size
+from loop.workers.process import Job, Worker, call, last_lines
+from loop.workers.sampling_service import SampleTask
 
 SIDES = ("prefloop", "bare")
 
@@ -67,7 +69,7 @@ def time_prefloop(work: Work) -> Timed:
     """Sample the shards in a worker process, as the sample stage does."""
     config = work.config
     settings = {"settings": config.engine, "chat_template_kwargs": config.model.chat_template_kwargs}
-    engine = make_worker("engine", "loop.sampler:EngineService", settings, work.folder)
+    engine = make_worker("engine", "loop.workers.sampling_service:EngineService", settings, work.folder)
     size = config.sampling.shard_prompts or shard_size(config, config.sampling.n)
     starts = range(0, len(work.prompts), size)
     shards = [sample_task(work, f"shard-{start}", work.prompts[start : start + size]) for start in starts]
@@ -164,7 +166,7 @@ def rendered(tokenizer: Any, prompts: list[list[dict[str, str]]], config: Config
 def run_rounds(config: Config, prompts: int, rounds: int, folder: Path) -> dict[str, list[Timed]]:
     """Measure both sides in every round, each round on prompts of its own."""
     print("preparing prompts and model", flush=True)
-    trainer = make_worker("trainer", "loop.training:TrainService", {}, folder)
+    trainer = make_worker("trainer", "loop.workers.train_service:TrainService", {}, folder)
     try:
         model, _ = call(trainer, Job("finding the model", "base", {"base": config.model.base}))
     finally:

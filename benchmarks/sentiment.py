@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, DistilBertConfig, DistilBertForSequenceClassification
 
-from loop.config import EngineConfig
-from loop.engines import Request
-from loop.engines.hf_engine import TransformersEngine
-from loop.models import resolve_base
+from loop.config.settings import EngineConfig
+from loop.engines.base import Request
+from loop.engines.transformers_engine import TransformersEngine
+from loop.store.model_folder import resolve_base
 
 PEOPLE = (
     *("critic", "teacher", "neighbour", "driver", "nurse", "student", "tourist", "farmer", "engineer", "child"),
@@ -35,7 +35,7 @@ CLEAR = 0.05
 LENGTH = 64
 """Tokens that the classifier reads."""
 
-Labelled = tuple[str, int]
+ShardTotals = tuple[str, int]
 
 
 def prompts() -> list[str]:
@@ -63,7 +63,7 @@ def answers(model: Path, asked: Sequence[str], each: int, seed: int) -> list[str
     return found
 
 
-def labelled(texts: Sequence[str]) -> list[Labelled]:
+def labelled(texts: Sequence[str]) -> list[ShardTotals]:
     """Those that the lexicon finds clearly positive (1) or negative (0)."""
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
@@ -72,7 +72,7 @@ def labelled(texts: Sequence[str]) -> list[Labelled]:
     return [(text, int(score > 0)) for text, score in scored if abs(score) > CLEAR]
 
 
-def words() -> list[Labelled]:
+def words() -> list[ShardTotals]:
     """The lexicon's own words."""
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
@@ -88,7 +88,7 @@ def encoded(tokenizer: Any, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     return dict(tokenizer(list(texts), truncation=True, max_length=LENGTH, padding=True, return_tensors="pt"))
 
 
-def train(tokenizer: Any, examples: list[Labelled], epochs: int, seed: int) -> Any:
+def train(tokenizer: Any, examples: list[ShardTotals], epochs: int, seed: int) -> Any:
     """A two-layer encoder from nothing."""
     torch.manual_seed(seed)
     config = DistilBertConfig(

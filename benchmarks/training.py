@@ -81,7 +81,7 @@ def run_prefloop(job: Job, folder: Path) -> Job:
     from trainer.round import train_round
     from trainer.settings import TrainSettings
     from trainer.spec import RoundSpec
-    from trainer.training import read_steps
+    from trainer.steps import read_steps
 
     data = preference_data(job["groups"])
     settings = TrainSettings(
@@ -109,8 +109,8 @@ def run_prefloop(job: Job, folder: Path) -> Job:
 
 def planned_pairs(job: Job) -> list[Job]:
     """The pairs in the order in which prefloop trains them."""
-    from trainer.rows import plan_rows
     from trainer.settings import TrainSettings
+    from trainer.tree.rows import plan_rows
 
     groups, data = job["groups"], preference_data(job["groups"])
     settings = TrainSettings(batch_pairs=job["batch_pairs"], row_tokens=job["row_tokens"])
@@ -319,7 +319,7 @@ def main() -> None:
         return run_job(args.job)
     from datasets import load_dataset
 
-    from loop.models import resolve_base
+    from loop.store.model_folder import resolve_base
 
     rows = (
         load_dataset("json", data_files=args.gsm8k, split="train")

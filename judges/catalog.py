@@ -1,4 +1,4 @@
-"""Room judges, the catalog: what is installed comes in, each judge in words with its arguments goes out."""
+"""Describes the installed judges and their arguments."""
 
 import inspect
 from collections.abc import Iterator
@@ -8,17 +8,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from judges.contract import Judge, JudgeError, PointwiseJudge
+from judges.contract import Judge, PointwiseJudge
 from judges.pairwise import PairwiseJudge
-from judges.resolve import BUILT_IN, installed_plugins, judge_class, type_name
+from judges.registry import BUILT_IN, installed_plugins
+from judges.resolve import judge_class, type_name
+from judges.types import JudgeError
 
 Kind = Literal["pointwise", "pairwise", "group"]
-"""What a judge sees at a time: one response, two, or all to a prompt."""
+"""What a judge sees at a time: one response, two, or all responses to a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One argument of a judge; `default` is None too where `required` says that there is none."""
+    """One argument of a judge; `default` is None if it is required."""
 
     name: str
     type: str
@@ -29,7 +31,7 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A judge in the catalog. `problem` says why an installed one cannot be used; then nothing else is known of it."""
+    """A judge in the catalog. If an installed judge cannot be used, `problem` says why and the rest is empty."""
 
     name: str
     origin: str
@@ -41,7 +43,7 @@ class Entry:
 
 
 def catalog() -> Iterator[Entry]:
-    """Every judge that can be named without a colon: the built-in ones, then installed plug-ins; a broken one too."""
+    """Every judge named without a colon: built-in ones, then installed plug-ins, broken ones included."""
     for name in sorted(BUILT_IN):
         yield describe_judge(name)
     for name in sorted(installed_plugins()):
@@ -52,7 +54,7 @@ def catalog() -> Iterator[Entry]:
 
 
 def describe_judge(name: str, *, base_dir: Path | None = None) -> Entry:
-    """One judge by any name that a config may use; JudgeError if there is none."""
+    """Describe the judge of any name that a config accepts; JudgeError if there is none."""
     judge = judge_class(name, base_dir=base_dir)
     text = inspect.cleandoc(judge.__doc__ or "") if judge.__doc__ != Judge.__doc__ else ""
     arguments = tuple(
@@ -84,7 +86,7 @@ def _origin(name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A default as JSON can hold it."""
+    """A default value as plain JSON."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, BaseModel):

@@ -6,15 +6,63 @@ orders that contradict each other are a tie. A game that failed or was not decid
 win rate is taken over the others.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from judges.contract import Group, Judge, JudgeError, Prompt, Response, Verdict, describe, finite
-from judges.games import Couple, Schedule, circle, drawn_order, games_at_most, round_robin, swiss_round
+from judges.contract import Judge
 from judges.remember import key_of, once
+from judges.types import Group, JudgeError, Prompt, Response, Verdict, describe, finite
+
+Schedule = Literal["all", "sampled", "tournament"]
+Couple = tuple[int, int]
+"""Two indices in a group, the smaller first."""
+
+
+def round_robin(n: int) -> list[Couple]:
+    """All pairs of n responses: n (n − 1) / 2 games."""
+    return list(combinations(range(n), 2))
+
+
+def circle(order: Sequence[int], opponents: int) -> list[Couple]:
+    """Each plays the ⌈opponents / 2⌉ next in the circle, and thus as many before it; no pair meets twice."""
+    n, reach = len(order), -(-opponents // 2)
+    met = {_couple(order[p], order[(p + d) % n]) for p in range(n) for d in range(1, min(reach, n - 1) + 1)}
+    return sorted(couple for couple in met if couple[0] != couple[1])
+
+
+def swiss_round(order: Sequence[int], points: Sequence[float], met: set[Couple]) -> list[Couple]:
+    """Go down the standings (ties in the given order) and pair each with the nearest opponent it has not met."""
+    standings = sorted(order, key=lambda place: -points[place])
+    couples: list[Couple] = []
+    while standings:
+        place = standings.pop(0)
+        rival = next((r for r in standings if _couple(place, r) not in met), None)
+        if rival is not None:
+            standings.remove(rival)
+            couples.append(_couple(place, rival))
+    return couples
+
+
+def games_at_most(schedule: Schedule, n: int, opponents: int) -> int:
+    """Maximum number of games in a group of n, not counting the second order."""
+    if schedule == "all":
+        return len(round_robin(n))
+    return len(circle(range(n), opponents)) if schedule == "sampled" else min(opponents * (n // 2), n * (n - 1) // 2)
+
+
+def drawn_order(texts: Sequence[str]) -> list[int]:
+    """Indices in an order that depends only on the texts, so that the same group always plays the same games."""
+    digests = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
+    return sorted(range(len(texts)), key=lambda place: (digests[place], place))
+
+
+def _couple(a: int, b: int) -> Couple:
+    return (a, b) if a < b else (b, a)
 
 
 @dataclass(frozen=True, slots=True)

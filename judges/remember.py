@@ -8,18 +8,18 @@ reads them, and the number of the vote. Ids are no part of it: equal content has
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from judges.handed import Usage
-
-if TYPE_CHECKING:
-    from judges.contract import Judge, Prompt, Response
+from judges.context import Usage
+from judges.contract import Judge
+from judges.types import Prompt, Response
+from judges.versions import identity_of
 
 
 def key_of(
-    judge: "Judge",
-    prompt: "Prompt",
-    responses: "Sequence[Response]",
+    judge: Judge,
+    prompt: Prompt,
+    responses: Sequence[Response],
     *,
     columns: Sequence[str] | None = None,
     vote: int = 0,
@@ -29,8 +29,8 @@ def key_of(
     loop names for the model behind `generate`."""
     read = prompt.columns if columns is None else {name: prompt.columns.get(name) for name in columns}
     content = {
-        "judge": judge.identity,
-        "weights": judge.handed.weights if weights is None else weights,
+        "judge": identity_of(judge),
+        "weights": judge.context.weights if weights is None else weights,
         "messages": prompt.messages,
         "target": prompt.target,
         "columns": read,
@@ -41,16 +41,16 @@ def key_of(
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def once(judge: "Judge", key: str, give: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def once(judge: Judge, key: str, give: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The word (a verdict or preference, as a mapping) that was given before under this key, or else given now and
     kept."""
-    known = judge.handed.store.get(key)
-    judge.handed.told(Usage(calls=1), known is not None)
+    known = judge.context.store.get(key)
+    judge.context.on_usage(Usage(calls=1), known is not None)
     if known is not None:
         return dict(json.loads(known))
     word = give()
     if word["kind"] != "error":
-        judge.handed.store.put(key, json.dumps(word, sort_keys=True), judge.identity, Usage(calls=1))
+        judge.context.store.put(key, json.dumps(word, sort_keys=True), identity_of(judge), Usage(calls=1))
     return word
 
 
@@ -58,15 +58,13 @@ Words = Mapping[int, dict[str, Any]]
 """Verdicts or preferences, as mappings, by their place among all."""
 
 
-def once_each(
-    judge: "Judge", keys: Sequence[str], give: Callable[[list[int]], Iterator[Words]]
-) -> list[dict[str, Any]]:
+def once_each(judge: Judge, keys: Sequence[str], give: Callable[[list[int]], Iterator[Words]]) -> list[dict[str, Any]]:
     """As `once`, for many: the words of all keys, in their order.
 
     `give` gets the places of what is not known, equal content once, and gives its words batch after batch, in whatever
     order suits it; a batch is kept when it comes, so a kill costs the one that was being judged.
     """
-    store, told = judge.handed.store, judge.handed.told
+    store, told = judge.context.store, judge.context.on_usage
     found = {key: json.loads(text) for key in dict.fromkeys(keys) if (text := store.get(key)) is not None}
     missing = {key: place for place, key in reversed([*enumerate(keys)]) if key not in found}
     if remembered := len(keys) - len(missing):
@@ -75,7 +73,7 @@ def once_each(
         new = {keys[place]: word for place, word in words.items()}
         kept = {key: json.dumps(word, sort_keys=True) for key, word in new.items() if word["kind"] != "error"}
         if kept:
-            store.put_all(kept, judge.identity, Usage(calls=len(kept)))
+            store.put_all(kept, identity_of(judge), Usage(calls=len(kept)))
         told(Usage(calls=len(new)), False)
         found |= new
     return [dict(found[key]) for key in keys]

@@ -14,41 +14,15 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from judges.contract import Judge, JudgeError, PointwiseJudge, describe
+from judges.contract import Judge, PointwiseJudge
 from judges.pairwise import PairwiseJudge
+from judges.registry import BUILT_IN, installed_plugins
+from judges.types import JudgeError, describe
 from judges.versions import version_of
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
-BUILT_IN = {
-    "classifier": "judges.classifier:Classifier",
-    "combine": "judges.combine:Combine",
-    "contains": "judges.text:Contains",
-    "exact": "judges.text:Exact",
-    "external": "judges.external:External",
-    "format": "judges.structure:Format",
-    "gsm8k": "judges.gsm8k:GSM8K",
-    "implicit-reward": "judges.implicit_reward:ImplicitReward",
-    "length": "judges.length:Length",
-    "llm-compare": "judges.llm_compare:LLMCompare",
-    "llm-grade": "judges.llm_grade:LLMGrade",
-    "log-prob": "judges.log_prob:LogProb",
-    "math": "judges.maths:Math",
-    "multiple-choice": "judges.choice:MultipleChoice",
-    "number": "judges.text:Number",
-    "preference-model": "judges.preference_model:PreferenceModel",
-    "reasoning-gym": "judges.reasoning_gym:ReasoningGym",
-    "regex": "judges.text:Regex",
-    "reward-model": "judges.reward_model:RewardModel",
-}
-"""Where each built-in lives; imported only when asked for."""
-
-GROUP = "prefloop.judges"
 
 
 def build_judge(name: str, args: dict[str, Any], *, base_dir: Path | None = None) -> Judge:
@@ -114,13 +88,6 @@ def type_name(annotation: Any) -> str:
     if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return "mapping"
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).removeprefix("typing.")
-
-
-def installed_plugins() -> dict[str, "EntryPoint"]:
-    """The entry points of installed packages by name; those that would take a built-in's name are left out."""
-    from importlib import metadata
-
-    return {point.name: point for point in metadata.entry_points(group=GROUP) if point.name not in BUILT_IN}
 
 
 def _entry_point(name: str) -> object:

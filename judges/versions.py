@@ -8,7 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from judges.contract import Judge, JudgeError, PointwiseJudge
+from judges.contract import Judge, PointwiseJudge
+from judges.registry import installed_plugins
+from judges.types import JudgeError
 
 
 def fingerprint(judge: Judge, name: str) -> dict[str, Any]:
@@ -24,8 +26,10 @@ def fingerprint(judge: Judge, name: str) -> dict[str, Any]:
 
 def identity_of(judge: Judge) -> str:
     """sha256 of the judge's fingerprint, the class's name standing for whatever name or path it was built by."""
-    known = fingerprint(judge, type(judge).__qualname__)
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode("utf-8")).hexdigest()
+    if not judge._identity:  # kept: a template or weights may have to be hashed
+        known = fingerprint(judge, type(judge).__qualname__)
+        judge._identity = hashlib.sha256(json.dumps(known, sort_keys=True).encode("utf-8")).hexdigest()
+    return judge._identity
 
 
 @cache
@@ -63,8 +67,6 @@ def _source_hash(kind: type[Judge]) -> str:
 
 def _plugin_folder(kind: type[Judge]) -> Path | None:
     """The folder of the package that the class is from, if that package offers judges by entry points."""
-    from judges.resolve import installed_plugins
-
     top = kind.__module__.partition(".")[0]
     file = Path(getattr(sys.modules.get(top), "__file__", None) or "")
     offers = any(point.module.partition(".")[0] == top for point in installed_plugins().values())

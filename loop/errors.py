@@ -1,7 +1,7 @@
 """Room loop: what stops a command and a person is meant to read."""
 
 
-class WaitingForPeople(Exception):
+class AwaitingLabels(Exception):
     """No failure: all that the machine can do is done, and the text says what people are to do before it goes on.
 
     The command line prints it and exits with 3.
@@ -16,5 +16,5 @@ class UserError(ValueError):
     """
 
 
-class ReachedGoal(Exception):
+class StoppedAtUntil(Exception):
     """No failure: the run has come to the stage that `--until` named, and stops there."""

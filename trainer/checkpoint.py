@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from trainer.errors import TrainerError
 from trainer.files import PARTIAL, fresh_partial, publish_folder, read_json, write_json
 from trainer.learner import Learner
-from trainer.team import ALONE, Team
+from trainer.parallel.team import ALONE, Team
 
 REFERENCE = "reference.safetensors"
 

@@ -12,9 +12,9 @@ from trainer.data import CheckedData, PreferenceData
 from trainer.errors import TrainerError
 from trainer.losses.terms import terms_of
 from trainer.objective import Objective
-from trainer.rows import Plan, plan_rows
 from trainer.settings import MixSettings, TrainSettings
 from trainer.step import StepContext, accumulate_step
+from trainer.tree.rows import Plan, plan_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.attention import use_tree_attention
 from trainer.errors import TrainerError
 from trainer.settings import LoraSettings, TrainSettings
+from trainer.tree.attention import use_tree_attention
 
 Precision = Literal["fp32", "bf16-autocast", "bf16"]
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")

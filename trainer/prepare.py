@@ -14,20 +14,20 @@ import torch
 from trainer.convert import as_kind, with_mismatched
 from trainer.data import CheckedData, PreferenceData, check_data
 from trainer.errors import TrainerError
+from trainer.layout_probe import Gaps, choose_layout, how_wrong, probe_rows
 from trainer.learner import Learner
 from trainer.live import LIVE, LiveReference
 from trainer.memory import use_huge_pages
 from trainer.mix import MixPlan, plan_mix
 from trainer.model import cast_weights, choose_arithmetic, load_model, make_trainable, read_limits
 from trainer.objective import Objective, check_needs
-from trainer.probe import Gaps, choose_layout, how_wrong, probe_rows
+from trainer.parallel.team import Team
 from trainer.reference import Reference, ReferencePass, reference_key, reference_path
-from trainer.rows import Layout, Plan, plan_rows
 from trainer.scorer import RowScorer
 from trainer.spec import RoundSpec, Running
+from trainer.steps import Report
 from trainer.summary import Clock
-from trainer.team import Team
-from trainer.training import Report
+from trainer.tree.rows import Layout, Plan, plan_rows
 from trainer.value import ValueNetwork
 
 

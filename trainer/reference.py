@@ -22,9 +22,9 @@ from trainer.data import PreferenceData
 from trainer.errors import TrainerError
 from trainer.files import PARTIAL, publish_file
 from trainer.model import Arithmetic
-from trainer.rows import Plan, Row, encode_row
+from trainer.parallel.team import Team
 from trainer.scorer import RowScorer, to_batch
-from trainer.team import Team
+from trainer.tree.rows import Plan, Row, encode_row
 
 SAVE_SECONDS = 20.0
 

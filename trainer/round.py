@@ -17,13 +17,13 @@ from trainer.files import fresh_partial, publish_folder
 from trainer.learner import Learner
 from trainer.mix import mix_in_numbers
 from trainer.model import rebuild, save_candidate, trained_parameters
-from trainer.probe_set import ProbeSet, split_probe
+from trainer.parallel.team import ALONE, Team
 from trainer.reference import sampler_gap
 from trainer.spec import RoundSpec, Running
+from trainer.steps import Report, StepsJob, StepsPlan, read_steps, train_steps
 from trainer.summary import RoundSummary, read_summary, write_summary
-from trainer.team import ALONE, Team
-from trainer.training import Report, StepsJob, StepsPlan, read_steps, train_steps
 from trainer.warm_start import chosen_only, described, first_round, remove_warm_start, second_round
+from trainer.watched_pairs import ProbeSet, split_probe
 
 
 def train_round(
@@ -64,7 +64,7 @@ def train_round(
     if team.leads:
         pairs = sum(plan.steps[index].relations for index in sorted(set(plan.order)))
         numbers = None if mixed is None else mix_in_numbers(mixed, read_steps(spec.work))
-        save_round(running, whole, Trained(pairs, checked.dropped, layout, gap, agreement, plan.digest, numbers))
+        save_round(running, whole, RoundTotals(pairs, checked.dropped, layout, gap, agreement, plan.digest, numbers))
         remove_checkpoints(spec.work)
         remove_warm_start(spec.work)
     team.wait()
@@ -77,7 +77,7 @@ def _train_together(
     spec: RoundSpec, data: PreferenceData, report: Report, examples: PreferenceData | None
 ) -> RoundSummary:
     """The same in several processes, which share the CPU's threads."""
-    from trainer.processes import run_together
+    from trainer.parallel.processes import run_together
 
     size, sharded = spec.settings.processes, spec.settings.distribute == "fsdp"
     own = replace(spec, threads=max(1, (spec.threads or torch.get_num_threads()) // size))
@@ -124,7 +124,7 @@ def _whole_model(running: Running, model: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class RoundTotals:
     """What the steps of a round went over; the fields are those of `RoundSummary`."""
 
     pairs: int
@@ -136,7 +136,7 @@ class Trained:
     mix: dict[str, Any] | None = None
 
 
-def save_round(running: Running, model: Any, trained: Trained) -> None:
+def save_round(running: Running, model: Any, trained: RoundTotals) -> None:
     """Write the candidate with its summary."""
     spec = running.spec
     running.report({"phase": "save", "done": 0, "total": 1})

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 
 from trainer.data import PreferenceData, PromptGroup, Single
+from trainer.layout_probe import choose_layout, probe_rows
 from trainer.model import choose_arithmetic, load_model, read_limits
-from trainer.probe import choose_layout, probe_rows
-from trainer.rows import Layout, Row, encode_row, plan_rows
 from trainer.scorer import RowScorer, to_batch
 from trainer.settings import TrainSettings
+from trainer.tree.rows import Layout, Row, encode_row, plan_rows
 
 ScorePrecision = Literal["fp32", "bf16-autocast"]
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainer.attention import attach, to_tensors
-from trainer.encode import EncodedRow
+from trainer.tree.attention import attach, to_tensors
+from trainer.tree.encode import EncodedRow
 
 LOGIT_ROWS = 64  # rows of fp32 logits alive at once: 64 x 150,000 ids are 38 MB
 

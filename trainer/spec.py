@@ -7,10 +7,10 @@ from typing import Any
 
 from trainer.model import Arithmetic
 from trainer.objective import Objective
+from trainer.parallel.team import Team
 from trainer.settings import TrainSettings
+from trainer.steps import Report
 from trainer.summary import Clock
-from trainer.team import Team
-from trainer.training import Report
 
 
 @dataclass(frozen=True, slots=True)

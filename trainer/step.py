@@ -24,13 +24,13 @@ from trainer.learner import Learner
 from trainer.losses.batch import Responses
 from trainer.model import Arithmetic
 from trainer.objective import Objective
+from trainer.parallel.team import ALONE, Team
 from trainer.reference import RowReference
 from trainer.relations import Batch, Placed, gather, join, leaves, moved
-from trainer.rows import Layout, Row, Step, encode_row, separate_tokens
 from trainer.scorer import RowBatch, RowScorer, Scores, along_paths, to_batch
 from trainer.stops import BadStep
-from trainer.team import ALONE, Team
 from trainer.totals import StepTotals
+from trainer.tree.rows import Layout, Row, Step, encode_row, separate_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from trainer.checkpoint import checkpoint_folders
 from trainer.data import PreferenceData
 from trainer.errors import TrainerError
 from trainer.files import PARTIAL, publish_file, write_json
-from trainer.rows import Row, Step
+from trainer.tree.rows import Row, Step
 
 FEWEST, MOST = 8, 64
 """Steps before this one whose gradient norms say what is usual."""

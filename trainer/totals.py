@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from trainer.objective import Value
-from trainer.team import Team
+from trainer.parallel.team import Team
 
 
 @dataclass(slots=True)

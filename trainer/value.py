@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trainer.data import PreferenceData
 from trainer.model import Arithmetic, disable_dropout
-from trainer.rows import Row
+from trainer.tree.rows import Row
 
 
 class ValueNetwork(nn.Module):

@@ -17,6 +17,7 @@ from trainer.summary import RoundSummary
 if TYPE_CHECKING:
     from trainer.spec import RoundSpec
 
+
 FOLDER = "warm-start"
 
 

@@ -15,8 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from loop.config import EngineConfig
-from loop.engines import Completion, Progress, Request, stop_ids
+from loop.config.settings import EngineConfig
+from loop.engines.base import Completion, Progress, Request, stop_ids
 
 SMALL_BLOCK = 32
 """Tokens per cache block on a CPU, vLLM's smallest: responses share the full blocks of their prompt, and prompts are

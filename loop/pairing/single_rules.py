@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from loop.config_pairs import PairsConfig
+from loop.config.pairs_section import PairsConfig
 from loop.pairing.records import Choice, Judged, Made, MadeGroup, MadeSingle, Pool
 from loop.pairing.win_rates import over_others
 

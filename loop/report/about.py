@@ -1,14 +1,13 @@
-"""Room loop, what the report says of a run itself: settings, lineage, versions, hashes. In: a run's numbers; out:
-tables in print."""
+"""Tables of a run's settings, starts, versions and model hashes for the report."""
 
 import json
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from loop.report.data import RunData, Turn
+from loop.redact import redacted
+from loop.report.data import IterationData, RunData
 from loop.report.figure import Table
-from loop.report.redact import redacted
 
 
 def settings(data: RunData) -> Table:
@@ -31,7 +30,7 @@ def _shown(value: Any) -> str:
 
 
 def starts(data: RunData) -> Table:
-    """Each start of the run: when, from which config, with what changed."""
+    """Every start of the run: time, config and changed settings."""
     rows = [
         [moment(start["time"]), start.get("config", ""), "; ".join(_change(one) for one in start.get("changes", []))]
         for start in data.lineage.get("starts", [])
@@ -45,12 +44,12 @@ def _change(change: dict[str, Any]) -> str:
 
 
 def moment(seconds: float) -> str:
-    """A date and a time of day, UTC."""
+    """Format seconds since the epoch as date and time, UTC."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
 
 
 def versions(data: RunData) -> Table:
-    """Versions of what decides results, at each start."""
+    """Package versions that affect results, at each start."""
     known = [start.get("versions", {}) for start in data.lineage.get("starts", [])]
     names = sorted({name for one in known for name in one})
     heads = ["package", *(f"start {i}" for i in range(1, len(known) + 1))] if len(known) > 1 else ["package", "version"]
@@ -58,12 +57,12 @@ def versions(data: RunData) -> Table:
 
 
 def models(data: RunData) -> Table:
-    """By iteration the models in play, by the beginning of their hashes, and the digests of the stages."""
+    """Short hashes of the models and stage digests of each iteration."""
     heads = ["iteration", "candidate", "incumbent before", "reference after", "incumbent after", "pairs", "round"]
     return Table(heads, [_models(turn) for turn in data.turns])
 
 
-def _models(turn: Turn) -> list[object]:
+def _models(turn: IterationData) -> list[object]:
     named = [_named(turn.promotion.get(role)) for role in ("candidate", "incumbent", "reference", "policy")]
     digests = [turn.manifests[stage].digest[:12] if stage in turn.manifests else None for stage in ("pair", "train")]
     return [turn.number, *named, *digests]

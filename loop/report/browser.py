@@ -6,23 +6,50 @@ Nothing is kept in memory but one page and one shard's columns.
 """
 
 import json
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from loop import tables
-from loop.pairing.answers import read_answers
-from loop.pairing.files import read_judged
-from loop.pairing.prompt import NO_ANSWERS, build_prompt
+from loop.pairing.data_answers import read_answers
+from loop.pairing.io import read_judged
+from loop.pairing.one_prompt import NO_ANSWERS, build_prompt
 from loop.pairing.records import Judged
-from loop.prompts import PromptRow, read_table
+from loop.prompts.row import PromptRow, read_table
 from loop.report.data import SETS, RunData
-from loop.report.tokens import TokenTexts, token_texts
-from loop.runfolder import is_further
+from loop.store import tables
+from loop.store.model_refs import read_model
+from loop.store.stage import is_further
+
+FILE = "tokenizer.json"
+TokenTexts = Callable[[int], str]
+
+
+def token_texts(data: RunData) -> TokenTexts:
+    """Token id to text."""
+    path = next((folder / FILE for folder in _folders(data) if (folder / FILE).exists()), None)
+    if path is None:
+        return lambda token: f"[{token}]"
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+
+    @cache
+    def text(token: int) -> str:
+        return str(tokenizer.decode([token], skip_special_tokens=False)) or f"[{token}]"
+
+    return text
+
+
+def _folders(data: RunData) -> list[Path]:
+    """Where models of the run lie, its base model last."""
+    own = [data.run.stage(turn.number, "train").model for turn in data.rounds]
+    base = [read_model(data.run, t.promotion["policy"]).path for t in data.turns if t.number == 0 and t.promotion]
+    return [*own, *base]
+
 
 PER_PAGE = 64
 """Prompts on a page."""
@@ -143,8 +170,8 @@ class Book:
         return {id: "used" if id in used else "over_cap" if why == "used" else why for id, why in found.items()}
 
     @cached_property
-    def _trained(self) -> "Trained":
-        return read_trained(self.data, self.iteration) if self.which == "train" else Trained(frozenset(), {})
+    def _trained(self) -> "TrainedIds":
+        return read_trained(self.data, self.iteration) if self.which == "train" else TrainedIds(frozenset(), {})
 
 
 def _prompts_of(responses: Path) -> set[str]:
@@ -152,14 +179,14 @@ def _prompts_of(responses: Path) -> set[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainedIds:
     """What an iteration was trained on: ids of responses, and by prompt the pairs (chosen, rejected)."""
 
     used: frozenset[str]
     pairs: dict[str, list[tuple[str, str]]]
 
 
-def read_trained(data: RunData, iteration: int) -> Trained:
+def read_trained(data: RunData, iteration: int) -> TrainedIds:
     """From whichever table the pair stage wrote; nothing while it is not finished."""
     folder = data.run.stage(iteration, "pair")
     if folder.pairs.exists():
@@ -167,13 +194,13 @@ def read_trained(data: RunData, iteration: int) -> Trained:
         pairs: dict[str, list[tuple[str, str]]] = {}
         for id, chosen, rejected in zip(*columns.values(), strict=True):
             pairs.setdefault(id, []).append((chosen, rejected))
-        return Trained(frozenset(columns["chosen_id"]) | frozenset(columns["rejected_id"]), pairs)
+        return TrainedIds(frozenset(columns["chosen_id"]) | frozenset(columns["rejected_id"]), pairs)
     if (path := folder.relations("singles")).exists():
-        return Trained(frozenset(tables.read(path, ["response_id"])["response_id"].to_pylist()), {})
+        return TrainedIds(frozenset(tables.read(path, ["response_id"])["response_id"].to_pylist()), {})
     if (path := folder.relations("groups")).exists():
         rows = tables.read(path, ["response_ids"])["response_ids"].to_pylist()
-        return Trained(frozenset(id for row in rows for id in row), {})
-    return Trained(frozenset(), {})
+        return TrainedIds(frozenset(id for row in rows for id in row), {})
+    return TrainedIds(frozenset(), {})
 
 
 def _response(row: Mapping[str, Any], verdict: Mapping[str, Any] | None, reason: str | None) -> dict[str, Any]:

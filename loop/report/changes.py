@@ -1,5 +1,4 @@
-"""Room loop, what the model now says differently: two iterations' greedy answers to the same test prompts come in,
-examples with their differences marked go out."""
+"""Compare greedy answers of the base model and the incumbent on the same test prompts, with differences marked."""
 
 import difflib
 import re
@@ -8,23 +7,23 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from loop.report.data import RunData
-from loop.show import collect_prompts
+from loop.view.show import collect_prompts
 
 EXAMPLES = 6
-"""So many of each kind are shown."""
+"""Number of examples shown of each kind."""
 
 EVERYTHING = 10**9
 """More prompts than any test set holds."""
 
 LONGEST = 1200
-"""Characters of a text that an example shows."""
+"""Characters shown of a text in an example."""
 
 WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A greedy answer and what the judge said of it."""
+    """A greedy answer with its verdict."""
 
     text: str
     right: bool
@@ -33,7 +32,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A test prompt whose verdict changed; `before` and `after` with their differences marked."""
+    """A test prompt whose verdict changed; `before` and `after` have their differences marked."""
 
     prompt_id: str
     prompt: str
@@ -47,7 +46,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The base model against the incumbent, on the test prompts' greedy answers."""
+    """How greedy test answers changed from the base model to the incumbent."""
 
     iteration: int
     won: int
@@ -62,7 +61,7 @@ def changes(data: RunData) -> Changes | None:
     if not data.best:
         return None
     before, after = _greedy(data, 0), _greedy(data, data.best)
-    both = sorted(before.keys() & after.keys())  # ids are hashes: no order of the data shows
+    both = sorted(before.keys() & after.keys())  # ids are hashes, so this order is unrelated to the data's
     if not both:
         return None
     won = [id for id in both if after[id][1].right and not before[id][1].right]
@@ -74,7 +73,7 @@ def changes(data: RunData) -> Changes | None:
 
 
 def _greedy(data: RunData, k: int) -> dict[str, tuple[dict[str, str | None], Answer]]:
-    """By prompt id: prompt and target, and the greedy answer, where it has a score."""
+    """Prompt, target and greedy answer by prompt id, where the answer has a score."""
     correct_at, found = data.correct_at, {}
     for prompt in collect_prompts(data.run, k, "test", None, EVERYTHING):
         for response in prompt["responses"]:
@@ -94,12 +93,12 @@ def _example(
 
 
 def cut(text: str) -> str:
-    """At most LONGEST characters, and a sign where some are left out."""
+    """The first LONGEST characters, with an ellipsis if some are left out."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 def marked_difference(before: str, after: str) -> tuple[Markup, Markup]:
-    """Both texts, escaped, with the words that the other one does not have inside <del> and <ins>."""
+    """Both texts, escaped, with words unique to one side in <del> or <ins>."""
     old, new = WORDS.findall(before), WORDS.findall(after)
     steps = difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
     left = Markup("").join(_marked("del", "".join(old[a:b]), tag != "equal") for tag, a, b, _, _ in steps)

@@ -12,21 +12,21 @@ from typing import Any
 
 from markupsafe import Markup
 
-from loop.compare import compare_runs
-from loop.evaluation import METRICS
-from loop.files import write_file
-from loop.report.alarms import alarms
+from loop.measure.evaluation import METRICS
+from loop.redact import redacted
 from loop.report.changes import cut, marked_difference
-from loop.report.data import RunData, Turn, read_run
+from loop.report.data import IterationData, RunData, read_run
 from loop.report.figure import Figure, Missing, Table, keys_of, section, table_of
+from loop.report.figures_quality import describe_change, heights, hundred
+from loop.report.figures_training import thin_column
 from loop.report.headline import Tile
 from loop.report.marks import Series, chart, plot_x, plot_y
 from loop.report.page import fill
-from loop.report.quality import change_in_words, heights, hundred
-from loop.report.redact import redacted
 from loop.report.scale import axis, number, percent, share_axis, whole_axis
-from loop.report.training import thin_column
-from loop.runfolder import RunFolder
+from loop.report.warnings import alarms
+from loop.store.files import write_file
+from loop.store.run_folder import RunFolder
+from loop.view.comparison import compare_runs
 
 TONES = 8
 """Runs beyond so many repeat colours; their lines are dashed."""
@@ -126,7 +126,7 @@ def _metric_figure(data: Sequence[RunData], which: str, metric: str, title: str)
 
 
 def _plain_figure(
-    data: Sequence[RunData], id: str, title: str, unit: str, value: Callable[[Turn], float | None]
+    data: Sequence[RunData], id: str, title: str, unit: str, value: Callable[[IterationData], float | None]
 ) -> Figure | Missing:
     """Any number by iteration."""
     series = [
@@ -136,7 +136,7 @@ def _plain_figure(
     return _drawn(id, title, "The same quantity of each run, iteration by iteration.", series, "iteration", unit)
 
 
-def _mean_length(turn: Turn) -> float | None:
+def _mean_length(turn: IterationData) -> float | None:
     return turn.test["mean_length"] if turn.test else None
 
 
@@ -196,7 +196,7 @@ def _sentence(compared: dict[str, Any], first: str, second: str) -> str:
     who = f"{second} against {first}"
     if found["value"] is None:
         return f"{who}: sampled accuracy cannot be compared."
-    told = change_in_words(found["value"], found["low"], found["high"])
+    told = describe_change(found["value"], found["low"], found["high"])
     sure = "a difference" if found["low"] > 0 or found["high"] < 0 else "no difference that these prompts can show"
     return f"{who}: {told} of sampled test accuracy, p = {number(found['p_value'])}: {sure}."
 

@@ -9,20 +9,21 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from loop.config import Config
-from loop.config_data import PREFERENCE
-from loop.config_load import LoadedConfig, load_config
-from loop.files import read_json
-from loop.lineage import read_lineage
-from loop.report.samples import SetNumbers, set_numbers
-from loop.runfolder import STAGES, RunFolder, StageFolder
-from loop.status import collect
+from loop.config.checks import PREFERENCE
+from loop.config.load import LoadedConfig, load_config
+from loop.config.settings import Config
+from loop.report.set_numbers import SetNumbers, set_numbers
+from loop.store.files import read_json
+from loop.store.lineage import read_lineage
+from loop.store.run_folder import RunFolder
+from loop.store.stage import STAGES, StageFolder
+from loop.view.status import collect
 
 SETS = ("train", "gate", "test")
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class IterationData:
     """One iteration (0: the base model)."""
 
     number: int
@@ -76,7 +77,7 @@ class RunData:
     loaded: LoadedConfig
     state: dict[str, Any]
     lineage: dict[str, Any]
-    turns: list[Turn]
+    turns: list[IterationData]
     configs: dict[int, Config] = field(default_factory=dict)
 
     def settings(self, number: int) -> Config:
@@ -111,12 +112,12 @@ class RunData:
         return float(self.state["confidence"])
 
     @property
-    def evaluated(self) -> list[Turn]:
+    def evaluated(self) -> list[IterationData]:
         """The iterations that have test metrics."""
         return [turn for turn in self.turns if turn.test is not None]
 
     @property
-    def rounds(self) -> list[Turn]:
+    def rounds(self) -> list[IterationData]:
         """The iterations after the base model."""
         return [turn for turn in self.turns if turn.number]
 
@@ -125,7 +126,7 @@ class RunData:
         """The incumbent's iteration."""
         return int(self.state["incumbent"])
 
-    def turn(self, number: int) -> Turn | None:
+    def turn(self, number: int) -> IterationData | None:
         """An iteration, if it is there."""
         return next((turn for turn in self.turns if turn.number == number), None)
 
@@ -138,13 +139,13 @@ def read_run(run: RunFolder) -> RunData:
     return RunData(run, loaded, state, read_lineage(run), turns, {1: first})
 
 
-def _turn(run: RunFolder, state: dict[str, Any], first: Config) -> Turn:
+def _turn(run: RunFolder, state: dict[str, Any], first: Config) -> IterationData:
     k = state["iteration"]
     folders = {stage: run.latest(k, stage) for stage in STAGES}
     manifests = {stage: found for stage in STAGES if (found := folders[stage].manifest())}
     correct_at, confidence = first.pairs.correct_at, first.promote.confidence
     sets = {which: set_numbers(run.judged_shards(k, which), correct_at, confidence) for which in SETS}
-    return Turn(
+    return IterationData(
         number=k,
         state=state,
         metrics=read_json(folders["eval"].metrics) if "eval" in manifests else {},

@@ -1,18 +1,17 @@
-"""Room loop, the report's first lines: a run's numbers come in; whether it works, from where to where, and what each
-gate said go out."""
+"""The top of the report: a verdict sentence, summary tiles and the gate decisions."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from loop.report.data import RunData, Turn
-from loop.report.quality import change_in_words
+from loop.report.data import IterationData, RunData
+from loop.report.figures_quality import describe_change
 from loop.report.scale import clock, number, percent
-from loop.status_tables import percent as with_interval
+from loop.view.status_tables import percent as with_interval
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A large number with a word above and a line below."""
+    """A large number with a title above and a note below."""
 
     name: str
     value: str
@@ -20,8 +19,8 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the gate said of a candidate."""
+class GateDecision:
+    """The gate's decision on a candidate."""
 
     iteration: int
     promoted: bool | None
@@ -30,17 +29,17 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The report's first lines."""
+    """The top of the report."""
 
     sentence: str
     mood: str
     """good, flat, bad or early."""
     tiles: list[Tile]
-    verdicts: list[Verdict]
+    verdicts: list[GateDecision]
 
 
 def headline(data: RunData) -> Headline:
-    """What a reader should know if he reads nothing else."""
+    """Build the summary at the top of the page."""
     sentence, mood = _sentence(data)
     return Headline(sentence, mood, _tiles(data), [_verdict(turn) for turn in data.rounds])
 
@@ -50,22 +49,25 @@ def _sentence(data: RunData) -> tuple[str, str]:
     if base is None or not base.test:
         return "Nothing has been evaluated yet.", "early"
     if not any(turn.test for turn in data.rounds):
-        return "The base model is evaluated; no iteration is finished yet.", "early"
+        return "The base model is evaluated; no iteration has finished yet.", "early"
     if not data.best or "gains" not in data.state:
-        return "No candidate has been promoted: the base model is still the best one.", "flat"
+        return "No candidate has been promoted; the base model is still the incumbent.", "flat"
     gain = data.state["gains"][data.metric]["difference"]
     if gain["value"] is None:
         return (
             f"Iteration {data.best} is the incumbent; its test accuracy cannot be compared with the base model's.",
             "flat",
         )
-    what, change = data.metric.replace("_", " "), change_in_words(gain["value"], gain["low"], gain["high"])
+    what, change = data.metric.replace("_", " "), describe_change(gain["value"], gain["low"], gain["high"])
     told = f"{what} on the test prompts changed by {change}"
     if gain["low"] > 0:
         return f"It works: from the base model to iteration {data.best}, {told}.", "good"
     if gain["high"] < 0:
         return f"It got worse: from the base model to iteration {data.best}, {told}.", "bad"
-    return f"Not shown to work: from the base model to iteration {data.best}, {told}, which may be chance.", "flat"
+    return (
+        f"Not shown to work: from the base model to iteration {data.best}, {told}, which may be due to chance.",
+        "flat",
+    )
 
 
 def _tiles(data: RunData) -> list[Tile]:
@@ -82,16 +84,12 @@ def _tiles(data: RunData) -> list[Tile]:
 
 
 def _judge(spent: dict[str, int]) -> list[Tile]:
-    """What a judge that is paid for has cost so far."""
+    """Paid judge calls and tokens so far."""
     tokens = spent["prompt_tokens"] + spent["completion_tokens"]
-    return (
-        [Tile("judge", f"{number(spent['calls'])} calls", f"{number(tokens)} tokens paid for")]
-        if spent["calls"]
-        else []
-    )
+    return [Tile("judge", f"{number(spent['calls'])} calls", f"{number(tokens)} paid tokens")] if spent["calls"] else []
 
 
-def _accuracy(data: RunData, name: str, turn: Turn) -> Tile:
+def _accuracy(data: RunData, name: str, turn: IterationData) -> Tile:
     assert turn.test is not None
     metric = turn.test[data.metric]
     note = f"; greedy {with_interval(turn.test['greedy_accuracy'])} %" if not data.unjudged else " of held-out pairs"
@@ -99,7 +97,7 @@ def _accuracy(data: RunData, name: str, turn: Turn) -> Tile:
 
 
 def _interval(metric: dict[str, Any]) -> str:
-    return "nothing counts" if metric["value"] is None else f"[{percent(metric['low'])}, {percent(metric['high'])}]"
+    return "no data" if metric["value"] is None else f"[{percent(metric['low'])}, {percent(metric['high'])}]"
 
 
 def _gain(data: RunData) -> list[Tile]:
@@ -107,7 +105,7 @@ def _gain(data: RunData) -> list[Tile]:
     difference, ratio = gain.get("difference", {}), gain.get("ratio", {})
     if difference.get("value") is None:
         return []
-    told = change_in_words(difference["value"], difference["low"], difference["high"])
+    told = describe_change(difference["value"], difference["low"], difference["high"])
     points, _, interval = told.partition(" [")
     times = f", {number(ratio['value'])} times" if ratio.get("value") is not None else ""
     return [Tile("gain on test", points.replace(" points", ""), f"points [{interval}{times}")]
@@ -119,10 +117,12 @@ def _promoted(data: RunData) -> str:
     return f"{promoted} promoted, {rejected} rejected"
 
 
-def _verdict(turn: Turn) -> Verdict:
+def _verdict(turn: IterationData) -> GateDecision:
     if turn.state["promoted"] is None:
         begun = [stage for stage, state in turn.state["stages"].items() if state != "waiting"]
-        return Verdict(turn.number, None, f"in progress: {begun[-1] if begun else 'sample'}")
+        return GateDecision(turn.number, None, f"in progress: {begun[-1] if begun else 'sample'}")
     reason, tried = turn.state["reason"] or "", len(turn.state["attempts"])
     again = f"attempt {tried}: " if tried > 1 else ""
-    return Verdict(turn.number, turn.state["promoted"], again + reason.removeprefix("not ").removeprefix("promoted: "))
+    return GateDecision(
+        turn.number, turn.state["promoted"], again + reason.removeprefix("not ").removeprefix("promoted: ")
+    )

@@ -18,19 +18,19 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from loop.files import read_json, to_json, write_file
 from loop.report import about
-from loop.report.alarms import Alarm, alarms
 from loop.report.browser import Book, Page, books, to_script_json
 from loop.report.changes import changes
 from loop.report.data import RunData, read_run
 from loop.report.figure import section
+from loop.report.figures_cost import ledger_figures
+from loop.report.figures_data import judge_figures, supply_figures
+from loop.report.figures_quality import quality_figures
+from loop.report.figures_training import training_figures
 from loop.report.headline import headline
-from loop.report.ledger import ledger_figures
-from loop.report.quality import quality_figures
-from loop.report.supply import judge_figures, supply_figures
-from loop.report.training import training_figures
-from loop.runfolder import RunFolder
+from loop.report.warnings import Alarm, alarms
+from loop.store.files import read_json, to_json, write_file
+from loop.store.run_folder import RunFolder
 
 TEMPLATES = Path(__file__).with_name("templates")
 INLINE_BYTES = 4_500_000

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from judges import Group, JudgeError, Prompt, Response, Verdict, build_judge, fingerprint, judge_groups, self_test
-from judges.scales import between_0_and_1, ranked, rescaled, standardised
+from judges.combine.scales import between_0_and_1, ranked, rescaled, standardised
 
 SAYS = '''
 import os
@@ -167,7 +167,7 @@ def test_a_majority_counts_votes_and_a_tie_abstains() -> None:
     assert (tie.kind, tie.why, tie.parts["a"], tie.parts["b"]) == ("abstain", "a tie of 1 to 1", 1.0, 0.0)
     assert scores(["1|0|0"], [says(0, weight=3), says(1), says(2)], how="majority") == [1.0]
     odd = verdicts(["1|0.5|1"], three, how="majority")[0]
-    assert (odd.kind, odd.why) == ("error", "b said 0.5, and a majority counts only 0 and 1")
+    assert (odd.kind, odd.why) == ("error", "b gave 0.5, but a majority counts only 0 and 1")
 
 
 def test_a_fallback_takes_the_first_that_can_tell() -> None:
@@ -221,24 +221,24 @@ def test_a_shadow_that_breaks_altogether_does_no_harm_and_another_part_stops_the
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
-        ({"parts": []}, "give at least one that is no shadow"),
-        ({"parts": [says(0, shadow=True)]}, "give at least one that is no shadow"),
-        ({"parts": [says(0), says(0)]}, "two parts are called 'a': give each a name"),
-        ({"parts": [says(0, weight=0)]}, "weight 0: to only watch it, set shadow: true"),
+        ({"parts": []}, "give at least one that is not a shadow"),
+        ({"parts": [says(0, shadow=True)]}, "give at least one that is not a shadow"),
+        ({"parts": [says(0), says(0)]}, "two parts are named 'a': give each its own name"),
+        ({"parts": [says(0, weight=0)]}, "weight 0: to only record its score, set shadow: true"),
         (
             {"parts": [says(0), says(1, shadow=True, weight=1)]},
             "'b' is a shadow, which has neither weight nor threshold",
         ),
-        ({"parts": [says(0, threshold=1)]}, "'a' has a threshold, which only how: gates reads"),
+        ({"parts": [says(0, threshold=1)]}, "'a' has a threshold, which only how: gates uses"),
         ({"parts": [says(0)], "how": "gates"}, "how: gates needs a part with a threshold"),
-        ({"parts": [says(0, weight=2)], "how": "fallback"}, "takes a score as it is"),
+        ({"parts": [says(0, weight=2)], "how": "fallback"}, "uses a score as it is"),
         ({"parts": [says(0, normalise="rank")], "how": "majority"}, "counts votes"),
         ({"parts": [says(0)], "how": "majority", "length_penalty": PENALTY}, "a majority is 0 or 1"),
         ({"parts": [says(0)], "how": "product"}, "how: input should be 'sum', 'gates', 'majority' or 'fallback'"),
         ({"parts": [says(0, wieght=1)]}, "there is no argument 'parts.0.wieght'"),
         ({"parts": [says(0, weight=math.nan)]}, "parts.0.weight: input should be a finite number"),
         ({"parts": [{"judge": "gsm8"}]}, "made of others: There is no judge 'gsm8'. Did you mean 'gsm8k'"),
-        ({"parts": [{"judge": "length"}]}, "made of others: Judge 'length' cannot be built: give least, most or both"),
+        ({"parts": [{"judge": "length"}]}, "made of others: Judge 'length' cannot be built: set least, most or both"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_in_one_paragraph(args: dict[str, Any], complaint: str) -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from judges import Group, JudgeError, Prompt, Response, build_judge, fingerprint, judge_groups
-from judges.external import External, Item, read_labels
-from judges.label_page import label_page
+from judges.people.external import External, Item, read_labels
+from judges.people.label_page import label_page
 
 ASKED = ({"role": "user", "content": "2 + 2 =\nJust the number."},)
 
@@ -132,15 +132,15 @@ ITEM = External().sheet([group("4")])[0]
     [
         (
             line(ITEM, "right", id="q-0"),
-            "line 1: there is nothing with the id 'q-0' to label; is this the file of an",
+            "line 1: no item to label has the id 'q-0'; is this the file of an",
         ),
-        (line(ITEM, "right", check="0"), "line 1: check of 'p-0' is not what was to be labelled; leave it as it was"),
-        (line(ITEM, "right", response="5"), "line 1: response of 'p-0' is not what was to be labelled"),
-        (line(ITEM, "right", prompt="?", response="5"), "line 1: prompt and response of 'p-0' is not what"),
+        (line(ITEM, "right", check="0"), "line 1: check of 'p-0' was edited; restore the original"),
+        (line(ITEM, "right", response="5"), "line 1: response of 'p-0' was edited; restore the original"),
+        (line(ITEM, "right", prompt="?", response="5"), "line 1: prompt and response of 'p-0' was edited"),
         (json.dumps({"id": "p-0", "label": "right"}), "'p-0' has no `check`; copy it from the file to label"),
         (line(ITEM, "right") + line(ITEM, "wrong"), "lines 1 and 2 contradict each other about 'p-0', right and wrong"),
-        (line(ITEM, "good"), "the label 'good' is none of: right, wrong, unsure"),
-        (line(ITEM, True), "the label True is none of"),
+        (line(ITEM, "good"), "the label 'good' is invalid; expected right, wrong, unsure"),
+        (line(ITEM, True), "the label True is invalid; expected right, wrong, unsure"),
         ("\n{broken", "line 2: Expecting property name"),
         ("[1]", r"line 1: expected an object with id, check and label, got \[1\]"),
     ],
@@ -155,17 +155,17 @@ def test_what_cannot_be_a_label_is_refused_by_line(lines: str, complaint: str) -
 @pytest.mark.parametrize("label", [0.9, 5.1, "5", True])
 def test_a_score_off_the_scale_is_refused(label: object) -> None:
     judge = External(ask="score")
-    with pytest.raises(JudgeError, match="is none of: a number from 1 to 5, or unsure"):
+    with pytest.raises(JudgeError, match="is invalid; expected a number from 1 to 5, or unsure"):
         read_labels(judge, [ITEM], line(ITEM, label), "labels.jsonl")
 
 
 def test_a_scale_needs_two_ends() -> None:
-    with pytest.raises(ValidationError, match=r"lowest \(5\) must lie below highest \(5\)"):
+    with pytest.raises(ValidationError, match=r"lowest \(5\) must be below highest \(5\)"):
         External(lowest=5)
 
 
 def test_without_labels_the_judge_says_that_it_is_people() -> None:
-    with pytest.raises(JudgeError, match="Judge external is people, who can only be asked in a campaign"):
+    with pytest.raises(JudgeError, match="Judge external relies on people, who can be asked only in a campaign"):
         judge_groups(External(), [group("4")])
 
 

@@ -31,7 +31,7 @@ def test_a_length_is_scored(text: str, args: dict[str, Any], score: float) -> No
     assert judged("length", text, **args).score == score
 
 
-def test_the_length_is_said_in_words() -> None:
+def test_the_length_is_described() -> None:
     assert judged("length", "a b c", most=9).why == "3 words"
     assert judged("length", "a b c", most=9, unit="characters").why == "5 characters"
 
@@ -97,7 +97,7 @@ def test_a_response_that_was_cut_off_is_never_in_the_form() -> None:
 @pytest.mark.parametrize(
     ("name", "args", "complaint"),
     [
-        ("length", {}, "give least, most or both"),
+        ("length", {}, "set least, most or both"),
         ("length", {"least": 5, "most": 4}, "no length is at least 5 and at most 4"),
         ("length", {"most": 4, "slope": 0}, "slope: input should be greater than 0"),
         ("length", {"most": 4, "unit": "tokens"}, "unit: input should be 'words' or 'characters'"),

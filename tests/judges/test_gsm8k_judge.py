@@ -9,7 +9,7 @@ import pytest
 
 from judges import Group, JudgeError, Prompt, Response, Verdict, build_judge, judge_groups, self_test
 from judges.contract import Judge
-from judges.numerals import parse_number
+from judges.rules.numerals import parse_number
 from tests.judges.gsm8k_forms import CUT_OFF, FORMS, RIGHT, UNPARSABLE, WRONG
 
 EMBEDDED_GOLD = [

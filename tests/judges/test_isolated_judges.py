@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from judges import Group, JudgeError, PointwiseJudge, Prompt, Response, Verdict, build_judge, judge_groups
-from judges.isolated import Pool
+from judges.isolation.pool import Pool
 
 WILD = '''
 import ctypes, os, resource, signal, subprocess, sys, time
@@ -110,9 +110,9 @@ def is_gone(pid: int, seconds: float) -> bool:
 
 
 FATES = [
-    ("sleep", "took longer than 1 s and was ended"),
-    ("spin", "took longer than 1 s and was ended"),
-    ("ignore_signals", "took longer than 1 s and was ended"),
+    ("sleep", "took longer than 1 s and was killed"),
+    ("spin", "took longer than 1 s and was killed"),
+    ("ignore_signals", "took longer than 1 s and was killed"),
     ("exit", "SystemExit: 3 at wild.py:"),
     ("leave", "ended its process with code 3, twice"),
     ("segfault", "ended its process by SIGSEGV, twice"),
@@ -265,7 +265,7 @@ def test_a_module_that_changed_since_it_was_loaded_is_refused(tmp_path: Path, mo
     judge = build_judge("changing_judge:X", {})
     (tmp_path / "changing_judge.py").write_text(source + "    def one(self, prompt, response): return 22\n")
     try:
-        with pytest.raises(JudgeError, match="its source file changing_judge was changed after the run had loaded it"):
+        with pytest.raises(JudgeError, match="its source file changing_judge changed after the run loaded it"):
             judge_groups(judge, [Group(Prompt("p", (), None, {}), (Response("r", "", "stop"),))])
     finally:
         del sys.modules["changing_judge"]

@@ -15,18 +15,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from judges import (
-    Example,
-    Group,
-    Judge,
-    JudgeError,
-    PointwiseJudge,
-    Prompt,
-    Response,
-    Verdict,
-    judge_groups,
-    self_test,
-)
+from judges import Example, Group, Judge, JudgeError, PointwiseJudge, Prompt, Response, Verdict, judge_groups, self_test
 
 
 def group(*texts: str, target: str | None = "18", prompt_id: str = "p") -> Group:
@@ -62,7 +51,7 @@ def test_a_score_is_a_finite_number(score: Any) -> None:
 
 def test_only_a_score_carries_a_score() -> None:
     for kind in ("abstain", "error"):
-        with pytest.raises(ValueError, match=f"kind {kind} has no score"):
+        with pytest.raises(ValueError, match=f"kind {kind} must have no score"):
             Verdict(kind, 0.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must be a finite number"):
         Verdict("score", None)

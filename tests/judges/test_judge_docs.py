@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from judges import Group, Prompt, Response, build_judge, judge_groups, self_test
-from judges.budget import Budget
-from judges.llm_compare import LLMCompare
-from judges.llm_grade import LLMGrade
-from judges.llm_template import ALWAYS, OPTIONAL
-from judges.resolve import BUILT_IN, judge_class
+from judges.llm.budget import Budget
+from judges.llm.compare import LLMCompare
+from judges.llm.grade import LLMGrade
+from judges.llm.template import ALWAYS, OPTIONAL
+from judges.registry import BUILT_IN
+from judges.resolve import judge_class
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs"
 DOCS = (FOLDER / "judges.md").read_text(encoding="utf-8")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from judges import Group, JudgeError, Prompt, Response, build_judge, fingerprint, judge_groups
-from judges.resolve import BUILT_IN, describe_arguments, judge_class
+from judges.registry import BUILT_IN
+from judges.resolve import describe_arguments, judge_class
 
 LENGTH = '''
 from judges import PointwiseJudge, Prompt, Response
@@ -101,7 +102,7 @@ def test_two_files_of_one_name_are_two_modules(folder: Path) -> None:
 
 
 def test_a_judge_made_from_a_built_in_is_versioned_by_both(folder: Path) -> None:
-    source = "from judges.gsm8k import GSM8K\n\n\nclass Mine(GSM8K):\n    pass\n"
+    source = "from judges.rules.gsm8k import GSM8K\n\n\nclass Mine(GSM8K):\n    pass\n"
     written(folder / "mine.py", source)
     judge = build_judge("mine.py:Mine", {}, base_dir=folder)
     digest = hashlib.sha256(source.encode()).hexdigest()
@@ -186,7 +187,7 @@ def test_an_entry_point_that_cannot_be_loaded_is_named(monkeypatch: pytest.Monke
 def test_an_entry_point_cannot_replace_a_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
     point = metadata.EntryPoint("gsm8k", "nowhere.at_all:X", "prefloop.judges")
     monkeypatch.setattr(metadata, "entry_points", lambda group: [point])
-    assert type(build_judge("gsm8k", {})).__module__ == "judges.gsm8k"
+    assert type(build_judge("gsm8k", {})).__module__ == "judges.rules.gsm8k"
 
 
 def test_an_interrupt_while_loading_passes_through(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from judges import JudgeError
-from judges.labelled import Case, read_cases
+from judges.trial.labelled import Case, read_cases
 
 LABELLED = [
     {"prompt": "2 + 2", "target": "4", "response": "4", "label": "right", "level": "easy"},
@@ -88,8 +88,8 @@ def test_chat_messages_and_numbers_are_read_as_in_preference_data(tmp_path: Path
         ({"prompt": "?", "chosen": "!"}, "rejected missing"),
         ({"prompt": "?", "response": "!"}, "neither label nor score is given"),
         ({"prompt": "?", "response": "!", "label": "right", "score": 1}, "both label and score are given"),
-        ({"prompt": "?", "chosen": "!", "rejected": ".", "label": "right"}, "chosen and rejected stand beside label"),
-        ({"prompt": "?", "response": "!", "label": "good"}, "the label 'good' is none of right, wrong, abstain"),
+        ({"prompt": "?", "chosen": "!", "rejected": ".", "label": "right"}, "chosen and rejected exclude label"),
+        ({"prompt": "?", "response": "!", "label": "good"}, "the label 'good' is not one of right, wrong, abstain"),
         ({"prompt": "?", "response": "!", "score": "high"}, "the score 'high' is not a finite number"),
         ({"prompt": "?", "response": "!", "score": float("nan")}, "the score nan is not a finite number"),
         ({"prompt": 5, "response": "!", "label": "right"}, "prompt is '5', expected a text or chat messages"),
@@ -113,9 +113,9 @@ def test_a_row_that_is_no_case_is_named(row: dict[str, Any], complaint: str, tmp
         ("a.jsonl", "", "holds no labelled example. Every row needs `prompt`"),
         ("a.jsonl", "{", "line 1 is not JSON"),
         ("a.jsonl", "[]", r"line 1 holds \[\], expected an object"),
-        ("a.txt", "x", r"in no known format; labelled examples are a file named .jsonl, .csv, .parquet"),
-        ("a.csv", "prompt,response,label\na,b\n", "line 2 has not as many cells as the header"),
-        ("a.csv", "prompt,response,label\na,b,right,c\n", "line 2 has not as many cells as the header"),
+        ("a.txt", "x", r"has an unknown format; labelled examples must be .jsonl, .csv, .parquet"),
+        ("a.csv", "prompt,response,label\na,b\n", "line 2 does not have as many cells as the header"),
+        ("a.csv", "prompt,response,label\na,b,right,c\n", "line 2 does not have as many cells as the header"),
         ("a.csv", 'prompt,response,label\na,"b"c,right\n', "line 2 cannot be read as CSV"),
         ("a.parquet", "no parquet", "cannot be read as Parquet"),
     ],

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from judges import Group, JudgeError, Prompt, Response, Verdict, build_judge, judge_groups
-from judges.handed import Handed, InMemory, Messages, Reply, Usage
+from judges.context import InMemory, JudgeContext, Messages, Reply, Usage
+from judges.versions import identity_of
 from tests.judges.llm_server import KEY, LLMServer, verdict
 
 FAST = {"retry_wait": 0.01, "timeout": 20.0, "retries": 2}
@@ -43,7 +44,7 @@ def judged(
     **args: Any,
 ) -> list[list[Verdict]]:
     judge = build_judge(name, {"base_url": server.base_url, "model": "m", **FAST, **args})
-    judge.take(Handed(store or InMemory()))
+    judge.bind(JudgeContext(store or InMemory()))
     return judge_groups(judge, groups)
 
 
@@ -71,7 +72,7 @@ def test_an_endpoint_without_structured_output_is_asked_for_a_line(server: LLMSe
     assert [v.score for v in judged(server, concurrency=1)[0]] == [1.0, 2.0, 4.0]
     refused = [call for call in server.calls if not call["paid"]]
     assert len(refused) == 1  # learnt once
-    with pytest.raises(JudgeError, match=r"HTTP 400.*look at judge.args"):
+    with pytest.raises(JudgeError, match=r"HTTP 400.*check judge.args"):
         judged(server, structured="json")
 
 
@@ -115,7 +116,7 @@ def test_a_verdict_that_cannot_be_read_is_an_abstain_and_is_not_asked_again(
 FATAL = {
     "401 bad key test-key": "The key is wrong or missing: .* environment variable OPENAI_API_KEY",
     "403": "may not use this model",
-    "404": r"look at judge.args.model \('m'\)",
+    "404": r"check judge.args.model \('m'\)",
     "400 unknown parameter": "does not accept these settings",
     "429 insufficient_quota": "The account has no credit",
 }
@@ -141,7 +142,7 @@ def test_a_question_that_is_too_long_fails_alone(server: LLMServer) -> None:
 def test_an_endpoint_that_is_gone_stops_the_run_soon(server: LLMServer, fault: str) -> None:
     server.fault = lambda number, body: fault
     groups = [group(number, 1) for number in range(100)]
-    with pytest.raises(JudgeError, match=r"did not answer 8 requests in a row.*paid for is kept"):
+    with pytest.raises(JudgeError, match=r"did not answer 8 requests in a row.*Paid verdicts are kept"):
         judged(server, groups=groups, concurrency=4, retries=0)
     assert len(server.calls) <= 12
 
@@ -209,7 +210,7 @@ def test_a_paid_part_of_a_combination_is_kept_and_charged_like_a_judge_of_its_ow
     store, notes = InMemory(), []
     for _ in range(2):
         judge = build_judge("combine", args)
-        judge.take(Handed(store, told=lambda usage, known: notes.append((usage, known))))
+        judge.bind(JudgeContext(store, on_usage=lambda usage, known: notes.append((usage, known))))
         assert [[v.score for v in row] for row in judge_groups(judge, GROUPS)] == [[3.0, 4.0, 6.0]] * 6
     assert len(server.answered) == sum(server.answered.values()) == 18
     assert [known for _, known in notes] == [False] * 18 + [True] * 18
@@ -254,12 +255,12 @@ def test_the_ledger_counts_every_call_and_every_token(server: LLMServer) -> None
     server.fault = lambda number, body: "500" if number == 0 else None
     store, told = InMemory(), []
     judge = build_judge("llm-grade", {"base_url": server.base_url, "model": "m", **FAST, "concurrency": 1})
-    judge.take(Handed(store, told=lambda usage, remembered: told.append((usage, remembered))))
+    judge.bind(JudgeContext(store, on_usage=lambda usage, remembered: told.append((usage, remembered))))
     judge_groups(judge, [group(0, 1, 2)])
-    assert store.spent(judge.identity) == Usage(3, 200, 20)
+    assert store.spent(identity_of(judge)) == Usage(3, 200, 20)
     judge_groups(judge, [group(0, 1, 2)])
     assert told == [(Usage(1, 100, 10), False)] * 2 + [(Usage(1, 100, 10), True)] * 2
-    assert store.spent(judge.identity) == Usage(3, 200, 20)
+    assert store.spent(identity_of(judge)) == Usage(3, 200, 20)
 
 
 PRICES = {"prompt_price": 10_000.0, "completion_price": 100_000.0}
@@ -290,7 +291,7 @@ def test_a_budget_in_calls_is_never_overshot(server: LLMServer) -> None:
 
 def test_a_budget_in_tokens_needs_an_endpoint_that_counts(server: LLMServer) -> None:
     server.usage = None
-    with pytest.raises(JudgeError, match=r"does not say how many tokens.*max_calls instead"):
+    with pytest.raises(JudgeError, match=r"does not report token counts.*max_calls instead"):
         judged(server, budget={"max_tokens": 10})
 
 
@@ -322,10 +323,10 @@ def test_the_policy_judges_itself_through_the_model_that_is_handed_in() -> None:
         assert judge.needs == {"generate"}
         for weights, calls in (("one", [asked]), ("one", []), ("other", [asked])):
             sizes.clear()
-            judge.take(Handed(store, generate, weights))
+            judge.bind(JudgeContext(store, generate, weights))
             assert [v.score for v in judge_groups(judge, GROUPS[:1])[0]] == scores
             assert sizes == calls  # one batch; known verdicts cost nothing, those of other weights are others
-        assert store.spent(judge.identity) == Usage(2 * asked, 14 * asked, 6 * asked)
+        assert store.spent(identity_of(judge)) == Usage(2 * asked, 14 * asked, 6 * asked)
 
 
 def test_a_model_here_is_held_to_a_schema_where_its_engine_can() -> None:
@@ -339,19 +340,19 @@ def test_a_model_here_is_held_to_a_schema_where_its_engine_can() -> None:
     for structured, answer in ((True, in_json), (False, in_a_line)):
         generate = Faithful(answer, structured=structured)
         judge = build_judge("llm-grade", {"engine": "policy", "max_tokens": 64})
-        judge.take(Handed(InMemory(), generate))
+        judge.bind(JudgeContext(InMemory(), generate))
         assert [v.score for v in judge_groups(judge, GROUPS[:1])[0]] == [1.0, 2.0, 4.0]
         schema = generate.schemas[0]
         assert (schema is not None) is structured
         assert not structured or schema["properties"]["reasoning"]["maxLength"] == 32
     judge = build_judge("llm-grade", {"engine": "policy", "structured": "json"})
-    judge.take(Handed(InMemory(), Faithful(in_json)))
-    with pytest.raises(JudgeError, match="needs an engine that holds replies to a schema"):
+    judge.bind(JudgeContext(InMemory(), Faithful(in_json)))
+    with pytest.raises(JudgeError, match="needs an engine that constrains replies to a schema"):
         judge_groups(judge, GROUPS[:1])
 
 
 def test_a_judge_that_needs_the_policy_says_so_where_there_is_none() -> None:
-    with pytest.raises(JudgeError, match=r"asks the policy in the sampling engine, and there is none here"):
+    with pytest.raises(JudgeError, match=r"asks the policy in the sampling engine, which is missing here"):
         judge_groups(build_judge("llm-grade", {"engine": "policy"}), GROUPS[:1])
 
 
@@ -368,6 +369,6 @@ def test_a_forged_verdict_in_a_candidate_changes_nothing(server: LLMServer) -> N
         return f"The response says:\n{match[2]}\nVerdict {code}: {said}"
 
     judge = build_judge("llm-grade", {"engine": "policy"})
-    judge.take(Handed(InMemory(), Faithful(answer)))
+    judge.bind(JudgeContext(InMemory(), Faithful(answer)))
     assert judge_groups(judge, [lone])[0][0].score == 1.0
     assert judged(server, groups=[lone])[0][0].score == 1.0

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from judges import JudgeError, Prompt, Response, build_judge, fingerprint
-from judges.handed import Reply, Usage
-from judges.llm import LLM
-from judges.llm_question import Question
-from judges.llm_template import code_for, fenced, read_template
-from judges.llm_verdict import Numbers, Words, instruction, read_reply
+from judges.context import Reply, Usage
+from judges.llm.base import LLM
+from judges.llm.template import Question, code_for, fenced, read_template
+from judges.llm.verdict import Numbers, Words, instruction, read_reply
 from judges.remember import key_of
+from judges.versions import identity_of
 
 CODE = "5e1f0a93"
 LETTERS = Words({"A": 1.0, "B": 0.0, "tie": 0.5})
@@ -138,7 +138,7 @@ def test_a_conversation_a_reference_and_a_cut_are_shown() -> None:
     without = judge(reference="never").messages(question, "ab" * 32, "line")[-1]["content"]
     assert "known to be right" not in without
     assert "\n\n\n" not in without
-    with pytest.raises(JudgeError, match=r"'p' has no target, and judge.args.reference is always"):
+    with pytest.raises(JudgeError, match=r"'p' has no target, but judge.args.reference is always"):
         judge(reference="always").messages(Question(prompt(), (Response("r", "x", "stop"),), 0), "ab" * 32, "line")
 
 
@@ -154,7 +154,7 @@ def test_a_template_of_ones_own_may_name_columns(tmp_path: Path) -> None:
     assert system == {"role": "system", "content": "Be {fair}."}
     assert user["content"].endswith(instruction(Numbers(1, 10), "line", "abababab"))
     assert "<hint abababab>\n{question}\n</hint abababab>" in user["content"]
-    with pytest.raises(JudgeError, match=r"names the column 'hint', which prompt 'p' does not have. Its columns: a"):
+    with pytest.raises(JudgeError, match=r"uses the column 'hint', which prompt 'p' does not have. Its columns: a"):
         own.messages(Question(prompt(a=1), (Response("r", "x", "stop"),), 0), "ab" * 32, "line")
     before = fingerprint(own, "llm-grade")
     path.write_text(TEMPLATE.replace("fair", "just"), encoding="utf-8")
@@ -166,7 +166,7 @@ def test_a_template_of_ones_own_may_name_columns(tmp_path: Path) -> None:
     [
         ("[user]\n{question} {verdict}", r"has no \{response\}"),
         ("[user]\n{question} {response}", r"has no \{verdict\}"),
-        ("[user]\n{question} {response} {verdict} {respnse}", r"names \{respnse\}, which is unknown"),
+        ("[user]\n{question} {response} {verdict} {respnse}", r"uses \{respnse\}, which is unknown"),
         ('[user]\n{question} {response} {verdict} {"a": 1}', "which is unknown"),
         ("[user]\n{question} {response} {verdict} }", "has a single brace"),
         ("{question} {response} {verdict}", r"must begin with a line \[system\] or \[user\]"),
@@ -183,17 +183,17 @@ def test_a_template_that_cannot_be_used_is_one_paragraph(tmp_path: Path, text: s
 
 
 WRONG = [
-    ({"base_url": None}, "base_url must be given"),
-    ({"model": None, "base_url": None}, "base_url and model must be given"),
+    ({"base_url": None}, "set base_url: the endpoint"),
+    ({"model": None, "base_url": None}, "set base_url and model: the endpoint"),
     ({"base_url": "localhost:8000"}, "an address such as https://"),
-    ({"base_url": "https://me:secret@host/v1"}, "no key belongs into the address"),
+    ({"base_url": "https://me:secret@host/v1"}, "the address must hold no key"),
     ({"votes": 3}, "3 votes at temperature 0"),
-    ({"engine": "policy"}, "base_url and model must be left out"),
-    ({"template": "grades"}, "those that come with prefloop: compare, grade"),
-    ({"scale": [10, 1]}, "the worst grade comes first"),
+    ({"engine": "policy"}, "the policy judges itself; remove base_url and model"),
+    ({"template": "grades"}, "a template that comes with prefloop: compare, grade"),
+    ({"scale": [10, 1]}, "give the worst grade first"),
     ({"budget": {"max_cost": 1.0}}, "max_cost needs prompt_price and completion_price"),
     ({"budget": {"max_call": 1}}, "there is no argument 'budget.max_call'"),
-    ({"request": {"stream": True}}, "stream cannot be given"),
+    ({"request": {"stream": True}}, "stream cannot be set here"),
     ({"modell": "m"}, "there is no argument 'modell' .did you mean 'model'"),
 ]
 
@@ -215,15 +215,15 @@ def test_a_missing_key_is_named_and_a_key_is_in_no_fingerprint(monkeypatch: pyte
     monkeypatch.setenv("SOME_KEY", "very-secret")
     ready = judge(api_key_env="SOME_KEY")
     ready.ready()
-    assert "secret" not in json.dumps(fingerprint(ready, "llm-grade")) + repr(ready) + ready.identity
+    assert "secret" not in json.dumps(fingerprint(ready, "llm-grade")) + repr(ready) + identity_of(ready)
 
 
 def test_only_what_changes_a_verdict_is_in_the_fingerprint() -> None:
     plain = judge()
     same = {"concurrency": 1, "timeout": 5.0, "retries": 0, "deadline": 9.0, "budget": {"max_calls": 1}}
-    assert judge(**same, base_url="http://localhost:2/v1", api_key_env=None).identity == plain.identity
+    assert identity_of(judge(**same, base_url="http://localhost:2/v1", api_key_env=None)) == identity_of(plain)
     for other in ({"model": "n"}, {"revision": "2"}, {"rubric": "?"}, {"temperature": 0.5}, {"scale": "yes-no"}):
-        assert judge(**other).identity != plain.identity
+        assert identity_of(judge(**other)) != identity_of(plain)
 
 
 def test_the_key_of_a_verdict_holds_all_it_depends_on_and_no_more() -> None:

@@ -56,7 +56,7 @@ def test_answers_are_compared_as_mathematics() -> None:
 
 
 def test_a_parser_that_never_ends_is_an_error_and_the_next_answer_is_judged(tmp_path: Path) -> None:
-    source = "from judges.maths import Math\n\n\nclass Quick(Math):\n    time_limit = 1.0\n"
+    source = "from judges.rules.maths import Math\n\n\nclass Quick(Math):\n    time_limit = 1.0\n"
     (tmp_path / "quick.py").write_text(source, encoding="utf-8")
     judge = build_judge("quick.py:Quick", {}, base_dir=tmp_path)
     texts = ["\\boxed{9^{9^{9^{9}}}}", "\\boxed{18}", "9**9**9**9", "\\boxed{20}"]
@@ -67,7 +67,7 @@ def test_a_parser_that_never_ends_is_an_error_and_the_next_answer_is_judged(tmp_
         ("error", None),
         ("score", 0.0),
     ]
-    assert verdicts[0][0].why == "the judge took longer than 1 s and was ended"
+    assert verdicts[0][0].why == "the judge took longer than 1 s and was killed"
 
 
 def test_what_was_cut_off_counts_only_in_a_closed_box() -> None:

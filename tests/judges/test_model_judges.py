@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from judges import Group, JudgeError, Prompt, Response, Verdict, build_judge, fingerprint, judge_groups, self_test
-from judges.classification import batches
-from judges.classifier import probability_of
-from judges.handed import Handed, InMemory, Usage
+from judges.context import InMemory, JudgeContext, Usage
+from judges.models.classification import batches
+from judges.models.classifier import probability_of
 from tests.judges.classifiers import save_classifier
 from tests.loop.tiny import EOS, PAD
 
@@ -112,7 +112,7 @@ def test_what_is_longer_than_the_window_is_an_error_and_is_never_cut(make: Calla
         args = {"model": str(folder), "template": "plain"}
         row = judge_groups(build_judge("reward-model", args), [group("x" * (window - 4), "x" * (window - 3))])[0]
         assert row[0].kind == "score"
-        assert row[1] == Verdict.error(f"{window + 1} tokens are more than the {window} that the model can read")
+        assert row[1] == Verdict.error(f"{window + 1} tokens are more than the model's window of {window}")
 
 
 def test_a_score_that_is_no_number_is_an_error_of_that_response_alone(
@@ -145,7 +145,7 @@ def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
     from tests.loop.tiny import save_model
 
     judge = build_judge("reward-model", {"model": str(save_model(tmp_path / "causal"))})
-    with pytest.raises(JudgeError, match=r"no weights for score.weight: it is no trained classification model"):
+    with pytest.raises(JudgeError, match=r"no weights for score.weight: it is not a trained classification model"):
         self_test(judge)
 
 
@@ -155,9 +155,9 @@ def test_other_models_are_refused_with_the_way_out(make: Callable[..., Path], tm
         self_test(build_judge("reward-model", {"model": str(two)}))
     with pytest.raises(JudgeError, match=r"no label 'FINE'. Its labels: BAD, GOOD"):
         self_test(build_judge("classifier", {"model": str(two), "label": "FINE"}))
-    with pytest.raises(JudgeError, match=r"'x/y' is no folder"):
+    with pytest.raises(JudgeError, match=r"'x/y' is not a folder"):
         self_test(build_judge("reward-model", {"model": "x/y"}))
-    with pytest.raises(JudgeError, match=r"'gpu' is no device"):
+    with pytest.raises(JudgeError, match=r"'gpu' is not a device"):
         self_test(build_judge("reward-model", {"model": str(two), "device": "gpu"}))
     silent = make("Llama")
     (silent / "chat_template.jinja").unlink()
@@ -187,7 +187,7 @@ def test_known_verdicts_are_not_made_again_and_new_ones_are_kept_by_the_batch(re
     def judged(*asked: str) -> list[float]:
         notes.clear()
         judge = build_judge("reward-model", {"model": str(reward), "batch_tokens": 40, "template": "plain"})
-        judge.take(Handed(store, told=lambda usage, known: notes.append((usage.calls, known))))
+        judge.bind(JudgeContext(store, on_usage=lambda usage, known: notes.append((usage.calls, known))))
         return scores(judge_groups(judge, [group(*asked)]))
 
     first = judged("aa", "bbbbbbbbbbbb", "aa")  # 6 and 16 tokens: both fit into one batch of 40
@@ -202,7 +202,7 @@ def test_known_verdicts_are_not_made_again_and_new_ones_are_kept_by_the_batch(re
 def test_what_stops_in_the_middle_has_kept_every_batch_before(reward: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = InMemory()
     judge = build_judge("reward-model", {"model": str(reward), "batch_tokens": 1, "template": "plain"})
-    judge.take(Handed(store))
+    judge.bind(JudgeContext(store))
     network = judge._network  # type: ignore[attr-defined]
     real, sizes = network._forward, []
 
@@ -297,7 +297,7 @@ def test_scores_become_bradley_terry_probabilities_and_each_response_is_scored_o
     rewards = scores(judge_groups(build_judge("reward-model", args), [asked]))
     calls: list[int] = []
     judge = build_judge("preference-model", {**args, "temperature": 2.0})
-    judge.take(Handed(told=lambda usage, known: calls.extend([] if known else [usage.calls])))
+    judge.bind(JudgeContext(on_usage=lambda usage, known: calls.extend([] if known else [usage.calls])))
     row = judge_groups(judge, [asked])[0]
     for i, verdict in enumerate(row):
         chances = [1 / (1 + math.exp((rewards[j] - rewards[i]) / 2.0)) for j in range(3) if j != i]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from judges import Group, JudgeError, Prompt, Response, Verdict, build_judge, judge_groups, self_test
-from judges.letters import plain_letters, read_letter
+from judges.rules.letters import plain_letters, read_letter
 
 
 def judged(text: str, target: str = "B", finish_reason: str = "stop", **args: Any) -> Verdict:
@@ -173,7 +173,7 @@ def test_a_target_or_options_that_make_no_sense_stop_the_stage() -> None:
         judged("B", "Berlin", options="options")
     with pytest.raises(JudgeError, match="has the target '9'"):
         judged("B", "9", target_is="from-0", options="options")
-    with pytest.raises(JudgeError, match=r"in its column 'text': a list of 2 to 10 texts .* it holds 'no'"):
+    with pytest.raises(JudgeError, match=r"in the column 'text': a list of 2 to 10 texts .* it holds 'no'"):
         judged("B", options="text")
     with pytest.raises(JudgeError, match=r"'choices'.* it holds None \(columns: named, options, text\)"):
         judged("B", options="choices")

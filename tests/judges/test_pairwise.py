@@ -24,8 +24,7 @@ from judges import (
     judge_groups,
     self_test,
 )
-from judges.games import circle, drawn_order, games_at_most, round_robin, swiss_round
-from judges.pairwise import both
+from judges.pairwise import both, circle, drawn_order, games_at_most, round_robin, swiss_round
 
 
 def group(*texts: str, prompt_id: str = "p") -> Group:

@@ -74,7 +74,9 @@ def test_its_version_is_that_of_its_whole_package_by_whatever_name(site: Path, t
 
 
 def test_the_catalog_lists_it_and_says_why_a_broken_one_cannot_be_used(site: Path, tmp_path: Path) -> None:
-    listed = {entry["name"]: entry for entry in python(site, tmp_path, "-m", "loop.cli", "judge", "list", "--json")}
+    listed = {
+        entry["name"]: entry for entry in python(site, tmp_path, "-m", "loop.cli.main", "judge", "list", "--json")
+    }
     assert listed["keywords"]["origin"] == "demo-judges 2.3"
     assert listed["keywords"]["kind"] == "pointwise"
     assert listed["keywords"]["summary"] == "The share of the expected words that the response holds."
@@ -94,5 +96,7 @@ def test_the_catalog_lists_it_and_says_why_a_broken_one_cannot_be_used(site: Pat
 def test_a_labelled_file_is_judged_by_the_installed_plugin(site: Path, tmp_path: Path) -> None:
     row = {"prompt": "Why?", "response": "because", "score": 0.5}
     (tmp_path / "labelled.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    found = python(site, tmp_path, "-m", "loop.cli", "judge", "test", "keywords", "--data", "labelled.jsonl", "--json")
+    found = python(
+        site, tmp_path, "-m", "loop.cli.main", "judge", "test", "keywords", "--data", "labelled.jsonl", "--json"
+    )
     assert found["agreement"] == 1.0

@@ -89,7 +89,9 @@ def test_a_verifier_that_raises_is_an_error_and_no_score() -> None:
 
 def test_a_verifier_that_never_ends_is_an_error_and_the_next_answer_is_judged(tmp_path: Path) -> None:
     """countdown evaluates what the model wrote; a tower of powers keeps it busy for longer than anybody lives."""
-    source = "from judges.reasoning_gym import ReasoningGym\n\n\nclass Quick(ReasoningGym):\n    time_limit = 1.5\n"
+    source = (
+        "from judges.rules.reasoning_gym import ReasoningGym\n\n\nclass Quick(ReasoningGym):\n    time_limit = 1.5\n"
+    )
     (tmp_path / "quick.py").write_text(source, encoding="utf-8")
     judge = build_judge("quick.py:Quick", {"task": "countdown", "fallback": "text"}, base_dir=tmp_path)
     entry = {"question": "?", "answer": "9*2", "metadata": {"numbers": [9, 2], "target": 18}}
@@ -97,7 +99,7 @@ def test_a_verifier_that_never_ends_is_an_error_and_the_next_answer_is_judged(tm
     responses = tuple(Response(str(number), text, "stop") for number, text in enumerate(texts))
     verdicts = judge_groups(judge, [Group(Prompt("p", (), "9*2", entry), responses)])[0]
     assert [(v.kind, v.score) for v in verdicts] == [("error", None), ("score", 1.0), ("score", 0.0)]
-    assert verdicts[0].why == "the judge took longer than 1.5 s and was ended"
+    assert verdicts[0].why == "the judge took longer than 1.5 s and was killed"
 
 
 def test_prompts_of_another_kind_stop_the_stage() -> None:
@@ -125,7 +127,7 @@ def test_a_verifier_that_accepts_nonsense_fails_the_self_test() -> None:
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    from judges.reasoning_gym import _dataset
+    from judges.rules.reasoning_gym import _dataset
 
     _dataset.cache_clear()
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)

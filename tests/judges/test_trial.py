@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from judges import Group, Judge, JudgeError, PairwiseJudge, PointwiseJudge, Preference, Prompt, Response, Verdict
-from judges.labelled import Case
-from judges.report import calibration, correlation, kappa, ranks, report
-from judges.selftest import agree_with
-from judges.trial import AT_A_TIME, Outcome, try_cases
+from judges.trial.labelled import Case
+from judges.trial.report import calibration, correlation, kappa, ranks, report
+from judges.trial.selftest import agree_with
+from judges.trial.trial import AT_A_TIME, Outcome, try_cases
 
 
 class Length(PointwiseJudge):

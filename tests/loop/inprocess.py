@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-import loop.crew
-from loop.campaign import run_campaign
-from loop.config_load import load_config
-from loop.display import Display
-from loop.runfolder import RunFolder
-from loop.worker import load
-from loop.workers import Job, Worker
+import loop.workers.pool
+from loop.campaign.run import run_campaign
+from loop.config.load import load_config
+from loop.store.run_folder import RunFolder
+from loop.view.display import Display
+from loop.workers.entry import load
+from loop.workers.process import Job, Worker
 
 Hook = Callable[[Worker, Job], None]
 
@@ -76,7 +76,7 @@ def run_here(
     after: Hook | None = None,
 ) -> Path:
     """Run a campaign, or go on with it, in this process; its run folder."""
-    monkeypatch.setattr(loop.crew, "Worker", InProcess)
+    monkeypatch.setattr(loop.workers.pool, "Worker", InProcess)
     monkeypatch.setattr(InProcess, "after", staticmethod(after or (lambda worker, job: None)))
     config = folder / f"{name}.yaml"
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")

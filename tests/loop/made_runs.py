@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from loop import tables
-from loop.config_load import load_config
-from loop.config_yaml import to_yaml
-from loop.evaluation import compare, measure, read_answers
-from loop.files import read_json, to_json
-from loop.prompts import PromptRow, prompt_id, write_table
-from loop.runfolder import RunFolder, StageFolder
-from loop.status import collect, write_metrics
+from loop.config.load import load_config
+from loop.config.yaml_text import to_yaml
+from loop.measure.evaluation import compare, measure, read_answers
+from loop.prompts.row import PromptRow, prompt_id, write_table
+from loop.store import tables
+from loop.store.files import read_json, to_json
+from loop.store.run_folder import RunFolder
+from loop.store.stage import StageFolder
+from loop.view.status import collect, write_metrics
 
 EVAL_SAMPLES = 2
 

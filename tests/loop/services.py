@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from loop.errors import UserError
-from loop.worker import Report
+from loop.workers.entry import Report
 
 
 class Toy:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loop.adaptive import (
+from loop.measure.allocation import (
     Allocation,
     Beta,
-    Probed,
+    ProbeResult,
     allocate,
     best_steps,
     chance,
@@ -79,7 +79,9 @@ def test_the_prior_follows_what_was_seen() -> None:
 
 
 def probed(right: int, wrong: int, count: int = 1, *, name: str = "p", seen: int | None = None, tokens: int = 40):
-    return [Probed(f"{name}{i}-{right}-{wrong}", right, wrong, seen or right + wrong, tokens) for i in range(count)]
+    return [
+        ProbeResult(f"{name}{i}-{right}-{wrong}", right, wrong, seen or right + wrong, tokens) for i in range(count)
+    ]
 
 
 def test_mixed_prompts_come_before_one_sided_ones() -> None:
@@ -141,7 +143,7 @@ def test_an_allocation_keeps_what_it_promises(
     budget: float,
     shuffler: random.Random,
 ) -> None:
-    prompts = [Probed(f"p{i}", right, wrong, 4, 40) for i, (right, wrong) in enumerate(outcomes)]
+    prompts = [ProbeResult(f"p{i}", right, wrong, 4, 40) for i, (right, wrong) in enumerate(outcomes)]
     budget = max(budget, 4 / n)
     found = allocate(prompts, n=n, wanted=wanted, keep=keep, budget=budget, seed="s")
     assert all(1 <= more <= n - 4 for more in found.more.values())
@@ -186,7 +188,7 @@ def population(kind: str, prompts: int = 1500) -> Outcomes:
 def sampled(kind: str, n: int, keep: float = 0.9, wanted: int = 10) -> tuple[float, float, Allocation]:
     """Shares of the responses and of the usable pairs of uniform sampling, and the decision."""
     outcomes = population(kind)
-    prompts = [Probed(f"p{i}", sum(o[:4]), 4 - sum(o[:4]), 4, 40) for i, o in enumerate(outcomes)]
+    prompts = [ProbeResult(f"p{i}", sum(o[:4]), 4 - sum(o[:4]), 4, 40) for i, o in enumerate(outcomes)]
     found = allocate(prompts, n=n, wanted=wanted, keep=keep)
     lengths = [4 + found.more.get(f"p{i}", 0) for i in range(len(outcomes))]
     ours = sum(usable(sum(o[:m]), m - sum(o[:m]), wanted) for o, m in zip(outcomes, lengths, strict=True))

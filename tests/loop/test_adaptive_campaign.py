@@ -9,20 +9,20 @@ import pytest
 import yaml
 
 from judges.resolve import build_judge
-from loop import tables
-from loop.config_load import LoadedConfig, load_config
-from loop.config_sampling import AdaptiveSettings, SamplingConfig
+from loop.campaign.stages.sample import widened
+from loop.commands.plan import make_plan
+from loop.config.load import LoadedConfig, load_config
+from loop.config.sampling_section import AdaptiveSettings, SamplingConfig
 from loop.errors import UserError
-from loop.files import write_file
-from loop.pairing.files import judged_groups
-from loop.plan import make_plan
+from loop.pairing.io import judged_groups
 from loop.report.browser import books
 from loop.report.data import read_run
-from loop.runfolder import RunFolder
-from loop.sampler import seed_for
-from loop.show import collect_prompts
-from loop.stages.widen import widened
-from loop.status import collect
+from loop.seeds import seed_for
+from loop.store import tables
+from loop.store.files import write_file
+from loop.store.run_folder import RunFolder
+from loop.view.show import collect_prompts
+from loop.view.status import collect
 from tests.loop.campaigns import Cli, events, read, rows
 
 ADAPTIVE = {"n": 6, "adaptive": {"probe": 2, "keep": 0.8}}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from loop.errors import UserError
-from loop.training import TrainService, TrainTask
+from loop.workers.train_service import TrainService, TrainTask
 from tests.loop import tiny
 from tests.loop.campaigns import (
     Cli,
@@ -294,7 +294,7 @@ cp -a {runs}/campaign {out}/campaign
 def on_a_small_disk(cli: Cli, config: Path) -> dict[str, Ended]:
     """The same command three times, its runs on a tmpfs: too small to sample, too small to train, with room."""
     cli.runs.mkdir()
-    command = shlex.join([sys.executable, "-m", "loop.cli", "run", str(config), "--runs", str(cli.runs)])
+    command = shlex.join([sys.executable, "-m", "loop.cli.main", "run", str(config), "--runs", str(cli.runs)])
     values = {"runs": cli.runs, "out": cli.folder, "command": command, "sampling": "80k", "training": "1m"}
     subprocess.run(
         ["unshare", "-rm", "sh", "-c", FULL.format(**values)],

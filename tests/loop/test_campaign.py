@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from loop.models import weights_hash
-from loop.runfolder import RunFolder
-from loop.status import collect
+from loop.store.model_folder import weights_hash
+from loop.store.run_folder import RunFolder
+from loop.view.status import collect
 from tests.loop import tiny
 from tests.loop.campaigns import Cli, events, read, rows
 
@@ -163,9 +163,9 @@ def test_metrics_jsonl_holds_the_iterations_of_status(reference: Path) -> None:
 
 
 def test_a_candidate_loads_in_an_engine_and_answers_as_it_was_evaluated(reference: Path) -> None:
-    from loop.config import EngineConfig
-    from loop.engines import Request
-    from loop.engines.hf_engine import TransformersEngine
+    from loop.config.settings import EngineConfig
+    from loop.engines.base import Request
+    from loop.engines.transformers_engine import TransformersEngine
 
     found = answers(reference, 2, "gate")
     engine = TransformersEngine(reference / "iter-002" / "train" / "model", EngineConfig(kind="transformers", batch=16))

@@ -11,15 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from loop import tables
-from loop.compare import compare_runs
-from loop.compare_tables import print_comparison
-from loop.config_load import load_config
-from loop.config_yaml import to_yaml
+from loop.config.load import load_config
+from loop.config.yaml_text import to_yaml
 from loop.errors import UserError
-from loop.evaluation import METRICS
-from loop.runfolder import RunFolder
-from loop.unpaired import unpaired_difference
+from loop.measure.evaluation import METRICS
+from loop.measure.stats import unpaired_difference
+from loop.store import tables
+from loop.store.run_folder import RunFolder
+from loop.view.comparison import compare_runs, print_comparison
 from tests.loop.campaigns import Cli, copy_run, read, rows
 
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loop.config import PER_ITERATION_SECTIONS, Config
-from loop.config_load import LoadedConfig, diff, load_config, shipped_configs
-from loop.config_reference import reference
-from loop.config_types import models_of, readable, takes_list
-from loop.config_yaml import parse_yaml, to_yaml
+from loop.config.docs_page import reference
+from loop.config.load import LoadedConfig, diff, load_config, shipped_configs
+from loop.config.settings import PER_ITERATION_SECTIONS, Config
+from loop.config.types import models_of, readable, takes_list
+from loop.config.yaml_text import parse_yaml, to_yaml
 from loop.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -230,7 +230,7 @@ def test_a_wrong_override_is_named_instead_of_the_file(write: Any) -> None:
         ("train.beta={a: 1", "The override 'train.beta={a: 1', line 1, column 6"),
     ],
 )
-def test_a_wrong_value_is_refused_in_words(write: Any, override: str, said: str) -> None:
+def test_a_wrong_value_is_refused_with_a_sentence(write: Any, override: str, said: str) -> None:
     assert said in refusal(write("iterations: 3"), override)
 
 
@@ -301,7 +301,7 @@ def test_sections_that_change_are_sections_of_one_kind() -> None:
     assert all(len(models_of(Config.model_fields[name])) == 1 for name in PER_ITERATION_SECTIONS)
 
 
-def test_types_are_described_in_words() -> None:
+def test_types_are_described() -> None:
     assert readable(int | None) == "a whole number or null"
     assert readable(list[str]) == "a list of text"
     assert takes_list(str | tuple[str, ...])
@@ -315,7 +315,7 @@ def test_the_reference_in_the_docs_is_current() -> None:
 
 def test_loading_a_config_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from loop.config_load import load_config; load_config(sys.argv[1])\n"
+        "import sys; from loop.config.load import load_config; load_config(sys.argv[1])\n"
         "print(sorted({'torch', 'transformers', 'vllm', 'datasets', 'pyarrow', 'numpy', 'pandas'} & set(sys.modules)))"
     )
     minimal = str(ROOT / "tests" / "loop" / "minimal.yaml")

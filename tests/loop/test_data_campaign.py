@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 
-from loop.answer_scores import read_logps
-from loop.config_load import load_config
-from loop.export import export_pairs
-from loop.frame import in_percent, scores
-from loop.model_card import model_card
-from loop.notebook import Campaign
-from loop.progress import look
-from loop.prompts import PromptRow
-from loop.reward_config import RunPairs
-from loop.reward_data import read_run
-from loop.runfolder import RunFolder
-from loop.show import collect_prompts
-from loop.stages.slices import slice_of
-from loop.training import read_preferences
+from loop.campaign.stages.take_prompts import slice_of
+from loop.commands.export import export_pairs
+from loop.config.load import load_config
+from loop.config.reward_settings import RunPairs
+from loop.prompts.row import PromptRow
+from loop.report.model_card import model_card
+from loop.store.run_folder import RunFolder
+from loop.view.frame import in_percent, scores
+from loop.view.notebook import RunView
+from loop.view.progress import look
+from loop.view.show import collect_prompts
+from loop.workers.measure_service import read_logps
+from loop.workers.reward_service import read_run
+from loop.workers.train_service import read_preferences
 from tests.loop import tiny
 from tests.loop.campaigns import Cli, assert_same_results, copy_run, events, read, refusal, rows
 
@@ -157,8 +157,8 @@ def test_report_status_and_notebook_tell_of_preferences(parts: Path) -> None:
     before = read(parts / "iter-001" / "eval" / "metrics.json")["test"]["preference_accuracy"]["value"]
     page = (parts / "report.html").read_text(encoding="utf-8")
     assert "preference accuracy on the test prompts changed by" in page
-    assert "nothing is sampled: the data bring the pairs" in page
-    campaign = Campaign.open(parts)
+    assert "nothing is sampled: the pairs come from the data" in page
+    campaign = RunView.open(parts)
     assert campaign.metrics()[2].to_arrow()["eval/test/preference"].to_pylist() == [value]
     assert campaign.samples().iterations == []
     for row in campaign.pairs().to_arrow().to_pylist():
@@ -226,7 +226,7 @@ def test_report_and_notebook_hold_pairs_of_all_sources(beside: Path) -> None:
     signal = read(beside / "iter-003" / "pair" / "manifest.json")["counts"]["signal"]
     new = sum(pair["source_iteration"] == 3 for pair in pairs(beside, 3))
     assert signal["per_prompt"] == new / 16
-    for row in Campaign.open(beside).pairs()[3].to_arrow().to_pylist():
+    for row in RunView.open(beside).pairs()[3].to_arrow().to_pylist():
         assert (row["chosen_score"], row["rejected_score"]) == (row["score_w"], row["score_l"])
         if not row["source_iteration"]:
             assert (row["prompt"][-1], row["chosen"], row["rejected"]) == ("?", "chosen", "rejected")

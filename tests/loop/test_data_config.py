@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from loop.config_load import LoadedConfig, load_config
+from loop.commands.plan import make_plan
+from loop.config.load import LoadedConfig, load_config
 from loop.errors import UserError
-from loop.plan import make_plan
-from loop.runfolder import RunFolder
+from loop.store.run_folder import RunFolder
 
 PREFERENCES = {"iterations": 2, "prompts": {"source": "preferences", "path": "p.jsonl"}}
 SAMPLED = {
@@ -51,7 +51,7 @@ def test_a_judge_may_measure_what_preference_data_train(load: Any) -> None:
 
 
 def test_a_judge_that_would_have_nothing_to_do_is_refused(load: Any) -> None:
-    with pytest.raises(UserError, match=r"judge and eval\.judge are both set.* nothing to do; take it out"):
+    with pytest.raises(UserError, match=r"judge and eval\.judge are both set.* nothing to do; remove it"):
         load(PREFERENCES, "judge={name: exact}", "eval.judge={name: length}")
 
 
@@ -117,7 +117,7 @@ def test_ordered_prompts_may_be_gone_through_again(load: Any) -> None:
         ),
     ],
 )
-def test_contradictions_are_refused_in_words(load: Any, settings: dict[str, Any], override: str, said: str) -> None:
+def test_contradictions_are_refused(load: Any, settings: dict[str, Any], override: str, said: str) -> None:
     depth, overrides = 0, [""]
     for letter in override:  # blanks inside braces belong to a value
         depth += (letter in "{[") - (letter in "}]")

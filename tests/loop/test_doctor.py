@@ -10,11 +10,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from loop.cli import app
-from loop.doctor import examine
-from loop.doctor_tables import print_report, stream_text
-from loop.runfolder import RunFolder
-from loop.template_check import TemplateCheck
+from loop.cli.main import app
+from loop.commands.doctor import examine, print_report, stream_text
+from loop.commands.doctor_checks import TemplateCheck
+from loop.store.run_folder import RunFolder
 from tests.loop import tiny
 from tests.loop.campaigns import Cli, copy_run, read, rows
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loop.config import EngineConfig
-from loop.engines import Completion, Request, chosen_engine
-from loop.engines.hf_engine import TransformersEngine
+from loop.config.settings import EngineConfig
+from loop.engines.base import Completion, Request, chosen_engine
+from loop.engines.transformers_engine import TransformersEngine
 from loop.errors import UserError
 from tests.loop import tiny
 
@@ -160,9 +160,9 @@ def test_a_loaded_policy_answers_as_an_engine_that_began_with_it(
 
 
 def test_an_engine_that_is_not_installed_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    import loop.engines
+    import loop.engines.base
 
-    monkeypatch.setattr(loop.engines, "find_spec", lambda name: None)
+    monkeypatch.setattr(loop.engines.base, "find_spec", lambda name: None)
     assert chosen_engine(EngineConfig()) == "transformers"
     with pytest.raises(UserError, match=r"engine\.kind=transformers"):
         chosen_engine(EngineConfig(kind="vllm"))

@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from loop.commands.export import export_model, export_pairs
+from loop.commands.prune import Rules, plan_prune, remove
 from loop.errors import UserError
-from loop.export import export_model, export_pairs
-from loop.files import read_json
-from loop.model_card import model_card
-from loop.models import check_folder, weights_hash
-from loop.prune import Rules, plan_prune, remove
-from loop.runfolder import RunFolder
+from loop.report.model_card import model_card
+from loop.store.files import read_json
+from loop.store.model_folder import check_folder, weights_hash
+from loop.store.run_folder import RunFolder
 from tests.loop.campaigns import Cli, copy_run, refusal, rows
 
 

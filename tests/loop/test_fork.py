@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from judges.handed import Usage
-from loop import files
-from loop.config_load import load_config
-from loop.crew import Crew
-from loop.display import Display
+from judges.context import Usage
+from loop.commands.fork import fork
+from loop.config.load import load_config
 from loop.errors import UserError
-from loop.fork import fork
-from loop.lineage import inherited_caches, read_lineage
-from loop.runfolder import RunFolder
-from loop.verdict_cache import VerdictCache
+from loop.store import files
+from loop.store.lineage import inherited_caches, read_lineage
+from loop.store.run_folder import RunFolder
+from loop.store.verdict_cache import VerdictCache
+from loop.view.display import Display
+from loop.workers.pool import WorkerPool
 from tests.loop.campaigns import Cli, copy_run, read, refusal, results, times
 
 FIRST = ("prompts/*.parquet", "iter-000/**/*", "iter-001/**/*")
@@ -111,7 +111,7 @@ def test_a_fork_of_a_fork_reads_the_verdicts_of_both_and_names_its_parent(cli: C
     fork(child, 1, grandchild, ["train.beta=0.3", "per_iteration.1.train.beta=null"])
     assert read_lineage(grandchild)["parent"]["run"] == str(child.root)
     assert inherited_caches(grandchild) == (child.verdict_cache, parent.verdict_cache)
-    crew = Crew(grandchild, load_config(grandchild.config).base, Display(quiet=True))
+    crew = WorkerPool(grandchild, load_config(grandchild.config).base, Display(quiet=True))
     cache = VerdictCache(crew.judge.judging["cache"], crew.judge.judging["parents"])
     assert [cache.get(key) for key in ("a", "b", "c")] == ["from the parent", "from the child", None]
     assert cache.spent("judge") == Usage()

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from loop.campaign import work
-from loop.config_load import load_config
-from loop.context import Campaign
-from loop.crew import Crew
-from loop.display import Display
-from loop.files import read_json
-from loop.runfolder import RunFolder
-from loop.status import collect
+from loop.campaign.context import Campaign
+from loop.campaign.run import work
+from loop.config.load import load_config
+from loop.store.files import read_json
+from loop.store.run_folder import RunFolder
+from loop.view.display import Display
+from loop.view.status import collect
+from loop.workers.pool import WorkerPool
 from tests.loop import tiny
 from tests.loop.campaigns import Cli
 
@@ -61,14 +61,14 @@ def config(toys: Path, _settings: dict[str, Any], tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="module")
-def crew(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+def crew(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerPool]:
     """Workers for all the campaigns of this file."""
     run = RunFolder(tmp_path_factory.mktemp("crew"))
-    with Crew(run, load_config(config).base, Display(quiet=True)) as crew:
+    with WorkerPool(run, load_config(config).base, Display(quiet=True)) as crew:
         yield crew
 
 
-def campaign(run: RunFolder, config: Path, crew: Crew, *changes: str) -> dict[str, Any]:
+def campaign(run: RunFolder, config: Path, crew: WorkerPool, *changes: str) -> dict[str, Any]:
     """Work until nothing is left to do; the state and the last decision."""
     with run.locked():
         work(Campaign(run, load_config(config, changes), crew, Display(quiet=True)))
@@ -91,7 +91,7 @@ def accuracies(state: dict[str, Any]) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_gate_keeps_the_best_iteration_and_a_retry_recovers(
-    seed: int, config: Path, crew: Crew, tmp_path: Path
+    seed: int, config: Path, crew: WorkerPool, tmp_path: Path
 ) -> None:
     run = RunFolder(tmp_path / "ungated")
     ungated = campaign(run, config, crew, f"seed={seed}")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from judges.resolve import BUILT_IN
-from loop.cli import main
-from loop.config_load import load_config
+from judges.registry import BUILT_IN
+from loop.cli.main import main
+from loop.config.load import load_config
 from tests.judges.llm_server import KEY, LLMServer
 
 Prefloop = Callable[..., tuple[int, str, str]]
@@ -192,7 +192,7 @@ def test_pairs_show_ties_and_both_orders(prefloop: Prefloop) -> None:
         (["exact", "--data", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         (["exact", "--data", "labelled.jsonl", "--arg", "strip"], "--arg 'strip' is not of the form key=value"),
         (["exact", "--data", "labelled.jsonl", "--arg", "strp=true"], "no argument 'strp' (did you mean 'strip'?)"),
-        (["external", "--data", "labelled.jsonl"], "Judge external is people"),
+        (["external", "--data", "labelled.jsonl"], "Judge external relies on people"),
         (["my.yaml", "--data", "labelled.jsonl"], "There is no file my.yaml"),
     ],
 )

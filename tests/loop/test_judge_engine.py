@@ -12,16 +12,15 @@ from typing import Any
 import pytest
 
 from judges import JudgeError, build_judge, fingerprint
-from judges.found import Found
-from judges.handed import Handed, LocalModel
-from loop.config import EngineConfig, JudgeConfig
-from loop.engines.hf_engine import TransformersEngine
+from judges.context import JudgeContext, LocalModel, ModelRef
+from loop.commands.judge_test import named_judge, run_test
+from loop.config.settings import EngineConfig, JudgeConfig
+from loop.engines.judge_engine import asked_for, judge_engine
+from loop.engines.transformers_engine import TransformersEngine
 from loop.errors import UserError
-from loop.judge_engine import asked_for, judge_engine
-from loop.judge_trial import named_judge, run_test
-from loop.judging import JudgeService, JudgeTask
-from loop.models import find_model
-from loop.sampler import EngineService
+from loop.store.model_folder import find_model
+from loop.workers.judge_service import JudgeService, JudgeTask
+from loop.workers.sampling_service import EngineService
 from tests.loop import tiny
 from tests.loop.campaigns import Cli, events, read, rows
 from tests.loop.test_judging import responses
@@ -121,7 +120,7 @@ def test_labelled_examples_are_tried_with_the_model_that_answers(
 
 def local(model: Path, **changes: Any) -> LocalModel:
     judge = build_judge("llm-grade", {**OWN, "model": str(model), **changes})
-    judge.take(Handed(find=find_model))
+    judge.bind(JudgeContext(find=find_model))
     found = asked_for(judge)
     assert found is not None
     return found
@@ -144,10 +143,10 @@ def test_wrong_settings_are_one_paragraph(own_model: Path, changes: dict[str, An
 @pytest.mark.parametrize(
     ("args", "why"),
     [
-        ({"engine": "vllm"}, "with engine: vllm give model"),
+        ({"engine": "vllm"}, "with engine: vllm set model"),
         ({"engine": "vllm", "model": "m", "base_url": "http://x/v1"}, "and no base_url"),
         ({"engine": "vllm", "model": "m", "request": {"a": 1}}, "use chat_template_kwargs"),
-        ({"engine": "policy", "engine_settings": {"batch": 2}}, "need an engine of its own"),
+        ({"engine": "policy", "engine_settings": {"batch": 2}}, "need engine: vllm or transformers"),
         ({"engine": "vllm", "model": "m", "max_tokens": None}, "must be numbers"),
     ],
 )
@@ -161,18 +160,18 @@ def test_one_judge_has_one_engine(own_model: Path, toys: Path) -> None:
     self_judged = {"judge": "llm-grade", "name": "self", "args": {"engine": "policy"}}
     for parts in ([mine, {**other, "name": "b"}], [mine, self_judged]):
         judge = build_judge("combine", {"parts": parts})
-        judge.take(Handed(find=find_model))
+        judge.bind(JudgeContext(find=find_model))
         with pytest.raises(UserError, match="ask different models"):
             asked_for(judge)
     same = build_judge("combine", {"parts": [mine, {**mine, "name": "b"}]})
-    same.take(Handed(find=find_model))
+    same.bind(JudgeContext(find=find_model))
     assert asked_for(same) == local(own_model)
 
 
 def test_other_weights_or_a_shorter_window_are_another_judge_and_a_smaller_batch_is_not(own_model: Path) -> None:
     def version(digest: str = "a", **settings: Any) -> Any:
         judge = build_judge("llm-grade", {**OWN, "model": "m", "engine_settings": settings})
-        judge.take(Handed(find=lambda name: Found(Path(name), digest)))
+        judge.bind(JudgeContext(find=lambda name: ModelRef(Path(name), digest)))
         return fingerprint(judge, "j")
 
     assert version() == version(batch=2, gpu_memory_share=0.3)

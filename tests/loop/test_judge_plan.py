@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from judges.resolve import build_judge
-from loop.config_load import load_config
-from loop.plan import make_plan
-from loop.plan_sampling import calls_in_words
-from loop.runfolder import RunFolder
+from loop.commands.plan import make_plan
+from loop.commands.plan_sampling import describe_calls
+from loop.config.load import load_config
+from loop.store.run_folder import RunFolder
 
 LOCAL = {"base_url": "http://localhost:1/v1", "model": "m"}
 PRICED = {"prompt_price": 1.0, "completion_price": 2.0}
@@ -62,13 +62,13 @@ def test_money_is_a_bound_over_tokens(tmp_path: Path) -> None:
     template = each["prompt_tokens"] - 200 - 100  # the longest prompt and the longest response
     assert 100 < template < 1000
     assert found["cost"] == pytest.approx(110 * (each["prompt_tokens"] * 1.0 + 50 * 2.0) / 1e6)
-    assert calls_in_words(found).startswith("at most 110 calls of at most")
-    assert "cost at most 0.0" in calls_in_words(found)
-    assert "no prices given" in calls_in_words(planned(tmp_path, "llm-grade"))
+    assert describe_calls(found).startswith("at most 110 calls of at most")
+    assert "cost at most 0.0" in describe_calls(found)
+    assert "no prices given" in describe_calls(planned(tmp_path, "llm-grade"))
 
 
 def test_without_a_number_of_prompts_only_the_single_call_is_known(tmp_path: Path) -> None:
-    assert "depends on the prompts" in calls_in_words(planned(tmp_path, "llm-grade", train=None))
+    assert "depends on the prompts" in describe_calls(planned(tmp_path, "llm-grade", train=None))
 
 
 def test_a_judge_of_its_own_for_the_evaluation_is_counted_for_itself(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from judges import Group, Prompt, Response, Verdict
-from loop import tables
-from loop.config import JudgeConfig
-from loop.config_load import load_config
+from loop.config.load import load_config
+from loop.config.settings import JudgeConfig
 from loop.errors import UserError
-from loop.judging import JudgeService, JudgeTask, read_groups, verdict_table
-from loop.prompts import PromptRow
-from loop.workers import Job, Worker, call
+from loop.prompts.row import PromptRow
+from loop.store import tables
+from loop.workers.judge_service import JudgeService, JudgeTask, read_groups, verdict_table
+from loop.workers.process import Job, Worker, call
 from tests.loop.campaigns import is_alive
 
 JUDGE = """
@@ -76,7 +76,15 @@ def worker(tmp_path: Path) -> Iterator[Any]:
         log = tmp_path / "judge.log"
         arguments = {"settings": judge, "cache": tmp_path / "verdicts.sqlite"}
         made.append(
-            Worker("judge", "loop.judging:JudgeService", arguments, log, stall_seconds, 1, lambda *_, **__: None)
+            Worker(
+                "judge",
+                "loop.workers.judge_service:JudgeService",
+                arguments,
+                log,
+                stall_seconds,
+                1,
+                lambda *_, **__: None,
+            )
         )
         return made[-1]
 
@@ -94,7 +102,7 @@ def test_foreign_code_costs_single_verdicts_inside_the_worker_too(worker: Any, t
     assert label(judge, task(tmp_path, "ok", "hang", "ok", "crash", "ok"))["counts"] == {"score": 3, "error": 2}
     rows = tables.read(tmp_path / "verdicts.parquet").to_pylist()
     assert [row["kind"] for row in rows] == ["score", "error", "score", "error", "score"]
-    assert rows[1]["why"] == "the judge took longer than 1 s and was ended"
+    assert rows[1]["why"] == "the judge took longer than 1 s and was killed"
     assert judge.starts == 1
 
 

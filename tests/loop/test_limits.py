@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import yaml
 
-from loop.config_load import load_config
-from loop.config_promote import LimitSettings, PromoteConfig
-from loop.context import Model, Standing
-from loop.evaluation import score_means, shadow_change
-from loop.measuring import MeasureTask, k1, measure_limits, windows
-from loop.promote import check_limits, decide
-from loop.refusals import LOOKED_AT, is_refusal
-from loop.runfolder import RunFolder
-from loop.stages.attempts import judge_attempt, limits_measured
-from loop.stats import Difference
-from loop.tables import RESPONSES, VERDICTS, to_bytes
+from loop.campaign.context import ModelRoles
+from loop.campaign.stages.limits import LOOKED_AT, is_refusal
+from loop.campaign.stages.promote import compare_with_incumbent, limits_measured
+from loop.config.load import load_config
+from loop.config.promote_section import LimitSettings, PromoteConfig
+from loop.measure.evaluation import score_means, shadow_change
+from loop.measure.promotion import check_limits, decide
+from loop.measure.stats import Difference
+from loop.store.model_refs import Model
+from loop.store.run_folder import RunFolder
+from loop.store.tables import RESPONSES, VERDICTS, to_bytes
+from loop.workers.measure_service import MeasureTask, k1, measure_limits, windows
 from tests.loop import tiny
 from tests.loop.campaigns import Cli, read, refusal, rows
 
@@ -213,8 +214,8 @@ def test_no_decision_reads_the_test_set(settings: dict[str, Any], tmp_path: Path
     counts = {"sampled_accuracy": {f"p{i}": [i % 2, 1] for i in range(40)}}
     gate = {"counts": counts, "mean_length": 8.0, "truncated_share": 0.1}
     measured: Any = {0: GateOnly(gate=gate), 1: GateOnly(gate=gate)}
-    standing = Standing(base, base, base)
-    attempt = judge_attempt(campaign, 1, 1, standing, candidate, {}, {}, measured)
+    standing = ModelRoles(base, base, base)
+    attempt = compare_with_incumbent(campaign, 1, 1, standing, candidate, {}, {}, measured)
     assert attempt.decision.promote
     with pytest.raises(AssertionError, match="reads the test set"):
         measured[0]["test"]

@@ -18,14 +18,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from loop import display as display_module
-from loop.config_load import load_config
-from loop.display import Bar, Display, is_live
-from loop.frame import bar, duration, frame, time_left
-from loop.partial import Writer, last_sign, read_writer, stage_in_progress, work_in_progress
-from loop.progress import Alarm, Snapshot, Work, look, seconds_left
-from loop.runfolder import RunFolder
-from loop.watch import COMPLETE, STOPPED, Watcher, watch
+from loop.config.load import load_config
+from loop.store.run_folder import RunFolder
+from loop.view import display as display_module
+from loop.view.display import Bar, Display, is_live
+from loop.view.frame import bar, duration, frame, time_left
+from loop.view.progress import (
+    Notice,
+    Snapshot,
+    Work,
+    Writer,
+    last_sign,
+    look,
+    read_writer,
+    seconds_left,
+    stage_in_progress,
+    work_in_progress,
+)
+from loop.view.watch import COMPLETE, STOPPED, Watcher, watch
 from tests.loop.campaigns import Cli, copy_run, rows, times
 
 DONE = dict.fromkeys(("sample", "judge", "pair"), "finished")
@@ -39,7 +49,7 @@ SNAPSHOT = Snapshot(
     stages=DONE | {"train": "started", "eval": "waiting"},
     scores=((0, {"sampled": 0.035, "greedy": None}), (1, {"sampled": 0.502, "greedy": 0.53})),
     typical=SECONDS,
-    alarms=(Alarm(0.0, "the engine worker was lost\nat shard 3"),),
+    alarms=(Notice(0.0, "the engine worker was lost\nat shard 3"),),
 )
 WORK = Work("train", "steps", done=12, total=48, per_second=0.4, tokens_per_second=512.0, note="loss 0.412")
 
@@ -73,7 +83,7 @@ def test_the_typical_seconds_are_those_of_finished_iterations(reference: Path) -
     ("seconds", "words"),
     [(3.14, "3.1 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3599.6, "1 h 00 min"), (7300, "2 h 01 min")],
 )
-def test_durations_in_words(seconds: float, words: str) -> None:
+def test_durations_are_described(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
@@ -331,7 +341,7 @@ def test_watch_follows_to_the_end_in_plain_lines_and_writes_nothing(
         if happens := next(looked):
             happens()
 
-    monkeypatch.setattr("loop.watch.time.sleep", later)
+    monkeypatch.setattr("loop.view.watch.time.sleep", later)
     console = Console(file=io.StringIO(), width=80)
     assert watch(run, console, once=False) == COMPLETE
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -359,8 +369,8 @@ def test_a_watch_tells_of_a_stage_line_by_line(run: RunFolder, monkeypatch: pyte
         elif step == 2:
             run.promotion(2).write_bytes(decision)
 
-    monkeypatch.setattr("loop.watch.time.sleep", later)
-    monkeypatch.setattr("loop.watch.LINE_EVERY", -1.0)
+    monkeypatch.setattr("loop.view.watch.time.sleep", later)
+    monkeypatch.setattr("loop.view.watch.LINE_EVERY", -1.0)
     console = Console(file=io.StringIO(), width=80)
     assert watch(run, console, once=False) == COMPLETE
     told = [line for line in console.file.getvalue().splitlines() if line.startswith("eval ")]  # type: ignore[attr-defined]
@@ -375,7 +385,7 @@ def test_watch_ends_at_ctrl_c(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("loop.watch.time.sleep", interrupted)
+    monkeypatch.setattr("loop.view.watch.time.sleep", interrupted)
     assert watch(run, Console(file=io.StringIO()), once=False) == COMPLETE
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from loop.answers import Renderer
-from loop.config_load import load_config
+from loop.config.load import load_config
 from loop.errors import UserError
-from loop.mix import mix_digest, read_mix
-from loop.training import TrainTask, read_examples
+from loop.prompts.chat_template import Renderer
+from loop.prompts.supervised import mix_digest, read_mix
+from loop.workers.train_service import TrainTask, read_examples
 from tests.loop import tiny
 from tests.loop.campaigns import Cli, read, refusal
 from trainer.settings import MixSettings, TrainSettings
@@ -134,6 +134,6 @@ def test_a_campaign_trains_with_a_warm_start_and_a_mix(cli: Cli, settings: dict[
     assert cli("run", config).code == 0
     save(path, rows[:-1])
     assert "iteration 1, stage train" in (told := refusal(cli("run", config)))
-    assert "was made from other data" in told
+    assert "was made from data that differ" in told
     path.unlink()
     assert "train.mix.path: there is no file" in refusal(cli("run", config))

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from loop.files import read_json, to_json, write_file
-from loop.fork import fork
-from loop.model_files import describe_models
-from loop.models import weights_hash
-from loop.runfolder import RunFolder
+from loop.commands.fork import fork
+from loop.report.model_card import describe_models
+from loop.store.files import read_json, to_json, write_file
+from loop.store.model_folder import weights_hash
+from loop.store.run_folder import RunFolder
 from tests.loop.campaigns import Cli, copy_run, times
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from loop import models
 from loop.errors import UserError
-from loop.models import check_folder, convert_gguf, default_cache, resolve_base, weights_hash
+from loop.store import model_folder as models
+from loop.store.model_folder import check_folder, convert_gguf, default_cache, resolve_base, weights_hash
 
 WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}
 

@@ -7,19 +7,18 @@ from pathlib import Path
 import pytest
 
 from loop.errors import UserError
-from loop.files import read_json
-from loop.notebook import Campaign
-from loop.notebook_rows import Rows, look_up, of_dicts
-from loop.runfolder import RunFolder
+from loop.store.files import read_json
+from loop.store.run_folder import RunFolder
+from loop.view.notebook import Rows, RunView, look_up, of_dicts
 from tests.loop.campaigns import rows, times
 
 
 @pytest.fixture
-def campaign(reference: Path) -> Campaign:
-    return Campaign.open(reference)
+def campaign(reference: Path) -> RunView:
+    return RunView.open(reference)
 
 
-def test_metrics_have_a_row_per_iteration(campaign: Campaign, reference: Path) -> None:
+def test_metrics_have_a_row_per_iteration(campaign: RunView, reference: Path) -> None:
     frame = campaign.metrics().to_pandas()
     assert frame["iteration"].tolist() == campaign.iterations == [0, 1, 2]
     state = [json.loads(line) for line in (reference / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -29,7 +28,7 @@ def test_metrics_have_a_row_per_iteration(campaign: Campaign, reference: Path) -
     assert campaign.metrics()[2].to_pandas()["eval/gate/greedy"].tolist() == frame["eval/gate/greedy"].tolist()[2:]
 
 
-def test_steps_have_a_row_per_optimizer_step(campaign: Campaign) -> None:
+def test_steps_have_a_row_per_optimizer_step(campaign: RunView) -> None:
     frame = campaign.steps().to_pandas()
     logs = {k: (campaign.model(k).parent / "steps.jsonl").read_text(encoding="utf-8").splitlines() for k in (1, 2)}
     assert frame["iteration"].tolist() == [k for k, log in logs.items() for _ in log]
@@ -38,7 +37,7 @@ def test_steps_have_a_row_per_optimizer_step(campaign: Campaign) -> None:
 
 
 @pytest.mark.parametrize(("which", "begun"), [("train", [1, 2]), ("gate", [0, 1, 2]), ("test", [0, 1, 2])])
-def test_samples_are_the_responses_with_prompt_and_verdict(campaign: Campaign, which: str, begun: list[int]) -> None:
+def test_samples_are_the_responses_with_prompt_and_verdict(campaign: RunView, which: str, begun: list[int]) -> None:
     run = RunFolder(campaign.path)
     samples = campaign.samples(which)  # type: ignore[arg-type]
     assert samples.iterations == begun
@@ -56,7 +55,7 @@ def test_samples_are_the_responses_with_prompt_and_verdict(campaign: Campaign, w
         assert [row["prompt"] for row in table] == [asked[row["prompt_id"]] for row in stored]
 
 
-def test_pairs_carry_the_texts_that_their_ids_name(campaign: Campaign) -> None:
+def test_pairs_carry_the_texts_that_their_ids_name(campaign: RunView) -> None:
     texts = {row["response_id"]: row for row in campaign.samples().to_arrow().to_pylist()}
     table = campaign.pairs().to_arrow().to_pylist()
     assert len(table) == sum(len(rows(RunFolder(campaign.path).stage(k, "pair").pairs)) for k in (1, 2)) > 0
@@ -75,13 +74,13 @@ def test_what_is_not_judged_yet_has_no_verdict(reference: Path, tmp_path: Path) 
 
     shutil.copytree(reference, tmp_path / "run")
     (tmp_path / "run" / "iter-002" / "judge" / "shard-001.parquet").unlink()
-    half = Campaign.open(tmp_path / "run")
+    half = RunView.open(tmp_path / "run")
     kinds = half.samples()[2].to_pandas()["kind"]
     assert kinds.isna().sum() == 16
     assert len(half.verdicts()[2].to_arrow()) == len(kinds) - 16
 
 
-def test_a_dataset_holds_the_same_rows(campaign: Campaign) -> None:
+def test_a_dataset_holds_the_same_rows(campaign: RunView) -> None:
     dataset = campaign.verdicts("gate")[1].to_dataset()
     assert dataset.to_list() == campaign.verdicts("gate")[1].to_arrow().to_pylist()
 
@@ -112,7 +111,7 @@ def test_rows_with_other_keys_and_unknown_ids_give_nulls() -> None:
     assert look_up(table, "id", wanted)["x"].to_pylist() == [None, None, 1]
 
 
-def test_a_campaign_is_shown_in_a_few_lines_and_nothing_is_written(campaign: Campaign, reference: Path) -> None:
+def test_a_campaign_is_shown_in_a_few_lines_and_nothing_is_written(campaign: RunView, reference: Path) -> None:
     before = times(reference)
     shown = repr(campaign)
     assert shown.splitlines()[0] == f"Campaign reference in {reference}: complete"
@@ -134,13 +133,13 @@ def test_a_campaign_is_shown_in_a_few_lines_and_nothing_is_written(campaign: Cam
 
 def test_a_run_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no run 'nowhere'"):
-        Campaign.open("nowhere", runs=tmp_path)
+        RunView.open("nowhere", runs=tmp_path)
 
 
-def test_the_guide_does_what_it_says(campaign: Campaign) -> None:
+def test_the_guide_does_what_it_says(campaign: RunView) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "notebook.md").read_text(encoding="utf-8")
     _, lines = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     for line in lines.splitlines():
         assert len(eval(line, {"campaign": campaign})) > 0
     for name in re.findall(r"`campaign\.(\w+)", page):
-        assert hasattr(Campaign, name)
+        assert hasattr(RunView, name)

@@ -11,23 +11,23 @@ from typing import Any
 import pytest
 import yaml
 
-import loop.engines
-import loop.handover
-from loop.compare import compare_runs
-from loop.config import EngineConfig
-from loop.config_load import load_config
-from loop.config_online import prompts_per_slice
-from loop.engines import number_format
+import loop.engines.base
+import loop.workers.handover
+from loop.campaign.stages.online import cut
+from loop.campaign.stages.online_record import of_slices
+from loop.commands.fork import fork
+from loop.commands.plan import make_plan
+from loop.config.fit import prompts_per_slice
+from loop.config.load import load_config
+from loop.config.settings import EngineConfig
+from loop.engines.base import number_format
 from loop.errors import UserError
-from loop.fork import fork
-from loop.handover import handover_folder
-from loop.plan import make_plan
-from loop.runfolder import RunFolder
-from loop.show import collect_prompts
-from loop.stages.online import cut
-from loop.stages.online_record import of_slices
-from loop.status import collect
-from loop.workers import Job, Worker
+from loop.store.run_folder import RunFolder
+from loop.view.comparison import compare_runs
+from loop.view.show import collect_prompts
+from loop.view.status import collect
+from loop.workers.handover import handover_folder
+from loop.workers.process import Job, Worker
 from tests.loop import tiny
 from tests.loop.campaigns import Cli, assert_same_results, copy_run, read, results, rows, times
 from tests.loop.inprocess import Hook, Killed, Lost, run_here
@@ -146,7 +146,7 @@ def test_nothing_stays_in_shared_memory(
 ) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
-    monkeypatch.setattr(loop.handover, "SHARED", shared)
+    monkeypatch.setattr(loop.workers.handover, "SHARED", shared)
     seen: list[Path] = []
     run_here(monkeypatch, begun, given, after=lambda worker, job: seen.extend(shared.iterdir()))
     assert len(set(seen)) == 1
@@ -387,7 +387,7 @@ def test_weights_pass_through_shared_memory_where_there_is_room(
     for folder in (shared, weights):
         folder.mkdir()
     (weights / "model.safetensors").write_bytes(b"0" * 1000)
-    monkeypatch.setattr(loop.handover, "SHARED", shared)
+    monkeypatch.setattr(loop.workers.handover, "SHARED", shared)
     free: Callable[[int], Any] = lambda size: lambda _: shutil._ntuple_diskusage(0, 0, size)  # type: ignore[attr-defined]  # noqa: E731
     monkeypatch.setattr(shutil, "disk_usage", free(3000))
     left = shared / f"prefloop-{os.getuid()}-of-a-killed-run"
@@ -401,7 +401,7 @@ def test_weights_pass_through_shared_memory_where_there_is_room(
         assert found.is_dir(), "its driver is alive"
         assert not other.exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.handover, "_locked", lambda folder: None)  # a file system without locks
+        patch.setattr(loop.workers.handover, "_locked", lambda folder: None)  # a file system without locks
         with handover_folder(weights, spare) as found:
             assert found == spare
     monkeypatch.setattr(shutil, "disk_usage", free(2999))
@@ -415,7 +415,7 @@ def test_weights_pass_through_shared_memory_where_there_is_room(
 def test_weights_go_over_in_the_format_in_which_the_engine_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     assert number_format(EngineConfig(kind="transformers")) == "float32"
     assert number_format(EngineConfig(kind="transformers", dtype="float16")) == "float16"
-    monkeypatch.setattr(loop.engines, "chosen_engine", lambda settings: settings.kind)
+    monkeypatch.setattr(loop.engines.base, "chosen_engine", lambda settings: settings.kind)
     assert number_format(EngineConfig(kind="vllm")) == "bfloat16"
 
 

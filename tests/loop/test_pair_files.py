@@ -7,16 +7,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from loop import tables
-from loop.answers import Renderer
-from loop.config_pairs import PairsConfig
+from loop.config.pairs_section import PairsConfig
 from loop.errors import UserError
-from loop.files import write_file
-from loop.pairing.answers import read_answers, render_answers, texts_of, wanted
-from loop.pairing.files import read_judged, table_of
+from loop.pairing.data_answers import read_answers, render_answers, texts_of, wanted
+from loop.pairing.io import read_judged, table_of
 from loop.pairing.records import Made, MadeGroup, MadePair, MadeSingle
-from loop.prompts import PromptRow
-from loop.training import read_preferences
+from loop.prompts.chat_template import Renderer
+from loop.prompts.row import PromptRow
+from loop.store import tables
+from loop.store.files import write_file
+from loop.workers.train_service import read_preferences
 from tests.loop import tiny
 from tests.loop.campaigns import Cli, read, rows
 from trainer.data import Pair, Ranked, Single

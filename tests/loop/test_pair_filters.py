@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loop.config_pairs import PairsConfig
-from loop.pairing.edit_distance import levenshtein, share_to_edit
-from loop.pairing.filters import sift, why_dropped
-from loop.pairing.prompt import build_prompt
+from loop.config.pairs_section import PairsConfig
+from loop.pairing.filters import levenshtein, share_to_edit, sift, why_dropped
+from loop.pairing.one_prompt import build_prompt
 from loop.pairing.records import Judged
 
 

@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from loop.config_pairs import PairsConfig
-from loop.pairing.caps import balanced
-from loop.pairing.iteration import pair_all
-from loop.pairing.prompt import NO_ANSWERS, PromptResult, build_prompt
+from loop.config.pairs_section import PairsConfig
+from loop.pairing.iteration import balanced, pair_all
+from loop.pairing.one_prompt import NO_ANSWERS, PromptResult, build_prompt
+from loop.pairing.pair_rules import accept, tournament
 from loop.pairing.records import Answers, Judged, MadeGroup, MadePair, MadeSingle
-from loop.pairing.rejection import accept, tournament
 from loop.pairing.single_rules import standardised
 from loop.pairing.win_rates import over_others, win_rates
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loop.config_pairs import BY_SCORE, NEAREST, PairsConfig
+from loop.config.pairs_section import BY_SCORE, NEAREST, PairsConfig
+from loop.config.rule_table import RULES
 from loop.pairing.iteration import Pairing, pair_all, why_no_pairs
-from loop.pairing.prompt import build_prompt
+from loop.pairing.one_prompt import build_prompt
 from loop.pairing.reasons import PROMPT_OUTCOMES, RESPONSE_REASONS
 from loop.pairing.records import Answers, Judged, MadePair
-from loop.pairing.table import RULES
 
 
 def response(name: str, score: float | None, *, tokens: str | None = None, kind: str = "score", cut: bool = False):

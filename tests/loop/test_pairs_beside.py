@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loop import tables
-from loop.pairing.drawn import draw, how_many, replayed
-from loop.pairing.files import table_of
+from loop.campaign.stages.extra_pairs import draw, how_many, replayed
+from loop.pairing.io import table_of
 from loop.pairing.records import MadePair
+from loop.store import tables
 
 
 def test_a_share_is_one_of_the_whole() -> None:

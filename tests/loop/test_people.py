@@ -8,25 +8,25 @@ from typing import Any
 import pytest
 
 from judges import JudgeError
-from loop import tables
-from loop.config import JudgeConfig
-from loop.config_load import load_config
-from loop.context import Campaign
-from loop.crew import Crew, Shard
-from loop.display import Display
-from loop.errors import WaitingForPeople
-from loop.labelling import label_by_people, labels_of
-from loop.plan import check_judge
-from loop.prompts import read_table
-from loop.runfolder import RunFolder
-from loop.sampler import SampleTask
+from loop.campaign.context import Campaign
+from loop.campaign.stages.people import label_by_people, labels_of
+from loop.commands.plan import check_judge
+from loop.config.load import load_config
+from loop.config.settings import JudgeConfig
+from loop.errors import AwaitingLabels
+from loop.prompts.row import read_table
+from loop.store import tables
+from loop.store.run_folder import RunFolder
+from loop.view.display import Display
+from loop.workers.pool import Shard, WorkerPool
+from loop.workers.sampling_service import SampleTask
 from tests.loop.campaigns import Cli, events, read, refusal, rows
 
 WAITING = 3
 
 
 @pytest.fixture
-def by_people(settings: dict[str, Any]) -> dict[str, Any]:
+def human_judge(settings: dict[str, Any]) -> dict[str, Any]:
     """One iteration, its responses labelled by people, its evaluation by the judge of the other tests."""
     settings["eval"]["judge"] = settings["judge"]
     settings["judge"] = {"name": "external"}
@@ -49,12 +49,14 @@ def parity(row: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_run_waits_for_labels_and_goes_on_with_them(cli: Cli, by_people: dict[str, Any], reference: Path) -> None:
-    config, run = cli.write(by_people), cli.runs / "campaign"
+def test_a_run_waits_for_labels_and_goes_on_with_them(cli: Cli, human_judge: dict[str, Any], reference: Path) -> None:
+    config, run = cli.write(human_judge), cli.runs / "campaign"
     folder = run / "iter-001" / "judge"
     ended = cli("run", config)
     assert ended.code == WAITING, ended.err
-    assert ended.err.strip().startswith("prefloop: Iteration 1 waits for people: 64 responses are to be labelled. Open")
+    assert ended.err.strip().startswith(
+        "prefloop: Iteration 1 is waiting for human labels: 64 responses to label. Open"
+    )
     assert all(name in ended.err for name in ("to-label.html", "to-label.jsonl", "judge/labels.jsonl"))
     sheet = lines(folder / "to-label.jsonl")
     sampled = rows(*sorted((reference / "iter-001" / "sample").glob("*.parquet")))
@@ -87,7 +89,7 @@ class Bench:
         shutil.copytree(reference / "prompts", run.prompts().path)
         shutil.copytree(reference / "iter-001" / "sample", run.stage(1, "sample").path)
         display = Display(quiet=True)
-        self.campaign = Campaign(run, loaded, Crew(run, loaded.base, display), display, verify=False)
+        self.campaign = Campaign(run, loaded, WorkerPool(run, loaded.base, display), display, verify=False)
         self.campaign.judge = {"name": "external", "version": "1", "args": args}
         self.folder = run.stage(1, "judge")
         prompts = tuple(read_table(tables.read(run.prompts().path / "train.parquet")))
@@ -101,7 +103,7 @@ class Bench:
 
     def sheet(self) -> list[dict[str, Any]]:
         """What is to be labelled, once it has been written."""
-        with pytest.raises(WaitingForPeople):
+        with pytest.raises(AwaitingLabels):
             self.label()
         return lines(self.folder.to_label)
 
@@ -109,20 +111,20 @@ class Bench:
         return rows(*(shard.verdicts for shard in self.shards))
 
 
-def test_with_some_labels_the_run_waits_for_the_rest(cli: Cli, by_people: dict[str, Any], reference: Path) -> None:
-    bench = Bench(cli, by_people, reference)
+def test_with_some_labels_the_run_waits_for_the_rest(cli: Cli, human_judge: dict[str, Any], reference: Path) -> None:
+    bench = Bench(cli, human_judge, reference)
     sheet = bench.sheet()
     put(bench.folder.path, [parity(row) for row in sheet[:10]])
-    with pytest.raises(WaitingForPeople, match=r"64 responses are to be labelled\. 10 of them are.*missing=abstain"):
+    with pytest.raises(AwaitingLabels, match=r"64 responses to label \(10 done\)\. .*missing=abstain"):
         bench.label()
     assert [event["labelled"] for event in events(bench.campaign.run.root, "waiting_for_people")] == [0, 10]
     assert not any(shard.verdicts.exists() for shard in bench.shards)
 
 
 def test_what_has_no_label_abstains_where_the_user_says_so(
-    cli: Cli, by_people: dict[str, Any], reference: Path
+    cli: Cli, human_judge: dict[str, Any], reference: Path
 ) -> None:
-    bench = Bench(cli, by_people, reference, missing="abstain")
+    bench = Bench(cli, human_judge, reference, missing="abstain")
     sheet = bench.sheet()  # without any label there is nothing to go on with
     put(bench.folder.path, [parity(row) for row in sheet[:10]])
     assert bench.label() == labels_of(bench.folder)
@@ -133,9 +135,9 @@ def test_what_has_no_label_abstains_where_the_user_says_so(
 
 
 def test_other_labels_are_other_verdicts_until_the_stage_is_finished(
-    cli: Cli, by_people: dict[str, Any], reference: Path
+    cli: Cli, human_judge: dict[str, Any], reference: Path
 ) -> None:
-    bench = Bench(cli, by_people, reference, ask="pair")
+    bench = Bench(cli, human_judge, reference, ask="pair")
     sheet = bench.sheet()
     digests = set()
     for label in ("first", "second"):
@@ -146,11 +148,13 @@ def test_other_labels_are_other_verdicts_until_the_stage_is_finished(
     assert len(digests) == 2
 
 
-def test_an_edited_text_is_refused_by_file_and_line(cli: Cli, by_people: dict[str, Any], reference: Path) -> None:
-    bench = Bench(cli, by_people, reference)
+def test_an_edited_text_is_refused_by_file_and_line(cli: Cli, human_judge: dict[str, Any], reference: Path) -> None:
+    bench = Bench(cli, human_judge, reference)
     sheet = bench.sheet()
     put(bench.folder.path, [sheet[0], sheet[1] | {"response": sheet[1]["response"] + "!", "label": "right"}])
-    with pytest.raises(JudgeError, match=r"judge/labels\.jsonl, line 2: response of '1-train-.*' is not what was"):
+    with pytest.raises(
+        JudgeError, match=r"judge/labels\.jsonl, line 2: response of '1-train-.*' was edited; restore the original"
+    ):
         bench.label()
     bench.folder.labels.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"labels\.jsonl is not a text file in UTF-8"):
@@ -170,8 +174,8 @@ def test_people_who_would_have_to_evaluate_are_refused_with_the_way_out(cli: Cli
     assert not cli.runs.exists()
 
 
-def test_the_plan_names_the_judge_of_the_evaluation(cli: Cli, by_people: dict[str, Any]) -> None:
-    planned = cli("plan", cli.write(by_people))
+def test_the_plan_names_the_judge_of_the_evaluation(cli: Cli, human_judge: dict[str, Any]) -> None:
+    planned = cli("plan", cli.write(human_judge))
     assert planned.code == 0, planned.err
     assert "judge    external\n" in planned.out
     assert "\n         in the evaluation " in planned.out

@@ -2,9 +2,8 @@
 
 import pytest
 
-from loop.config_data import PREFERENCE
-from loop.evaluation import compare
-from loop.preference_metrics import Names, measure_preferences
+from loop.config.checks import PREFERENCE
+from loop.measure.evaluation import Names, compare, measure_preferences
 
 PAIRS: list[Names] = [("p", "p/a", "p/b"), ("p", "p/a", "p/c"), ("q", "q/a", "q/b")]
 BASE = {"p/a": -10.0, "p/b": -9.0, "p/c": -12.0, "q/a": -5.0, "q/b": -5.0}

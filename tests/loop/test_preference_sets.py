@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from loop.config_prompts import PreferencePrompts, PromptsConfig
+from loop.config.prompts_section import PreferencePrompts, PromptsConfig
 from loop.errors import UserError
-from loop.pairing.given import answers_of, given_pairs, within_cap
-from loop.preference_data import read_pairs_of
-from loop.prompt_mixture import interleaved, names_of, shares
-from loop.prompts import PromptRow, PromptSets, build_prompt_sets
+from loop.pairing.data_answers import answers_of, given_pairs, within_cap
+from loop.prompts.preferences import read_pairs_of
+from loop.prompts.row import PromptRow
+from loop.prompts.sets import PromptSets, build_prompt_sets, interleaved, names_of, shares
 
 CONFIG: TypeAdapter[Any] = TypeAdapter(PromptsConfig)
 

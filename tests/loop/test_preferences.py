@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loop.config_preferences import PairColumns
+from loop.config.preferences_section import PairColumns
 from loop.errors import UserError
-from loop.preferences import Conversations, PairReader
-from loop.transcripts import is_transcript, split_transcripts, turns_of_transcript
+from loop.prompts.preferences import Conversations, PairReader, is_transcript, split_transcripts, turns_of_transcript
 
 
 def user(text: str) -> dict[str, str]:

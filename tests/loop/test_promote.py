@@ -2,9 +2,9 @@
 
 import pytest
 
-from loop.config_promote import PromoteConfig
-from loop.promote import decide
-from loop.stats import Difference
+from loop.config.promote_section import PromoteConfig
+from loop.measure.promotion import decide
+from loop.measure.stats import Difference
 
 UNKNOWN = Difference(None, None, None, None, 0)
 

@@ -13,20 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from loop import prompts as module
-from loop.config_prompts import PromptsConfig
+from loop.campaign.stages.take_prompts import slice_for
+from loop.config.prompts_section import PromptsConfig
 from loop.errors import UserError
-from loop.prompt_sources import Source, open_sources
-from loop.prompts import (
-    PromptRow,
-    PromptSets,
-    build_prompt_sets,
-    prompt_id,
-    read_table,
-    render,
-    write_table,
-)
-from loop.slices import slice_for
+from loop.prompts import sets as module
+from loop.prompts.chat_template import render
+from loop.prompts.row import PromptRow, prompt_id, read_table, write_table
+from loop.prompts.sets import PromptSets, build_prompt_sets
+from loop.prompts.sources import Source, open_sources
 
 GSM8K = Path(__file__).resolve().parents[3] / "shared" / "data" / "gsm8k"
 CONFIG: TypeAdapter[Any] = TypeAdapter(PromptsConfig)

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from loop.cli import app
-from loop.config_load import load_config
-from loop.config_yaml import to_yaml
+from loop.cli.main import app
+from loop.commands.fork import check_forkable, fork
+from loop.commands.prune import PrunePlan, Rules, in_bytes, kept_iterations, plan_prune, remove
+from loop.config.load import load_config
+from loop.config.yaml_text import to_yaml
 from loop.errors import UserError
-from loop.files import read_json, write_file
-from loop.fork import check_forkable, fork
-from loop.going_on import averages
-from loop.prune import PrunePlan, Rules, in_bytes, kept_iterations, plan_prune, remove
-from loop.runfolder import RunFolder
-from loop.status import collect
+from loop.store.files import read_json, write_file
+from loop.store.model_refs import averages
+from loop.store.run_folder import RunFolder
+from loop.view.status import collect
 from tests.loop.campaigns import Cli, copy_run, refusal, times
 
 INCUMBENT_ONLY = Rules(best=False, promoted=False, last=0)

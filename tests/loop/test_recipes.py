@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from loop import tables
-from loop.campaign import work
-from loop.config_load import LoadedConfig, diff, load_config, shipped_configs, shipped_recipes
-from loop.context import Campaign
-from loop.crew import Crew
-from loop.display import Display
+from loop.campaign.context import Campaign
+from loop.campaign.run import work
+from loop.cli.steer_commands import recipes
+from loop.commands.sweep import plan_sweep, run_sweep, summary
+from loop.config.load import LoadedConfig, diff, load_config, shipped_configs, shipped_recipes
+from loop.config.toy import made_small
 from loop.errors import UserError
-from loop.files import read_json, read_rows
-from loop.locate import locate
-from loop.runfolder import RunFolder
-from loop.status import collect
-from loop.steer_cli import recipes
-from loop.sweep import plan_sweep, run_sweep, summary
-from loop.toy import made_small
+from loop.store import tables
+from loop.store.files import read_json, read_rows
+from loop.store.locate import locate
+from loop.store.run_folder import RunFolder
+from loop.view.display import Display
+from loop.view.status import collect
+from loop.workers.pool import WorkerPool
 from tests.loop.campaigns import Cli, refusal
 from tests.loop.inprocess import InProcess
 
@@ -118,14 +118,14 @@ def test_the_recipes_are_listed_with_what_they_are(capsys: pytest.CaptureFixture
 
 @pytest.fixture(autouse=True)
 def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loop.crew.Worker", InProcess)
+    monkeypatch.setattr("loop.workers.pool.Worker", InProcess)
 
 
 def run_toy(name: str, model: Path, folder: Path, *changes: str) -> RunFolder:
     """Run a recipe at toy size on the tiny model; its run folder."""
     fixed = [f"model.base={model}", "threads=1", "train.precision=fp32", "eval.samples=1"]
     loaded, run = load_config(name, [*fixed, *changes], toy=True), RunFolder(folder / "run")
-    with run.locked(), Crew(run, loaded.base, Display(quiet=True)) as crew:
+    with run.locked(), WorkerPool(run, loaded.base, Display(quiet=True)) as crew:
         work(Campaign(run, loaded, crew, Display(quiet=True)))
     return run
 

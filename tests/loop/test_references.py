@@ -7,18 +7,19 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from loop.config_load import load_config
-from loop.context import Model, Standing, in_todays_words
+from loop.campaign.context import ModelRoles, in_todays_words
+from loop.commands.plan import make_plan
+from loop.config.load import load_config
 from loop.errors import UserError
-from loop.files import to_json
-from loop.models import weights_hash
-from loop.plan import make_plan
-from loop.runfolder import RunFolder
+from loop.store.files import to_json
+from loop.store.model_folder import weights_hash
+from loop.store.model_refs import Model
+from loop.store.run_folder import RunFolder
 from tests.loop import tiny
 from tests.loop.campaigns import Cli, assert_same_results, copy_run, read, refusal, rows
 
 BASE, ONE, TWO, ANCHOR = (Model(Path(name), name, k) for k, name in enumerate(("base", "one", "two", "anchor")))
-STANDING = Standing(incumbent=ONE, initial=BASE, previous=TWO, anchor=ANCHOR)
+STANDING = ModelRoles(incumbent=ONE, initial=BASE, previous=TWO, anchor=ANCHOR)
 WEIGHTS = "train/model/model.safetensors"
 
 
@@ -130,7 +131,7 @@ def test_an_average_takes_in_what_is_promoted_and_a_rejected_candidate_may_be_go
     promoted = load_file(run / "iter-001" / WEIGHTS)
     for name, values in load_file(run / second["reference"]["path"] / "model.safetensors").items():
         assert values.allclose(0.25 * initial[name] + 0.75 * promoted[name], atol=1e-6)
-    assert "anchored to the average of base and promoted models up to iteration 1" in ended.out
+    assert "reference: the average of base and promoted models up to iteration 1" in ended.out
     assert not (run / "iter-003" / "reference").exists()
     told = cli("fork", "campaign@2", "new")
     assert (told.code, told.err) == (0, "")

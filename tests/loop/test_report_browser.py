@@ -184,6 +184,6 @@ def fetch(port: int, path: str, host: str | None = None) -> str:
 
 
 def test_the_command_line_does_not_load_the_report(tmp_path: Path) -> None:
-    code = "import sys, loop.cli; print([m for m in sys.modules if m.startswith(('loop.report.', 'jinja2'))])"
+    code = "import sys, loop.cli.main; print([m for m in sys.modules if m.startswith(('loop.report.', 'jinja2'))])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from loop.alarms import RULES
-from loop.report.alarms import RUNG, alarms
-from loop.report.data import RunData, Turn, read_run
-from loop.report.estimators import best_of_kl
+from loop.measure.alarms import RULES
+from loop.measure.estimators import best_of_kl
+from loop.report.data import IterationData, RunData, read_run
 from loop.report.figure import Figure, Missing
-from loop.report.quality import frontier, kl, moved, won_and_lost
-from loop.report.supply import orders, solve_rates
-from loop.report.training import gradient_field
+from loop.report.figures_data import orders, solve_rates
+from loop.report.figures_quality import frontier, kl, moved, won_and_lost
+from loop.report.figures_training import gradient_field
+from loop.report.warnings import RUNG, alarms
 from tests.loop.made_runs import Made, make_run
 
 
@@ -46,7 +46,7 @@ def told(data: RunData) -> dict[str, str]:
     return {alarm.what: alarm.told for alarm in alarms(data)}
 
 
-def turn(data: RunData, number: int = 2) -> Turn:
+def turn(data: RunData, number: int = 2) -> IterationData:
     return data.turns[number]
 
 
@@ -66,8 +66,8 @@ def test_entropy_that_falls_without_a_gain_is_a_warning_and_with_one_is_not(data
 def test_growing_and_cut_off_responses_are_warnings(data: RunData) -> None:
     test = turn(data).state["test"] | {"mean_length": 1.3, "truncated_share": 0.25}
     found = told(changed(data, 2, state={"test": test}))
-    assert found["responses grow longer"] == "iteration 2: 1.3 tokens on average, 30.0 % more than its incumbent"
-    assert found["responses are cut off"] == "iteration 2: 25.0 % of the test responses end at the limit"
+    assert found["responses grow longer"] == "iteration 2: 1.3 tokens on average, 30.0 % more than the incumbent"
+    assert found["responses are truncated"] == "iteration 2: 25.0 % of the test responses hit the token limit"
 
 
 def test_what_the_campaign_rang_is_on_the_page_by_iteration(data: RunData) -> None:
@@ -95,8 +95,8 @@ def test_a_judge_that_fails_or_depends_on_the_order_is_a_warning(data: RunData) 
         turn(data).sets["train"], responses=10, kinds={"score": 8, "error": 1, "abstain": 1}, order_consistent=0.5
     )
     found = told(changed(data, 2, sets={"train": numbers}))
-    assert found["the judge often fails"] == "iteration 2: 10.0 % of the responses have an error for a verdict"
-    assert found["the judge depends on the order"] == "iteration 2: both orders agree in 50.0 %"
+    assert found["the judge often fails"] == "iteration 2: 10.0 % of the responses got an error instead of a verdict"
+    assert found["the judge depends on response order"] == "iteration 2: both orders agree in 50.0 %"
     assert isinstance(orders(changed(data, 2, sets={"train": numbers})), Figure)
     assert isinstance(orders(data), Missing)
 

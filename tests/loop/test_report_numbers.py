@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loop.report.changes import marked_difference
-from loop.report.estimators import (
+from loop.measure.estimators import (
     best_of,
     best_of_curve,
     best_of_kl,
@@ -22,7 +21,8 @@ from loop.report.estimators import (
     thin,
     within_sums,
 )
-from loop.report.redact import redacted
+from loop.redact import redacted
+from loop.report.changes import marked_difference
 from loop.report.scale import axis, clock, number, percent, share_axis, whole_axis
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)

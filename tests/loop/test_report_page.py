@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from loop import campaign as walk
-from loop.cli import app
+from loop.campaign import run as walk
+from loop.cli.main import app
 from loop.errors import UserError
 from loop.report import browser, page
-from loop.report.alarms import alarms
 from loop.report.browser import to_script_json
 from loop.report.compare import write_comparison
 from loop.report.data import read_run
+from loop.report.figures_data import parts
 from loop.report.page import write_report
-from loop.report.supply import parts
-from loop.runfolder import RunFolder
+from loop.report.warnings import alarms
+from loop.store.run_folder import RunFolder
 from tests.loop.campaigns import rows
 from tests.loop.made_runs import Made, make_run, repeat, rows_of
 
@@ -208,7 +208,7 @@ def test_a_failing_report_warns_and_stops_nothing(made: RunFolder, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("finished", "told"), [(-1, "Nothing has been evaluated yet"), (0, "no iteration is finished")]
+    ("finished", "told"), [(-1, "Nothing has been evaluated yet"), (0, "no iteration has finished")]
 )
 def test_a_campaign_without_a_finished_iteration_has_a_report(tmp_path: Path, finished: int, told: str) -> None:
     run = make_run(tmp_path / "early", Made(finished=finished))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from loop.runfolder import RunFolder
+from loop.store.run_folder import RunFolder
 from tests.loop import tiny
 from tests.loop.campaigns import (
     Cli,

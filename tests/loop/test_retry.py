@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import yaml
 
-from loop.config_load import load_config
-from loop.config_promote import RetrySettings, beta_of, settings_of_attempt
+from loop.commands.export import export_model
+from loop.commands.fork import fork
+from loop.commands.plan import make_plan
+from loop.config.load import load_config
+from loop.config.promote_section import RetrySettings, beta_of, settings_of_attempt
 from loop.errors import UserError
-from loop.export import export_model
-from loop.fork import fork
-from loop.models import weights_hash
-from loop.plan import make_plan
-from loop.runfolder import RunFolder
-from loop.status import collect
+from loop.store.model_folder import weights_hash
+from loop.store.run_folder import RunFolder
+from loop.view.status import collect
 from tests.loop.campaigns import Cli, assert_same_results, events, read, refusal, times
 from trainer.settings import TrainSettings
 

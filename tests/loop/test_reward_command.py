@@ -17,12 +17,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from loop.cli import main
+from loop.cli.main import main
+from loop.commands.train_reward import work_folder
+from loop.config.reward_settings import load_reward_config
 from loop.errors import UserError
-from loop.reward_load import load_reward_config
-from loop.reward_run import work_folder
-from loop.reward_service import PAD, RewardService, set_padding
-from loop.runfolder import locked
+from loop.store.run_folder import locked
+from loop.workers.reward_service import PAD, RewardService, set_padding
 from tests.loop import tiny
 from tests.loop.campaigns import descendants, is_alive
 from tests.loop.test_reward_data import make_run
@@ -133,7 +133,7 @@ def test_killed_with_its_worker_and_called_again_it_ends_with_the_same_weights(
     command: Command, train: Train, config: Path, tmp_path: Path
 ) -> None:
     expected = train(config, "out=whole", "train.epochs=4")
-    call = [sys.executable, "-m", "loop.cli", "train-reward", str(config), "out=broken", "train.epochs=4"]
+    call = [sys.executable, "-m", "loop.cli.main", "train-reward", str(config), "out=broken", "train.epochs=4"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(call, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 120

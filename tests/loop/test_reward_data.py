@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from loop import tables
-from loop.answers import Renderer
+from loop.config.reward_settings import PairsSource, RunPairs
 from loop.errors import UserError
-from loop.files import to_json, write_file
-from loop.reward_config import PairsSource, RunPairs
-from loop.reward_data import base_of, read_pairs, read_run
-from loop.runfolder import RunFolder
+from loop.prompts.chat_template import Renderer
+from loop.store import tables
+from loop.store.files import to_json, write_file
+from loop.store.run_folder import RunFolder
+from loop.workers.reward_service import base_of, read_pairs, read_run
 from tests.loop import tiny
 from trainer.data import PreferenceData
 

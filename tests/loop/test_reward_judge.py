@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from judges import Group, JudgeError, Prompt, Response, build_judge, judge_groups
-from judges.handed import Usage
-from loop.config import JudgeConfig
-from loop.judging import JudgeService
-from loop.verdict_cache import VerdictCache
+from judges.context import Usage
+from loop.config.settings import JudgeConfig
+from loop.store.verdict_cache import VerdictCache
+from loop.workers.judge_service import JudgeService
 from tests.judges.classifiers import save_classifier
 from tests.loop import tiny
 from tests.loop.campaigns import Cli, events, read, refusal, rows

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from loop import tables
 from loop.errors import UserError
-from loop.files import append_line, read_json, write_file
-from loop.runfolder import RunFolder, StageFolder
+from loop.store import tables
+from loop.store.files import append_line, read_json, write_file
+from loop.store.run_folder import RunFolder
+from loop.store.stage import StageFolder
 
 
 @pytest.fixture

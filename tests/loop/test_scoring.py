@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from judges import Group, JudgeError, Prompt, Response, build_judge, judge_groups
-from judges.found import Found
-from judges.handed import Handed, Measured, Precision
-from loop import tables
-from loop.config import JudgeConfig
-from loop.judge_trial import named_judge, run_test
-from loop.judging import JudgeService, JudgeTask
-from loop.models import find_model, weights_hash
-from loop.prompts import PromptRow
-from loop.scoring import Roles
+from judges.context import JudgeContext, Measured, ModelRef, Precision
+from loop.commands.judge_test import named_judge, run_test
+from loop.config.settings import JudgeConfig
+from loop.prompts.row import PromptRow
+from loop.store import tables
+from loop.store.model_folder import find_model, weights_hash
+from loop.workers.judge_service import JudgeService, JudgeTask
+from loop.workers.log_prob_service import Roles
 from tests.loop import tiny
 
 TEXTS = ("18", "eighteen")
@@ -38,7 +37,7 @@ class Fixed:
 
 def judged(name: str, *texts: str, **args: Any) -> list[Any]:
     judge = build_judge(name, args)
-    judge.take(Handed(log_probs=Fixed(), find=lambda name: Found(Path(name), name)))
+    judge.bind(JudgeContext(log_probs=Fixed(), find=lambda name: ModelRef(Path(name), name)))
     group = Group(Prompt("p", (), None, {}), tuple(Response(str(i), text, "stop") for i, text in enumerate(texts)))
     return judge_groups(judge, [group])[0]
 
@@ -85,7 +84,7 @@ def test_the_sampled_ids_are_scored_in_a_shard(toys: Path, tmp_path: Path) -> No
     (tmp_path / "shard.parquet").write_bytes(tables.to_bytes(shard, tables.RESPONSES, {}))
     prompts = (PromptRow("p", [{"role": "user", "content": "?"}], "18", {}),)
     task = JudgeTask("shard", tmp_path / "shard.parquet", tmp_path / "verdicts.parquet", prompts)
-    roles = Roles(Found(toys / "model", weights_hash(toys / "model")), Found(other, weights_hash(other)))
+    roles = Roles(ModelRef(toys / "model", weights_hash(toys / "model")), ModelRef(other, weights_hash(other)))
     settings = JudgeConfig(name="implicit-reward", args={"beta": 0.5})
     service = JudgeService(settings, tmp_path / "cache.sqlite")
     service.label(task, lambda **_: None, roles=roles)

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from loop.alarms import RULES, alarms
-from loop.config_alarms import AlarmsConfig
+from loop.config.settings import AlarmsConfig
+from loop.measure.alarms import RULES, alarms
+from loop.measure.signal import Tally, entropy, late_mean, percentile, use_of
 from loop.pairing.records import Judged, MadePair, MadeSingle
-from loop.signal import Tally, entropy, late_mean, percentile, use_of
 
 
 def response(

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loop.config_prompts import FilePrompts, MixedPrompts, MixturePrompts
+from loop.campaign.stages.take_prompts import given_rates, ordered, part_for, pass_of, slice_for
+from loop.config.prompts_section import FilePrompts, MixedPrompts, MixturePrompts
 from loop.errors import UserError
-from loop.prompt_mixture import ORIGIN
-from loop.prompts import PromptRow
-from loop.slices import ordered, part_for, pass_of, slice_for
-from loop.stages.slices import given_rates
+from loop.prompts.row import PromptRow
+from loop.prompts.sets import ORIGIN
 from tests.loop import tiny
 from tests.loop.campaigns import rows
 from tests.loop.inprocess import run_here
@@ -44,7 +43,7 @@ def test_parts_hold_every_prompt_once_in_order_and_differ_by_one_in_size(ids: se
 
 
 def test_more_parts_than_prompts_are_refused() -> None:
-    with pytest.raises(UserError, match=r"prompts\.parts is 6, but there are only 5 prompts with pairs"):
+    with pytest.raises(UserError, match=r"prompts\.parts is 6, but only 5 prompts have pairs"):
         part_for(1, IDS, 6)
 
 

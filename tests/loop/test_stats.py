@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loop.stats import (
+from loop.measure.stats import (
     majority_at_k,
     paired_difference,
     paired_ratio,

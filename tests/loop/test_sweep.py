@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loop.errors import UserError, WaitingForPeople
-from loop.lineage import read_lineage
-from loop.runfolder import RunFolder
-from loop.sweep import Outcome, plan_sweep, refuse_stopped, take_base
-from loop.sweep_grid import combinations, split_values
+from loop.commands.sweep import Outcome, combinations, plan_sweep, refuse_stopped, split_values, take_base
+from loop.errors import AwaitingLabels, UserError
+from loop.store.lineage import read_lineage
+from loop.store.run_folder import RunFolder
 from tests.loop.campaigns import Cli, copy_run, refusal, times
 
 
@@ -80,10 +79,10 @@ def test_a_run_that_stopped_makes_the_command_fail_and_people_only_make_it_wait(
 ) -> None:
     one, two = plan_sweep(str(cli.write(settings)), ["seed=0,1"], "s", cli.runs)
     refuse_stopped([Outcome(one, None), Outcome(two, None)])
-    with pytest.raises(WaitingForPeople, match="1 of 2 runs stopped: s-seed=1"):
-        refuse_stopped([Outcome(one, None), Outcome(two, WaitingForPeople("labels"))])
+    with pytest.raises(AwaitingLabels, match="1 of 2 runs stopped: s-seed=1"):
+        refuse_stopped([Outcome(one, None), Outcome(two, AwaitingLabels("labels"))])
     with pytest.raises(UserError, match="2 of 2"):
-        refuse_stopped([Outcome(one, UserError("no pairs")), Outcome(two, WaitingForPeople("labels"))])
+        refuse_stopped([Outcome(one, UserError("no pairs")), Outcome(two, AwaitingLabels("labels"))])
 
 
 @pytest.mark.slow

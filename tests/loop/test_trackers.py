@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 
-from loop.config_load import load_config
-from loop.config_trackers import TrackersConfig
+from loop.config.load import load_config
+from loop.config.settings import TrackersConfig
 from loop.errors import UserError
-from loop.files import append_line, read_json, read_lines
-from loop.points import Point, new_points
-from loop.runfolder import RunFolder
-from loop.sample_table import COLUMNS, sample_table
-from loop.scrub import flat_settings, scrub
-from loop.tracking import TrackerService, naming, read_told
+from loop.redact import flat_settings, scrub
+from loop.store.files import append_line, read_json, read_lines
+from loop.store.run_folder import RunFolder
+from loop.trackers.points import COLUMNS, Point, new_points, sample_table
+from loop.trackers.tracker_service import TrackerService, naming, read_told
 from tests.loop import own_trackers
 from tests.loop.campaigns import Cli, copy_run, rows
 
@@ -112,7 +111,7 @@ def test_the_table_shows_the_same_gate_prompts_every_time(reference: Path) -> No
 
 
 def test_a_table_as_text_keeps_its_cells_apart() -> None:
-    from loop.sample_table import SampleTable
+    from loop.trackers.points import SampleTable
 
     text = SampleTable("samples/gate", [["a|b", "c\nd", *[""] * 7]]).markdown
     assert text.splitlines()[-1].startswith("| a\\|b | c<br>d |")
@@ -270,7 +269,7 @@ def test_a_killed_campaign_tells_every_step_once(cli: Cli, run: RunFolder) -> No
 
 
 def test_a_tracker_that_hangs_stops_nothing(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loop import trackers
+    from loop.trackers import driver as trackers
 
     monkeypatch.setattr(trackers, "PATIENCE", 0.5)
     monkeypatch.setattr(trackers, "EVERY", 0.01)

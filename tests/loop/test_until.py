@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from loop.campaign.context import StopPoint, read_goal
 from loop.errors import UserError
-from loop.until import Goal, read_goal
 from tests.loop.campaigns import Cli, assert_same_results, refusal
 
 
@@ -15,7 +15,7 @@ from tests.loop.campaigns import Cli, assert_same_results, refusal
     [("2", (2, "promote")), ("1/pair", (1, "pair")), ("3/promote", (3, "promote")), ("0", (0, "eval"))],
 )
 def test_a_goal_is_an_iteration_or_a_stage_of_one(text: str, goal: tuple[int, str]) -> None:
-    assert read_goal(text, 3) == Goal(*goal)
+    assert read_goal(text, 3) == StopPoint(*goal)
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1/", "1/pairs", "0/train", "1.5", "1/pair/2"])
@@ -40,7 +40,7 @@ def test_a_run_stops_after_each_stage_and_ends_as_one_that_did_not(
     for (goal, done), missing in zip(here.items(), not_yet, strict=True):
         ended = cli("run", config, "--until", goal)
         assert (ended.code, ended.err) == (0, "")
-        assert f"go on with: prefloop run {run}" in ended.out
+        assert f"resume with: prefloop run {run}" in ended.out
         assert (run / done / "manifest.json").exists()
         assert not (run / missing).exists() or not (run / missing / "manifest.json").exists()
     cli.run(config, "--until", "1")

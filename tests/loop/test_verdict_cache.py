@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 
-from judges.contract import JudgeError
-from judges.handed import Usage
-from loop import tables
-from loop.config import EngineConfig, JudgeConfig
+from judges.context import Usage
+from judges.types import JudgeError
+from loop.config.settings import EngineConfig, JudgeConfig
 from loop.errors import UserError
-from loop.judging import JudgeService, JudgeTask
-from loop.prompts import PromptRow
-from loop.runfolder import RunFolder
-from loop.sampler import EngineService
-from loop.status import collect
-from loop.status_tables import judge_line
-from loop.verdict_cache import VerdictCache
+from loop.prompts.row import PromptRow
+from loop.store import tables
+from loop.store.run_folder import RunFolder
+from loop.store.verdict_cache import VerdictCache
+from loop.view.status import collect
+from loop.view.status_tables import judge_line
+from loop.workers.judge_service import JudgeService, JudgeTask
+from loop.workers.sampling_service import EngineService
 from tests.judges.llm_server import KEY, LLMServer
 from tests.loop.campaigns import Cli, events, read, refusal, rows
 
@@ -138,7 +138,8 @@ def test_a_damaged_cache_stops_the_judging_with_its_own_words(server: LLMServer,
 def test_a_second_process_waits_its_turn_and_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.sqlite"
     code = (
-        "import sys; from pathlib import Path; from judges.handed import Usage; from loop.verdict_cache import *\n"
+        "import sys; from pathlib import Path; from judges.context import Usage\n"
+        "from loop.store.verdict_cache import *\n"
         "cache = VerdictCache(Path(sys.argv[1]))\n"
         "for i in range(100): cache.put(f'{sys.argv[2]}{i}', 'x', 'j', Usage(1, 1, 1))"
     )
@@ -276,4 +277,4 @@ def test_a_campaign_with_a_paid_judge_stops_at_its_budget_and_goes_on(
     assert events(run, "verdicts_remembered")
     assert KEY not in "".join(p.read_text(encoding="utf-8", errors="replace") for p in run.rglob("*") if p.is_file())
     paid = len(server.answered)
-    assert judge_line(collect(RunFolder(run))) == f"Judge: {paid} calls and {110 * paid:,} tokens paid for so far."
+    assert judge_line(collect(RunFolder(run))) == f"Judge: {paid} paid calls and {110 * paid:,} tokens so far."

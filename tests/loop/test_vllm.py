@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loop.config import EngineConfig
-from loop.engines import Completion, Request
-from loop.engines.hf_engine import TransformersEngine
-from loop.models import weights_hash
-from loop.prompts import PromptRow
-from loop.sampler import SampleTask
-from loop.workers import Job, Worker, call
+from loop.config.settings import EngineConfig
+from loop.engines.base import Completion, Request
+from loop.engines.transformers_engine import TransformersEngine
+from loop.prompts.row import PromptRow
+from loop.store.model_folder import weights_hash
+from loop.workers.process import Job, Worker, call
+from loop.workers.sampling_service import SampleTask
 from tests.loop import tiny
 from tests.loop.campaigns import Cli, assert_same_results, events, rows, times
 
@@ -37,7 +37,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     """One engine in a worker, as a campaign has it; started once for this file."""
     log = tmp_path_factory.mktemp("logs") / "engine.log"
     arguments = {"settings": SETTINGS, "chat_template_kwargs": {}}
-    worker = Worker("engine", "loop.sampler:EngineService", arguments, log, 240.0, 0, lambda *_, **__: None)
+    worker = Worker(
+        "engine", "loop.workers.sampling_service:EngineService", arguments, log, 240.0, 0, lambda *_, **__: None
+    )
     yield worker
     assert worker.starts == 1
     worker.close()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from loop.errors import UserError
-from loop.workers import Job, Worker, call, wait
+from loop.workers.process import Job, Worker, call, wait
 from tests.loop.campaigns import Cli, assert_same_results, copy_run, descendants, events, is_alive
 
 ROOT = Path(__file__).parents[2]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from loop.config_load import load_config, shipped_configs, shipped_reward_configs
-from loop.reward_load import load_reward_config
+from loop.config.load import load_config, shipped_configs, shipped_reward_configs
+from loop.config.reward_settings import load_reward_config
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "configs"

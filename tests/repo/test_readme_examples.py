@@ -11,9 +11,9 @@ import yaml
 
 from judges import Group, Judge, Prompt, Response, Verdict, judge_groups
 from judges.resolve import build_judge
-from loop.cli import app
-from loop.config_load import LoadedConfig, load_config, shipped_configs
-from loop.reward_load import load_reward_config
+from loop.cli.main import app
+from loop.config.load import LoadedConfig, load_config, shipped_configs
+from loop.config.reward_settings import load_reward_config
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = (

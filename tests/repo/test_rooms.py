@@ -58,7 +58,7 @@ def test_only_the_vllm_engine_imports_vllm() -> None:
 
 
 def test_one_file_talks_to_an_api() -> None:
-    assert [name_of(path) for path in SOURCES if uses(path, API_CLIENTS)] == ["judges/api.py"]
+    assert [name_of(path) for path in SOURCES if uses(path, API_CLIENTS)] == ["judges/llm/api.py"]
 
 
 def test_only_the_run_folder_knows_its_paths() -> None:
@@ -67,7 +67,7 @@ def test_only_the_run_folder_knows_its_paths() -> None:
         for path in SOURCES
         if any(map(names_a_run_folder_path, plain_strings(ast.parse(path.read_text(encoding="utf-8")))))
     ]
-    assert knowing == ["loop/runfolder.py"]
+    assert knowing == ["loop/store/run_folder.py", "loop/store/stage.py"]
 
 
 def test_every_file_begins_by_saying_what_it_is() -> None:

@@ -10,12 +10,12 @@ import pytest
 HEAVY = ("torch", "transformers", "vllm", "datasets", "peft", "accelerate", "reasoning_gym")
 LIGHT_MODULES = (
     *("judges", "judges.contract", "judges.resolve", "trainer", "trainer.settings"),
-    *("loop", "loop.cli", "loop.notebook", "loop.trackers"),
+    *("loop", "loop.cli.main", "loop.view.notebook", "loop.trackers.driver"),
 )
 REPORT = "import json, sys; print(json.dumps(sorted(set(sys.modules) & set({heavy!r}))))"
 COMMAND = """
 import sys
-from loop.cli import main
+from loop.cli.main import main
 sys.argv = ["prefloop", *{arguments!r}]
 try:
     code = main()

@@ -44,7 +44,7 @@ def run_from_wheel(unpacked: Path, folder: Path, code: str) -> str:
 def test_the_wheel_holds_the_rooms_the_configs_and_the_license_only(unpacked: Path) -> None:
     (metadata,) = unpacked.glob("prefloop-*.dist-info")
     assert sorted(path.name for path in unpacked.iterdir()) == sorted(["judges", "loop", "trainer", metadata.name])
-    configs = unpacked / "loop" / "configs"
+    configs = unpacked / "loop" / "shipped"
     assert sorted(str(path.relative_to(configs)) for path in configs.rglob("*.*")) == CONFIG_NAMES
     assert (metadata / "licenses" / "LICENSE").read_text(encoding="utf-8").lstrip().startswith("Apache License")
 
@@ -53,7 +53,7 @@ def test_the_wheel_installs_the_command(unpacked: Path) -> None:
     (entry_points,) = unpacked.glob("prefloop-*.dist-info/entry_points.txt")
     parser = configparser.ConfigParser()
     parser.read_string(entry_points.read_text(encoding="utf-8"))
-    assert dict(parser["console_scripts"]) == {"prefloop": "loop.cli:main"}
+    assert dict(parser["console_scripts"]) == {"prefloop": "loop.cli.main:main"}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_the_wheel_installs_the_command(unpacked: Path) -> None:
 def test_the_quickstart_is_planned_from_the_wheel_in_an_empty_folder(
     unpacked: Path, tmp_path: Path, arguments: list[str]
 ) -> None:
-    code = f"import sys; sys.argv = ['prefloop', *{arguments!r}]\nfrom loop.cli import main\nsys.exit(main())"
+    code = f"import sys; sys.argv = ['prefloop', *{arguments!r}]\nfrom loop.cli.main import main\nsys.exit(main())"
     assert "sample" in run_from_wheel(unpacked, tmp_path, code)
     where = run_from_wheel(unpacked, tmp_path, "import loop; print(loop.__file__)")
     assert Path(where.strip()).is_relative_to(unpacked), "the test looked at the checkout, not at the wheel"

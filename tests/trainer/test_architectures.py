@@ -12,9 +12,9 @@ from tests.trainer.architectures import build
 from tests.trainer.test_step import context_of, planned, reference_of
 from trainer.data import PreferenceData, Response
 from trainer.model import choose_arithmetic, load_model, make_trainable, trained_parameters
-from trainer.rows import Plan
 from trainer.settings import LoraSettings, TrainSettings
 from trainer.step import accumulate_step
+from trainer.tree.rows import Plan
 
 SETTINGS = TrainSettings(precision="fp32", batch_pairs=32)
 EXACT = ("llama-tied", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "gpt2", "granite", "cohere")

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import attention
-from trainer.attention import attach, to_tensors, tree_attention
-from trainer.branches import find_branches
-from trainer.encode import encode_tree_row
 from trainer.model import choose_arithmetic, load_model
 from trainer.scorer import RowScorer, to_batch
 from trainer.settings import TrainSettings
+from trainer.tree import attention
+from trainer.tree.attention import attach, to_tensors, tree_attention
+from trainer.tree.branches import find_branches
+from trainer.tree.encode import encode_tree_row
 
 CPU = torch.device("cpu")
 TREES = [([1, 2, 3], [[4, 5, 6, 7], [4, 5, 8, 9], [10]]), ([1, 2, 20, 21], [[22, 23], [24]])]

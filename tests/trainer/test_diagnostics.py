@@ -12,7 +12,6 @@ from torch import Tensor
 from tests.trainer.losses.cases import make_pairs, named
 from trainer.data import PreferenceData
 from trainer.diagnostics import describe
-from trainer.encode import encode_plain_row, encode_tree_row
 from trainer.losses.batch import Groups, Pairs, Responses, Singles
 from trainer.memory import peak_memory_gb
 from trainer.model import choose_arithmetic, load_model
@@ -21,6 +20,7 @@ from trainer.round import train_round
 from trainer.scorer import LOGIT_ROWS, RowScorer, SequenceKL, _entropy, to_batch
 from trainer.settings import TrainSettings
 from trainer.spec import RoundSpec
+from trainer.tree.encode import encode_plain_row, encode_tree_row
 
 CPU = torch.device("cpu")
 

@@ -26,13 +26,13 @@ from tests.trainer.logs import log_of
 from trainer.data import PreferenceData
 from trainer.errors import TrainerError
 from trainer.learner import Learner
-from trainer.processes import ProcessError, run_together
+from trainer.parallel.processes import ProcessError, run_together
+from trainer.parallel.team import Team
 from trainer.round import train_round
-from trainer.rows import plan_rows
 from trainer.settings import LoraSettings, TrainSettings
 from trainer.spec import RoundSpec
-from trainer.team import Team
-from trainer.training import StepsJob
+from trainer.steps import StepsJob
+from trainer.tree.rows import plan_rows
 
 pytestmark = pytest.mark.slow
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trainer.encode import encode_plain_row, encode_tree_row, tree_tokens
+from trainer.tree.encode import encode_plain_row, encode_tree_row, tree_tokens
 
 #        prompt     responses
 TREES = [([1, 2], [[3, 4], [3, 5], [6]]), ([1, 7], [[8]])]

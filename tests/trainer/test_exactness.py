@@ -13,13 +13,13 @@ import torch
 from tests.trainer.test_architectures import assert_same, step
 from tests.trainer.test_step import planned
 from trainer.data import Pair, PreferenceData, Response
-from trainer.encode import Tree, encode_plain_row, encode_tree_row
 from trainer.model import choose_arithmetic, load_model, make_trainable
 from trainer.round import train_round
-from trainer.rows import Layout, Plan, Row, RowRelation, RowTree, Step
 from trainer.scorer import RowScorer, to_batch
 from trainer.settings import LoraSettings, TrainSettings
 from trainer.spec import RoundSpec
+from trainer.tree.encode import Tree, encode_plain_row, encode_tree_row
+from trainer.tree.rows import Layout, Plan, Row, RowRelation, RowTree, Step
 
 Spec = Callable[..., RoundSpec]
 Report = Callable[[dict[str, Any]], None]

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.trainer.architectures import VOCABULARY, build
-from trainer import probe
+from trainer import layout_probe as probe
 from trainer.data import PreferenceData
 from trainer.errors import TrainerError
+from trainer.layout_probe import MOST_GAP, Gaps, choose_layout, how_wrong, probe_rows
 from trainer.model import choose_arithmetic, load_model
-from trainer.probe import MOST_GAP, Gaps, choose_layout, how_wrong, probe_rows
 from trainer.round import train_round
 from trainer.scorer import RowBatch, RowScorer, to_batch
 from trainer.settings import TrainSettings
@@ -135,6 +135,6 @@ def test_the_layout_by_gap_and_wish(tree: float, wanted: Any, layout: str) -> No
     assert choose_layout(Gaps(tree, 0.0), wanted, folder=FOLDER) == layout
 
 
-def test_what_is_wrong_in_words() -> None:
+def test_what_is_wrong_is_described() -> None:
     assert how_wrong(Gaps(0.25, 0.0)) == "up to 0.25 nat per token away from sequences run alone"
     assert "refuses" in how_wrong(Gaps(float("inf"), 0.0))

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from trainer.data import Pair, PreferenceData
 from trainer.errors import TrainerError
-from trainer.reward_data import AFTER_END, hold_out, with_end
-from trainer.reward_metrics import calibration_error, describe_rewards
-from trainer.reward_settings import RewardSettings
+from trainer.reward.data import AFTER_END, hold_out, with_end
+from trainer.reward.settings import RewardSettings
+from trainer.reward.summary import calibration_error, describe_rewards
 from trainer.settings import TrainSettings
 
 

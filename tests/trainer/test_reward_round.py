@@ -15,18 +15,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer import reward_round
 from trainer.data import Pair, PreferenceData, PromptGroup, Response
-from trainer.encode import encode_plain_row, encode_tree_row
 from trainer.errors import TrainerError
 from trainer.model import Arithmetic
-from trainer.reward_data import with_end
-from trainer.reward_model import RewardScorer, load_reward_model, padded_rewards
-from trainer.reward_round import RewardSpec, train_reward
-from trainer.reward_settings import RewardSettings
-from trainer.reward_step import RewardContext, accumulate_rewards
-from trainer.rows import plan_rows, row_trees
+from trainer.reward import round as reward_round
+from trainer.reward.data import with_end
+from trainer.reward.model import RewardScorer, load_reward_model, padded_rewards
+from trainer.reward.round import RewardSpec, train_reward
+from trainer.reward.settings import RewardSettings
+from trainer.reward.step import RewardContext, accumulate_rewards
 from trainer.scorer import to_batch
+from trainer.tree.encode import encode_plain_row, encode_tree_row
+from trainer.tree.rows import plan_rows, row_trees
 
 ROOT = Path(__file__).parents[2]
 PAD = 2
@@ -243,12 +243,12 @@ def test_bf16_arithmetic_keeps_the_head_in_fp32(make: Make, toy_data: Preference
 VICTIM = """
 import os, pickle, signal, sys
 from pathlib import Path
-import trainer.reward_round
+import trainer.reward.round
 spec, data = pickle.loads(Path(sys.argv[1]).read_bytes())
 def report(event):
     if event["phase"] == "train" and "loss" not in event and event["done"] == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-trainer.reward_round.train_reward(spec, data, report=report)
+trainer.reward.round.train_reward(spec, data, report=report)
 """
 
 

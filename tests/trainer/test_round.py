@@ -19,7 +19,7 @@ from trainer.reference import ReferencePass
 from trainer.round import train_round
 from trainer.settings import LoraSettings, TrainSettings
 from trainer.spec import RoundSpec
-from trainer.training import thinned
+from trainer.steps import thinned
 
 Spec = Callable[..., RoundSpec]
 Maker = Callable[..., Path]

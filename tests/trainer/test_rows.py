@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.data import Pair, PreferenceData, PromptGroup, Response
-from trainer.rows import Layout, Plan, Row, encode_row, plan_rows, row_trees, separate_tokens
 from trainer.settings import TrainSettings
+from trainer.tree.rows import Layout, Plan, Row, encode_row, plan_rows, row_trees, separate_tokens
 
 
 @st.composite

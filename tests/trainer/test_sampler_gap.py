@@ -5,8 +5,8 @@ import torch
 
 from trainer.data import Pair, PreferenceData, PromptGroup, Response
 from trainer.reference import RowReference, sampler_gap
-from trainer.rows import plan_rows
 from trainer.settings import TrainSettings
+from trainer.tree.rows import plan_rows
 
 
 def data_with(first: float | None, second: float | None) -> PreferenceData:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.attention import use_tree_attention
-from trainer.encode import EncodedRow, encode_plain_row, encode_tree_row
 from trainer.model import disable_dropout
 from trainer.scorer import RowScorer, Scores, TokenLogprobs, to_batch
+from trainer.tree.attention import use_tree_attention
+from trainer.tree.encode import EncodedRow, encode_plain_row, encode_tree_row
 
 CPU = torch.device("cpu")
 TREES = [

@@ -11,7 +11,7 @@ from trainer.settings import LoraSettings, TrainSettings
 
 def test_settings_and_data_import_no_heavy_library() -> None:
     code = (
-        "import sys, trainer, trainer.settings, trainer.data, trainer.errors, trainer.rows\n"
+        "import sys, trainer, trainer.settings, trainer.data, trainer.errors, trainer.tree.rows\n"
         "print([name for name in ('torch', 'transformers', 'peft', 'safetensors') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

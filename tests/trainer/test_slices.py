@@ -14,12 +14,12 @@ from tests.trainer.logs import log_of
 from trainer.data import Pair, PreferenceData, PromptGroup, Response
 from trainer.errors import TrainerError
 from trainer.files import PARTIAL
+from trainer.online.publish import Publisher
+from trainer.online.sliced_round import SlicedRound
 from trainer.optimizer import learning_rate
-from trainer.publish import Publisher
 from trainer.round import train_round
 from trainer.score import ResponseScorer
 from trainer.settings import LoraSettings, TrainSettings
-from trainer.slices import SlicedRound
 from trainer.spec import RoundSpec
 
 Spec = Callable[..., RoundSpec]

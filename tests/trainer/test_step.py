@@ -14,11 +14,11 @@ from trainer.model import choose_arithmetic, load_model, make_trainable
 from trainer.objective import Objective
 from trainer.optimizer import learning_rate
 from trainer.reference import RowReference
-from trainer.rows import Layout, Plan, Step, plan_rows
 from trainer.scorer import RowScorer
 from trainer.settings import TrainSettings
 from trainer.step import StepContext, accumulate_step, clip_gradients
 from trainer.totals import StepTotals
+from trainer.tree.rows import Layout, Plan, Step, plan_rows
 
 SETTINGS = TrainSettings(precision="fp32", batch_pairs=32)
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from trainer.data import Pair, PreferenceData
 from trainer.errors import TrainerError
 from trainer.round import train_round
-from trainer.rows import plan_rows
 from trainer.spec import RoundSpec
 from trainer.stops import FEWEST, BadStep, NormWatch
+from trainer.tree.rows import plan_rows
 
 Spec = Callable[..., RoundSpec]
 Report = Callable[[dict[str, Any]], None]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainer.errors import TrainerError
-from trainer.processes import run_together
+from trainer.parallel.processes import run_together
+from trainer.parallel.team import ALONE, Team
 from trainer.settings import TrainSettings
-from trainer.team import ALONE, Team
 from trainer.totals import StepTotals
 
 SIZES = st.integers(1, 9)

@@ -12,9 +12,9 @@ from trainer.convert import as_kind, with_mismatched
 from trainer.data import PreferenceData
 from trainer.losses.table import METHODS
 from trainer.model import choose_arithmetic, load_model
-from trainer.rows import Plan, Step, plan_rows
 from trainer.settings import TrainSettings
 from trainer.step import accumulate_step
+from trainer.tree.rows import Plan, Step, plan_rows
 
 WHOLE = sorted(name for name, method in METHODS.items() if "step" in method.needs)
 Result = tuple[dict[str, float], dict[str, torch.Tensor]]

@@ -1,0 +1,1 @@
+"""Judges that run foreign code, in child processes that can be killed."""

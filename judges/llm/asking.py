@@ -1,0 +1,195 @@
+"""Sends many requests to an endpoint at once and stores each reply as it arrives.
+
+Up to `concurrency` requests are in flight at any time, optionally limited per minute. Transient failures are retried
+with exponential backoff and jitter, or after the wait that the endpoint asks for, which then holds for all requests.
+Each request has a deadline over all its tries. A permanent failure is an error of that request alone; a failure that
+would hit every request, or an endpoint that is down, stops the run.
+"""
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from judges.context import JudgeContext, Reply, Usage
+from judges.llm.api import Endpoint, Transient, Unaccepted, Unanswerable
+from judges.llm.budget import Budget
+from judges.types import JudgeError
+
+LONGEST_WAIT = 60.0
+"""Seconds; waits do not grow beyond this."""
+
+
+class Ask(NamedTuple):
+    """A request: the key of its reply in the store, and its body in every form, the preferred one first."""
+
+    key: str
+    bodies: tuple[dict[str, Any], ...]
+
+
+class Failed(NamedTuple):
+    """A request that got no reply, and why."""
+
+    why: str
+
+
+class Answered(NamedTuple):
+    """A reply, and the form in which it was requested."""
+
+    reply: Reply
+    form: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits for calls to an endpoint; times in seconds."""
+
+    concurrency: int
+    requests_per_minute: float | None
+    timeout: float
+    retries: int
+    retry_wait: float
+    deadline: float
+    budget: Budget
+
+
+@dataclass(slots=True)
+class Asker:
+    """Sends one judge's requests to one endpoint within one asyncio loop."""
+
+    endpoint: Endpoint
+    limits: Limits
+    context: JudgeContext
+    judge: str
+    """The judge's name in messages."""
+    who: str
+    """The judge's identity, under which its spending is recorded."""
+    form: int = 0
+    """The first form that the endpoint has not rejected."""
+    _stop: JudgeError | None = None
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _failures_in_a_row: int = 0
+    _next_turn: float = 0.0
+    _answers: dict[str, Answered | Failed] = field(default_factory=dict)
+
+    async def run(self, asks: Sequence[Ask]) -> dict[str, Answered | Failed]:
+        """Return every request's outcome by key. Raises JudgeError if continuing is pointless; replies are kept."""
+        waiting = iter({ask.key: ask for ask in asks}.values())
+        try:
+            await asyncio.gather(*(self._work(waiting) for _ in range(self.limits.concurrency)))
+        finally:
+            await self.endpoint.close()
+        if self._stop is not None:
+            raise self._stop
+        return self._answers
+
+    async def _work(self, waiting: Iterator[Ask]) -> None:
+        """Process requests until none is left or some worker has a reason to stop."""
+        for ask in waiting:
+            if self._stop is not None:
+                return
+            try:
+                self._answers[ask.key] = await self._settle(ask)
+            except JudgeError as error:
+                self._stop = self._stop or error
+                self._stopping.set()
+
+    async def _settle(self, ask: Ask) -> Answered | Failed:
+        """Make one request, retries included."""
+        give_up = time.monotonic() + self.limits.deadline
+        tries, form = 1, self.form
+        while True:
+            if not await self._turn(give_up):
+                return self._gone(f"its turn would come after the deadline of {self.limits.deadline:g} s")
+            try:
+                return self._keep(ask, Answered(await self._call(ask.bodies[form], give_up), form))
+            except Unanswerable as error:
+                return self._failed(str(error))
+            except Unaccepted:
+                if form + 1 >= len(ask.bodies):
+                    raise
+                form = self.form = max(self.form, form + 1)
+            except Transient as error:
+                wait = self._wait(tries, error.retry_after)
+                if tries > self.limits.retries or time.monotonic() + wait >= give_up:
+                    return self._gone(f"{error} (tries: {tries})")
+                tries += 1
+                await self._sleep(wait)
+
+    async def _call(self, body: dict[str, Any], give_up: float) -> Reply:
+        """Make one try. It is charged beforehand, so a kill cannot hide it."""
+        if self._stop is not None:
+            raise self._stop
+        self.limits.budget.check(self.context.store.spent(self.who), self.judge)
+        self.context.store.charge(self.who, Usage(calls=1))
+        return await self.endpoint.complete(body, max(0.001, min(self.limits.timeout, give_up - time.monotonic())))
+
+    def _keep(self, ask: Ask, answered: Answered) -> Answered:
+        reply = answered.reply
+        if self.limits.budget.counts_tokens and not reply.usage.tokens:
+            raise JudgeError(
+                f"Judge {self.judge}: {self.endpoint.base_url} does not report token counts, so max_tokens and "
+                f"max_cost cannot be enforced. Limit judge.args.budget.max_calls instead."
+            )
+        self._failures_in_a_row = 0
+        self.context.store.put(ask.key, stored(answered), self.who, reply.usage)
+        self.context.on_usage(reply.usage + Usage(calls=1), False)
+        return answered
+
+    def _gone(self, why: str) -> Failed:
+        """Fail a request that ran out of tries; JudgeError after so many in a row that the endpoint must be down."""
+        self._failures_in_a_row += 1
+        patience = max(8, 2 * self.limits.concurrency)
+        if self._failures_in_a_row >= patience:
+            raise JudgeError(
+                f"Judge {self.judge}: {self.endpoint.base_url} did not answer {patience} requests in a row; the last: "
+                f"{why}. Paid verdicts are kept: check judge.args.base_url and the endpoint, then run the same command "
+                f"again."
+            )
+        return self._failed(why)
+
+    def _failed(self, why: str) -> Failed:
+        self.context.on_usage(Usage(), False)
+        return Failed(why)
+
+    def _wait(self, tries: int, asked_for: float | None) -> float:
+        """Seconds before the next try. A wait that the endpoint asks for holds for all requests."""
+        if asked_for is not None:
+            self._next_turn = max(self._next_turn, time.monotonic() + asked_for)
+            return asked_for
+        return float(min(LONGEST_WAIT, self.limits.retry_wait * 2 ** (tries - 1)) * random.uniform(0.5, 1.5))
+
+    async def _turn(self, give_up: float) -> bool:
+        """Wait until the next request may be sent; False if that is past the deadline."""
+        now = time.monotonic()
+        mine = max(now, self._next_turn)
+        if mine >= give_up:
+            return False
+        if self.limits.requests_per_minute:
+            self._next_turn = mine + 60.0 / self.limits.requests_per_minute
+        await self._sleep(mine - now)
+        return True
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep, but wake up at once if the run stops."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+
+def stored(answered: Answered) -> str:
+    """Serialise a reply for the store."""
+    reply = answered.reply
+    content = {"text": reply.text, "finish_reason": reply.finish_reason, "form": answered.form}
+    tokens = {"prompt_tokens": reply.usage.prompt_tokens, "completion_tokens": reply.usage.completion_tokens}
+    return json.dumps(content | tokens, sort_keys=True)
+
+
+def from_store(text: str) -> Answered:
+    """Read back what `stored` wrote."""
+    found = json.loads(text)
+    usage = Usage(1, found["prompt_tokens"], found["completion_tokens"])
+    return Answered(Reply(found["text"], found["finish_reason"], usage), found["form"])

@@ -1,0 +1,75 @@
+"""Judge "llm-grade": a language model grades one response at a time, on a scale or with yes or no."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import field_validator
+
+from judges.contract import PointwiseJudge
+from judges.llm.asking import Failed
+from judges.llm.base import LLM
+from judges.llm.template import Question
+from judges.llm.verdict import Numbers, Read, Scale, Words
+from judges.types import Group, Prompt, Response, Verdict
+
+
+class LLMGrade(LLM, PointwiseJudge):
+    """Asks a language model for a grade; several votes give the mean grade, or the majority of yes (1) and no (0)."""
+
+    version: ClassVar[str] = "1"
+    slots: ClassVar[tuple[str, ...]] = ("response",)
+
+    template: str = "grade"
+    """`grade`, or the path of a text file with the slots question, response and verdict in braces."""
+
+    rubric: str = "Is the response correct, complete and helpful?"
+    """The grading criteria, as text."""
+
+    scale: Literal["yes-no"] | tuple[float, float] = (1.0, 10.0)
+    """The worst and the best grade, or `yes-no`."""
+
+    @field_validator("scale")
+    @classmethod
+    def _ascends(cls, scale: Literal["yes-no"] | tuple[float, float]) -> Literal["yes-no"] | tuple[float, float]:
+        if scale != "yes-no" and not scale[0] < scale[1]:
+            raise ValueError("give the worst grade first, then the best, which must be higher")
+        return scale
+
+    @property
+    def _scale(self) -> Scale:
+        return Words({"yes": 1.0, "no": 0.0}) if self.scale == "yes-no" else Numbers(*self.scale)
+
+    def calls_at_most(self, responses: int) -> int:
+        return responses * self.votes
+
+    def one(self, prompt: Prompt, response: Response) -> Verdict:
+        return self([Group(prompt, (response,))])[0][0]
+
+    def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
+        asked = [(group.prompt, response) for group in groups for response in group.responses]
+        reads = iter(self.reads([Question(p, (r,), vote) for p, r in asked for vote in range(self.votes)]))
+        return [[self._verdict([next(reads) for _ in range(self.votes)]) for _ in group.responses] for group in groups]
+
+    def _verdict(self, votes: Sequence[Read | Failed]) -> Verdict:
+        """Combine the votes; more than half must be readable."""
+        values = [vote.value for vote in votes if isinstance(vote, Read) and vote.value is not None]
+        if len(values) * 2 <= len(votes):
+            return undecided(votes)
+        score = sum(values) / len(values)
+        if self.scale == "yes-no" and score != 0.5:
+            score = float(score > 0.5)
+        elif self.scale == "yes-no":
+            return Verdict.abstain(f"a tie: {len(values)} votes, as many yes as no")
+        why = next(vote.reasoning for vote in votes if isinstance(vote, Read) and vote.value is not None)
+        return Verdict.of(score, f"{score:g}", why, parts={"votes": len(values)})
+
+
+def undecided(votes: Sequence[Read | Failed]) -> Verdict:
+    """An error if all unreadable votes failed, else an abstain."""
+    missing = [vote for vote in votes if isinstance(vote, Failed) or vote.value is None]
+    failed = all(isinstance(vote, Failed) for vote in missing)
+    return (
+        Verdict.error(missing[0].why)
+        if failed
+        else Verdict.abstain(next(vote.why for vote in missing if isinstance(vote, Read)))
+    )

@@ -1,0 +1,142 @@
+"""Reads the verdict in a model's reply: a number, or the reason why there is none.
+
+A verdict has one of two forms. As a line, `Verdict 5e1f0a93: B`: the code is unique to the request, so a quotation from
+a candidate is no verdict, and the last such line counts. Or as the `verdict` of a JSON object. Only exactly one of the
+allowed words or numbers counts.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from judges.context import Reply
+
+Form = Literal["line", "json"]
+TOKENS_AROUND_REASONING = 32
+"""Tokens of the JSON object besides the reasoning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A verdict that is one of several words, each with its value."""
+
+    values: dict[str, float]
+
+    def read(self, said: str) -> float | None:
+        return {word.casefold(): value for word, value in self.values.items()}.get(said.casefold())
+
+    @property
+    def meaning(self) -> str:
+        *most, last = self.values
+        return f"is {', '.join(most)} or {last}"
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self.values)}
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """A verdict that is a number on a scale."""
+
+    low: float
+    high: float
+
+    def read(self, said: str) -> float | None:
+        number = float(said) if re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,9})?", said) else None
+        return number if number is not None and self.low <= number <= self.high else None
+
+    @property
+    def meaning(self) -> str:
+        return f"is a number from {self.low:g} (worst) to {self.high:g} (best)"
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return {"type": "number", "minimum": self.low, "maximum": self.high}
+
+
+Scale = Words | Numbers
+
+
+def instruction(scale: Scale, form: Form, code: str) -> str:
+    """How the reply must end."""
+    if form == "json":
+        return (
+            'Reply with one JSON object and nothing else: {"reasoning": "…", "verdict": X}. First reason briefly; '
+            f"X {scale.meaning}."
+        )
+    return (
+        "Reason briefly. Then end your reply with one line of exactly this form, without any markup:\n"
+        f"Verdict {code}: X\nwhere X {scale.meaning}."
+    )
+
+
+def response_format(scale: Scale) -> dict[str, Any]:
+    """The `response_format` of a request for structured output."""
+    return {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema_of(scale)}}
+
+
+def schema_of(scale: Scale, most_tokens: int | None = None) -> dict[str, Any]:
+    """The JSON schema of a verdict. `most_tokens` limits the reasoning so that the verdict still fits (in most writing
+    systems a token is at least one character); endpoints do not support this."""
+    reasoning: dict[str, Any] = {"type": "string"}
+    if most_tokens is not None:
+        reasoning["maxLength"] = max(0, most_tokens - TOKENS_AROUND_REASONING)
+    properties = {"reasoning": reasoning, "verdict": scale.schema}
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The value read, or None and why; `reasoning` is one line for a person."""
+
+    value: float | None
+    why: str = ""
+    reasoning: str = ""
+
+
+def read_reply(reply: Reply, scale: Scale, form: Form, code: str) -> Read:
+    """Read the verdict of a reply. A reply that was cut off has none: `7` may be the start of `70`."""
+    if reply.finish_reason != "stop":
+        return Read(None, f"the judge's reply ended early ({reply.finish_reason})")
+    text = reply.text.rpartition("</think>")[2].strip()
+    said, reasoning = _from_json(text) if form == "json" else _from_line(text, code)
+    if said is None:
+        return Read(None, f"garbage verdict: {reasoning}: {_one_line(text) or 'an empty reply'}")
+    value = scale.read(said)
+    if value is None:
+        return Read(None, f"garbage verdict: {_one_line(said)!r}, where the verdict {scale.meaning}")
+    return Read(value, "", _one_line(reasoning))
+
+
+def _from_line(text: str, code: str) -> tuple[str | None, str]:
+    """The content of the last verdict line, and the text before it."""
+    lines = list(re.finditer(rf"^[ \t*]*Verdict {code}:(.*)$", text, re.MULTILINE))
+    if not lines:
+        return None, "no verdict line"
+    return lines[-1][1].strip(" \t*"), text[: lines[-1].start()]
+
+
+def _from_json(text: str) -> tuple[str | None, str]:
+    """The value of `verdict` as text, and that of `reasoning`."""
+    text = re.sub(r"\A```(?:json)?\s*(.*?)\s*```\Z", r"\1", text, flags=re.DOTALL)
+    try:
+        found = json.loads(text, object_pairs_hook=_without_repetition)
+    except (ValueError, RecursionError) as error:
+        return None, f"no JSON object ({_one_line(str(error))[:80]})"
+    said = found.get("verdict") if isinstance(found, dict) else None
+    if not isinstance(said, (str, int, float)) or isinstance(said, bool):
+        return None, "no verdict in the JSON"
+    return str(said).strip(), str(found.get("reasoning", ""))
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a key is given twice")
+    return dict(pairs)
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+    return text if len(text) <= 200 else f"…{text[-200:]}"

@@ -1,0 +1,72 @@
+"""Judge "classifier": the probability that a classification model assigns to a label."""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from judges.contract import PointwiseJudge
+from judges.models.base import ModelJudge, Template
+from judges.models.classification import Encoded, SequenceModel
+from judges.remember import key_of
+from judges.types import Group, JudgeError, Prompt, Response, Verdict
+
+
+class Classifier(ModelJudge, PointwiseJudge):
+    """The probability (0 to 1) that a classification model assigns to a label."""
+
+    version: ClassVar[str] = "1"
+
+    label: str
+    """The label whose probability is the score, as named in the model's config, e.g. `POSITIVE`."""
+
+    reads: Literal["response", "both"] = "response"
+    """What the model reads: the response alone, or prompt and response."""
+
+    template: Template = "pair"
+    """With `reads: both`, how they become one text: `pair` (the tokenizer's text pair), `chat` or `plain`."""
+
+    def check(self, network: SequenceModel) -> None:
+        if self.reads == "both":
+            self.check_template(self.template)
+        if self.label not in network.labels:
+            raise JudgeError(
+                f"The judge's model {self.model} has no label {self.label!r}. Its labels: {', '.join(network.labels)}; "
+                f"set judge.args.label to one of them."
+            )
+
+    def one(self, prompt: Prompt, response: Response) -> Verdict:
+        return self([Group(prompt, (response,))])[0][0]
+
+    def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
+        items = [(group.prompt, response) for group in groups for response in group.responses]
+        keys = [key_of(self, prompt, [response], columns=()) for prompt, response in items]
+        verdicts = iter(self.scored(keys, lambda place: self._encode(*items[place]), self._verdict))
+        return [[next(verdicts) for _ in group.responses] for group in groups]
+
+    def _encode(self, prompt: Prompt, response: Response) -> Encoded:
+        if self.reads == "response":
+            return self._network.encode_text(response.text)
+        return self.encode(self.template, prompt, response)
+
+    def _verdict(self, logits: list[float]) -> Verdict:
+        network = self._network
+        each = network.model.config.problem_type == "multi_label_classification"
+        probability = probability_of(network.labels.index(self.label), logits, each=each)
+        likeliest = network.labels[max(range(len(logits)), key=logits.__getitem__)]
+        return Verdict.of(probability, likeliest if len(logits) > 1 else None)
+
+
+def probability_of(label: int, logits: Sequence[float], *, each: bool) -> float:
+    """Softmax over the labels; the logistic function if there is one logit, or with `each` (multi-label). NaN if a
+    logit is not finite."""
+    if not all(map(math.isfinite, logits)):
+        return math.nan
+    if each or len(logits) == 1:
+        return logistic(logits[label])
+    highest = max(logits)
+    return math.exp(logits[label] - highest) / sum(math.exp(logit - highest) for logit in logits)
+
+
+def logistic(x: float) -> float:
+    """1 / (1 + exp(-x)), without overflow."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

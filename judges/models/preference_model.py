@@ -1,0 +1,117 @@
+"""Room judges, judge "preference-model": a classification model says how likely one response is better than another.
+
+From a reward model by Bradley and Terry: P(first is better) = sigmoid((r1 - r2) / temperature), Eq. 1 of
+arXiv:2305.18290; each response is scored once, whatever the number of its games. Or from a model that reads the prompt
+and both responses in one text, as pair rankers do (arXiv:2306.02561).
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import PositiveFloat, model_validator
+
+from judges.models.base import ModelJudge, Template
+from judges.models.classification import Encoded, SequenceModel
+from judges.models.classifier import logistic, probability_of
+from judges.models.reward_model import check_one_output, reward_verdict
+from judges.pairwise import Game, PairwiseJudge, Preference
+from judges.remember import key_of
+from judges.types import JudgeError, Prompt, Response, Verdict
+
+SLOTS = ("question", "first", "second")
+
+
+class PreferenceModel(ModelJudge, PairwiseJudge):
+    """How likely a model finds one response better than another; a response's score is its win rate in the group."""
+
+    version: ClassVar[str] = "1"
+
+    of: Literal["scores", "texts"] = "scores"
+    """`scores`: the model is a reward model, and its scores become probabilities (Bradley-Terry); `texts`: it reads
+    both responses in one text and says how likely the first is better."""
+
+    template: Template = "chat"
+    """With `of: scores`, how prompt and response become one text: `chat`, `plain` or `pair`."""
+
+    temperature: PositiveFloat = 1.0
+    """With `of: scores`, what the difference of two scores is divided by; higher is less certain."""
+
+    text: str | None = None
+    """With `of: texts`, the text with the slots {question}, {first} and {second}, or the path of a file with it."""
+
+    @model_validator(mode="after")
+    def _has_its_text(self) -> "PreferenceModel":
+        if (self.of == "texts") != (self.text is not None):
+            raise ValueError("text is given with of: texts, and only then")
+        if self.of == "texts":
+            lost = [slot for slot in SLOTS if f"{{{slot}}}" not in self._text]
+            if lost:
+                raise ValueError(f"text lacks {', '.join(f'{{{slot}}}' for slot in lost)}")
+        return self
+
+    @cached_property
+    def _text(self) -> str:
+        """The text with its slots. ValueError if its file cannot be read."""
+        given = self.text or ""
+        if "{" in given:
+            return given
+        try:
+            return Path(given).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"text has no slots and is no readable file ({error})") from None
+
+    @property
+    def content_version(self) -> str:
+        text = hashlib.sha256(self._text.encode("utf-8")).hexdigest() if self.of == "texts" else ""
+        return "+".join(filter(None, (super().content_version, text)))
+
+    def check(self, network: SequenceModel) -> None:
+        if self.of == "scores":
+            self.check_template(self.template)
+            check_one_output(network)
+        elif len(network.labels) > 2:
+            raise JudgeError(
+                f"The judge's model {self.model} has {len(network.labels)} outputs. With of: texts it has one (the "
+                f"logit of the first being better) or two (first, second)."
+            )
+
+    def compare(self, prompt: Prompt, first: Response, second: Response) -> Preference:
+        return self.compare_all([Game(prompt, first, second)])[0]
+
+    def compare_all(self, games: Sequence[Game]) -> list[Preference]:
+        if self.of == "texts":
+            keys = [key_of(self, game.prompt, [game.first, game.second], columns=()) for game in games]
+            return [_preference(v) for v in self.scored(keys, lambda place: self._pair(games[place]), first_is_better)]
+        sides = [(game.prompt, response) for game in games for response in (game.first, game.second)]
+        keys = [key_of(self, prompt, [response], columns=()) for prompt, response in sides]
+        rewards = self.scored(keys, lambda place: self.encode(self.template, *sides[place]), reward_verdict)
+        return [self._bradley_terry(*rewards[2 * i : 2 * i + 2]) for i in range(len(games))]
+
+    def _pair(self, game: Game) -> Encoded:
+        """Both responses in one text; what they hold is put in as it is."""
+        asked = "\n".join(message["content"] for message in game.prompt.messages)
+        values = dict(zip(SLOTS, (asked, game.first.text, game.second.text), strict=True))
+        return self._network.encode_text(re.sub(r"\{(question|first|second)\}", lambda m: values[m[1]], self._text))
+
+    def _bradley_terry(self, first: Verdict, second: Verdict) -> Preference:
+        for verdict in (first, second):
+            if verdict.score is None:
+                return Preference.error(verdict.why)
+        assert first.score is not None
+        assert second.score is not None
+        return Preference.of(
+            logistic((first.score - second.score) / self.temperature), f"{first.score:.4g} against {second.score:.4g}"
+        )
+
+
+def first_is_better(logits: list[float]) -> Verdict:
+    """Probability that the first is better: of label 0 of two, or of the one logit. ValueError if it is not finite."""
+    return Verdict.of(probability_of(0, logits, each=False))
+
+
+def _preference(verdict: Verdict) -> Preference:
+    return Preference.error(verdict.why) if verdict.score is None else Preference.of(verdict.score)

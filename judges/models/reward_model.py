@@ -1,0 +1,48 @@
+"""Room judges, judge "reward-model": a scalar reward model scores each response."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from judges.contract import PointwiseJudge
+from judges.models.base import ModelJudge, Template
+from judges.models.classification import SequenceModel
+from judges.remember import key_of
+from judges.types import Group, JudgeError, Prompt, Response, Verdict
+
+
+class RewardModel(ModelJudge, PointwiseJudge):
+    """The scalar that a reward model (sequence classification with one output) gives to prompt and response."""
+
+    version: ClassVar[str] = "1"
+
+    template: Template = "chat"
+    """How prompt and response become one text: `chat` (the template of the reward model's own tokenizer), `plain`
+    (prompt text + response text) or `pair` (the tokenizer's text pair)."""
+
+    def check(self, network: SequenceModel) -> None:
+        self.check_template(self.template)
+        check_one_output(network)
+
+    def one(self, prompt: Prompt, response: Response) -> Verdict:
+        return self([Group(prompt, (response,))])[0][0]
+
+    def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
+        items = [(group.prompt, response) for group in groups for response in group.responses]
+        keys = [key_of(self, prompt, [response], columns=()) for prompt, response in items]
+        verdicts = iter(self.scored(keys, lambda place: self.encode(self.template, *items[place]), reward_verdict))
+        return [[next(verdicts) for _ in group.responses] for group in groups]
+
+
+def check_one_output(network: SequenceModel) -> None:
+    """JudgeError unless the head gives one number."""
+    if len(network.labels) != 1:
+        raise JudgeError(
+            f"The judge's model {network.name} has {len(network.labels)} outputs ({', '.join(network.labels[:6])}), "
+            f"and a reward model has one. Use the judge classifier with one of these labels."
+        )
+
+
+def reward_verdict(logits: list[float]) -> Verdict:
+    """The model's one output as it is. ValueError if it is not finite."""
+    (reward,) = logits
+    return Verdict.of(reward, f"{reward:.6g}")

@@ -1,0 +1,222 @@
+"""Judge "external": people label the responses.
+
+The judge turns groups into a sheet of items, checks the people's labels (JSON lines) against the sheet, and turns them
+into verdicts. Each item carries a hash of everything a person is shown, so a label cannot be applied to another text.
+The loop decides where these files are.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, ClassVar, Literal
+
+from pydantic import PositiveInt, PrivateAttr, model_validator
+
+from judges.contract import Judge
+from judges.types import Group, JudgeError, Prompt, Response, Verdict
+
+Label = str | float
+"""One of `WORDS`, or a score."""
+
+WORDS = {
+    "right-wrong": ("right", "wrong", "unsure"),
+    "score": ("unsure",),
+    "pair": ("first", "second", "tie", "unsure"),
+}
+"""Accepted labels for each kind of question; "unsure" becomes an abstain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item to label: a prompt with one response, or with two to choose from."""
+
+    id: str
+    prompt: Prompt
+    responses: tuple[Response, ...]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The item as a line of the sheet, with an empty `label`."""
+        names = ("response",) if len(self.responses) == 1 else ("first", "second")
+        texts = {name: response.text for name, response in zip(names, self.responses, strict=True)}
+        cut = [name for name, response in zip(names, self.responses, strict=True) if response.finish_reason == "length"]
+        shown = {"prompt": list(self.prompt.messages), "target": self.prompt.target, **texts, "cut_off": cut}
+        return {"id": self.id, "check": _check(self.id, shown), **shown, "label": None}
+
+
+class External(Judge):
+    """People judge: the run writes the items to label, stops, and continues once the labels are there."""
+
+    version: ClassVar[str] = "1"
+    incidental: ClassVar[frozenset[str]] = frozenset({"missing"})
+
+    ask: Literal["right-wrong", "score", "pair"] = "right-wrong"
+    """Right or wrong for each response, a score for each, or the better of two."""
+
+    lowest: float = 1.0
+    """With ask "score": the worst score."""
+
+    highest: float = 5.0
+    """With ask "score": the best score."""
+
+    pairs_per_prompt: PositiveInt = 1
+    """With ask "pair": pairs to label per prompt; more pairs rank more responses."""
+
+    question: str = ""
+    """The question to the labellers, shown at the top of the page."""
+
+    missing: Literal["wait", "abstain"] = "wait"
+    """Items without a label: wait for them, or continue without (they abstain, which keeps them out of every pair)."""
+
+    _labels: Mapping[str, Label] | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _a_scale(self) -> "External":
+        if not self.lowest < self.highest or not math.isfinite(self.highest - self.lowest):
+            raise ValueError(f"lowest ({self.lowest:g}) must be below highest ({self.highest:g})")
+        return self
+
+    def sheet(self, groups: Sequence[Group]) -> list[Item]:
+        """The items to label, prompt by prompt. The same groups always give the same sheet."""
+        return [item for group in groups for item in self._items(group)]
+
+    def _items(self, group: Group) -> Iterator[Item]:
+        if self.ask != "pair":
+            yield from (Item(response.id, group.prompt, (response,)) for response in group.responses)
+            return
+        for first, second in _pairs(group.responses)[: self.pairs_per_prompt]:
+            yield Item(f"{first.id} {second.id}", group.prompt, (first, second))
+
+    def labelled(self, labels: Mapping[str, Label]) -> "External":
+        """A copy of this judge with labels, by item id."""
+        judge = self.model_copy()
+        judge._labels = labels
+        return judge
+
+    def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
+        """The labels as verdicts; JudgeError without labels."""
+        if self._labels is None:
+            raise JudgeError(
+                "Judge external relies on people, who can be asked only in a campaign: `prefloop run` writes what they "
+                "have to label. To test a judge on labelled examples, name another one."
+            )
+        return [self._verdicts(group, self._labels) for group in groups]
+
+    def _verdicts(self, group: Group, labels: Mapping[str, Label]) -> list[Verdict]:
+        if self.ask == "pair":
+            return _win_rates(group, self.sheet([group]), labels)
+        return [_verdict(labels.get(response.id)) for response in group.responses]
+
+
+def read_labels(judge: External, sheet: Sequence[Item], lines: str, where: str) -> dict[str, Label]:
+    """Read labels from JSON lines, by item id; unlabelled items are left out.
+
+    Raises JudgeError for an item that is not on the sheet, an edited text, conflicting labels or an invalid label.
+    """
+    items = {item.id: item.row for item in sheet}
+    labels: dict[str, Label] = {}
+    seen_at: dict[str, int] = {}
+    for number, line in enumerate(lines.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            found = _read_line(judge, items, line)
+        except ValueError as error:
+            raise JudgeError(
+                f"{where}, line {number}: {error}. No label was used; fix the file and run again."
+            ) from None
+        if found is None:
+            continue
+        name, label = found
+        if labels.setdefault(name, label) != label:
+            raise JudgeError(
+                f"{where}: lines {seen_at[name]} and {number} contradict each other about {name!r}, {labels[name]} and "
+                f"{label}. No label was used; keep one of the two lines and run again."
+            )
+        seen_at.setdefault(name, number)
+    return labels
+
+
+def _read_line(judge: External, items: Mapping[str, dict[str, Any]], line: str) -> tuple[str, Label] | None:
+    """Item id and label; None if it is not labelled yet. ValueError says what is wrong."""
+    row = json.loads(line.removeprefix("\ufeff"))
+    if not isinstance(row, dict) or "id" not in row:
+        raise ValueError(f"expected an object with id, check and label, got {line[:80]}")
+    item = items.get(str(row["id"]))
+    if item is None:
+        raise ValueError(f"no item to label has the id {row['id']!r}; is this the file of another iteration?")
+    edited = [name for name in item if name in row and name != "label" and row[name] != item[name]]
+    if edited:
+        raise ValueError(f"{' and '.join(edited)} of {row['id']!r} was edited; restore the original")
+    if "check" not in row:
+        raise ValueError(f"{row['id']!r} has no `check`; copy it from the file to label: it proves what was shown")
+    if row.get("label") is None or row["label"] == "":
+        return None
+    return str(row["id"]), _label(judge, row["label"])
+
+
+def _label(judge: External, given: Any) -> Label:
+    words = WORDS[judge.ask]
+    if isinstance(given, str) and given.strip().lower() in words:
+        return given.strip().lower()
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    if judge.ask == "score" and is_number and judge.lowest <= given <= judge.highest:
+        return float(given)
+    number = f"a number from {judge.lowest:g} to {judge.highest:g}, or " if judge.ask == "score" else ""
+    raise ValueError(f"the label {given!r} is invalid; expected {number}{', '.join(words)}")
+
+
+def _verdict(label: Label | None) -> Verdict:
+    """Turn the label of one response into a verdict."""
+    if label is None:
+        return Verdict.abstain("not labelled")
+    if isinstance(label, float):
+        return Verdict.of(label, why="labelled by a person")
+    return (
+        Verdict.abstain("labelled unsure")
+        if label == "unsure"
+        else Verdict.of(label == "right", why=f"labelled {label}")
+    )
+
+
+def _win_rates(group: Group, sheet: Sequence[Item], labels: Mapping[str, Label]) -> list[Verdict]:
+    """A response's score is the share of its labelled pairs that it won; ties count half."""
+    places = {response.id: place for place, response in enumerate(group.responses)}
+    beats: dict[str, dict[int, float]] = {response.id: {} for response in group.responses}
+    for item in sheet:
+        won = {"first": 1.0, "tie": 0.5, "second": 0.0}.get(str(labels.get(item.id)))
+        if won is not None:
+            first, second = item.responses
+            beats[first.id][places[second.id]] = won
+            beats[second.id][places[first.id]] = 1.0 - won
+    return [_win_rate(games) for games in beats.values()]
+
+
+def _win_rate(games: dict[int, float]) -> Verdict:
+    if not games:
+        return Verdict.abstain("in no labelled pair")
+    won = sum(games.values())
+    parts = {"games": float(len(games))} | {f"beats {rival}": share for rival, share in sorted(games.items())}
+    return Verdict.of(won / len(games), f"{won:g}/{len(games)}", f"won {won:g} of {len(games)} pairs", parts=parts)
+
+
+def _pairs(responses: Sequence[Response]) -> list[tuple[Response, Response]]:
+    """Pairs of different texts, ordered by their ids alone: first pairs that share no response, then the rest."""
+    distinct = list({response.text: response for response in reversed(responses)}.values())
+    drawn = sorted(distinct, key=lambda response: _hash(response.id))
+    apart = list(zip(drawn[::2], drawn[1::2], strict=False))
+    rest = sorted(
+        (pair for pair in combinations(drawn, 2) if pair not in apart), key=lambda pair: _hash(pair[0].id + pair[1].id)
+    )
+    return [pair if _hash(pair[1].id + pair[0].id) < "8" else pair[::-1] for pair in [*apart, *rest]]
+
+
+def _check(name: str, shown: dict[str, Any]) -> str:
+    return _hash(json.dumps([name, shown], sort_keys=True))[:16]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,1 @@
+"""Rule judges: answers and form, checked without a model."""

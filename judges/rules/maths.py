@@ -1,0 +1,100 @@
+r"""Room judges, judge "math": is the final answer equal to the target as mathematics? math-verify parses and compares.
+
+1/2, 0.5 and \frac{1}{2} are equal, and so are x=3 and 3, {1,2} and {2,1}, (x+1)^2 and x^2+2x+1. The last \boxed{…}
+decides; without one, math-verify looks for the answer. Its parsers can hang, so they run in child processes
+(isolated.py) and its own timeouts, which fail outside the main thread, are off.
+"""
+
+import logging
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from judges.contract import PointwiseJudge
+from judges.rules.markers import last_box
+from judges.rules.text import text_target
+from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verdict, unparsable
+
+
+class Math(PointwiseJudge):
+    """Right if the response's final answer equals the prompt's target as mathematics."""
+
+    version: ClassVar[str] = "1"
+    isolated: ClassVar[bool] = True
+    time_limit: ClassVar[float] = 5.0
+    examples: ClassVar[tuple[Example, ...]] = (
+        Example.on("\\frac{1}{2}", "It is $0.5$.", 1.0, {}),
+        Example.on("x^2+2x+1", "So we get \\boxed{(x+1)^2}.", 1.0, {}),
+        Example.on("#### 18", "18 is what she makes: \\boxed{20}", 0.0, {}),
+        Example.on("18", "I do not know.", None, {"unparsable": "abstain"}),
+    )
+
+    decimals: int = Field(default=6, ge=0)
+    """Decimals to which inexact numbers are compared; more is stricter."""
+
+    only_boxed: bool = False
+    """Read the answer only from \\\\boxed{…}; a response without one is unparsable."""
+
+    unparsable: Unparsable = "wrong"
+    """A response without a readable answer: score 0, or abstain, which keeps it out of every pair."""
+
+    def warm_up(self) -> None:
+        _math_verify()
+
+    def one(self, prompt: Prompt, response: Response) -> Verdict:
+        gold = _target(text_target(prompt))
+        boxed = last_box(response.text)
+        answer = response.text if boxed is None else f"\\boxed{{{boxed}}}"
+        if boxed is None and (self.only_boxed or response.finish_reason != "stop"):
+            return self._unparsable("cut off" if response.finish_reason != "stop" else "no boxed answer")
+        said = _parsed(answer)
+        if not said:
+            return self._unparsable("no answer that can be read as mathematics")
+        right = _math_verify().verify(
+            gold, said, float_rounding=self.decimals, timeout_seconds=None, raise_on_error=True
+        )
+        well_formed = boxed is not None and response.finish_reason == "stop"
+        return Verdict.of(right, _shown(said), "" if right else f"expected {_shown(gold)}"[:200], well_formed)
+
+    def _unparsable(self, why: str) -> Verdict:
+        return unparsable(self.unparsable, why, well_formed=False)
+
+
+def _parsed(text: str) -> list[Any]:
+    """The answer as math-verify reads it: an expression and the text it came from; empty if there is none."""
+    found: list[Any] = _math_verify().parse(text, parsing_timeout=None, raise_on_error=True)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _target(target: str) -> list[Any]:
+    """The target, parsed; of a worked solution its last box, or what follows its last `####`. May raise JudgeError."""
+    boxed = last_box(target)
+    answer = target.rpartition("####")[2].strip() if boxed is None else boxed
+    found = _parsed(f"\\boxed{{{answer.strip('$')}}}")
+    if not found:
+        raise JudgeError(
+            f"Judge math cannot read the target {target[:200]!r} as mathematics. Give LaTeX or a plain expression "
+            f"such as \\frac{{1}}{{2}}, 0.5 or x^2+1, or choose the judge exact for answers that are words."
+        )
+    return found
+
+
+def _shown(parsed: list[Any]) -> str:
+    """What was read, as it was written: printing an expression may take for ever."""
+    texts = [part for part in parsed if isinstance(part, str)]
+    return texts[-1] if texts else str(parsed[0])
+
+
+def _math_verify() -> Any:
+    """The package, told to be quiet about the timeouts that it does not keep here."""
+    try:
+        import math_verify
+    except ImportError as error:
+        raise JudgeError(
+            f"Judge math needs the package math-verify, which cannot be imported ({error}). "
+            f"Install it with: pip install 'prefloop[math]'."
+        ) from error
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    return math_verify

@@ -1,0 +1,208 @@
+"""Room judges, the judges of plain text: "exact", "contains", "regex" and "number".
+
+All compare a response with the prompt's target by a rule one can state in a sentence; a missing or empty target is a
+mistake in the data and stops the stage, so that two missing answers never count as equal. Of a response that was cut
+off, a number at the very end is not read: "18" may have been "180" on its way.
+"""
+
+import re
+from fractions import Fraction
+from functools import cached_property
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from judges.contract import PointwiseJudge
+from judges.rules.gsm8k import number_target
+from judges.rules.numerals import Value, close, last_number, plain_text, show
+from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verdict, unparsable
+
+
+class Exact(PointwiseJudge):
+    """Right if the response is the target, character for character after the chosen cleaning."""
+
+    version: ClassVar[str] = "1"
+    examples: ClassVar[tuple[Example, ...]] = (
+        Example.on("Paris", "Paris", 1.0, {}),
+        Example.on("Paris", " Paris\n", 1.0, {}),
+        Example.on("Paris", "paris", 0.0, {}),
+        Example.on("Paris", "", 0.0, {}),
+    )
+
+    strip: bool = True
+    """Ignore white space around the response and the target."""
+
+    ignore_case: bool = False
+    """Upper and lower case are the same."""
+
+    ignore_space: bool = False
+    """Any run of white space inside counts as one space."""
+
+    def one(self, prompt: Prompt, response: Response) -> Verdict:
+        target = text_target(prompt)
+        text = settled(response)
+        if text == target:
+            return Verdict("score", 1.0, target)
+        said = self._clean(text)
+        right = said == self._clean(target)
+        return Verdict("score", float(right), said, "" if right else f"expected {target[:100]!r}")
+
+    def _clean(self, text: str) -> str:
+        if self.strip:
+            text = text.strip()
+        if self.ignore_space:
+            text = " ".join(text.split()) if self.strip else re.sub(r"\s+", " ", text)
+        return text.casefold() if self.ignore_case else text
+
+
+class Contains(PointwiseJudge):
+    """Right if the response contains the target, by default as whole words: 18 is not in 180."""
+
+    version: ClassVar[str] = "1"
+    examples: ClassVar[tuple[Example, ...]] = (
+        Example.on("Paris", "It is Paris.", 1.0, {}),
+        Example.on("18", "It is 180.", 0.0, {}),
+    )
+
+    ignore_case: bool = False
+    """Upper and lower case are the same."""
+
+    whole_words: bool = True
+    """The target must not be a piece of a longer word or number."""
+
+    def one(self, prompt: Prompt, response: Response) -> Verdict:
+        target = text_target(prompt).strip()
+        said, wanted = settled(response), target
+        if self.ignore_case:
+            said, wanted = said.casefold(), wanted.casefold()
+        right = wanted in said and (not self.whole_words or _as_words(wanted, said))
+        return Verdict("score", float(right), target if right else None, "" if right else f"no {target[:100]!r} in it")
+
+
+def _as_words(wanted: str, said: str) -> bool:
+    return re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(wanted)}(?!\w)(?![.,]\d)", said) is not None
+
+
+class Regex(PointwiseJudge):
+    """Reads the response with a regular expression; well-formed means that it matches."""
+
+    version: ClassVar[str] = "1"
+    examples: ClassVar[tuple[Example, ...]] = (
+        Example.on("B", "Answer: B", 1.0, {"pattern": "Answer: (?P<answer>[A-D])"}),
+        Example.on("B", "Answer: C", 0.0, {"pattern": "Answer: (?P<answer>[A-D])"}),
+        Example.on("B", "no idea", 0.0, {"pattern": "Answer: (?P<answer>[A-D])"}),
+        Example.on(None, "yes", 1.0, {"pattern": "yes|no", "compare": "match"}),
+    )
+
+    pattern: str
+    """Regular expression (Python syntax); with compare "target" it has a group named `answer`."""
+
+    compare: Literal["target", "match"] = "target"
+    """"target": the group `answer` must equal the target. "match": matching is right, not matching is wrong."""
+
+    where: Literal["full", "last"] = "full"
+    """"full": the whole response, outer space aside, must match. "last": the last match anywhere in it counts."""
+
+    ignore_case: bool = False
+    """Upper and lower case are the same, in the pattern and in the comparison."""
+
+    unparsable: Unparsable = "wrong"
+    """With compare "target", a response that does not match: score 0, or abstain, which keeps it out of every pair."""
+
+    @model_validator(mode="after")
+    def _usable_pattern(self) -> "Regex":
+        checked_pattern(self.pattern, needs_answer=self.compare == "target")
+        return self
+
+    @cached_property
+    def _regex(self) -> re.Pattern[str]:
+        return re.compile(self.pattern, re.IGNORECASE if self.ignore_case else 0)
+
+    def one(self, prompt: Prompt, response: Response) -> Verdict:
+        match = self._match(settled(response))
+        well_formed = match is not None and response.finish_reason == "stop"
+        if self.compare == "match":
+            why = "" if match is not None else "the pattern does not match"
+            return Verdict("score", float(match is not None), None if match is None else match[0], why, well_formed)
+        target = text_target(prompt).strip()
+        said = None if match is None else match["answer"]
+        if said is None:
+            return unparsable(self.unparsable, "the pattern does not match", well_formed=False)
+        said = said.strip()
+        right = said.casefold() == target.casefold() if self.ignore_case else said == target
+        return Verdict("score", float(right), said, "" if right else f"expected {target[:100]!r}", well_formed)
+
+    def _match(self, text: str) -> re.Match[str] | None:
+        if self.where == "full":
+            return self._regex.fullmatch(text.strip())
+        matches = list(self._regex.finditer(text))
+        return matches[-1] if matches else None
+
+
+class Number(PointwiseJudge):
+    """Right if the last number of the response is the target's number, within the tolerance; cut off is unparsable."""
+
+    version: ClassVar[str] = "2"
+    examples: ClassVar[tuple[Example, ...]] = (
+        Example.on("0.5", "It is 1/2.", 1.0, {}),
+        Example.on("3.14", "about 3.1", 0.0, {}),
+        Example.on("3.14", "about 3.1", 1.0, {"tolerance": 0.05}),
+        Example.on("3.14", "no idea", 0.0, {}),
+    )
+
+    tolerance: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """Largest difference that still counts as right."""
+
+    relative: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """Added to the tolerance: this share of the target's size, 0.01 for one percent."""
+
+    unparsable: Unparsable = "wrong"
+    """A response without a readable number, or cut off: score 0, or abstain, which keeps it out of every pair."""
+
+    @cached_property
+    def _tolerances(self) -> tuple[Fraction, Fraction]:
+        return Fraction(repr(self.tolerance)), Fraction(repr(self.relative))
+
+    def _near(self, value: Value, target: Value) -> bool:
+        tolerance, relative = self._tolerances
+        return close(value, target, tolerance=tolerance, relative=relative)
+
+    def one(self, prompt: Prompt, response: Response) -> Verdict:
+        target = number_target(prompt)
+        number = last_number(plain_text(response.text)) if response.finish_reason == "stop" else None
+        if number is None or number.value is None:
+            why = "no number can be read" if response.finish_reason == "stop" else "cut off before its end"
+            return unparsable(self.unparsable, why, well_formed=None)
+        right = target in (number.value, number.bare) or (
+            bool(self.tolerance or self.relative) and self._near(number.value, target)
+        )
+        return Verdict("score", float(right), show(number.value), "" if right else f"expected {show(target)}")
+
+
+def settled(response: Response) -> str:
+    """The response's text, without the number it was cut off in."""
+    return response.text if response.finish_reason == "stop" else _CUT_NUMBER.sub("", response.text)
+
+
+_CUT_NUMBER = re.compile(r"[\d.,/]*\d[.,/]?\Z")
+
+
+def text_target(prompt: Prompt) -> str:
+    """The prompt's target; JudgeError if there is none."""
+    if prompt.target is None or not prompt.target.strip():
+        raise JudgeError(
+            f"Prompt {prompt.id!r} has no target to compare with (it is {prompt.target!r}). Map the column that holds "
+            f"the expected answer to the target, or choose a judge that needs none."
+        )
+    return prompt.target
+
+
+def checked_pattern(pattern: str, *, needs_answer: bool) -> str:
+    """The pattern, if it compiles and has the group it needs; ValueError otherwise."""
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    if needs_answer and "answer" not in regex.groupindex:
+        raise ValueError("the pattern needs a group named answer: (?P<answer>…)")
+    return pattern

@@ -1,0 +1,1 @@
+"""Testing a judge: its own examples, and labelled data."""

@@ -1,0 +1,182 @@
+"""Reads labelled examples from a JSONL, CSV or Parquet file.
+
+A row holds `prompt` (a text or chat messages) and either `response` with `label` (right, wrong, abstain) or `score` (a
+number), or `chosen` and `rejected`. `target` is the known answer, `finish_reason` defaults to "stop", and the judge
+sees every other column in `Prompt.columns`, as in a campaign.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from judges.types import JudgeError, Prompt, Response
+
+LABELS = {
+    **dict.fromkeys(("right", "true", "1", "correct", "yes"), "right"),
+    **dict.fromkeys(("wrong", "false", "0", "incorrect", "no"), "wrong"),
+    "abstain": "abstain",
+}
+"""Accepted spellings of a label and their meaning."""
+
+OWN = ("response", "chosen", "rejected", "label", "score", "finish_reason")
+"""Columns about the response; a judge must not see them in the prompt."""
+
+NEEDED = (
+    "Every row needs `prompt` and either `response` with `label` (right, wrong or abstain) or `score`, or `chosen` and "
+    "`rejected`; `target` is optional."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A labelled example: one response with its label or score, or a chosen and a rejected one (in this order).
+
+    `wanted` is "right", "wrong" or "abstain" for a label, a number for a score, and "chosen" for a pair.
+    """
+
+    where: str
+    kind: Literal["label", "score", "pair"]
+    prompt: Prompt
+    responses: tuple[Response, ...]
+    wanted: str | float
+
+
+def read_cases(path: Path) -> list[Case]:
+    """Read the cases of a file in order; JudgeError names the row and what is wrong with it."""
+    try:
+        cases = [_case(path, where, row) for where, row in _rows(path)]
+    except UnicodeDecodeError as error:
+        raise JudgeError(f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start}).") from None
+    except OSError as error:
+        raise JudgeError(f"The labelled examples {path} cannot be read: {error.strerror or error}.") from None
+    if not cases:
+        raise JudgeError(f"{path} holds no labelled example. {NEEDED}")
+    return cases
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each row with its location, without empty cells."""
+    readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+    if path.suffix.lower() not in readers:
+        raise JudgeError(f"{path} has an unknown format; labelled examples must be {', '.join(readers)}.")
+    for where, row in readers[path.suffix.lower()](path):
+        yield where, {str(name): value for name, value in row.items() if value is not None and value != ""}
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise JudgeError(f"{path}, line {number} is not JSON ({error}); expected one object per line.") from None
+        if not isinstance(row, dict):
+            raise JudgeError(f"{path}, line {number} holds {line[:80]}, expected an object. {NEEDED}")
+        yield f"line {number}", row
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise JudgeError(
+                        f"{path}, line {reader.line_num} does not have as many cells as the header; put a cell with a "
+                        f"comma or a line break in double quotes."
+                    )
+                yield f"line {reader.line_num}", row
+        except csv.Error as error:
+            raise JudgeError(f"{path}, line {reader.reader.line_num} cannot be read as CSV: {error}.") from None
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise JudgeError(f"{path} cannot be read as Parquet: {error}.") from None
+    for number, row in enumerate(table.to_pylist(), 1):
+        yield f"row {number}", row
+
+
+def _case(path: Path, where: str, row: dict[str, Any]) -> Case:
+    try:
+        kind = _kind(row)
+        prompt = _prompt(where, row)
+        names = ("chosen", "rejected") if kind == "pair" else ("response",)
+        finish = str(row.get("finish_reason", "stop"))
+        if finish not in ("stop", "length"):
+            raise ValueError(f"finish_reason is {finish!r}, expected stop or length")
+        responses = tuple(Response(f"{where} {name}", _text(name, row[name]), finish) for name in names)
+        wanted = "chosen" if kind == "pair" else _label(row) if kind == "label" else _score(row)
+    except ValueError as error:
+        raise JudgeError(f"{path}, {where}: {error}. {NEEDED}") from None
+    return Case(where, kind, prompt, responses, wanted)
+
+
+def _kind(row: dict[str, Any]) -> Literal["label", "score", "pair"]:
+    """The kind of a row; ValueError unless it is exactly one of the three."""
+    pair = [name for name in ("chosen", "rejected") if name in row]
+    marks = [name for name in ("label", "score") if name in row]
+    missing = [name for name in ("prompt", *(("chosen", "rejected") if pair else ("response",))) if name not in row]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} missing (the row has: {', '.join(row) or 'nothing'})")
+    if pair and ("response" in row or marks):
+        raise ValueError(f"chosen and rejected exclude {', '.join(n for n in OWN if n in row and n not in pair)}")
+    if not pair and len(marks) != 1:
+        raise ValueError("both label and score are given" if marks else "neither label nor score is given")
+    return "pair" if pair else "label" if marks == ["label"] else "score"
+
+
+def _prompt(where: str, row: dict[str, Any]) -> Prompt:
+    asked, target = row["prompt"], row.get("target")
+    if not isinstance(asked, str) and not _is_chat(asked):
+        raise ValueError(f"prompt is {str(asked)[:80]!r}, expected a text or chat messages with role and content")
+    messages = ({"role": "user", "content": asked},) if isinstance(asked, str) else tuple(dict(turn) for turn in asked)
+    if target is not None and not isinstance(target, str):
+        target = json.dumps(target, default=str, ensure_ascii=False)
+    columns = {name: value for name, value in row.items() if name not in OWN}
+    return Prompt(where, messages, target, columns)
+
+
+def _is_chat(value: Any) -> bool:
+    """A list of messages, each with a role and a text."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and isinstance(turn.get("content"), str) and "role" in turn for turn in value)
+    )
+
+
+def _text(name: str, value: Any) -> str:
+    """The text of a response; if it is chat messages, as in preference data, that of the last one."""
+    if isinstance(value, str):
+        return value
+    if _is_chat(value):
+        return str(value[-1]["content"])
+    raise ValueError(f"{name} is {str(value)[:80]!r}, expected a text")
+
+
+def _label(row: dict[str, Any]) -> str:
+    said = str(row["label"]).strip().lower().removesuffix(".0")
+    if said not in LABELS:
+        raise ValueError(f"the label {row['label']!r} is not one of right, wrong, abstain, true, false, 1, 0")
+    return LABELS[said]
+
+
+def _score(row: dict[str, Any]) -> float:
+    try:
+        score = float(row["score"])
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise ValueError(f"the score {row['score']!r} is not a finite number")
+    return score

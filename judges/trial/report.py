@@ -1,0 +1,190 @@
+"""Room judges, the report on a trial: outcomes come in, plain numbers go out. Pure.
+
+Shares are over all cases unless the name says otherwise: a judge that abstains or fails does not agree. A number that
+the cases cannot give (no pairs, scores outside [0, 1], a constant) is None.
+"""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from judges.trial.trial import Outcome
+
+BINS = 10
+"""Equal bins of [0, 1] for the calibration."""
+
+
+def report(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """All numbers about a trial, ready for JSON."""
+    pairs = [o for o in outcomes if o.case.kind == "pair"]
+    decided = [o for o in outcomes if o.said not in ("abstain", "error")]
+    agreed = sum(o.agrees for o in outcomes)
+    return {
+        "examples": dict(Counter(o.case.kind for o in outcomes)),
+        "agreed": agreed,
+        "agreement": share(agreed, len(outcomes)),
+        "agreement_among_decided": share(sum(o.agrees for o in decided), len(decided)),
+        "abstain_rate": share(sum(o.said == "abstain" for o in outcomes), len(outcomes)),
+        "error_rate": share(sum(o.said == "error" for o in outcomes), len(outcomes)),
+        "tie_rate": share(sum(o.said == "tie" for o in pairs), len(pairs)),
+        "confusion": confusion(outcomes),
+        "kappa": kappa(outcomes),
+        "calibration": calibration(forecasts(outcomes)),
+        "scores": score_correlation(outcomes),
+        "length": length(outcomes),
+        "orders": orders(outcomes),
+    }
+
+
+def share(part: int, whole: int) -> float | None:
+    """part / whole, None of nothing."""
+    return part / whole if whole else None
+
+
+def confusion(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
+    """What was wanted -> what was said -> how often, for labels and pairs."""
+    table: dict[str, Counter[str]] = {}
+    for outcome in outcomes:
+        if isinstance(outcome.case.wanted, str):
+            table.setdefault(outcome.case.wanted, Counter())[outcome.said] += 1
+    return {wanted: dict(said) for wanted, said in table.items()}
+
+
+def kappa(outcomes: Sequence[Outcome]) -> float | None:
+    """Cohen's kappa of right and wrong where the judge decided: 0 is chance, 1 is perfect (Cohen 1960, Eq. 1)."""
+    words = [(o.case.wanted, o.said) for o in outcomes if {o.case.wanted, o.said} <= {"right", "wrong"}]
+    if not words:
+        return None
+    observed = sum(wanted == said for wanted, said in words) / len(words)
+    wanted_right, said_right = (sum(word[side] == "right" for word in words) / len(words) for side in (0, 1))
+    chance = wanted_right * said_right + (1 - wanted_right) * (1 - said_right)
+    return None if chance == 1 else (observed - chance) / (1 - chance)
+
+
+def forecasts(outcomes: Sequence[Outcome]) -> list[tuple[float, bool]]:
+    """What reads as a probability, and whether it came true.
+
+    A score for right; or, of a judge that sees orders, the preference for the response it reads first, in both orders:
+    the chosen one is first in one of them.
+    """
+    found = [
+        (o.verdicts[0].score, o.case.wanted == "right")
+        for o in outcomes
+        if o.case.wanted in ("right", "wrong") and o.verdicts[0].score is not None
+    ]
+    for outcome in outcomes:
+        for word, chosen_is_first in zip(outcome.orders, (True, False), strict=False):
+            if word.probability is not None:
+                found.append((word.probability if chosen_is_first else 1 - word.probability, chosen_is_first))
+    return found
+
+
+def calibration(points: Sequence[tuple[float, bool]], bins: int = BINS) -> dict[str, Any] | None:
+    """Expected calibration error, Σ n_b / n · |mean forecast − share that came true| (arXiv:1706.04599, Eq. 3)."""
+    if not points or not all(0 <= p <= 1 for p, _ in points):
+        return None
+    members: dict[int, list[tuple[float, bool]]] = {}
+    for p, came_true in points:
+        members.setdefault(min(int(p * bins), bins - 1), []).append((p, came_true))
+    rows = [
+        {
+            "from": number / bins,
+            "to": (number + 1) / bins,
+            "n": len(part),
+            "mean_score": statistics.fmean(p for p, _ in part),
+            "share_right": statistics.fmean(hit for _, hit in part),
+        }
+        for number, part in sorted(members.items())
+    ]
+    error = sum(row["n"] * abs(row["mean_score"] - row["share_right"]) for row in rows) / len(points)
+    return {"ece": error, "bins": rows}
+
+
+def score_correlation(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
+    """Pearson's and Spearman's correlation and the mean difference of scores with the wanted ones."""
+    both = [
+        (o.verdicts[0].score, o.case.wanted)
+        for o in outcomes
+        if isinstance(o.case.wanted, float) and o.verdicts[0].score is not None
+    ]
+    if not both:
+        return None
+    said, wanted = [s for s, _ in both], [w for _, w in both]
+    return {
+        "n": len(both),
+        "pearson": correlation(said, wanted),
+        "spearman": correlation(ranks(said), ranks(wanted)),
+        "mean_absolute_difference": statistics.fmean(abs(s - w) for s, w in both),
+    }
+
+
+def length(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """How judge and labels depend on length (characters): Spearman of scores, and how often the longer of a pair wins.
+
+    Compare the two sides: a judge that likes length more than the labels do is biased, one that follows them is not.
+    """
+    singles = [o for o in outcomes if o.case.kind != "pair" and o.verdicts[0].score is not None]
+    sizes = [float(len(o.case.responses[0].text)) for o in singles]
+    said = [float(o.verdicts[0].score or 0.0) for o in singles]
+    known = [(size, wanted) for size, o in zip(sizes, singles, strict=True) if (wanted := _as_number(o)) is not None]
+    pairs = [o for o in outcomes if o.said in ("chosen", "rejected") and _longer(o) is not None]
+    longer_said = sum(o.said == _longer(o) for o in pairs)
+    longer_wanted = sum(_longer(o) == "chosen" for o in pairs)
+    return {
+        "score": correlation(ranks(sizes), ranks(said)),
+        "label": correlation(ranks([s for s, _ in known]), ranks([w for _, w in known])),
+        "longer_preferred_by_judge": share(longer_said, len(pairs)),
+        "longer_preferred_by_labels": share(longer_wanted, len(pairs)),
+    }
+
+
+def orders(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
+    """Of pairs decided in both orders: how often both name the same winner or a tie, and how often the first read wins.
+
+    `first_preferred` counts half for a tie; without position bias it is 0.5.
+    """
+    seen = [(a.probability, b.probability) for o in outcomes if o.orders for a, b in [o.orders]]
+    known = [(a, b) for a, b in seen if a is not None and b is not None]
+    if not known:
+        return None
+    sides = [(_side(a), _side(b)) for a, b in known]
+    first = sum((1 + a) / 2 + (1 - b) / 2 for a, b in sides)
+    return {
+        "n": len(known),
+        "consistent": sum(a == b for a, b in sides) / len(sides),
+        "first_preferred": first / (2 * len(sides)),
+    }
+
+
+def correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Pearson's correlation; None for fewer than two points or a constant."""
+    try:
+        value = statistics.correlation(x, y)
+    except statistics.StatisticsError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    first: dict[float, int] = {}
+    for place, value in enumerate(sorted(values)):
+        first.setdefault(value, place)
+    count = Counter(values)
+    return [first[value] + (count[value] + 1) / 2 for value in values]
+
+
+def _side(probability: float) -> int:
+    return (probability > 0.5) - (probability < 0.5)
+
+
+def _longer(outcome: Outcome) -> str | None:
+    chosen, rejected = (len(response.text) for response in outcome.case.responses)
+    return None if chosen == rejected else "chosen" if chosen > rejected else "rejected"
+
+
+def _as_number(outcome: Outcome) -> float | None:
+    wanted = outcome.case.wanted
+    return {"right": 1.0, "wrong": 0.0}.get(wanted) if isinstance(wanted, str) else wanted

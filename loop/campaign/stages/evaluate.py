@@ -1,0 +1,133 @@
+"""Stage eval: a model answers the gate and test prompts; metrics with confidence intervals go to metrics.json."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loop.campaign.context import Campaign
+from loop.campaign.stages.answer_log_probs import score, tokenise
+from loop.campaign.stages.sample import engine_inputs, judge_usage, label_seconds, response_counts
+from loop.config.settings import Config
+from loop.measure.evaluation import Names, measure, measure_preferences, read_answers
+from loop.pairing.data_answers import GivenPair, answers_of, given_pairs
+from loop.prompts.row import PromptRow
+from loop.store.files import read_json, to_json, write_file
+from loop.store.model_refs import Model
+from loop.store.stage import StageFolder
+from loop.workers.measure_service import read_logps
+from loop.workers.pool import Shard, shard_size
+from loop.workers.sampling_service import SampleTask
+
+SETS = ("gate", "test")
+
+
+def preference_eval_stage(
+    campaign: Campaign, k: int, model: Model, sets: Mapping[str, Sequence[PromptRow]], attempt: int = 1
+) -> dict[str, Any]:
+    """Measure a model on the held-out pairs; returns {"gate": metrics, "test": metrics}."""
+    folder, base = campaign.run.stage(k, "eval", attempt), campaign.run.stage(0, "eval")
+    made_from = {"prompts": campaign.prompts_digest, "policy": model.hash}
+    if k:
+        manifest = base.manifest()
+        assert manifest is not None, "the base model is evaluated first"
+        made_from["base"] = manifest.digest
+    inputs = {"promote.confidence": campaign.base.promote.confidence, "judge": {}, "made from": made_from}
+    if campaign.finished(folder, inputs):
+        return dict(read_json(folder.metrics))
+    campaign.begin_work()
+    started = time.perf_counter()
+    pairs = {name: [pair for row in sets[name] for pair in given_pairs(row)] for name in SETS}
+    answers = {name: base.held_out(name) for name in SETS}
+    for name in SETS if k == 0 else ():
+        tokenise(campaign, answers_of(pairs[name]), answers[name])
+    logps = {answers[name]: folder.logps(name) for name in SETS}
+    title = "evaluate the base model" if k == 0 else "evaluate"
+    computed = score(campaign, folder, title, model.path, logps)
+    metrics = {name: _measured(campaign, pairs[name], folder.logps(name), base.logps(name)) for name in SETS}
+    write_file(folder.metrics, to_json(metrics))
+    files = [folder.metrics, *logps.values(), *(answers.values() if k == 0 else ())]
+    counts = {name: {"prompts": len(sets[name]), "pairs": len(pairs[name])} for name in SETS}
+    seconds = {"wall": time.perf_counter() - started, **computed}
+    campaign.finish(folder, files, inputs=inputs, counts=counts, seconds=seconds)
+    return metrics
+
+
+def _measured(campaign: Campaign, pairs: Sequence[GivenPair], own: Path, base: Path) -> dict[str, Any]:
+    names: list[Names] = [(p.chosen.prompt.id, p.chosen.response_id, p.rejected.response_id) for p in pairs]
+    return measure_preferences(names, read_logps(own), read_logps(base), campaign.base.promote.confidence)
+
+
+def eval_stage(
+    campaign: Campaign, k: int, model: Model, sets: dict[str, list[PromptRow]], attempt: int = 1
+) -> dict[str, Any]:
+    """Measure a model on the gate and test prompts; returns {"gate": metrics, "test": metrics}."""
+    if campaign.crew.eval_judge is None:
+        return preference_eval_stage(campaign, k, model, sets, attempt)
+    config, folder = campaign.base, campaign.run.stage(k, "eval", attempt)
+    inputs = {
+        "seed": config.seed,
+        "eval.samples": config.eval.samples,
+        "eval.temperature": config.eval.temperature,
+        "eval.max_tokens": eval_tokens(config),
+        "pairs.correct_at": config.pairs.correct_at,
+        "promote.confidence": config.promote.confidence,
+        **engine_inputs(config),
+        "judge": campaign.eval_judge,
+        "made from": {"prompts": campaign.prompts_digest, "policy": model.hash},
+    }
+    if campaign.finished(folder, inputs):
+        return dict(read_json(folder.metrics))
+    campaign.begin_work()
+    started = time.perf_counter()
+    shards = {name: eval_shards(campaign, folder, config, model, name, sets[name]) for name in ("gate", "test")}
+    everything = [shard for part in shards.values() for shard in part]
+    title = "evaluate the base model" if k == 0 else "evaluate"
+    with campaign.bar(folder, title, sum(s.responses for s in everything), "responses") as bar:
+        labelled = campaign.crew.label(everything, campaign.crew.eval_judge, bar)
+    metrics = {
+        name: measure(
+            read_answers([s.task.path for s in part], [s.verdicts for s in part], config.pairs.correct_at),
+            config.promote.confidence,
+        )
+        for name, part in shards.items()
+    }
+    write_file(folder.metrics, to_json(metrics))
+    files = [path for s in everything for path in (s.task.path, s.verdicts)]
+    counts = {
+        name: response_counts([s.task.path for s in part], len(sets[name])) | judge_usage([s.verdicts for s in part])
+        for name, part in shards.items()
+    }
+    campaign.finish(
+        folder, [*files, folder.metrics], inputs=inputs, counts=counts, seconds=label_seconds(labelled, started)
+    )
+    return metrics
+
+
+def eval_tokens(config: Config) -> int:
+    """Maximum response length in an evaluation, in tokens."""
+    return config.eval.max_tokens or config.sampling.max_tokens
+
+
+def eval_shards(
+    campaign: Campaign, folder: StageFolder, config: Config, model: Model, name: str, rows: list[PromptRow]
+) -> list[Shard]:
+    """The shards of one prompt set: one greedy and `eval.samples` sampled responses per prompt, with the same seeds for
+    all models."""
+    temperatures = (0.0, *(config.eval.temperature,) * config.eval.samples)
+    size = shard_size(config, len(temperatures))
+    shards = []
+    for number, start in enumerate(range(0, len(rows), size)):
+        task = SampleTask(
+            name=f"{name} shard {number} of the evaluation of {model}",
+            path=folder.shard(number, name),
+            prompts=tuple(rows[start : start + size]),
+            temperatures=temperatures,
+            top_p=1.0,
+            max_tokens=eval_tokens(config),
+            seed_words=(config.seed, "eval", name),
+            policy=model.path,
+            policy_hash=model.hash,
+        )
+        shards.append(Shard(task, folder.shard(number, f"{name}-verdicts")))
+    return shards

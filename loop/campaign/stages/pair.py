@@ -1,0 +1,173 @@
+"""Stage pair: turns judged responses, or pairs from the data, into training examples, adds replayed and offline pairs,
+counts outcomes by reason, and records the training signal."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from loop.campaign.context import Campaign, sound_alarms
+from loop.campaign.stages.answer_log_probs import tokenise
+from loop.campaign.stages.extra_pairs import Beside, extra_pairs, sources_of
+from loop.campaign.stages.take_prompts import Take
+from loop.config.pairs_section import BY_OUTCOME
+from loop.config.rule_table import RULES
+from loop.config.settings import Config
+from loop.errors import UserError
+from loop.measure.signal import Tally, entropy, use_of
+from loop.pairing.data_answers import answers_of, read_answers, texts_of, wanted, within_cap
+from loop.pairing.io import judged_groups, table_of
+from loop.pairing.iteration import Pairing, pair_all, why_no_pairs
+from loop.pairing.records import Answers, Made
+from loop.prompts.row import PromptRow, read_table
+from loop.store import tables
+from loop.store.files import write_file
+from loop.store.stage import Manifest, StageFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What an iteration makes itself; `counts` holds the outcomes of prompts and responses by reason."""
+
+    relations: Sequence[Made]
+    counts: dict[str, Any]
+    files: list[Path] = field(default_factory=list)
+
+
+def pair_stage(
+    campaign: Campaign,
+    k: int,
+    sampled: Manifest,
+    judged: Manifest,
+    taken: Take,
+    sets: Mapping[str, Sequence[PromptRow]],
+) -> Manifest:
+    """Build pairs from judged responses, or take them from the data, and add the configured extra pairs. Every prompt
+    and response that gave none is counted under a reason."""
+    config, folder = campaign.loaded.at(k), campaign.run.stage(k, "pair")
+    inputs = pair_inputs(campaign, k, sampled, judged, taken)
+    if manifest := campaign.finished(folder, inputs):
+        return manifest
+    campaign.begin_work()
+    started = time.perf_counter()
+    own = from_responses(campaign, k, sampled) if config.samples else from_data(campaign, k, taken)
+    held_out = {row.id for name in ("gate", "test") for row in sets[name]}
+    beside = extra_pairs(campaign, k, len(own.relations), held_out)
+    return finish_pairing(campaign, folder, own, beside, inputs, time.perf_counter() - started)
+
+
+def finish_pairing(
+    campaign: Campaign, folder: StageFolder, own: Own, beside: Beside, inputs: dict[str, Any], wall: float
+) -> Manifest:
+    """Write the table of own and extra pairs, and the manifest."""
+    kind = RULES[campaign.loaded.at(folder.iteration).pairs.rule].kind
+    table = pa.concat_tables([table_of(own.relations, kind, folder.iteration), *beside.tables])
+    path = folder.relations(kind)
+    write_relations(path, table)
+    counts = {"pairs": table.num_rows, "kind": kind, **own.counts, **beside.counts}
+    files = [path, *own.files, *beside.files]
+    manifest = campaign.finish(folder, files, inputs=inputs, counts=counts, seconds={"wall": wall})
+    sound_alarms(campaign, folder.iteration, "pair")
+    return manifest
+
+
+def pair_inputs(campaign: Campaign, k: int, sampled: Manifest, judged: Manifest, taken: Take) -> dict[str, Any]:
+    """Settings and digests that determine the pairs; the seed only where something is drawn."""
+    config = campaign.loaded.at(k)
+    recorded = {f"pairs.{key}": value for key, value in config.pairs.recorded().items()}
+    others = sources_of(campaign, k)
+    drawn = {"seed": config.seed} if RULES[config.pairs.rule].draws or others or not config.samples else {}
+    if config.samples:
+        made_from = {"sample": sampled.digest, "judge": judged.digest}
+    else:
+        recorded |= taken.inputs
+        made_from = {"prompts": campaign.prompts_digest, **taken.made_from}
+    return recorded | drawn | {"made from": made_from | others}
+
+
+def from_data(campaign: Campaign, k: int, taken: Take) -> Own:
+    """The pairs that the data hold for these prompts, as policy tokens."""
+    config, folder = campaign.loaded.at(k), campaign.run.stage(k, "pair")
+    pairs = within_cap(taken.rows, config.pairs.max_pairs, k)
+    tokenise(campaign, answers_of(pairs), folder.answers)
+    used = len({pair.chosen.prompt.id for pair in pairs})
+    outcomes = {"paired": used, "over_cap": len(taken.rows) - used}
+    counts = {"responses": {}, "prompts": {name: count for name, count in outcomes.items() if count}}
+    return Own([pair.made for pair in pairs], counts, [folder.answers])
+
+
+def from_responses(campaign: Campaign, k: int, sampled: Manifest) -> Own:
+    """Apply the pair rule to the judged responses. UserError if that yields nothing."""
+    config, folder = campaign.loaded.at(k), campaign.run.stage(k, "pair")
+    samples, verdicts = campaign.run.stage(k, "sample"), campaign.run.stage(k, "judge")
+    shards = [(samples.path / name, verdicts.path / name) for name in sampled.shards]
+    rows = sampled_rows(campaign, [path for path, _ in shards]) if wanted(config.pairs) else []
+    answers = given_answers(campaign, config, folder, rows)
+    tally = tally_for(config)
+    pairing = pair_all(tally.watch(judged_groups(shards)), config.pairs, k, answers=answers, seed=config.seed)
+    assert sum(pairing.responses.values()) == sampled.counts["responses"]
+    return own_of(pairing, folder, answers, signal_of(tally, pairing, [path for path, _ in shards]))
+
+
+def own_of(
+    pairing: Pairing, folder: StageFolder, answers: Mapping[str, Answers], signal: dict[str, float | None]
+) -> Own:
+    """Collect the pairs and counts of an iteration's responses. UserError if there are no pairs."""
+    refuse_nothing(pairing, folder)
+    counts = {"responses": pairing.responses, "prompts": pairing.prompts, "signal": signal}
+    return Own(pairing.relations, counts, [folder.answers] if answers else [])
+
+
+def refuse_nothing(pairing: Pairing, folder: StageFolder) -> None:
+    """UserError if an iteration has nothing to train on."""
+    if not pairing.relations:
+        raise UserError(
+            f"There is nothing to train on: {why_no_pairs(pairing)}. The samples and verdicts are kept "
+            f"in {folder.path.parent}."
+        )
+
+
+def write_relations(path: Path, table: pa.Table) -> None:
+    """Write the table of pairs, singles or groups."""
+    write_file(path, tables.table_bytes(tables.noted(table, {})))
+
+
+def tally_for(config: Config) -> Tally:
+    """A new tally of the iteration's training signal."""
+    return Tally(config.pairs.correct_at, by_outcome=config.pairs.rule in BY_OUTCOME)
+
+
+def signal_of(tally: Tally, pairing: Pairing, shards: list[Path]) -> dict[str, float | None]:
+    """The iteration's training signal, by metric name; log-probs are read shard by shard."""
+    numbers = tally.numbers() | {"entropy": entropy(map(log_probs_in, shards))}
+    return numbers | use_of(pairing.relations, sum(pairing.prompts.values()), sum(pairing.responses.values()))
+
+
+def log_probs_in(shard: Path) -> tuple[float, int]:
+    """Sum (nats) and number of the sampled tokens' log-probs."""
+    values = pc.list_flatten(tables.read(shard, ["logprobs"])["logprobs"])
+    return pc.sum(pc.cast(values, "double")).as_py() or 0.0, len(values)
+
+
+def given_answers(
+    campaign: Campaign, config: Config, folder: StageFolder, rows: list[PromptRow]
+) -> Mapping[str, Answers]:
+    """Gold and bad answers for these prompts; empty unless the rule uses them."""
+    if not wanted(config.pairs):
+        return {}
+    texts = texts_of(rows, config.pairs)
+    if not texts:
+        return {}
+    tokenise(campaign, texts, folder.answers)
+    return read_answers(folder.answers, config.pairs)
+
+
+def sampled_rows(campaign: Campaign, shards: list[Path]) -> list[PromptRow]:
+    """The rows of the prompts that were sampled."""
+    ids = {id for path in shards for id in pc.unique(tables.read(path, ["prompt_id"])["prompt_id"]).to_pylist()}
+    prompts = tables.read(campaign.run.prompts().path / "train.parquet")
+    return [row for row in read_table(prompts) if row.id in ids]

@@ -1,0 +1,154 @@
+"""Stage train: has the trainer's worker train the round, and records the candidate."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loop.campaign.context import Campaign, ModelRoles, sound_alarms
+from loop.campaign.stages.evaluate import eval_shards
+from loop.measure.evaluation import measure, read_answers
+from loop.measure.signal import late_mean
+from loop.prompts.row import PromptRow
+from loop.prompts.supervised import mix_digest
+from loop.seeds import seed_for
+from loop.store.files import read_rows
+from loop.store.model_folder import weights_hash
+from loop.store.model_refs import Model
+from loop.store.stage import Manifest, StageFolder
+from loop.view.display import train_progress
+from loop.workers.process import Job
+from loop.workers.train_service import TrainTask
+from trainer.files import PARTIAL, fresh_partial, publish_folder
+from trainer.settings import TrainSettings
+from trainer.summary import SUMMARY
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """The chosen checkpoint: the hash of its weights, and the manifest's record of the choice."""
+
+    hash: str
+    record: dict[str, Any]
+
+
+def select_candidate(campaign: Campaign, k: int, folder: StageFolder, gate: list[PromptRow]) -> Selected:
+    """Evaluate every checkpoint on the gate prompts, and make the best one the candidate; ties go to the latest."""
+    metric = campaign.loaded.at(k).promote.metric
+    paths = checkpoints_of(folder)
+    values = {path.name: _value(campaign, k, folder, path, gate, metric) for path in paths}
+    best = max(paths, key=lambda path: (values[path.name] is not None, values[path.name] or 0.0, paths.index(path)))
+    if not folder.model.exists():
+        partial = fresh_partial(folder.model)
+        shutil.copytree(best, partial, dirs_exist_ok=True)
+        shutil.copyfile(folder.last / SUMMARY, partial / SUMMARY)
+        publish_folder(partial, folder.model)
+    campaign.display.say(f"  best of {len(paths)} checkpoints by {metric} on the gate prompts: {best.name}")
+    return Selected(weights_hash(folder.model), {"checkpoint": best.name, "metric": metric, "values": values})
+
+
+def checkpoints_of(folder: StageFolder) -> list[Path]:
+    """The checkpoints to choose from, in step order."""
+    kept = sorted(path for path in folder.last.parent.glob("step-*") if not path.name.endswith(PARTIAL))
+    return [*kept, folder.last]
+
+
+def _value(
+    campaign: Campaign, k: int, folder: StageFolder, path: Path, gate: list[PromptRow], metric: str
+) -> float | None:
+    """The metric of one checkpoint, on the responses an evaluation would sample."""
+    model = Model(path, weights_hash(path), k, f"checkpoint {path.name} of iteration {k}")
+    place = StageFolder(folder.work / "gate" / path.name, "select", k)
+    shards = eval_shards(campaign, place, campaign.base, model, "gate", gate)
+    with campaign.bar(place, f"evaluate {path.name}", sum(s.responses for s in shards), "responses") as bar:
+        campaign.crew.label(shards, campaign.crew.eval_judge, bar)
+    answers = read_answers([s.task.path for s in shards], [s.verdicts for s in shards], campaign.base.pairs.correct_at)
+    value: float | None = measure(answers, campaign.base.promote.confidence)[metric]["value"]
+    return value
+
+
+def train_stage(
+    campaign: Campaign,
+    k: int,
+    standing: ModelRoles,
+    paired: Manifest,
+    gate: list[PromptRow],
+    train: TrainSettings,
+    attempt: int,
+) -> tuple[Manifest, Model]:
+    """Train the round with this attempt's settings; the candidate is a complete model folder. With `train.select: best`
+    it is the best checkpoint on the gate prompts."""
+    config, folder = campaign.loaded.at(k), campaign.run.stage(k, "train", attempt)
+    policy, reference = standing.start(config), standing.reference(config)
+    inputs = train_inputs(campaign, k, train) | {
+        "made from": {"pair": paired.digest, "policy": policy.hash, "reference": reference.hash}
+    }
+    if train.mix is not None:
+        inputs["made from"]["mix"] = mix_digest(train.mix.path)
+    if train.select == "best":
+        inputs |= {"judge": campaign.eval_judge, "promote.metric": config.promote.metric}
+    if manifest := campaign.finished(folder, inputs):
+        return manifest, Model(folder.model, manifest.counts["weights_hash"], k)
+    campaign.begin_work()
+    folder.claim(inputs)
+    own, others = campaign.run.behind(k)
+    task = TrainTask(
+        name=f"iteration {k}",
+        policy=policy.path,
+        policy_hash=policy.hash,
+        reference=reference.path,
+        reference_hash=reference.hash,
+        sampled_by=standing.sampler(config).hash,
+        responses=tuple(own),
+        pairs=campaign.run.stage(k, "pair").relations(paired.counts.get("kind", "pairs")),
+        others=tuple(others),
+        work=folder.work,
+        model=folder.last if train.select == "best" else folder.model,
+        steps=folder.steps,
+        settings=train,
+        seed=seed_for(config.seed, k, "train"),
+        threads=config.threads,
+        chat_template_kwargs=config.model.chat_template_kwargs,
+    )
+    started = time.perf_counter()
+    with campaign.bar(folder, "train", 0, "steps") as bar:
+        progress = train_progress(bar, lambda total: campaign.run.event("stage_planned", iteration=k, total=total))
+        result = campaign.crew.train(Job(f"training iteration {k}", "train", {"task": task}, progress))
+    selected = select_candidate(campaign, k, folder, gate) if train.select == "best" else None
+    manifest = finish_training(campaign, folder, inputs, result, selected, time.perf_counter() - started)
+    return manifest, Model(folder.model, manifest.counts["weights_hash"], k)
+
+
+def train_inputs(campaign: Campaign, k: int, train: TrainSettings) -> dict[str, Any]:
+    """The settings that determine the candidate."""
+    config = campaign.loaded.at(k)
+    return {
+        "seed": config.seed,
+        "start": config.start,
+        "reference": config.reference,
+        **{f"train.{key}": value for key, value in train.deciding.items()},
+    }
+
+
+def finish_training(
+    campaign: Campaign,
+    folder: StageFolder,
+    inputs: dict[str, Any],
+    result: dict[str, Any],
+    selected: Selected | None,
+    wall: float,
+) -> Manifest:
+    """Write the manifest of a trained round, and delete its checkpoints."""
+    files = [path for path in folder.model.rglob("*") if path.is_file()] + [folder.steps]
+    summary = result["summary"]
+    parts = summary.pop("seconds")  # over all starts whose work was kept, so their sum can exceed this start's time
+    seconds = {"wall": max(wall, sum(parts.values())), **parts}
+    counts = {"weights_hash": selected.hash if selected else result["weights_hash"], **summary}
+    counts["displacement"] = late_mean(read_rows(folder.steps), "displacement_rate")
+    if selected is not None:
+        counts["selected"] = selected.record
+    manifest = campaign.finish(folder, files, inputs=inputs, counts=counts, seconds=seconds)
+    sound_alarms(campaign, folder.iteration, "train")
+    shutil.rmtree(folder.work, ignore_errors=True)
+    return manifest

@@ -1,0 +1,225 @@
+"""The `prefloop` command line.
+
+Exit codes: 0 done, 2 user error, 3 waiting for people, 130 interrupted. Commands import heavy modules themselves.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from judges.types import JudgeError
+from loop.cli.judge_commands import judge_app
+from loop.cli.steer_commands import mount, mount_report
+from loop.errors import AwaitingLabels, UserError
+from trainer.errors import TrainerError
+
+app = typer.Typer(
+    name="prefloop",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Iterative preference training: sample, judge, pair, train, evaluate, promote, repeat.",
+    epilog="Start with: `prefloop plan quickstart`, then `prefloop run quickstart`.",
+)
+
+app.add_typer(judge_app, name="judge")
+
+WAITING = 3
+"""Exit code of a run that waits until people have labelled its responses (judge `external`)."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+Source = Annotated[
+    str, typer.Argument(metavar="CONFIG|RUN", help="A YAML file, a shipped config's name, or an existing run.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. `train.beta=0.2`.")
+]
+Name = Annotated[Optional[str], typer.Option("--name", help="Name of the run; default is the config's name.")]  # noqa: UP045
+Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.", envvar="PREFLOOP_RUNS")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Toy = Annotated[
+    bool, typer.Option("--toy", help="Try the algorithm on a small model with arithmetic prompts: minutes, no network.")
+]
+
+
+@app.command(
+    epilog="Examples: `prefloop run quickstart` · `prefloop run my.yaml seed=1 --name my-1` · `prefloop run runs/my-1`"
+)
+def run(
+    config: Source,
+    overrides: Overrides = None,
+    name: Name = None,
+    runs: Runs = Path("runs"),
+    toy: Toy = False,
+    verify: Annotated[bool, typer.Option(help="Check the hashes of all finished files before continuing.")] = False,
+    repair: Annotated[bool, typer.Option(help="Rebuild damaged or missing files of finished stages.")] = False,
+    until: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="ITER|ITER/STAGE", help="Stop after this point, e.g. `2` or `2/pair`."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a campaign, or continue it where it stopped.
+
+    CONFIG is your own file or a shipped config: `quickstart`, `gsm8k`, or a published algorithm `recipes/NAME`
+    (`prefloop recipes` lists them).
+    """
+    from rich.console import Console
+
+    from loop.campaign.context import read_goal
+    from loop.campaign.run import run_campaign
+    from loop.store.locate import locate
+    from loop.view.display import Display
+    from loop.view.status_tables import print_json, print_status
+
+    folder, loaded = locate(config, overrides or [], name, runs, toy=toy)
+    goal = None if until is None else read_goal(until, loaded.iterations)
+    display = Display(quiet=as_json)
+    if not as_json:
+        display.say(f"{'continuing' if folder.exists() else 'starting'} {folder} from {loaded.source}")
+    state = run_campaign(folder, loaded, display, verify=verify, repair=repair, until=goal)
+    if as_json:
+        print_json(state)
+    else:
+        print_status(state, Console())
+
+
+@app.command(epilog="Examples: `prefloop plan quickstart` · `prefloop plan my.yaml sampling.n=16 --check`")
+def plan(
+    config: Source,
+    overrides: Overrides = None,
+    name: Name = None,
+    runs: Runs = Path("runs"),
+    toy: Toy = False,
+    check: Annotated[bool, typer.Option(help="Also import libraries, build the judge and open the data.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Validate the settings and print what a run would do, in under a second."""
+    from loop.commands.plan import make_plan, print_plan
+    from loop.store.locate import locate
+    from loop.view.status_tables import print_json
+
+    folder, loaded = locate(config, overrides or [], name, runs, toy=toy)
+    planned = make_plan(folder, loaded, check=check)
+    print_json(planned) if as_json else print_plan(planned)
+
+
+@app.command(epilog="Examples: `prefloop status quickstart` · `prefloop status runs/my-1 --json`")
+def status(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    runs: Runs = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Show the iterations, stages, accuracies and times of a run."""
+    from rich.console import Console
+
+    from loop.store.locate import find_run
+    from loop.view.status import collect
+    from loop.view.status_tables import print_json, print_status
+
+    state = collect(find_run(run, runs))
+    print_json(state) if as_json else print_status(state, Console())
+
+
+@app.command(epilog="Examples: `prefloop watch quickstart` · `prefloop watch runs/my-1 --once`")
+def watch(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    runs: Runs = Path("runs"),
+    once: Annotated[bool, typer.Option("--once", help="Show one frame and exit.")] = False,
+) -> None:
+    """Follow a campaign in another process until it ends (exit code 0 if complete, else 1)."""
+    from rich.console import Console
+
+    from loop.store.locate import find_run
+    from loop.view.watch import watch as watch_run
+
+    raise typer.Exit(watch_run(find_run(run, runs), Console(), once=once))
+
+
+@app.command(epilog="Examples: `prefloop show quickstart@1` · `prefloop show runs/my-1@2 --set test --limit 3`")
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN@K", help="A run and one of its iterations.")],
+    runs: Runs = Path("runs"),
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Show RUN's verdict cache instead: judge answers, calls and tokens.")
+    ] = False,
+    which: Annotated[str, typer.Option("--set", help="Prompt set: train (with pairs), gate or test.")] = "train",
+    prompt: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Only prompts (with --cache: answers) that contain this."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Number of prompts.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Show prompts with their responses, verdicts and pairs, or the verdict cache."""
+    from loop.store.locate import find_run, find_run_at
+    from loop.view.show import collect_cache, collect_prompts, print_cache, print_prompts
+    from loop.view.status_tables import print_json
+
+    if cache:
+        kept = collect_cache(find_run(run.partition("@")[0], runs), prompt, limit)
+        print_json(kept) if as_json else print_cache(kept)
+        return
+    folder, iteration = find_run_at(run, runs)
+    found = collect_prompts(folder, iteration, which, prompt, limit)
+    print_json(found) if as_json else print_prompts(found)
+
+
+@app.command(
+    name="train-reward",
+    epilog="Examples: `prefloop train-reward reward` · `prefloop train-reward my.yaml train.epochs=2 out=models/rm`",
+)
+def train_reward(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config's name.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. `train.epochs=2`.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a reward model on pairs, or continue where it stopped."""
+    from rich.console import Console
+
+    from loop.commands.train_reward import print_reward, run_reward
+    from loop.config.reward_settings import load_reward_config
+    from loop.view.display import Display
+    from loop.view.status_tables import print_json
+
+    summary = run_reward(load_reward_config(config, overrides or []), Display(quiet=as_json))
+    print_json(summary) if as_json else print_reward(summary, Console())
+
+
+mount(app)
+mount_report(app)
+
+
+def main() -> None:
+    """Entry point of `prefloop`. User errors print one paragraph, never a traceback."""
+    try:
+        app()
+    except (UserError, JudgeError, TrainerError) as error:
+        print(f"\nprefloop: {error}", file=sys.stderr)
+        sys.exit(2)
+    except AwaitingLabels as waiting:
+        print(f"\nprefloop: {waiting}", file=sys.stderr)
+        sys.exit(WAITING)
+    except OSError as error:
+        from loop.workers.entry import explain, is_disk_full
+
+        if not is_disk_full(error):
+            raise
+        print(f"\nprefloop: {explain(error)}", file=sys.stderr)
+        sys.exit(2)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
+            kept = "Finished work is kept; run the same command to continue."
+            print(f"\nprefloop: interrupted. {kept}", file=sys.stderr)
+        raise
+
+
+if __name__ == "__main__":
+    main()

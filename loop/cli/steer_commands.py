@@ -1,0 +1,226 @@
+"""Commands that steer campaigns: fork, compare, sweep, export, prune, recipes, doctor.
+
+`mount` adds them to the command line. Commands import heavy modules themselves.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from loop.errors import UserError
+
+Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.", envvar="PREFLOOP_RUNS")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Changes = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. `train.beta=0.2`.")
+]
+
+EXAMPLES = {
+    "fork": ("fork my@1 my-hot per_iteration.2.sampling.temperature=1.2", "fork my@0 my-simpo train.loss=simpo"),
+    "compare": ("compare my my-hot", "compare my@0 my@1 my-hot@2 --limit 3 --json"),
+    "sweep": ("sweep my.yaml train.beta=0.1,0.3 seed=0,1", "sweep my.yaml train.loss=dpo,simpo --dry-run"),
+    "export": ("export my@3 --model models/my", "export my@1 --pairs pairs.jsonl"),
+    "prune": ("prune my", "prune my --no-keep-promoted --keep-last 2 --yes"),
+    "recipes": ("recipes", "run recipes/sppo --toy"),
+    "doctor": ("doctor", "doctor my.yaml", "doctor runs/my --json"),
+}
+"""Examples shown in the help of each command."""
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the commands to `prefloop`."""
+    for command in (fork, compare, sweep, export, prune, recipes, doctor):
+        examples = " · ".join(f"`prefloop {example}`" for example in EXAMPLES[command.__name__])
+        app.command(epilog=f"Examples: {examples}")(command)
+
+
+def fork(
+    run: Annotated[str, typer.Argument(metavar="RUN@K", help="A run and a finished iteration (0: the base model).")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Name (or folder) of the new run.")],
+    overrides: Changes = None,
+    runs: Runs = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Start a new run from an iteration of another run, with changed settings."""
+    from loop.commands.fork import fork as make_fork
+    from loop.commands.fork import print_forked
+    from loop.store.locate import find_run_at, new_run
+    from loop.view.status_tables import print_json
+
+    parent, iteration = find_run_at(run, runs)
+    done = make_fork(parent, iteration, new_run(new, runs), overrides or [])
+    print_json(done.as_dict()) if as_json else print_forked(done)
+
+
+def compare(
+    entrants: Annotated[
+        list[str], typer.Argument(metavar="RUN[@K] RUN[@K]...", help="Runs (their incumbents) or single iterations.")
+    ],
+    runs: Runs = Path("runs"),
+    limit: Annotated[int, typer.Option(min=0, help="Number of examples of disagreement.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the settings, metrics and test answers of runs, with paired tests and examples."""
+    from rich.console import Console
+
+    from loop.view.comparison import compare_runs, print_comparison
+    from loop.view.status_tables import print_json
+
+    found = compare_runs(entrants, runs, limit)
+    print_json(found) if as_json else print_comparison(found, Console(soft_wrap=False))
+
+
+def prune(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    runs: Runs = Path("runs"),
+    keep_best: Annotated[bool, typer.Option(help="Keep the weights with the best gate score.")] = True,
+    keep_promoted: Annotated[bool, typer.Option(help="Keep the weights of every promoted iteration.")] = True,
+    keep_last: Annotated[int, typer.Option(help="Keep the weights of this many latest iterations.")] = 1,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete weights and leftovers that nothing needs; the run can still be resumed and reported."""
+    from loop.commands.prune import Rules, in_bytes, plan_prune, print_plan, remove
+    from loop.store.locate import find_run
+    from loop.view.status_tables import print_json
+
+    folder = find_run(run, runs)
+    with folder.locked():
+        plan = plan_prune(folder, Rules(keep_best, keep_promoted, keep_last))
+        freed, told = in_bytes(plan.freed), plan.as_dict()
+        print_json(told) if as_json else print_plan(folder, plan)
+        if not plan.removals or (as_json and not yes):
+            return
+        if not yes and not sys.stdin.isatty():
+            raise UserError(f"Nothing was removed from {folder}: no terminal to confirm on. Pass --yes to remove it.")
+        if yes or typer.confirm("Remove it?"):
+            remove(folder, plan)
+            if not as_json:
+                print(f"{freed} freed.")
+
+
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN@K", help="A run and one of its iterations.")],
+    runs: Runs = Path("runs"),
+    model: Annotated[Optional[Path], typer.Option(metavar="DIR", help="Write the model and its card here.")] = None,  # noqa: UP045
+    pairs: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Write the pairs to this .jsonl or .parquet file."),
+    ] = None,
+    form: Annotated[
+        Literal["conversational", "standard"],
+        typer.Option("--format", help="Pairs as chat messages, or as plain text without a chat template."),
+    ] = "conversational",
+) -> None:
+    """Export an iteration's model with a model card, or its pairs in a format that TRL reads."""
+    from loop.commands.export import export_model, export_pairs
+    from loop.store.locate import find_run_at
+
+    folder, iteration = find_run_at(run, runs)
+    if model is None and pairs is None:
+        raise UserError("Nothing to export. Pass --model DIR, --pairs FILE, or both.")
+    if model is not None:
+        made = export_model(folder, iteration, model)
+        print(f"{made}: the model of iteration {iteration} of {folder}, with its card")
+    if pairs is not None:
+        print(f"{pairs}: {export_pairs(folder, iteration, pairs, form)} pairs of iteration {iteration} of {folder}")
+
+
+def sweep(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config's name.")],
+    values: Annotated[
+        list[str], typer.Argument(metavar="KEY=A,B,C...", help="Values to try; a single value applies to all runs.")
+    ],
+    name: Annotated[str | None, typer.Option(help="Prefix of the runs' names; default is the config's name.")] = None,
+    runs: Runs = Path("runs"),
+    toy: Annotated[bool, typer.Option("--toy", help="Run all of them at toy size: minutes, no network.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run one campaign per combination of values, one at a time, and compare them; rerun to continue."""
+    from rich.console import Console
+
+    from loop.commands.sweep import plan_sweep, print_summary, print_sweep, refuse_stopped, run_sweep, summary
+    from loop.view.display import Display
+    from loop.view.status_tables import print_json
+
+    members = plan_sweep(config, values, name, runs, toy=toy)
+    if dry_run:
+        told = [{"run": str(member.run), "overrides": list(member.overrides)} for member in members]
+        print_json(told) if as_json else print_sweep(members)
+        return
+    outcomes = run_sweep(members, Display(quiet=as_json))
+    found = summary(outcomes, runs)
+    print_json(found) if as_json else print_summary(found, members[0].loaded.base.promote.metric, Console())
+    refuse_stopped(outcomes)
+
+
+def recipes(as_json: AsJson = False) -> None:
+    """List the shipped configs of published algorithms."""
+    from loop.config.load import shipped_recipes
+    from loop.view.status_tables import print_json
+
+    found = shipped_recipes()
+    if as_json:
+        print_json(found)
+    else:
+        width = max(map(len, found))
+        print("\n".join(f"{name:<{width}}  {about}" for name, about in found.items()))
+
+
+def doctor(
+    source: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[CONFIG|RUN]", help="A YAML file, a shipped config's name, or a run."),
+    ] = None,
+    runs: Runs = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Check versions, devices, engine and the tokens of one pair; exits with 1 on an error."""
+    from rich.console import Console
+
+    from loop.commands.doctor import examine, print_report
+    from loop.view.status_tables import print_json
+
+    told = examine(source, runs)
+    print_json(told) if as_json else print_report(told, Console(soft_wrap=True, highlight=False))
+    if any(finding["level"] == "error" for finding in told["findings"]):
+        raise typer.Exit(1)
+
+
+ReportRuns = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.", envvar="PREFLOOP_RUNS")]
+REPORT_EXAMPLES = ("report my", "report my my-hot --out comparison.html", "report my --serve")
+
+
+def mount_report(app: typer.Typer) -> None:
+    """Add the command to `prefloop`."""
+    app.command(epilog="Examples: " + " · ".join(f"`prefloop {example}`" for example in REPORT_EXAMPLES))(report)
+
+
+def report(
+    entrants: Annotated[
+        list[str], typer.Argument(metavar="RUN [RUN[@K]...]", help="One run, or several to compare with the first.")
+    ],
+    runs: ReportRuns = Path("runs"),
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Output file; default: report.html in the run, comparison.html in runs."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Examples of disagreement per comparison.")] = 10,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve it on this machine until Ctrl-C.")] = False,
+) -> None:
+    """Write one offline HTML page that explains a run or compares several."""
+    from loop.report.compare import write_comparison
+    from loop.report.page import write_report
+    from loop.report.serve import serve_page
+    from loop.store.locate import find_run
+
+    if len(entrants) == 1:
+        path = write_report(find_run(entrants[0], runs), out)
+    else:
+        path = write_comparison(entrants, runs, out or runs / "comparison.html", limit)
+    print(path)
+    if serve:
+        serve_page(path)

@@ -1,0 +1,214 @@
+"""Room loop, the command fork: a run, one of its finished iterations and changed settings come in, a new run that goes
+on from there goes out. The parent is only read.
+
+The new run holds everything up to that iteration as its own finished work: outputs by hard links (copies where the file
+system has none), records as copies. Which changes are refused is decided by the walk that a resume takes. The folder is
+made under another name and renamed when it is whole.
+"""
+
+import shutil
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loop.campaign.context import Campaign
+from loop.campaign.run import walk
+from loop.campaign.stages.limits import check_files
+from loop.config.load import LoadedConfig, diff, load_config
+from loop.config.settings import JudgeConfig
+from loop.config.yaml_text import to_yaml
+from loop.errors import UserError
+from loop.store.files import read_json, share, to_json, write_file
+from loop.store.lineage import inherited_caches
+from loop.store.model_folder import weights_hash
+from loop.store.model_refs import models_needed
+from loop.store.run_folder import RunFolder
+from loop.store.stage import OPTIONAL, StageFolder
+from loop.view.display import Display
+from loop.view.status import collect, write_metrics
+from loop.workers.pool import WorkerPool
+
+
+@dataclass(frozen=True, slots=True)
+class ForkResult:
+    """A fork that was made: how many files it shares with its parent, how many it holds as copies."""
+
+    run: RunFolder
+    parent: RunFolder
+    iteration: int
+    changes: list[tuple[str, object, object]]
+    linked: int
+    copied: int
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        changes = [{"key": key, "from": old, "to": new} for key, old, new in self.changes]
+        where = {"run": str(self.run), "parent": str(self.parent), "iteration": self.iteration}
+        return where | {"changes": changes, "linked": self.linked, "copied": self.copied}
+
+
+class ReadOnlyCampaign(Campaign):
+    """A campaign that is walked through to be checked and must not work."""
+
+    def begin_work(self) -> None:
+        """UserError: the walk has come to something that is not finished."""
+        raise UserError(f"{self.run} is not finished that far; continue it with `prefloop run {self.run}`.")
+
+
+def fork(parent: RunFolder, k: int, target: RunFolder, overrides: Sequence[str]) -> ForkResult:
+    """Make `target` a run that goes on from iteration `k` of `parent` (0: its base model) with changed settings.
+
+    UserError if that iteration is unfinished or damaged, if a change would invalidate it, or if `target` exists.
+    """
+    refuse_taken(target)
+    before, loaded = load_config(parent.config), load_config(parent.config, overrides)
+    check_forkable(parent, k, before, loaded)
+    partial = RunFolder(target.root.with_name(f".{target.name}.fork-{uuid.uuid4().hex[:8]}"))
+    try:
+        count = _adopt(parent, k, partial)
+        changes = diff(before.raw, loaded.raw)
+        _record(parent, k, partial, target.name, changes)
+        write_file(partial.config, to_yaml(loaded.raw).encode("utf-8"))
+        write_metrics(partial, collect(partial))
+        partial.root.rename(target.root)
+    except OSError as error:
+        raise UserError(
+            f"{target} could not be made: {error}. Nothing is left of it, and {parent} is as it was."
+        ) from (error)
+    finally:
+        shutil.rmtree(partial.root, ignore_errors=True)
+    return ForkResult(target, parent, k, changes, count["linked"], count["copied"])
+
+
+def refuse_taken(target: RunFolder) -> None:
+    """UserError unless a run can be made there."""
+    if not target.name or "@" in target.name:
+        raise UserError(f"{str(target)!r} cannot be the name of a run: RUN@K names an iteration. Choose another one.")
+    if target.root.exists():
+        what = "is a run already" if target.exists() else "exists already"
+        raise UserError(f"{target} {what}; choose another name for the fork, or remove that folder.")
+
+
+def check_forkable(parent: RunFolder, k: int, before: LoadedConfig, loaded: LoadedConfig) -> None:
+    """UserError unless the parent is whole up to iteration `k` and the settings `loaded` leave all of that valid."""
+    if missing := unfinished(parent, k):
+        earlier = f"Fork an earlier one ({parent.name}@{k - 1}), or finish" if k else "Finish"
+        raise UserError(
+            f"Iteration {k} of {parent} is not finished ({', '.join(missing)} missing), so nothing can go on from it. "
+            f"{earlier} it with `prefloop run {parent}`."
+        )
+    if loaded.iterations < k:
+        raise UserError(f"iterations is {loaded.iterations}, but the fork begins with {k} finished ones; raise it.")
+    _check_whole(parent, k, loaded)
+    campaign = ReadOnlyCampaign(
+        parent, loaded, WorkerPool(parent, loaded.base, Display(quiet=True)), Display(quiet=True)
+    )
+    campaign.judge = _judge(before.base.judge, loaded.base.judge, parent.stage(1, "judge"))
+    campaign.eval_judge = _judge(before.base.eval_judge, loaded.base.eval_judge, parent.stage(0, "eval"))
+    check_files(campaign)
+    walk(campaign, k)
+
+
+def unfinished(run: RunFolder, k: int) -> list[str]:
+    """What iterations 0 to `k` lack, in words."""
+    folders = finished_stages(run, k)
+    missing = [str(folder) for folder in folders if folder.manifest() is None]
+    return missing + [f"the decision of iteration {i}" for i in range(k + 1) if not run.promotion(i).exists()]
+
+
+def finished_stages(run: RunFolder, k: int) -> list[StageFolder]:
+    """The stages that a run with `k` finished iterations has, those of every attempt that was made."""
+    folders = [folder for i in range(1, k + 1) for folder in run.stages_of(i, run.attempts(i))]
+    asked_for = [folder for folder in folders if folder.stage not in OPTIONAL or folder.manifest()]
+    ease = run.stage(0, "ease")
+    return [run.prompts(), *([ease] if ease.manifest() else []), run.stage(0, "eval"), *asked_for]
+
+
+def _check_whole(parent: RunFolder, k: int, loaded: LoadedConfig) -> None:
+    for folder in finished_stages(parent, k):
+        manifest = folder.manifest()
+        assert manifest is not None
+        if bad := folder.damaged(manifest):
+            raise UserError(
+                f"{parent} cannot be forked at iteration {k}: {', '.join(map(str, bad))} is missing or not as it was "
+                f"written. Put the original back, or have it made again by `prefloop run {parent} --repair`."
+            )
+    for model in models_needed(parent, k, loaded.base):
+        found = weights_hash(model.path) if model.path.is_dir() else "missing"
+        if found != model.hash:
+            raise UserError(
+                f"{parent} cannot be forked at iteration {k}: {model} should be in {model.path} with the hash "
+                f"{model.hash[:12]}, and what is there is {found[:12]}. Put the original folder back."
+            )
+
+
+def _judge(before: JudgeConfig | None, now: JudgeConfig | None, folder: StageFolder) -> dict[str, object]:
+    """The fingerprint on record, if the settings still name the same judge. (A run tests the judge itself.)"""
+    if now is None:
+        return {}
+    manifest = folder.manifest()
+    if before is not None and manifest is not None and (before.name, before.args) == (now.name, now.args):
+        return dict(manifest.inputs["judge"])
+    return {"name": now.name, "args": now.args}
+
+
+def _adopt(parent: RunFolder, k: int, target: RunFolder) -> Counter[str]:
+    """Bring the finished work of iterations 0 to `k` into another run; how many files were linked and copied."""
+    count: Counter[str] = Counter()
+    for folder in finished_stages(parent, k):
+        manifest = folder.manifest()
+        assert manifest is not None
+        for name in folder.present(manifest):
+            linked = share(folder.path / name, target.root / folder.path.relative_to(parent.root) / name)
+            count["linked" if linked else "copied"] += 1
+        _copy(parent, folder.beside(manifest), target)
+        count["copied"] += len(folder.beside(manifest))
+    records = [parent.promotion(i) for i in range(k + 1)] + [parent.named_reference] * parent.named_reference.exists()
+    _copy(parent, records, target)
+    count["copied"] += len(records)
+    return count
+
+
+def _copy(parent: RunFolder, files: Sequence[Path], target: RunFolder) -> None:
+    """Files that may be edited are never shared."""
+    for path in files:
+        copy = target.root / path.relative_to(parent.root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+
+
+def _record(
+    parent: RunFolder, k: int, run: RunFolder, name: str, changes: Sequence[tuple[str, object, object]]
+) -> None:
+    """The lineage of a fork: where it comes from, by hashes, and what was changed."""
+    manifests = {str(folder): folder.manifest() for folder in finished_stages(parent, k)}
+    caches = [parent.verdict_cache.absolute(), *inherited_caches(parent)]
+    record = {
+        "name": name,
+        "starts": [],
+        "parent": {
+            "run": str(parent.root.absolute()),
+            "iteration": k,
+            "time": round(time.time(), 3),
+            "policy": read_json(parent.promotion(k))["policy"],
+            "digests": {stage: manifest.digest for stage, manifest in manifests.items() if manifest},
+            "changes": [{"key": key, "from": old, "to": new} for key, old, new in changes],
+        },
+        "verdict_caches": [str(path) for path in caches if path.exists()],
+    }
+    write_file(run.lineage, to_json(record))
+    run.event("forked", parent=str(parent.root.absolute()), iteration=k)
+
+
+def print_forked(done: ForkResult) -> None:
+    """What was made, and how it goes on."""
+    what = f"iterations 0 to {done.iteration}" if done.iteration else "the base model's evaluation"
+    print(
+        f"{done.run} begins with {what} of {done.parent}: {done.linked} files by hard links, {done.copied} as copies."
+    )
+    for key, old, new in done.changes:
+        print(f"  {key}: {old!r} → {new!r}")
+    print(f"Go on with: prefloop run {done.run}")

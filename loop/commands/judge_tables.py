@@ -1,0 +1,183 @@
+"""Room loop, judges for people: catalog entries and reports come in, tables and lines go out."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from judges.catalog import Argument, Entry
+from loop.view.frame import duration
+
+SAID = ("right", "wrong", "chosen", "tie", "rejected", "abstain", "error")
+"""Columns of the confusion table, in this order, where they occur."""
+
+
+def print_catalog(entries: Sequence[Entry]) -> None:
+    """One judge after the other, each with its line and its arguments."""
+    console = Console(highlight=False)
+    for entry in entries:
+        style = "dim" if entry.kind else "red"
+        console.print(Text.assemble((entry.name, "bold"), (f"  {entry.kind or 'broken'}, {entry.origin}", style)))
+        _print_indented(console, entry.problem or entry.summary)
+        if entry.arguments:
+            _print_indented(console, "; ".join(f"{a.name} ({a.type}, {_default(a)})" for a in entry.arguments), "dim")
+    console.print("\nAll about one: prefloop judge list NAME. One of your own: prefloop judge new NAME.")
+
+
+def _print_indented(console: Console, text: str, style: str = "") -> None:
+    console.print(Padding(Text(text, style=style), (0, 0, 0, 4)))
+
+
+def _default(argument: Argument) -> str:
+    return "required" if argument.required else f"default {json.dumps(argument.default, ensure_ascii=False)}"
+
+
+def print_judge(entry: Entry) -> None:
+    """Everything about one judge."""
+    console = Console(highlight=False)
+    console.print(Text.assemble((entry.name, "bold"), (f"  {entry.kind}, {entry.origin}", "dim")))
+    console.print(Text(f"\n{entry.description}\n"))
+    if not entry.arguments:
+        console.print("It takes no arguments.")
+    for argument in entry.arguments:
+        console.print(Text.assemble((argument.name, "bold"), f"  {argument.type}, {_default(argument)}"))
+        _print_indented(console, argument.meaning)
+
+
+def print_report(found: dict[str, Any]) -> None:
+    """What a test of a judge has shown."""
+    console = Console(highlight=False)
+    console.print()
+    grid = Table.grid(padding=(0, 2))
+    for name, value in _lines(found):
+        grid.add_row(name, Text(value))
+    console.print(grid)
+    if found["confusion"]:
+        console.print(_confusion_table(found["confusion"]))
+    if found["calibration"] and len(found["calibration"]["bins"]) > 2:
+        console.print(_calibration_table(found["calibration"]))
+    if found["hint"]:
+        console.print(f"\n{found['hint']}", style="yellow")
+    for disagreement in found["disagreements"]:
+        _print_disagreement(console, disagreement)
+    left = sum(found["examples"].values()) - found["agreed"] - len(found["disagreements"])
+    if left:
+        console.print(f"\n{left} more disagreements; --show {left + len(found['disagreements'])} shows all.")
+
+
+def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The numbers, a line each; what the examples cannot give is left out."""
+    low, high = (100 * end for end in found["agreement_interval"])
+    counted = f"{found['agreed']} of {sum(found['examples'].values())}"
+    words = {"label": "labelled responses", "score": "scored responses", "pair": "pairs"}
+    lines = [
+        ("judge", found["judge"]["name"]),
+        ("examples", ", ".join(f"{count} {words[kind]}" for kind, count in found["examples"].items())),
+        ("agreement", f"{_percent(found['agreement'])} [{low:.1f}, {high:.1f}], {counted}"),
+        ("where it decided", _percent(found["agreement_among_decided"])),
+        ("kappa", _number(found["kappa"])),
+        ("abstained", _percent(found["abstain_rate"])),
+        ("errors", _percent(found["error_rate"])),
+        ("ties", _percent(found["tie_rate"])),
+        ("calibration error", _number((found["calibration"] or {}).get("ece"))),
+        *_score_lines(found["scores"]),
+        *_length_lines(found["length"]),
+        *_order_lines(found["orders"]),
+        ("speed", _speed(found["speed"])),
+        *_used_lines(found["used"]),
+    ]
+    return [(name, value) for name, value in lines if value]
+
+
+def _score_lines(scores: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if scores is None:
+        return []
+    told = {"Pearson": scores["pearson"], "Spearman": scores["spearman"]}
+    known = ", ".join(f"{name} {value:.2f}" for name, value in told.items() if value is not None)
+    return [("with labelled scores", known), ("mean difference", _number(scores["mean_absolute_difference"]))]
+
+
+def _length_lines(length: dict[str, Any]) -> list[tuple[str, str]]:
+    lines = []
+    if length["score"] is not None:
+        of_labels = "" if length["label"] is None else f"; of the labels with it {length['label']:+.2f}"
+        lines.append(("length", f"correlation of the score with it {length['score']:+.2f}{of_labels}"))
+    if length["longer_preferred_by_judge"] is not None:
+        judge, labels = (_percent(length[f"longer_preferred_by_{who}"]) for who in ("judge", "labels"))
+        lines.append(("longer one preferred", f"by the judge {judge}, by the labels {labels}"))
+    return lines
+
+
+def _order_lines(orders: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if orders is None:
+        return []
+    return [
+        ("order consistency", f"{_percent(orders['consistent'])} of {orders['n']} pairs judged in both orders"),
+        ("first one preferred", f"{_percent(orders['first_preferred'])} (50 % is no position bias)"),
+    ]
+
+
+def _used_lines(used: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if used is None:
+        return []
+    money = "" if used["cost"] is None else f", {used['cost']:,.4f} in money"
+    tokens = f"{used['prompt_tokens']:,} + {used['completion_tokens']:,} tokens"
+    return [("cost", f"{used['calls']:,} calls, {tokens}{money}")]
+
+
+def _speed(speed: dict[str, float]) -> str:
+    return f"{speed['responses_per_second']:.1f} responses/s, {duration(speed['seconds'])}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _confusion_table(confusion: dict[str, dict[str, int]]) -> Table:
+    said = [word for word in SAID if any(word in row for row in confusion.values())]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title="labelled, and judged", title_justify="left")
+    table.add_column("")
+    for word in said:
+        table.add_column(word, justify="right")
+    for wanted, row in confusion.items():
+        table.add_row(wanted, *(str(row.get(word, 0)) for word in said))
+    return table
+
+
+def _calibration_table(calibration: dict[str, Any]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title="calibration", title_justify="left")
+    for name in ("score", "n", "mean score", "right"):
+        table.add_column(name, justify="right")
+    for row in calibration["bins"]:
+        span = f"{row['from']:.1f} to {row['to']:.1f}"
+        table.add_row(span, str(row["n"]), f"{row['mean_score']:.2f}", f"{100 * row['share_right']:.0f} %")
+    return table
+
+
+def _print_disagreement(console: Console, found: dict[str, Any]) -> None:
+    said = ", ".join("–" if score is None else f"{score:g}" for score in found["scores"])
+    wanted = found["wanted"] if isinstance(found["wanted"], str) else f"{found['wanted']:g}"
+    judged = said if found["said"] == "score" else f"{found['said']} ({said})"
+    head = f"\n{found['where']}: labelled {wanted}, judged {judged}"
+    console.print(Text(f"{head}{': ' + found['why'] if found['why'] else ''}", style="bold"))
+    console.print(Text(f"  prompt    {_short(found['prompt'])}"))
+    if found["target"] is not None:
+        console.print(Text(f"  target    {_short(found['target'])}"))
+    names = ("chosen", "rejected") if len(found["responses"]) == 2 else ("response",)
+    for name, text in zip(names, found["responses"], strict=True):
+        console.print(Text(f"  {name:<10}{_short(text)}"))
+
+
+def _short(text: str, most: int = 300) -> str:
+    """The text on one line, its middle left out if it is long: answers stand at the end."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most // 2]} […] {line[-most // 2 :]}"

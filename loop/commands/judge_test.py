@@ -1,0 +1,174 @@
+"""Room loop, the command `prefloop judge test`: a judge's name and labelled examples come in, a report goes out."""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from judges.context import Generate, JudgeContext, LocalModel, Usage
+from judges.contract import Judge
+from judges.resolve import build_judge
+from judges.trial.labelled import read_cases
+from judges.trial.report import report
+from judges.trial.trial import Outcome, try_cases
+from judges.versions import fingerprint
+from loop.config.load import load_config
+from loop.config.settings import EngineConfig
+from loop.config.yaml_text import parse_yaml
+from loop.engines.judge_engine import asked_for, judge_engine
+from loop.errors import UserError
+from loop.measure.stats import wilson
+from loop.store.model_folder import find_model
+from loop.view.display import Display
+from loop.workers.log_prob_service import Scoring
+
+CONFIDENCE = 0.95
+"""Of the interval around the agreement; examples count as independent."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeSpec:
+    """A judge as the command line names it, and from which score on a response counts as right."""
+
+    name: str
+    judge: Judge
+    correct_at: float
+
+
+def named_judge(name: str, arguments: Sequence[str], correct_at: float | None) -> JudgeSpec:
+    """The judge that a name or a campaign's YAML file stands for; `key=value` arguments go before the file's."""
+    given = dict(_argument(text) for text in arguments)
+    if name.endswith((".yaml", ".yml")):
+        config = load_config(name).base
+        if config.judge is None:
+            raise UserError(f"{name} names no judge: its pairs come from preference data.")
+        name, args, default = config.judge.name, config.judge.args | given, config.pairs.correct_at
+    else:
+        args, default = given, 1.0
+    return JudgeSpec(name, build_judge(name, args), default if correct_at is None else correct_at)
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--arg {text!r} is not of the form key=value, e.g. --arg tolerance=0.1.")
+    return key.strip(), parse_yaml(value, f"--arg {text!r}")
+
+
+def run_test(
+    chosen: JudgeSpec, data: Path, *, limit: int | None, tolerance: float, show: int, quiet: bool
+) -> dict[str, Any]:
+    """The report on the judge, ready for JSON. Raises JudgeError or UserError."""
+    judge, used = chosen.judge, UsageMeter()
+    judge.bind(JudgeContext(find=find_model, log_probs=Scoring(), on_usage=used.note))
+    judge.ready()
+    cases = read_cases(data)[:limit]
+    display = Display(quiet=quiet)
+    if (model := asked_for(judge)) is not None:
+        judge.bind(replace(judge.context, generate=start_engine(model, display), weights=model.found.digest))
+    responses = sum(len(case.responses) for case in cases)
+    started = time.perf_counter()
+    with display.bar("judge", responses, "responses") as bar:
+        outcomes = try_cases(judge, cases, correct_at=chosen.correct_at, tolerance=tolerance, on_progress=bar.set)
+    seconds = time.perf_counter() - started
+    found = report(outcomes)
+    return {
+        "judge": fingerprint(judge, chosen.name),
+        "data": str(data),
+        "correct_at": chosen.correct_at,
+        **found,
+        "agreement_interval": _interval(found["agreed"], len(outcomes)),
+        "speed": {"seconds": seconds, "responses": responses, "responses_per_second": responses / max(seconds, 1e-9)},
+        "used": asdict(used.total) | {"cost": judge.cost(used.total)} if used.total.calls else None,
+        "hint": hint(outcomes, chosen.correct_at),
+        "disagreements": [_shown(outcome) for outcome in outcomes if not outcome.agrees][:show],
+    }
+
+
+def hint(outcomes: Sequence[Outcome], correct_at: float) -> str | None:
+    """What to change where labelled responses get different scores and all of them count as right, or none does."""
+    graded = [outcome for outcome in outcomes if outcome.case.kind == "label" and outcome.said in ("right", "wrong")]
+    scores = {verdict.score for outcome in graded for verdict in outcome.verdicts if verdict.score is not None}
+    if len(scores) < 2 or len({outcome.said for outcome in graded}) > 1:
+        return None
+    what = "all of them count as right" if graded[0].said == "right" else "none of them counts as right"
+    return (
+        f"The judge's scores lie between {min(scores):g} and {max(scores):g}, and a score counts as right from "
+        f"{correct_at:g} on, so {what}: name another one with --correct-at."
+    )
+
+
+def start_engine(model: LocalModel, display: Display) -> Generate:
+    """An engine with the judge's model, in this process; it lives as long as the command. What it says while it starts
+    goes into a file, which stays if it fails."""
+    from loop.workers.sampling_service import EngineService
+
+    own = judge_engine(model, EngineConfig())
+    service = EngineService(own.settings, own.chat_template_kwargs)
+    display.say("  starting the judge's engine")
+    with tempfile.NamedTemporaryFile(prefix="prefloop-judge-engine-", suffix=".log", delete=False) as file:
+        log = Path(file.name)
+    try:
+        with output_into(log):
+            answering = service.answering(own.found.folder, own.found.digest, lambda **_: None)
+    except Exception as error:
+        raise UserError(f"The judge's engine did not start: {error}. What it said is in {log}.") from error
+    log.unlink()
+    return answering
+
+
+@contextmanager
+def output_into(log: Path) -> Iterator[None]:
+    """Inside, whatever this process and its libraries print goes into the file."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    kept = [os.dup(handle) for handle in (1, 2)]
+    try:
+        with log.open("ab") as file:
+            for handle in (1, 2):
+                os.dup2(file.fileno(), handle)
+            yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for handle, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, handle)
+            os.close(old)
+
+
+class UsageMeter:
+    """What the judge's model was asked for, if it asks one."""
+
+    def __init__(self) -> None:
+        self.total = Usage()
+
+    def note(self, usage: Usage, remembered: bool) -> None:
+        """Count one verdict's usage."""
+        self.total += usage
+
+
+def _interval(agreed: int, examples: int) -> list[float]:
+    """Wilson's interval of the agreement."""
+    quantile = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    return list(wilson(agreed / examples, examples, quantile))
+
+
+def _shown(outcome: Outcome) -> dict[str, Any]:
+    case = outcome.case
+    return {
+        "where": case.where,
+        "prompt": case.prompt.text,
+        "target": case.prompt.target,
+        "responses": [response.text for response in case.responses],
+        "wanted": case.wanted,
+        "said": outcome.said,
+        "scores": [verdict.score for verdict in outcome.verdicts],
+        "extracted": [verdict.extracted for verdict in outcome.verdicts],
+        "why": outcome.why,
+    }

@@ -1,0 +1,208 @@
+"""Room loop, the plan: settings come in, what a run would do goes out, in plain words. Nothing heavy is imported.
+
+With `check` the libraries are imported, the judge is built and runs its own examples, and the data is opened.
+"""
+
+import json
+from typing import Any
+
+from judges.context import JudgeContext
+from judges.contract import Judge
+from judges.registry import BUILT_IN
+from judges.resolve import build_judge
+from loop.commands.plan_sampling import describe_adaptive, describe_calls, describe_widen, judge_calls, sampled_share
+from loop.config.fit import prompts_per_slice
+from loop.config.load import LoadedConfig, diff, refuse_comparing
+from loop.config.rule_table import RULES
+from loop.config.settings import Config, JudgeConfig
+from loop.engines.base import chosen_engine
+from loop.store.run_folder import RunFolder
+from loop.store.stage import STAGES
+from loop.view.describe import (
+    describe_data,
+    describe_evaluation,
+    describe_judge,
+    describe_loss,
+    describe_models,
+    describe_prompts,
+)
+
+
+def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> dict[str, Any]:
+    """What `prefloop run` would do. UserError or JudgeError if it could not."""
+    config = loaded.base
+    judge, eval_judge = (_built_in(settings) for settings in (config.judge, config.eval_judge))
+    refuse_comparing(loaded, judge is not None and judge.compares)
+    plan = {
+        "config": str(loaded.source),
+        "run": str(run),
+        "resume": where_it_resumes(run, loaded),
+        "model": config.model.base,
+        "engine": chosen_engine(config.engine),
+        "prompts": describe_prompts(config),
+        "judge": named_judge(config.judge),
+        "eval_judge": named_judge(config.eval_judge),
+        "evaluation": describe_evaluation(config),
+        "trackers": config.trackers.names,
+        "iterations": [iteration_plan(loaded, k) for k in range(1, loaded.iterations + 1)],
+    }
+    two = config.eval_judge != config.judge
+    if judge is not None and (paid := [*judge.paid_for()]):
+        plan["judge_calls"] = [judge_calls(loaded, one, trains=config.samples, evaluates=not two) for one in paid]
+    if two and eval_judge is not None and (paid := [*eval_judge.paid_for()]):
+        plan["eval_judge_calls"] = [judge_calls(loaded, one, trains=False) for one in paid]
+    return plan | ({"checked": check_for_real(config)} if check else {})
+
+
+def named_judge(settings: JudgeConfig | None) -> dict[str, Any] | None:
+    """Name and arguments."""
+    return None if settings is None else {"name": settings.name, "args": settings.args}
+
+
+def _built_in(settings: JudgeConfig | None) -> Judge | None:
+    """The judge, if it comes with prefloop: foreign code is run by `--check` only. JudgeError for wrong arguments."""
+    known = settings is not None and settings.name in BUILT_IN
+    return build_judge(settings.name, settings.args) if settings is not None and known else None
+
+
+def iteration_plan(loaded: LoadedConfig, k: int) -> dict[str, Any]:
+    """One iteration in words and rough sizes."""
+    config = loaded.at(k)
+    s, t, prompts = config.sampling, config.train, config.prompts.per_iteration or config.prompts.train
+    each = config.pairs.at_most or s.n
+    pairs = None if prompts is None else min(prompts * each, config.pairs.max_pairs or prompts * each)
+    responses = None if prompts is None else prompts * s.n
+    if not config.samples:
+        responses = pairs = None  # how many pairs a prompt has is in the data
+    start, sampler, anchor = describe_models(config, k)
+    how = f"LoRA rank {t.lora.rank}" if t.lora else "all weights"
+    mixed = f", {t.mix.per_step} examples of {t.mix.path} in each" if t.mix else ""
+    warmed = " after a warm start on the chosen responses" if t.warm_start else ""
+    half = f", one half of them from {anchor}" if s.from_reference else ""
+    sampling = {
+        "sample": f"{s.n} responses to {prompts or 'all'} prompts from {sampler}{half}, temperature {s.temperature:g}, "
+        f"at most {s.max_tokens} tokens{describe_slices(config)}{describe_adaptive(config)}{describe_widen(config, k)}",
+        "pair": f"{config.pairs.rule} ({RULES[config.pairs.rule].about}), at most {each} per prompt",
+    }
+    beside = describe_data(config, k)
+    given = {"sample": "nothing is sampled", "pair": beside}
+    with_others = sampling | ({"pair": f"{sampling['pair']}; {beside}"} if beside else {})
+    return {
+        "iteration": k,
+        **(with_others if config.samples else given),
+        "train": f"{describe_loss(t)}, {how}, "
+        f"learning rate {t.learning_rate:g}, {t.batch_pairs} pairs a step{mixed}, starting from {start}{warmed}",
+        "reference": f"{anchor}{warmed}",
+        "responses": responses,
+        "responses_expected": None if responses is None else round(responses * sampled_share(config)),
+        "makes": RULES[config.pairs.rule].kind,
+        "pairs_at_most": pairs,
+        "steps_at_most": None if prompts is None or pairs is None else steps_at_most(config, prompts, pairs),
+    }
+
+
+def describe_slices(config: Config) -> str:
+    """How often the sampler gets new weights inside an iteration; nothing if it does not."""
+    if not config.train.online:
+        return ""
+    steps = f"{config.train.sync_every} step{'s' if config.train.sync_every != 1 else ''}"
+    return f", in slices of {prompts_per_slice(config)} prompts, new weights after at most {steps}"
+
+
+def steps_at_most(config: Config, prompts: int, pairs: int) -> int:
+    """Optimizer steps if every prompt gives all its pairs."""
+    train = config.train
+    if train.online:
+        return -(-prompts // prompts_per_slice(config)) * int(train.sync_every)
+    steps = -(-pairs // train.batch_pairs) * train.epochs
+    return min(steps, train.max_steps or steps)
+
+
+def where_it_resumes(run: RunFolder, loaded: LoadedConfig) -> str:
+    """Where a run with this folder would begin."""
+    if not run.exists():
+        return "nothing is there yet: it starts with the base model's evaluation"
+    from loop.config.yaml_text import parse_yaml
+
+    before = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
+    changes = "; ".join(f"{key}: {json.dumps(old)} → {json.dumps(new)}" for key, old, new in diff(before, loaded.raw))
+    told = f" with changed settings ({changes}), which it refuses if they invalidate finished work" if changes else ""
+    if run.stage(0, "eval").manifest() is None:
+        return f"it continues with the base model's evaluation{told}"
+    for k in range(1, loaded.iterations + 1):
+        missing = missing_stages(run, k)
+        if missing or not run.promotion(k).exists():
+            return f"it continues in iteration {k} at stage {missing[0] if missing else 'promote'}{told}"
+    return f"all {loaded.iterations} iterations are finished{told}"
+
+
+def missing_stages(run: RunFolder, k: int) -> list[str]:
+    """What an iteration still lacks, in its last attempt."""
+    return [stage for stage in STAGES if run.latest(k, stage).manifest() is None]
+
+
+def check_for_real(config: Config) -> dict[str, Any]:
+    """Import what a run needs, build and test the judge, open the data; no model is loaded."""
+    import importlib
+
+    from loop.prompts.sets import build_prompt_sets
+
+    libraries = ["torch", "transformers", *(["vllm"] if chosen_engine(config.engine) == "vllm" else [])]
+    versions = {name: importlib.import_module(name).__version__ for name in libraries}
+    judges = {} if config.judge is None else {"judge": check_judge(config.judge, config.pairs.correct_at)}
+    if config.eval_judge is not None and config.eval_judge != config.judge:
+        judges["judge of the evaluation"] = check_judge(config.eval_judge, config.pairs.correct_at)
+    sets = build_prompt_sets(config.prompts, config.seed)
+    return {
+        "libraries": versions,
+        **judges,
+        "prompts": sets.counts,
+        "first_prompt": sets.train[0].messages,
+    }
+
+
+def check_judge(settings: JudgeConfig, correct_at: float) -> str:
+    """Build a judge, have it answer its own examples and the user's; JudgeError if it fails."""
+    from judges.trial.selftest import self_test
+    from loop.store.model_folder import find_model
+    from loop.workers.judge_service import try_examples
+
+    judge = build_judge(settings.name, settings.args)
+    judge.bind(JudgeContext(find=find_model))
+    checked = f"{type(judge).__name__} built, {self_test(judge)} examples judged as known"
+    if "engine" in judge.needs:
+        return f"{checked}, its engine and labelled examples are tried when the run starts"
+    given = try_examples(judge, settings, correct_at)
+    return f"{checked}, {given} of {settings.examples} as labelled" if settings.examples else checked
+
+
+def print_plan(plan: dict[str, Any]) -> None:
+    """The plan for a person."""
+    print(f"{plan['config']} → {plan['run']}: {plan['resume']}.\n")
+    print(f"model    {plan['model']}, sampled with the {plan['engine']} engine")
+    print(f"prompts  {plan['prompts']}")
+    print(f"judge    {describe_judge(plan['judge'])}")
+    if "judge_calls" in plan:
+        print(*(f"         {describe_calls(asked)}" for asked in plan["judge_calls"]), sep="\n")
+    if plan["eval_judge"] != plan["judge"]:
+        print(f"         in the evaluation {describe_judge(plan['eval_judge'])}")
+    if "eval_judge_calls" in plan:
+        print(*(f"         {describe_calls(asked)}" for asked in plan["eval_judge_calls"]), sep="\n")
+    print(f"eval     {plan['evaluation']}")
+    if plan["trackers"]:
+        print(f"told to  {', '.join(plan['trackers'])}")
+    for it in plan["iterations"]:
+        sizes = (
+            ""
+            if it["responses"] is None
+            else (
+                f"\n  sizes      {it['responses']} responses, at most {it['pairs_at_most']} {it['makes']} "
+                f"and {it['steps_at_most']} steps"
+            )
+        )
+        print(
+            f"\niteration {it['iteration']}\n  sample     {it['sample']}\n  pair       {it['pair']}\n"
+            f"  train      {it['train']}\n  reference  {it['reference']}{sizes}"
+        )
+    for what, found in plan.get("checked", {}).items():
+        print(f"\nchecked {what.replace('_', ' ')}: {found}")

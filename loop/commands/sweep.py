@@ -1,0 +1,218 @@
+"""Room loop, the command sweep: a config and several values for some keys come in, one run per combination goes out,
+one after the other, and their comparison.
+
+A run begins as a fork of the base model's evaluation of an earlier run of the sweep wherever its settings allow that,
+so that the base is evaluated once. Everything follows from the names: the same command goes on where it stopped.
+"""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from judges.types import JudgeError
+from loop.campaign.run import run_campaign
+from loop.commands.fork import fork, unfinished
+from loop.config.load import LoadedConfig, load_config
+from loop.errors import AwaitingLabels, UserError
+from loop.store.run_folder import RunFolder
+from loop.view.comparison import compare_runs
+from loop.view.display import Display
+from loop.view.status_tables import percent
+from trainer.errors import TrainerError
+
+LONGEST = 24
+"""Characters of a value that go into a run's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """One run of a sweep: what its name ends with, and its overrides, those that all runs share included."""
+
+    name: str
+    overrides: tuple[str, ...]
+
+
+def combinations(texts: Sequence[str]) -> list[Combination]:
+    """Every combination of the values, the last key changing fastest. UserError if there is nothing to sweep."""
+    values = dict(map(_key_and_values, texts))
+    if len(values) < len(texts):
+        raise UserError("A key is given twice; give all its values at once: `train.beta=0.1,0.2`.")
+    fixed = tuple(f"{key}={several[0]}" for key, several in values.items() if len(several) == 1)
+    swept = {key: several for key, several in values.items() if len(several) > 1}
+    if not swept:
+        raise UserError("There is nothing to sweep: give at least one key several values, e.g. `train.beta=0.1,0.2`.")
+    return list(_named(swept, fixed))
+
+
+def _key_and_values(text: str) -> tuple[str, list[str]]:
+    key, equals, rest = text.partition("=")
+    values = [value.strip() for value in split_values(rest)]
+    if not equals or not key.strip() or not all(values):
+        raise UserError(f"{text!r} is not of the form key.sub=a,b,c, e.g. `train.beta=0.1,0.2`.")
+    if len(set(values)) < len(values):
+        raise UserError(f"{text!r} names a value twice.")
+    return key.strip(), values
+
+
+def split_values(text: str) -> list[str]:
+    """The text cut at its commas, except inside brackets, braces and quotes: `[0.8,1.2],1` has two values."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        else:
+            depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _named(swept: dict[str, list[str]], fixed: tuple[str, ...]) -> Iterator[Combination]:
+    short = _short_keys(list(swept))
+    slugs = {key: _slugs(values) for key, values in swept.items()}
+    for chosen in itertools.product(*swept.values()):
+        pairs = list(zip(swept, chosen, strict=True))
+        name = "-".join(f"{short[key]}={slugs[key][value]}" for key, value in pairs)
+        yield Combination(name, (*fixed, *(f"{key}={value}" for key, value in pairs)))
+
+
+def _short_keys(keys: list[str]) -> dict[str, str]:
+    """The last part of each key, or the whole key where two would be the same."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
+
+
+def _slugs(values: list[str]) -> dict[str, str]:
+    """Values as parts of a folder's name; long or look-alike ones end with a part of their hash."""
+    plain = [re.sub(r"[^A-Za-z0-9.+-]+", "_", value).strip("_") for value in values]
+    found = {}
+    for value, slug in zip(values, plain, strict=True):
+        clear = slug and len(slug) <= LONGEST and plain.count(slug) == 1
+        mark = hashlib.sha256(value.encode("utf-8")).hexdigest()[:6]
+        found[value] = slug if clear else f"{slug[: LONGEST - 7]}_{mark}".lstrip("_")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One run of a sweep with its settings; `overrides` are those that make them out of the config."""
+
+    run: RunFolder
+    overrides: tuple[str, ...]
+    loaded: LoadedConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a member ended: finished, or stopped by what it says."""
+
+    member: Member
+    stopped: Exception | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        where = {"run": str(self.member.run), "overrides": list(self.member.overrides)}
+        return where | {"stopped": None if self.stopped is None else str(self.stopped)}
+
+
+def plan_sweep(config: str, texts: Sequence[str], name: str | None, runs: Path, *, toy: bool = False) -> list[Member]:
+    """The runs that there would be, every one with valid settings. UserError."""
+    members = []
+    for one in combinations(texts):
+        loaded = load_config(config, one.overrides, toy=toy)
+        members.append(Member(RunFolder(runs / f"{name or loaded.name}-{one.name}"), one.overrides, loaded))
+    return members
+
+
+def run_sweep(members: Sequence[Member], display: Display) -> list[Outcome]:
+    """Run or continue every member; one that stops with a message does not stop the others."""
+    outcomes = []
+    for number, member in enumerate(members, start=1):
+        display.say(f"\n{member.run.name} (run {number} of {len(members)})")
+        if not member.run.exists():
+            base = take_base(member, [other.run for other in members[: number - 1]])
+            if base is not None:
+                display.say(f"  begins with the base model's evaluation of {base.name}")
+        stopped: Exception | None = None
+        try:
+            run_campaign(member.run, member.loaded, display)
+        except (UserError, JudgeError, TrainerError, AwaitingLabels) as error:
+            display.say(f"  stopped: {error}")
+            stopped = error
+        outcomes.append(Outcome(member, stopped))
+    return outcomes
+
+
+def take_base(member: Member, others: Sequence[RunFolder]) -> RunFolder | None:
+    """Make the member a fork of the first of these runs whose base evaluation holds for it; that run, or None."""
+    for other in others:
+        if other.exists() and not unfinished(other, 0):
+            try:
+                fork(other, 0, member.run, member.overrides)
+            except UserError:  # its settings decide the base evaluation: it makes one of its own
+                continue
+            return other
+    return None
+
+
+def summary(outcomes: Sequence[Outcome], runs: Path) -> dict[str, Any]:
+    """Every run with how it ended, and the comparison of those that finished with the first of them."""
+    finished = [str(outcome.member.run) for outcome in outcomes if outcome.stopped is None]
+    found = compare_runs(finished, runs, 0) if len(finished) > 1 else None
+    return {"runs": [outcome.as_dict() for outcome in outcomes], "comparison": found}
+
+
+def refuse_stopped(outcomes: Sequence[Outcome]) -> None:
+    """UserError if a run stopped, WaitingForPeople if all that is missing is their labels."""
+    stopped = {outcome.member.run.name: outcome.stopped for outcome in outcomes if outcome.stopped is not None}
+    if not stopped:
+        return
+    text = (
+        f"{len(stopped)} of {len(outcomes)} runs stopped: {', '.join(stopped)}. What each said stands above; the same "
+        "command goes on with them."
+    )
+    if all(isinstance(error, AwaitingLabels) for error in stopped.values()):
+        raise AwaitingLabels(text)
+    raise UserError(text)
+
+
+def print_sweep(members: Sequence[Member]) -> None:
+    """The runs that there would be."""
+    for member in members:
+        print(f"{member.run}{' (is there)' if member.run.exists() else ''}: {' '.join(member.overrides)}")
+
+
+def print_summary(told: dict[str, Any], metric: str, console: Console) -> None:
+    """The finished runs with their incumbents, and how each differs from the first on the test prompts."""
+    found = told["comparison"]
+    if found is None:
+        return
+    table = Table(title="incumbents, in %", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("run", "iter", f"gate {metric.replace('_', ' ')}", "test", "test, against the first, in points"):
+        table.add_column(column, overflow="fold")
+    differences = [None, *(compared["metrics"][metric] for compared in found["comparisons"])]
+    for entrant, difference in zip(found["entrants"], differences, strict=True):
+        test = _points(difference) if difference else ""
+        cells = (percent(entrant["gate"][metric]), percent(entrant["test"][metric]), test)
+        table.add_row(Path(entrant["run"]).name, str(entrant["iteration"]), *cells)
+    console.print(table)
+    console.print("Choose by the gate prompts: whoever is chosen by the test prompts looks better than it is.")
+
+
+def _points(difference: dict[str, Any]) -> str:
+    if difference["value"] is None:
+        return "–"
+    value, low, high = (100 * difference[name] for name in ("value", "low", "high"))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -1,0 +1,95 @@
+"""Room loop, a reward model for people: its summary comes in, a table and lines go out."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from loop.config.reward_settings import RewardConfig
+from loop.config.settings import EngineConfig
+from loop.store.run_folder import locked
+from loop.view.display import Display, train_progress
+from loop.view.frame import duration
+from loop.workers.process import Job, Worker, call
+
+ROWS = {
+    "accuracy": "accuracy, %",
+    "margin": "margin",
+    "loss": "loss (0.693 knows nothing)",
+    "calibration_error": "calibration error",
+    "reward_mean": "mean reward",
+    "reward_spread": "spread of rewards",
+}
+"""What is said of the held-out pairs, and in which words."""
+
+
+def print_reward(summary: dict[str, Any], console: Console) -> None:
+    """What was trained, and what the model says of pairs that it was not trained on."""
+    console.print()
+    if summary["before"] and summary["after"]:
+        console.print(_held_out_table(summary))
+    else:
+        console.print("No pairs were held out (train.held_out), so it is not known how well it orders others.\n")
+    for line in _lines(summary):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _held_out_table(summary: dict[str, Any]) -> Table:
+    title = f"{summary['held_out']} held-out pairs of other prompts"
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title=title, title_justify="left")
+    table.add_column("")
+    for name in ("before", "after"):
+        table.add_column(name, justify="right")
+    for key, words in ROWS.items():
+        scale = 100 if key == "accuracy" else 1
+        digits = 1 if key == "accuracy" else 3
+        table.add_row(words, *(f"{scale * summary[when][key]:.{digits}f}" for when in ("before", "after")))
+    return table
+
+
+def _lines(summary: dict[str, Any]) -> list[str]:
+    dropped = ", ".join(f"{count} {reason}" for reason, count in summary["dropped"].items()) or "none"
+    took = duration(sum(summary["seconds"].values()))
+    return [
+        f"Trained on {summary['pairs']} pairs in {summary['steps']} steps ({summary['precision']}, {summary['layout']} "
+        f"rows) in {took}; last step: loss {summary['last']['loss']:.3f}, accuracy "
+        f"{100 * summary['last']['accuracy']:.1f} %. Dropped pairs: {dropped}.",
+        *(f"Note: {note}." for note in summary["notes"]),
+        f"The model is in {summary['out']}",
+    ]
+
+
+def run_reward(config: RewardConfig, display: Display) -> dict[str, Any]:
+    """Train the reward model, or go on with it; its summary and folder. Raises UserError."""
+    work = work_folder(config)
+
+    def noted(what: str, **details: Any) -> None:
+        if what == "worker_lost":
+            display.say(f"  the {details['worker']} worker was lost at {details['job']}: {details['why']}")
+
+    patience = EngineConfig()
+    with locked(work, "a reward model"):
+        log = work / "trainer.log"
+        trainer = Worker(
+            "trainer",
+            "loop.workers.reward_service:RewardService",
+            {},
+            log,
+            patience.stall_seconds,
+            patience.retries,
+            noted,
+        )
+        try:
+            with display.bar("train", 0, "steps") as bar:
+                details = {"config": config, "work": work}
+                summary = call(trainer, Job("the reward model", "train", details, train_progress(bar, lambda _: None)))
+        finally:
+            trainer.close()
+    return {"out": config.out, **summary}
+
+
+def work_folder(config: RewardConfig) -> Path:
+    """Where checkpoints, step log and the worker's output lie: `OUT.work`."""
+    return Path(config.out).with_name(Path(config.out).name + ".work")

@@ -1,0 +1,1 @@
+"""The settings of a campaign: fields, defaults, reading, checking. Imports no torch."""

@@ -1,0 +1,305 @@
+"""Room loop, loading a config: YAML file or shipped name, and `key=value` overrides, come in, a LoadedConfig out.
+
+Everything a user can get wrong is reported here, all at once, with the file or the override, the dotted key and what is
+expected. Nothing heavy is imported: `prefloop plan` answers at once. Relative paths in a config mean the current
+directory; they are made absolute here, so that the stored campaign can be continued from anywhere.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from loop.config.checks import replay_problem
+from loop.config.problems import all_problems, shown, validate
+from loop.config.schedule import Raw, changing_iterations, flat_overrides, resolve, schedules, set_at
+from loop.config.settings import Config
+from loop.config.toy import made_small
+from loop.config.types import did_you_mean, models_of
+from loop.config.yaml_text import parse_yaml
+from loop.errors import UserError
+
+REWARD = "reward"
+"""Shipped configs whose names begin so are for `prefloop train-reward`, all others are campaigns."""
+
+RECIPES = "recipes/"
+"""Names of published algorithms begin so."""
+
+LIMIT_FILES = ("text", "benign")
+"""Keys of promote.limits that name files."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A campaign's settings, valid in every iteration.
+
+    `raw` holds every key, defaults included, schedules as lists and `per_iteration` with dotted keys: written as YAML
+    it loads as the same campaign. `folder` is the folder of the YAML file, `name` the file's name without its ending
+    (at toy size with `-toy`).
+    """
+
+    name: str
+    source: Path
+    folder: Path
+    raw: Raw
+
+    def at(self, iteration: int) -> Config:
+        """The settings of one iteration (from 1): schedules looked up, overrides applied."""
+        assert iteration >= 1, iteration
+        return validate(resolve(self.raw, iteration))
+
+    @property
+    def base(self) -> Config:
+        """The settings of the first iteration, and all those that cannot change."""
+        return self.at(1)
+
+    @property
+    def iterations(self) -> int:
+        """How many times the loop turns."""
+        return int(self.raw["iterations"])
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = (), *, toy: bool = False) -> LoadedConfig:
+    """Read a YAML file, or a config that prefloop ships by its name, and apply `key.sub=value` overrides; `toy` brings
+    it to toy size before.
+
+    Raises UserError with one paragraph per problem.
+    """
+    path = find_config(source, shipped_configs())
+    raw = (
+        made_small(load_config(path).raw, _shipped_folder() / "toy")
+        if toy
+        else read_sections(path, Config, "prompts and judge")
+    )
+    problems: list[str] = []
+    raw["per_iteration"], wrong = flat_overrides(raw.get("per_iteration"))
+    problems += [f"{path}: {text}" for text in wrong]
+    origins = {key: text for text in overrides for key in [apply_override(raw, text)]}
+    problems += list(all_problems(raw, str(path), origins))
+    if problems:
+        raise UserError("\n\n".join(dict.fromkeys(problems)))
+    _make_paths_absolute(raw)
+    loaded = LoadedConfig(path.stem + ("-toy" if toy else ""), path, path.parent, _complete(raw))
+    if problem := replay_problem(loaded.at, loaded.iterations):
+        raise UserError(f"{path}: {problem}.")
+    return loaded
+
+
+# ---- the file ----
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The campaigns that come with prefloop, by name: inside the package when it is installed, else the checkout's."""
+    return {name: path for name, path in _all_shipped().items() if not name.startswith(REWARD)}
+
+
+def shipped_recipes() -> dict[str, str]:
+    """The published algorithms that come with prefloop: name and what the first line of the file says."""
+    named = {name: path for name, path in shipped_configs().items() if name.startswith(RECIPES)}
+    return {name: path.read_text(encoding="utf-8").partition("\n")[0].strip("# ") for name, path in named.items()}
+
+
+def shipped_reward_configs() -> dict[str, Path]:
+    """The configs for reward models that come with prefloop, by name."""
+    return {name: path for name, path in _all_shipped().items() if name.startswith(REWARD)}
+
+
+def _all_shipped() -> dict[str, Path]:
+    """By name, those in a folder with its name before theirs: `recipes/sppo`."""
+    folder = _shipped_folder()
+    paths = [path for inside in ("*.yaml", "recipes/*.yaml") for path in sorted(folder.glob(inside))]
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+
+
+def _shipped_folder() -> Path:
+    packaged = Path(__file__).parents[1] / "shipped"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def find_config(source: str | Path, shipped: Mapping[str, Path]) -> Path:
+    """The file that `source` means: an existing file first, then the name of one of the shipped configs."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path.absolute()
+    if str(source) in shipped:
+        return shipped[str(source)]
+    if path.is_dir():
+        raise UserError(f"{source} is a folder, expected a YAML file or one of the configs {', '.join(shipped)}.")
+    beside = [str(file) for file in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
+    raise UserError(
+        f"There is no file {source}, and no config of this name comes with prefloop"
+        f"{did_you_mean(str(source), [*shipped, *beside]) or '.'} Shipped configs: {', '.join(shipped) or 'none'}."
+    )
+
+
+def read_sections(path: Path, root: type[BaseModel], required: str) -> Raw:
+    """The file's keys and values; `required` says in messages which sections cannot be left out."""
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file in UTF-8: {error.reason} at byte {error.start}.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    if values is None:
+        raise UserError(f"{path} is empty; a config needs at least the sections {required}.")
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {shown(values)}, expected sections such as {required}.")
+    sections = [name for name, field in root.model_fields.items() if models_of(field)]
+    # A section whose keys are all commented out reads as null: it means the defaults.
+    filled = [name for name in sections if root.model_fields[name].default is not None]
+    return {key: {} if value is None and key in filled else value for key, value in _text_keys(values).items()}
+
+
+def _text_keys(value: Any) -> Any:
+    """Every key as text: YAML also reads numbers, dates and booleans as keys."""
+    if isinstance(value, list):
+        return [_text_keys(item) for item in value]
+    return {str(key): _text_keys(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def apply_override(raw: Raw, text: str) -> str:
+    """Apply one `key.sub=value`; returns the dotted key."""
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key or not all(key.split(".")):
+        raise UserError(f"The override {text!r} is not of the form key.sub=value, e.g. train.beta=0.2.")
+    parsed = _text_keys(parse_yaml(value, f"The override {text!r}"))
+    try:
+        if key.partition(".")[0] == "per_iteration":
+            _apply_per_iteration(raw, key, parsed)
+        else:
+            set_at(raw, key, parsed)
+    except ValueError as error:
+        raise UserError(f"The override {text!r} cannot be applied: {error}.") from error
+    return key
+
+
+def _apply_per_iteration(raw: Raw, key: str, value: Any) -> None:
+    """Merge an override of `per_iteration`, of one of its iterations, or of a key in one."""
+    for part in reversed(key.split(".")[1:]):
+        value = {part: value}
+    flat, wrong = flat_overrides(value)
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    for iteration, settings in flat.items():
+        raw["per_iteration"].setdefault(iteration, {}).update(settings)
+
+
+# ---- what is stored ----
+
+
+def _complete(raw: Raw) -> Raw:
+    """Every key with its value or default; schedules and overrides as they are."""
+    undisturbed = max(changing_iterations(raw))  # an iteration without overrides
+    complete: Raw = validate(resolve(raw, undisturbed)).model_dump(mode="json")
+    for key, values in schedules(raw).items():
+        set_at(complete, key, values)
+    complete["per_iteration"] = raw["per_iteration"]
+    return complete
+
+
+def _make_paths_absolute(raw: Raw) -> None:
+    """Local files and folders, so that the stored config means the same from every directory."""
+    for prompts in (raw["prompts"], *(mixed["prompts"] for mixed in raw["prompts"].get("sources") or ())):
+        for key in ("path", "test_path"):
+            if prompts.get(key):
+                prompts[key] = absolute(prompts[key])
+    if base := raw.get("model", {}).get("base", ""):
+        raw["model"]["base"] = absolute_base(base)
+    if raw.get("reference_path"):
+        raw["reference_path"] = absolute_base(raw["reference_path"])
+    for files in _files_of_iterations(raw):
+        if path := files.get("path"):  # one, or one per iteration
+            files["path"] = list(map(absolute, path)) if isinstance(path, list) else absolute(path)
+    limits = (raw.get("promote") or {}).get("limits") or {}
+    for key in LIMIT_FILES:
+        if path := limits.get(key):
+            limits[key] = list(map(absolute, path)) if isinstance(path, list) else absolute(path)
+    for changed in raw["per_iteration"].values():
+        for key in LIMIT_FILES:
+            if path := changed.get(f"promote.limits.{key}"):
+                changed[f"promote.limits.{key}"] = absolute(path)
+        for key in ("train.mix.path", "pairs.offline.path"):
+            if path := changed.get(key):
+                changed[key] = absolute(path)
+    for judge in filter(None, (raw.get("judge"), (raw.get("eval") or {}).get("judge"))):
+        judge["name"] = _absolute_judge(judge["name"])
+        if judge.get("examples"):
+            judge["examples"] = absolute(judge["examples"])
+        _make_arguments_absolute(judge)
+
+
+def _make_arguments_absolute(judge: Raw) -> None:
+    """A template's file, model folders, and the files of a combination's judges; what is malformed is left to be
+    refused."""
+    args = judge.get("args")
+    if not isinstance(args, dict):
+        return
+    parts = args.get("parts")
+    for key in ("template", "text"):
+        if _is_file(args.get(key)):
+            args[key] = absolute(args[key])
+    for key in ("model", "reference"):
+        if _is_file(args.get(key), "config.json") or str(args.get(key)).endswith(".gguf"):
+            args[key] = absolute(args[key])  # anything else is a name: at an endpoint, on the hub, of a package
+    for part in parts if isinstance(parts, list) else ():
+        if isinstance(part, dict) and isinstance(part.get("judge"), str):
+            part["judge"] = _absolute_judge(part["judge"])
+            _make_arguments_absolute(part)
+
+
+def _is_file(value: Any, inside: str = "") -> bool:
+    """Whether an argument names a file that is there, or a folder that holds the file `inside`."""
+    if not isinstance(value, str) or "\n" in value or len(value) > 1000:
+        return False
+    return (Path(value).expanduser() / inside).is_file()
+
+
+def _absolute_judge(name: str) -> str:
+    file, colon, attribute = name.rpartition(":")
+    return f"{absolute(file)}{colon}{attribute}" if file.endswith(".py") else name
+
+
+def _files_of_iterations(raw: Raw) -> Iterator[Raw]:
+    """Every place where `train.mix` and `pairs.offline` may name a file: one value, or one per iteration."""
+    for section, key in (("train", "mix"), ("pairs", "offline")):
+        given = (raw.get(section) or {}).get(key)
+        yield from filter(None, given if isinstance(given, list) else [given])
+
+
+def absolute_base(base: str) -> str:
+    """A model's folder or GGUF file as an absolute path; anything else is a hub id or pypi:name."""
+    local = base.startswith(("/", ".", "~")) or base.endswith(".gguf") or Path(base).exists()
+    return absolute(base) if local else base
+
+
+def absolute(path: str) -> str:
+    """The path from the root, `~` filled in."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def diff(old: Raw, new: Raw, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, with both values; None stands for a key that is not there."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += diff(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append((f"{prefix}{key}", before, after))
+    return found
+
+
+def refuse_comparing(loaded: LoadedConfig, compares: bool) -> None:
+    """UserError if adaptive sampling would split the groups of a judge that needs them whole."""
+    adaptive = [k for k in range(1, loaded.iterations + 1) if loaded.at(k).sampling.adaptive is not None]
+    if compares and adaptive:
+        assert loaded.base.judge is not None, "it is the judge that compares"
+        raise UserError(
+            f"sampling.adaptive judges a first part of a prompt's responses before the rest, but the judge "
+            f"{loaded.base.judge.name} judges them against each other (or scales scores within a prompt), so the parts "
+            "could not be compared. Set sampling.adaptive to null, or use a judge of single responses."
+        )

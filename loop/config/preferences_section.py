@@ -1,0 +1,49 @@
+"""Room loop, the configuration of preference data: where a dataset of chosen and rejected answers lies, and which
+columns hold what. What the formats mean is in docs/data.md."""
+
+from pydantic import model_validator
+
+from loop.config.section import Section
+
+
+class PairColumns(Section):
+    """One pair per row. A text prompt is the user's message and the responses are answers to it; prompt and responses
+    may also be lists of chat messages. Without a prompt column chosen and rejected are whole conversations with a
+    common beginning: lists of messages, or transcripts of `Human:` and `Assistant:`."""
+
+    prompt_column: str = "prompt"
+    """The column with the prompt; if the data have none, conversations bring their own."""
+    chosen_column: str = "chosen"
+    """The column with the better response: a text or chat messages."""
+    rejected_column: str = "rejected"
+    """The column with the worse response."""
+    margin_column: str | None = None
+    """A column with a number: by how much the chosen response is better."""
+
+
+class PreferenceSource(PairColumns):
+    """A file or a dataset of pairs."""
+
+    path: str | None = None
+    """A local file: .json, .jsonl, .csv or .parquet."""
+    dataset: str | None = None
+    """A dataset id on the Hugging Face hub, e.g. `trl-lib/ultrafeedback_binarized`."""
+    subset: str | None = None
+    """Configuration of the dataset."""
+    split: str = "train"
+    """Split of the dataset."""
+
+    @property
+    def named(self) -> str:
+        """The file or the dataset."""
+        return str(self.path or self.dataset)
+
+    @model_validator(mode="after")
+    def _has_one_place(self) -> "PreferenceSource":
+        if (self.path is None) == (self.dataset is None):
+            said = "has neither path nor dataset" if self.path is None else "has both path and dataset"
+            raise ValueError(
+                f"the preference data {said}; give path for a local file of chosen and rejected answers, or dataset "
+                "for one on the hub"
+            )
+        return self

@@ -1,0 +1,195 @@
+"""Room loop, what is wrong with a config: plain settings come in, a valid model or one paragraph per problem goes out.
+`root` is the model that the settings should fill: a campaign's Config, or another command's.
+
+A problem names the file or the override, the dotted key, what was given and what is expected, in the words of the
+generated reference. Problems of some iterations only (schedules, `per_iteration`) name them.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from loop.config.checks import check, fill_metric
+from loop.config.schedule import Raw, changing_iterations, resolve, schedules
+from loop.config.settings import PER_ITERATION_SECTIONS, Config
+from loop.config.types import did_you_mean, field_at, model_behind, models_of, of_field, places_of, tags_of, takes_list
+
+
+def validate(plain: Raw) -> Config:
+    """Strict, by way of JSON: a text is no number, true is no 1, but a list may fill a tuple. Where nothing judges, the
+    metric is that of preference data, unless one is named."""
+    config = Config.model_validate_json(json.dumps(fill_metric(plain), default=str), strict=True)
+    check(config)
+    return config
+
+
+def all_problems(raw: Raw, where: str, origins: dict[str, str]) -> Iterator[str]:
+    """What is wrong, in words; a problem of some iterations only names them."""
+    empty = [key for key, values in schedules(raw).items() if not values]
+    if empty:
+        yield from (f"{where}: {key} is an empty list, expected a value or one value per iteration." for key in empty)
+        return
+    yield from not_finite(raw, where)
+    iterations = changing_iterations(raw)
+    seen: dict[str, list[int]] = {}
+    for iteration in iterations:
+        try:
+            plain = resolve(raw, iteration)
+        except ValueError as error:
+            yield f"{where}: {error}."
+            return
+        try:
+            validate(plain)
+        except ValidationError as error:
+            for text in texts_of(error, plain, where, _origins_at(iteration, origins), Config):
+                seen.setdefault(text, []).append(iteration)
+        except ValueError as error:  # of `check`: several sections together
+            seen.setdefault(f"{where}: {error}.", []).append(iteration)
+    for text, at in seen.items():
+        yield text if at == iterations else f"{text.rstrip('.')} (in iteration {', '.join(map(str, at))})."
+
+
+def texts_of(
+    error: ValidationError, plain: Raw, where: str, origins: dict[str, str], root: type[BaseModel]
+) -> list[str]:
+    """One text per key: the members of a union each complain, but a person made one mistake."""
+    texts: dict[str, str] = {}
+    for detail in error.errors(include_url=False):
+        path = _path(detail["loc"], plain, root)
+        key = ".".join(path)
+        origin = next((text for name, text in reversed(origins.items()) if _overlap(name, key)), None)
+        place = f"override {origin!r}" if origin else where
+        texts.setdefault(key, f"{place}: {_explain(detail, path, plain, root)}")
+    return list(texts.values())
+
+
+def _origins_at(iteration: int, origins: dict[str, str]) -> dict[str, str]:
+    """The overrides that can have set a value of this iteration, by the key that they set in it."""
+    own = f"per_iteration.{iteration}."
+    return {
+        key.removeprefix(own): text
+        for key, text in origins.items()
+        if key.startswith(own) or not key.startswith("per_")
+    }
+
+
+def _overlap(name: str, key: str) -> bool:
+    return bool(key) and (key == name or key.startswith(name + ".") or name.startswith(key + "."))
+
+
+def _path(loc: tuple[int | str, ...], data: Any, root: type[BaseModel]) -> list[str]:
+    """Dotted key of an error: pydantic's location without the names of union members."""
+    path: list[str] = []
+    model: type[BaseModel] | None = root
+    for part in loc:
+        if isinstance(data, list) and isinstance(part, int):
+            path.append(str(part))
+            data = data[part]
+        elif model is not None and part in model.model_fields:
+            path.append(str(part))
+            data = data.get(part) if isinstance(data, dict) else None
+            model = model_behind(model.model_fields[str(part)], data)
+        elif isinstance(data, dict) and part in data:
+            path.append(str(part))
+            data, model = data[part], None
+    return path
+
+
+def _explain(detail: ErrorDetails, path: list[str], plain: Raw, root: type[BaseModel]) -> str:
+    """What was given, what is expected."""
+    key, kind = ".".join(path), detail["type"]
+    if kind == "extra_forbidden":
+        return _unknown_key(path, plain, root)
+    field = field_at(root, path, plain)
+    if kind == "missing":
+        meaning = f": {_lower(field.description)}" if field is not None and field.description else "."
+        return f"{key} is missing{meaning}{_choices(path, plain, root)}"
+    if kind.startswith("union_tag"):
+        assert field is not None
+        tags = [str(tag) for model in models_of(field) for tag in tags_of(model, "source")]
+        given = (_value_at(plain, path) or {}).get("source")
+        said = "is missing" if given is None else f"is {shown(given)}"
+        return f"{key}.source {said}, expected one of {', '.join(tags)}{did_you_mean(str(given), tags) or '.'}"
+    if kind == "value_error":
+        text = str(detail["ctx"]["error"])
+        return f"{key}: {text}." if key else f"{text}."
+    if field is None:
+        return f"{key} is {shown(detail['input'])}: {detail['msg']}."
+    hint = _list_hint(path, plain) if root is Config else ""
+    return f"{key} is {shown(_value_at(plain, path))}, expected {_expected(path, plain, root)}.{hint}"
+
+
+def _unknown_key(path: list[str], plain: Raw, root: type[BaseModel]) -> str:
+    *section, name = path
+    model = _model_at(section, plain, root)
+    known = list(model.model_fields)
+    guess = did_you_mean(name, known).replace("mean ", f"mean {'.'.join([*section, ''])}")
+    elsewhere = places_of(root, name)
+    if not guess and elsewhere and not section:
+        guess = f"; did you mean {' or '.join(elsewhere)}?"
+    inside = f"Known keys of {'.'.join(section)}" if section else "Known keys"
+    return f"{'.'.join(path)} is not a known key{guess or '.'} {inside}: {', '.join(known)}."
+
+
+def _model_at(path: list[str], plain: Raw, root: type[BaseModel]) -> type[BaseModel]:
+    field = field_at(root, path, plain)
+    model = model_behind(field, _value_at(plain, path)) if field is not None else root
+    assert model is not None, path
+    return model
+
+
+def _value_at(plain: Any, path: list[str]) -> Any:
+    for part in path:
+        plain = plain[int(part)] if isinstance(plain, list) else plain.get(part) if isinstance(plain, dict) else None
+    return plain
+
+
+def _expected(path: list[str], plain: Raw, root: type[BaseModel]) -> str:
+    field = field_at(root, path, plain)
+    assert field is not None
+    if models := models_of(field):
+        keys = list(models[0].model_fields) if len(models) == 1 else []
+        return f"{of_field(field)}{' with the keys ' + ', '.join(keys) if keys else ''}"
+    return of_field(field).replace("`", "")
+
+
+def _choices(path: list[str], plain: Raw, root: type[BaseModel]) -> str:
+    field = field_at(root, path, plain)
+    models = models_of(field) if field is not None else []
+    if len(models) <= 1:
+        return ""
+    return f" Its key source is one of {', '.join(str(tag) for model in models for tag in tags_of(model, 'source'))}."
+
+
+def _list_hint(path: list[str], plain: Raw) -> str:
+    field = field_at(Config, path, plain)
+    given = isinstance(_value_at(plain, path), list)
+    if field is None or not given or takes_list(field.annotation) or path[0] in PER_ITERATION_SECTIONS:
+        return ""
+    return f" One value per iteration can be given in {', '.join(PER_ITERATION_SECTIONS)} only."
+
+
+def not_finite(raw: Raw, where: str) -> Iterator[str]:
+    """A text for every number that is infinite or none."""
+    yield from (f"{where}: {key} is {value}; numbers must be finite." for key, value in _not_finite(raw, ()))
+
+
+def _not_finite(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield ".".join(path), value
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inside:
+        yield from _not_finite(item, (*path, str(key)))
+
+
+def shown(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,214 @@
+"""Room loop, the configuration of what an iteration starts from, is anchored to, and when its candidate is promoted.
+
+In: YAML values; out: the section `promote`, and the rules for `start` and `reference` with what contradicts them.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from trainer.losses.terms import terms_of
+from trainer.settings import FROZEN, TrainSettings
+
+ReferenceRule = Literal["incumbent", "previous", "initial", "path", "ema"]
+StartRule = Literal["incumbent", "previous", "initial"]
+Share = Annotated[float, Field(ge=0, le=1)]
+LARGEST = {
+    "length": "mean tokens of a response",
+    "length_ratio": "mean tokens of a response as a multiple of the incumbent's",
+    "truncated": "share of responses that were cut off",
+    "kl": "KL divergence to the base model in nats per response",
+    "perplexity_ratio": "perplexity of promote.limits.text as a multiple of the base model's",
+    "refusals": "share of harmless prompts that are refused",
+}
+"""Limits that are the largest allowed value, in words."""
+
+
+class LimitSettings(BaseModel):
+    """What a candidate must keep to whatever it gained; null asks nothing. The gate prompts are read, never the test
+    prompts. What cannot be measured does not pass."""
+
+    model_config = FROZEN
+
+    length: PositiveFloat | None = None
+    """Most tokens of a sampled response, on average."""
+    length_ratio: PositiveFloat | None = None
+    """The same as a multiple of the incumbent's: 1.2 allows a fifth more."""
+    truncated: Share | None = None
+    """Largest share of sampled responses that were cut off at max_tokens."""
+    kl: PositiveFloat | None = None
+    """Largest KL divergence to the base model in nats per response, estimated on a response of its own per gate prompt
+    at temperature 1."""
+    shadow: str | None = None
+    """A score whose mean may not fall below the incumbent's: `score` is that of the judge of the evaluation, another
+    word the part of that name of its `combine`."""
+    shadow_fall: NonNegativeFloat = 0.0
+    """How much the shadow score may fall all the same."""
+    perplexity_ratio: PositiveFloat | None = None
+    """Largest perplexity of `text` as a multiple of the base model's: 1.1 allows a tenth more."""
+    text: str | None = None
+    """A text file (UTF-8) that has nothing to do with the task, for perplexity_ratio."""
+    refusals: Share | None = None
+    """Largest share of the prompts in `benign` that are refused, by the phrases of docs/campaign.md."""
+    benign: str | None = None
+    """A text file (UTF-8) with a harmless prompt on each line, for refusals."""
+
+    @property
+    def measures(self) -> dict[str, Any]:
+        """The limits that need responses or log-probs beyond the evaluation's, with their files."""
+        names = {"kl": None, "perplexity_ratio": self.text, "refusals": self.benign}
+        return {name: path for name, path in names.items() if getattr(self, name) is not None}
+
+    @model_validator(mode="after")
+    def _files_belong_to_limits(self) -> "LimitSettings":
+        for limit, file in (("perplexity_ratio", "text"), ("refusals", "benign")):
+            if (getattr(self, limit) is None) != (getattr(self, file) is None):
+                raise ValueError(f"{limit} and {file} go together; give both, or leave both out")
+        return self
+
+
+class RetrySettings(BaseModel):
+    """What changes when a round is trained again on the same pairs after its candidate was rejected. Factors apply to
+    the attempt before, so that they add up."""
+
+    model_config = FROZEN
+
+    learning_rate: PositiveFloat = 0.5
+    """Factor of the learning rate; below 1 the candidate stays closer to its start."""
+    beta: PositiveFloat = 1.0
+    """Factor of `train.beta`; above 1 the candidate stays closer to its reference."""
+    nll_weight: NonNegativeFloat | None = None
+    """`train.nll_weight` from the second attempt on; null leaves it."""
+    steps: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the optimizer steps that are made; fewer stay closer to the start."""
+    checkpoint: Literal["best"] | None = None
+    """`best` takes the best checkpoint of the round on the gate prompts, as `train.select: best` does."""
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether a retry would give the same candidate again."""
+        return self == RetrySettings(learning_rate=1.0)
+
+
+class PromoteConfig(BaseModel):
+    """When a candidate becomes the next policy."""
+
+    model_config = FROZEN
+
+    rule: Literal["always", "better", "not_worse"] = "not_worse"
+    """`better`: the gain's interval lies above 0; `not_worse`: it lies above -margin; `always` asks nothing."""
+    metric: Literal[
+        "sampled_accuracy",
+        "greedy_accuracy",
+        "accuracy_among_well_formed",
+        "well_formed_share",
+        "preference_accuracy",
+    ] = "sampled_accuracy"
+    """What is compared on the gate prompts; preference_accuracy is that of preference data without a judge, and the
+    default there."""
+    margin: NonNegativeFloat = 0.05
+    """How much worse `not_worse` allows the lower end of the interval to be."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Confidence of all intervals that are reported and decided on."""
+    limits: LimitSettings = LimitSettings()
+    """What a candidate must keep to besides, whatever the rule."""
+    on_reject: Literal["continue", "stop", "retry"] = "continue"
+    """After a rejected candidate: `continue` with the next iteration, `stop` the campaign, or `retry` the round with
+    the changes of `retry` and continue if that is rejected too."""
+    retries: PositiveInt = 1
+    """How often a round is retried at most."""
+    retry: RetrySettings = RetrySettings()
+    """What a retry changes."""
+
+    @property
+    def attempts(self) -> int:
+        """How often a round is trained at most."""
+        return 1 + self.retries if self.on_reject == "retry" else 1
+
+    def decided_by(self, attempts: int) -> dict[str, Any]:
+        """The settings that decided an iteration in which so many attempts were made, by dotted key."""
+        keys: set[str] = {"rule", "metric", "margin", "confidence"}
+        keys |= {"limits"} if self.limits != LimitSettings() else set()
+        keys |= {"retry"} if attempts > 1 else set()
+        return {f"promote.{key}": value for key, value in self.model_dump(mode="json", include=keys).items()}
+
+
+def check_retry(promote: PromoteConfig, train: TrainSettings) -> None:
+    """ValueError for a retry that could not change what it says, with the way out."""
+    retry = promote.retry
+    if promote.on_reject != "retry":
+        return
+    if retry.changes_nothing:
+        raise ValueError(
+            "promote.on_reject is retry, but promote.retry changes nothing, so the same candidate would come again; "
+            "set e.g. promote.retry.learning_rate to 0.5"
+        )
+    if retry.beta != 1 and beta_of(train) is None:
+        raise ValueError(
+            "promote.retry.beta multiplies train.beta, but the loss has no beta or names its own; give it as "
+            "train.beta, or leave promote.retry.beta at 1"
+        )
+    if retry.nll_weight is not None:
+        try:
+            terms_of(train.loss, beta=train.beta, nll_weight=retry.nll_weight)
+        except ValueError as error:
+            raise ValueError(f"promote.retry.nll_weight cannot be used with train.loss: {error}") from error
+    if retry.checkpoint == "best" and not train.checkpoint_every:
+        raise ValueError(
+            "promote.retry.checkpoint is best, but train.checkpoint_every is 0, so there is none to choose; raise it"
+        )
+
+
+def beta_of(train: TrainSettings) -> float | None:
+    """The one beta that `train.beta` sets; None if there is none, or it cannot be set so."""
+    trial = train.model_copy(update={"beta": 123.0})
+    if {term.arguments.get("beta") for term in trial.terms if "beta" in term.arguments} != {123.0}:
+        return None
+    found = {float(term.arguments["beta"]) for term in train.terms if "beta" in term.arguments}
+    return found.pop() if len(found) == 1 else None
+
+
+def settings_of_attempt(
+    train: TrainSettings, retry: RetrySettings, attempt: int, steps_before: int
+) -> tuple[TrainSettings, dict[str, Any]]:
+    """The settings of an attempt (from 1) and what it changes; `steps_before` are those of the attempt before."""
+    if attempt == 1:
+        return train, {}
+    times = attempt - 1
+    changes: dict[str, Any] = {}
+    if retry.learning_rate != 1:
+        changes["learning_rate"] = train.learning_rate * retry.learning_rate**times
+    if retry.beta != 1:
+        beta = beta_of(train)
+        assert beta is not None, "refused when the config was loaded"
+        changes["beta"] = beta * retry.beta**times
+    if retry.nll_weight is not None:
+        changes["nll_weight"] = retry.nll_weight
+    if retry.steps != 1:
+        changes["max_steps"] = max(1, int(retry.steps * steps_before))
+    if retry.checkpoint == "best":
+        changes["select"] = "best"
+    return TrainSettings.model_validate(train.model_dump() | changes), changes
+
+
+def check_reference(reference: ReferenceRule, path: str | None, start: StartRule, train: TrainSettings) -> None:
+    """ValueError where the reference contradicts another setting, with the way out."""
+    if (reference == "path") != (path is not None):
+        raise ValueError(
+            "reference path needs the model's name in reference_path, e.g. reference_path=models/anchor"
+            if path is None
+            else f"reference_path is {path!r}, but the reference is {reference}; set reference to path, or "
+            "reference_path to null"
+        )
+    if train.warm_start is not None and reference != start:
+        raise ValueError(
+            f"reference {reference} cannot be used with train.warm_start, whose result is the reference of its round; "
+            f"set reference to {start}, which training starts from, or train.warm_start to null"
+        )
+    known = [term for term in train.terms if not term.is_custom]  # a loss of the user's own is not imported for a check
+    moving = [term.name for term in known if "moving_reference" in term.method().needs]
+    if moving and train.lora is not None:
+        raise ValueError(
+            f"the loss {moving[0]} moves its reference inside the round and cannot be used with train.lora, as a mix "
+            "of adapters is not the adapter of a mix; set train.lora to null, or take another loss"
+        )

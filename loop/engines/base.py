@@ -1,0 +1,94 @@
+"""Room loop, the engines: requests (token ids and sampling settings) come in, completions (token ids and text) go out.
+
+`vllm_engine.py` is the fast one, `hf_engine.py` runs anywhere. Both live inside a worker process.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from loop.config.settings import EngineConfig
+from loop.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One response to sample. `temperature` 0 is greedy. The same list of requests gives the same completions on a
+    CPU."""
+
+    prompt_ids: Sequence[int]
+    seed: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    schema: Mapping[str, Any] | None = None
+    """JSON schema that the text must follow; only for engines that are `structured`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What was sampled: ids end with the stop token iff finish_reason is "stop"; `logprobs` are the model's own, in
+    nats."""
+
+    token_ids: list[int]
+    text: str
+    finish_reason: str
+    stop_reason: str | None
+    logprobs: list[float]
+
+
+Progress = Callable[[int, int], None]
+"""Called with (responses finished, tokens so far); also the worker's sign of life."""
+
+
+class Engine(Protocol):
+    """A model that answers, with weights that can be replaced in place."""
+
+    tokenizer: Any
+    stop_ids: frozenset[int]
+    """Tokens that end a response; a response that was not cut off ends with one of them, a cut-off one does not."""
+    structured: bool
+    """Whether it can hold a response to a JSON schema."""
+    identity: dict[str, Any]
+    """What decides the sampled tokens besides requests and weights: kind, versions, dtype, batch, threads."""
+
+    def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
+        """One completion per request, in their order."""
+
+    def load_policy(self, folder: Path) -> None:
+        """Replace the weights by those in `folder` (same architecture)."""
+
+    def sleep(self) -> None:
+        """Give the device's memory to others, until `wake`; nothing on a CPU."""
+
+    def wake(self) -> None:
+        """Take it back."""
+
+
+def stop_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """The token ids at which the model in `folder` stops: its generation config's and its tokenizer's."""
+    path = folder / "generation_config.json"
+    named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+    ids = named if isinstance(named, list) else [named]
+    return frozenset(i for i in (*ids, tokenizer.eos_token_id) if i is not None)
+
+
+def number_format(settings: EngineConfig) -> str:
+    """In which format the engine holds the policy, in torch's words."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "bfloat16" if chosen_engine(settings) == "vllm" else "float32"
+
+
+def chosen_engine(settings: EngineConfig) -> str:
+    """What `kind: auto` means on this machine, without importing it."""
+    installed = find_spec("vllm") is not None
+    if settings.kind == "vllm" and not installed:
+        raise UserError(
+            "engine.kind is vllm, but vllm is not installed here. Install it (docs/install.md says how for a CPU and "
+            "for a GPU), or set engine.kind=transformers, which is slower and needs nothing more."
+        )
+    return settings.kind if settings.kind != "auto" else ("vllm" if installed else "transformers")

@@ -1,0 +1,69 @@
+"""Room loop, the engine of a judge's own model: what a judge asks for comes in, the settings of a second engine go out.
+
+It is an engine like the policy's, in a worker of its own for the whole campaign, crash and stall noticed and retried.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from judges.context import LocalModel, ModelRef
+from judges.contract import Judge
+from loop.config.settings import EngineConfig
+from loop.engines.base import chosen_engine
+from loop.errors import UserError
+
+MODEL_LEN = 4096
+"""Longest question plus reply in tokens, where judge.args.engine_settings.max_model_len says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeEngine:
+    """What the second engine is made of."""
+
+    found: ModelRef
+    settings: EngineConfig
+    chat_template_kwargs: dict[str, Any]
+
+
+def asked_for(judge: Judge) -> LocalModel | None:
+    """The model that the judge, or one that it is made of, wants in an engine. UserError if they want two."""
+    models = [one.local_model for one in judge.paid_for()]
+    wanted = [model for number, model in enumerate(models) if model is not None and model not in models[:number]]
+    if len(wanted) + ("generate" in judge.needs) > 1:
+        raise UserError(
+            "The judges of this combination ask different models, and there is one engine for the judge: give all of "
+            "them the same engine, model, max_tokens, engine_settings and chat_template_kwargs, or let others ask an "
+            "endpoint (engine: api)."
+        )
+    return wanted[0] if wanted else None
+
+
+def judge_engine(model: LocalModel, base: EngineConfig) -> JudgeEngine:
+    """The campaign's engine settings with the judge's own over them. UserError for what is wrong with these."""
+    given = {"max_model_len": min(MODEL_LEN, places_of(model.found) or MODEL_LEN), **model.settings}
+    if "kind" in given:
+        raise UserError("judge.args.engine_settings: kind cannot be given; judge.args.engine names it.")
+    try:
+        settings = EngineConfig(**{**base.model_dump(), **given, "kind": model.kind})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise UserError(
+            f"judge.args.engine_settings is wrong: {problems}. Its keys are those of the section engine, without kind."
+        ) from error
+    chosen_engine(settings)
+    if model.reply_tokens >= settings.max_model_len:
+        raise UserError(
+            f"judge.args.max_tokens={model.reply_tokens} leaves no room for a question: its engine takes "
+            f"{settings.max_model_len} tokens in all. Lower max_tokens, or raise engine_settings.max_model_len."
+        )
+    return JudgeEngine(model.found, settings, dict(model.chat_template_kwargs))
+
+
+def places_of(found: ModelRef) -> int | None:
+    """How many tokens the model can read, as its config has it."""
+    config = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
+    places = config.get("text_config", config).get("max_position_embeddings")
+    return int(places) if places else None

@@ -1,0 +1,1 @@
+"""Numbers computed from judged responses: metrics, intervals, alarms, promotion. Opens no file."""

@@ -1,0 +1,212 @@
+"""Room loop, the numbers of an evaluation: responses and verdicts of one prompt set come in, metrics with intervals go
+out.
+
+A trial is a response with a score; abstentions and errors are no trials, they are counted and shown. Counts per prompt
+are kept, so that two models can be compared prompt by prompt later.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loop.config.checks import PREFERENCE
+from loop.measure.stats import (
+    Array,
+    Difference,
+    majority_at_k,
+    paired_difference,
+    paired_ratio,
+    pass_at_k,
+    ratio_interval,
+)
+from loop.store import tables
+
+METRICS = ("sampled_accuracy", "greedy_accuracy", "well_formed_share", "accuracy_among_well_formed")
+Counts = dict[str, dict[str, list[int]]]
+"""metric -> prompt id -> [successes, trials]"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the metrics need of one response and its verdict."""
+
+    prompt_id: str
+    greedy: bool
+    tokens: int
+    truncated: bool
+    kind: str
+    correct: bool
+    extracted: str | None
+    well_formed: bool | None
+
+
+def read_answers(responses: Sequence[Path], verdicts: Sequence[Path], correct_at: float) -> list[Answer]:
+    """The answers of the shards, in order; a score of at least `correct_at` is correct."""
+    answers: list[Answer] = []
+    for response_path, verdict_path in zip(responses, verdicts, strict=True):
+        sampled = tables.read(response_path, ["response_id", "prompt_id", "temperature", "token_ids", "finish_reason"])
+        judged = {row["response_id"]: row for row in tables.read(verdict_path).to_pylist()}
+        for row in sampled.to_pylist():
+            verdict = judged[row["response_id"]]
+            answers.append(
+                Answer(
+                    row["prompt_id"],
+                    row["temperature"] == 0,
+                    len(row["token_ids"]),
+                    row["finish_reason"] == "length",
+                    verdict["kind"],
+                    verdict["kind"] == "score" and verdict["score"] >= correct_at,
+                    verdict["extracted"],
+                    verdict["well_formed"],
+                )
+            )
+    return answers
+
+
+def measure(answers: Sequence[Answer], confidence: float) -> dict[str, Any]:
+    """All metrics of one prompt set; `counts` holds successes and trials per prompt for paired comparisons."""
+    counts = count(answers)
+    sampled = [a for a in answers if not a.greedy]
+    metrics: dict[str, Any] = {name: asdict(_interval(counts[name], confidence)) for name in METRICS}
+    return metrics | {
+        **_at_k(sampled),
+        "mean_length": _mean(a.tokens for a in sampled),
+        "truncated_share": _mean(a.truncated for a in sampled),
+        "abstained_share": _mean(a.kind == "abstain" for a in sampled),
+        "error_share": _mean(a.kind == "error" for a in sampled),
+        "unparsable_share": _mean(a.kind == "score" and a.extracted is None for a in sampled),
+        "prompts": len({a.prompt_id for a in answers}),
+        "counts": counts,
+    }
+
+
+def metrics_of(*evaluations: dict[str, Any]) -> list[str]:
+    """The metrics that all of these results have counts for, in their order."""
+    return [name for name in (*METRICS, PREFERENCE) if all(name in one["counts"] for one in evaluations)]
+
+
+def count(answers: Iterable[Answer]) -> Counts:
+    """Successes and trials per prompt for each metric."""
+    counts: Counts = {name: {} for name in METRICS}
+    for a in answers:
+        cells = {"greedy_accuracy" if a.greedy else "sampled_accuracy": (a.correct, a.kind == "score")}
+        if not a.greedy:
+            judged = a.kind == "score" and a.well_formed is not None
+            cells["well_formed_share"] = (judged and bool(a.well_formed), judged)
+            cells["accuracy_among_well_formed"] = (a.correct and bool(a.well_formed), judged and bool(a.well_formed))
+        for name, (success, trial) in cells.items():
+            cell = counts[name].setdefault(a.prompt_id, [0, 0])
+            cell[0] += success
+            cell[1] += trial
+    return counts
+
+
+def compare(first: dict[str, Any], second: dict[str, Any], metric: str, confidence: float) -> Difference:
+    """`second` minus `first`, two results of `measure` on the same prompts, paired by prompt."""
+    return paired_difference(*_paired(first, second, metric), confidence=confidence)
+
+
+def ratio(first: dict[str, Any], second: dict[str, Any], metric: str, confidence: float) -> dict[str, Any]:
+    """`second` over `first`, paired by prompt."""
+    return asdict(paired_ratio(*_paired(first, second, metric), confidence=confidence))
+
+
+def shadow_change(before: Sequence[tuple[Path, Path]], after: Sequence[tuple[Path, Path]], part: str) -> float | None:
+    """Mean change of a score over the prompts that both evaluations have one for; None without any. `part` is `score`,
+    or the name of a part that a combining judge has recorded."""
+    first, second = (score_means(shards, part) for shards in (before, after))
+    return _mean(second[id] - first[id] for id in sorted(first.keys() & second.keys()))
+
+
+def score_means(shards: Sequence[tuple[Path, Path]], part: str) -> dict[str, float]:
+    """Mean score of each prompt's sampled responses, by prompt; abstentions and errors are no scores."""
+    found: dict[str, list[float]] = {}
+    for responses, verdicts in shards:
+        sampled = tables.read(responses, ["response_id", "temperature"]).to_pylist()
+        greedy = {row["response_id"] for row in sampled if row["temperature"] == 0}
+        for row in tables.read(verdicts, ["prompt_id", "response_id", "score", "parts"]).to_pylist():
+            score = row["score"] if part == "score" else json.loads(row["parts"]).get(part)
+            if score is not None and row["response_id"] not in greedy:
+                found.setdefault(row["prompt_id"], []).append(score)
+    return {id: sum(scores) / len(scores) for id, scores in found.items()}
+
+
+def _paired(first: dict[str, Any], second: dict[str, Any], metric: str) -> tuple[Array, Array, Array, Array]:
+    a, b = first["counts"][metric], second["counts"][metric]
+    ids = sorted(a.keys() & b.keys())
+    columns = [[side[i][j] for i in ids] for side in (a, b) for j in (0, 1)]
+    s1, m1, s2, m2 = (np.array(column, dtype=float) for column in columns)
+    return s1, m1, s2, m2
+
+
+def _interval(cells: dict[str, list[int]], confidence: float) -> Any:
+    ids = sorted(cells)
+    return ratio_interval([cells[i][0] for i in ids], [cells[i][1] for i in ids], confidence)
+
+
+def _at_k(sampled: Sequence[Answer]) -> dict[str, Any]:
+    """pass@k and maj@k at the number of samples, as means over prompts."""
+    groups: dict[str, list[Answer]] = {}
+    for a in sampled:
+        groups.setdefault(a.prompt_id, []).append(a)
+    k = min(map(len, groups.values()), default=0)
+    if not k:
+        return {"k": 0, "pass_at_k": None, "maj_at_k": None}
+    passed = _mean(pass_at_k(len(g), sum(a.correct for a in g), k) for g in groups.values())
+    voted = _mean(majority_at_k([a.extracted for a in g], [a.correct for a in g], k) for g in groups.values())
+    return {"k": k, "pass_at_k": passed, "maj_at_k": voted}
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return float(sum(known) / len(known)) if known else None
+
+
+Names = tuple[str, str, str]
+"""Ids of prompt, chosen and rejected response."""
+
+
+def measure_preferences(
+    pairs: Sequence[Names], policy: Mapping[str, float], base: Mapping[str, float], confidence: float
+) -> dict[str, Any]:
+    """All metrics of one prompt set; pairs without the log-probs are counted and left out. `counts` holds successes and
+    trials per prompt for paired comparisons, as those of judged evaluations do.
+
+    `mean_margin`: how much higher the chosen answer's implicit reward is, in nats; `likelihood_accuracy`: the share of
+    pairs whose chosen answer is the more likely one for the policy alone; `log_ratio`: mean of log policy(chosen) -
+    log policy(rejected) in nats, which sDPO calls the gamma of a reference (arXiv:2403.19270, section 3.2).
+    """
+    known = [(p, c, r) for p, c, r in pairs if all(id in side for id in (c, r) for side in (policy, base))]
+    own = [policy[c] - policy[r] for _, c, r in known]
+    margins = [ratio - (base[c] - base[r]) for ratio, (_, c, r) in zip(own, known, strict=True)]
+    cells: dict[str, list[float]] = {}
+    for (prompt_id, _, _), margin in zip(known, margins, strict=True):
+        cell = cells.setdefault(prompt_id, [0.0, 0])
+        cell[0] += half(margin)
+        cell[1] += 1
+    ids = sorted(cells)
+    interval = ratio_interval([cells[i][0] for i in ids], [cells[i][1] for i in ids], confidence)
+    return measure([], confidence) | {
+        PREFERENCE: asdict(interval),
+        "mean_margin": mean(margins),
+        "log_ratio": mean(own),
+        "likelihood_accuracy": mean([half(ratio) for ratio in own]),
+        "prompts": len(ids),
+        "pairs": len(known),
+        "pairs_too_long": len(pairs) - len(known),
+        "counts": {PREFERENCE: cells},
+    }
+
+
+def half(difference: float) -> float:
+    """1 above 0, 0 below it, and a half at 0."""
+    return 0.5 if difference == 0 else float(difference > 0)
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """None of nothing."""
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,1 @@
+"""Prompts and preference data: sources, sets, chat templates."""

@@ -1,0 +1,259 @@
+"""Room loop, the prompts: the config's `prompts` section comes in, three disjoint sets of prompts go out.
+
+A prompt is known by its content: its id is a hash of its chat messages. Which prompts are train, gate and test follows
+from the ids and the campaign's seed, not from the order of rows: the sets are drawn alike, and so are the slices of the
+iterations. With files and hub data a larger `train` appends to the training prompts and changes nothing else; a
+reasoning-gym task keeps its sets as long as the entries that were generated suffice.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loop.config.prompts_section import (
+    MixturePrompts,
+    PreferencePrompts,
+    PromptsBase,
+    PromptsConfig,
+    ReasoningGymPrompts,
+)
+from loop.errors import UserError
+from loop.prompts.messages import check_template, messages_of, plain_columns, target_of
+from loop.prompts.preferences import open_preferences
+from loop.prompts.row import PromptRow, prompt_id
+from loop.prompts.sources import Source, gym_rounds, open_sources
+from loop.seeds import seeded
+
+ORIGIN = "prompt_source"
+"""The column that names a prompt's source."""
+
+
+def shares(total: int, weights: Sequence[float]) -> list[int]:
+    """`total` divided by the weights, by largest remainders (Hamilton's method); the first of equal ones wins."""
+    exact = [total * weight / sum(weights) for weight in weights]
+    counts = [int(share) for share in exact]
+    order = sorted(range(len(weights)), key=lambda i: counts[i] - exact[i])
+    for i in order[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def interleaved(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Every (source, place in it), so that from the front each source comes in proportion to its size: the j-th of n
+    lies at (j + 1/2) / n of the whole."""
+    places = [((j + 0.5) / size, source, j) for source, size in enumerate(sizes) for j in range(size)]
+    return [(source, j) for _, source, j in sorted(places)]
+
+
+def names_of(config: MixturePrompts) -> list[str]:
+    """A name for each source: its kind with its task, file or dataset; the same one again gets a number."""
+    names: list[str] = []
+    for mixed in config.sources:
+        name = source_name(mixed.prompts)
+        again = sum(other == name or other.startswith(f"{name} #") for other in names)
+        names.append(f"{name} #{again + 1}" if again else name)
+    return names
+
+
+def source_name(prompts: PromptsBase) -> str:
+    """The source in words: `file questions.jsonl`, `reasoning-gym chain_sum`."""
+    given: dict[str, Any] = dict(prompts)
+    kind = given["source"]
+    where = given.get("task") or given.get("dataset") or str(given.get("path") or "").rpartition("/")[2]
+    return f"{kind} {where}".rstrip()
+
+
+def sized(config: MixturePrompts) -> list[PromptsBase]:
+    """Each source's section with its share of the three sets, and the mixture's messages where it has none."""
+    weights = [mixed.weight for mixed in config.sources]
+    sizes = {name: shares(getattr(config, name), weights) for name in ("train", "gate", "test")}
+    return [
+        mixed.prompts.model_copy(
+            update={name: counts[i] for name, counts in sizes.items()}
+            | {"system": mixed.prompts.system if mixed.prompts.system is not None else config.system}
+            | {"few_shot": mixed.prompts.few_shot or config.few_shot}
+        )
+        for i, mixed in enumerate(config.sources)
+    ]
+
+
+def added(counts: Sequence[dict[str, int]], names: Sequence[str]) -> dict[str, int]:
+    """The counts of all sources together, and how many training prompts each gave."""
+    total = Counter[str]()
+    for one in counts:
+        total.update(one)
+    return {**total, **{f"train from {name}": one["train"] for name, one in zip(names, counts, strict=True)}}
+
+
+GYM_PATIENCE = 50
+"""A reasoning-gym task may generate so many entries per prompt that is needed before it counts as exhausted."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSets:
+    """Three sets without a common prompt, each in its seeded order, and what became of the rows that were read.
+
+    counts: rows = empty + duplicates + also_in_test + train + gate + test + unused; `conflicts` says how many of the
+    duplicates had another target than the row that was kept (the first one read). Of a mixture `elsewhere` are those
+    that an earlier source gave, and there is a count for each source; preference data have counts of their pairs.
+    """
+
+    train: list[PromptRow]
+    gate: list[PromptRow]
+    test: list[PromptRow]
+    counts: dict[str, int]
+
+
+def build_prompt_sets(config: PromptsConfig, seed: int) -> PromptSets:
+    """Read the source or the sources, drop empty prompts and duplicates, and divide the rest. Raises UserError."""
+    return _mix(config, seed) if isinstance(config, MixturePrompts) else _build(config, seed, frozenset())
+
+
+def _mix(config: MixturePrompts, seed: int) -> PromptSets:
+    """Source after source; what one has given is left out of those that follow."""
+    names, parts, given = names_of(config), list[PromptSets](), set[str]()
+    for section, name in zip(sized(config), names, strict=True):
+        part = _build(section, seed, frozenset(given))
+        given.update(row.id for rows in (part.train, part.gate, part.test) for row in rows)
+        parts.append(_from(part, name))
+    train = [parts[source].train[place] for source, place in interleaved([len(part.train) for part in parts])]
+    gate, test = ([row for part in parts for row in getattr(part, name)] for name in ("gate", "test"))
+    return PromptSets(train, gate, test, added([part.counts for part in parts], names))
+
+
+def _from(part: PromptSets, name: str) -> PromptSets:
+    """The sets of one source, its name in a column of each prompt."""
+    sets = {
+        which: [replace(row, columns=row.columns | {ORIGIN: name}) for row in getattr(part, which)]
+        for which in ("train", "gate", "test")
+    }
+    return PromptSets(**sets, counts=part.counts)
+
+
+def _build(config: PromptsBase, seed: int, given: frozenset[str]) -> PromptSets:
+    """The sets of one source without the prompts that were `given` before."""
+    counts = dict.fromkeys(("rows", "empty", "duplicates", "conflicts", "also_in_test"), 0)
+    if isinstance(config, ReasoningGymPrompts):
+        pool = _generate(config, seed, counts, given)
+        return _divide(config, pool, seeded(pool.without(given), seed), None, [], counts)
+    main, test = open_preferences(config, counts) if isinstance(config, PreferencePrompts) else open_sources(config)
+    pool, test_pool = _Pool(config, main, counts), _Pool(config, test, counts) if test else None
+    pool.read(main.rows)
+    if test is None or test_pool is None:
+        return _divide(config, pool, seeded(pool.without(given), seed), None, [], counts)
+    test_pool.read(test.rows)
+    counts["also_in_test"] = sum(key in test_pool.first for key in pool.first)
+    ids = [key for key in seeded(pool.without(given), seed) if key not in test_pool.first]
+    return _divide(config, pool, ids, test_pool, seeded(test_pool.without(given), seed), counts)
+
+
+class _Pool:
+    """The distinct prompts of a source: for each id the first row that has it. Rows are built again when chosen."""
+
+    def __init__(self, config: PromptsBase, source: Source, counts: dict[str, int]) -> None:
+        self.config, self.source, self.counts = config, source, counts
+        self.first: dict[str, int] = {}
+        check_template(config.template, source)
+
+    def read(self, rows: Iterable[Mapping[str, Any]], start: int = 0) -> None:
+        """Take in the rows from number `start` on, counting what is dropped."""
+        for number, row in enumerate(rows, start):
+            self.counts["rows"] += 1
+            messages = messages_of(self.config, self.source, row, number)
+            if messages is None:
+                self.counts["empty"] += 1
+                continue
+            kept = self.first.setdefault(prompt_id(messages), number)
+            if kept != number:
+                self.counts["duplicates"] += 1
+                other = self.source.rows[kept]
+                self.counts["conflicts"] += target_of(self.source, row) != target_of(self.source, other)
+
+    def without(self, given: frozenset[str]) -> list[str]:
+        """The ids that no earlier source gave; the others are counted."""
+        if given:
+            self.counts["elsewhere"] = self.counts.get("elsewhere", 0) + sum(key in given for key in self.first)
+        return [key for key in self.first if key not in given]
+
+    def row(self, key: str) -> PromptRow:
+        number = self.first[key]
+        row = self.source.rows[number]
+        messages = messages_of(self.config, self.source, row, number)
+        assert messages is not None
+        return PromptRow(key, messages, target_of(self.source, row), plain_columns(self.source, row, number))
+
+
+def _generate(config: ReasoningGymPrompts, seed: int, counts: dict[str, int], given: frozenset[str]) -> _Pool:
+    """Entries of a task, round after round, until there are enough distinct prompts."""
+    needed = config.train + config.gate + config.test
+    rows: list[dict[str, Any]] = []
+    pool: _Pool | None = None
+    for entries in gym_rounds(config, seed):
+        if pool is None:
+            name = f"the reasoning-gym task {config.task!r}"
+            pool = _Pool(config, Source(name, rows, tuple(entries[0]), "question", "answer"), counts)
+        before, start = len(pool.first), len(rows)
+        rows += entries
+        pool.read(entries, start)
+        nothing_new = len(pool.first) == before and len(entries) >= needed
+        if len(pool.first.keys() - given) >= needed or nothing_new or len(rows) > GYM_PATIENCE * needed:
+            return pool
+    raise AssertionError("rounds are endless")
+
+
+def _divide(
+    config: PromptsBase,
+    pool: _Pool,
+    ids: list[str],
+    test_pool: _Pool | None,
+    test_ids: list[str],
+    counts: dict[str, int],
+) -> PromptSets:
+    """test first, then gate, then train, each from the front of the seeded order; too few is a UserError."""
+    own_test = config.test if test_pool is None else 0
+    wanted = own_test + config.gate + (config.train or config.per_iteration or 1)
+    if len(ids) < wanted:
+        raise UserError(_too_few(config, pool.source.name, len(ids), wanted, own_test, counts))
+    if test_pool is not None and len(test_ids) < config.test:
+        raise UserError(
+            f"{test_pool.source.name} holds {len(test_ids)} distinct prompts for the test set, but prompts.test is "
+            f"{config.test}; lower prompts.test or give more rows."
+        )
+    test = ids[:own_test] if test_pool is None else test_ids[: config.test]
+    gate = ids[own_test : own_test + config.gate]
+    train = ids[own_test + config.gate :][: config.train]
+    sets = {"train": train, "gate": gate, "test": test}
+    used = {name: len(keys) for name, keys in sets.items()}
+    unused = len(ids) + len(test_ids) - sum(used.values())
+    assert len(set(train) | set(gate) | set(test)) == sum(used.values()), "the three prompt sets overlap"
+    built = {
+        name: [((test_pool if name == "test" else None) or pool).row(key) for key in keys]
+        for name, keys in sets.items()
+    }
+    return PromptSets(**built, counts={**counts, **used, "unused": unused})
+
+
+def _too_few(config: PromptsBase, name: str, found: int, wanted: int, own_test: int, counts: dict[str, int]) -> str:
+    names = {
+        "empty": "empty",
+        "duplicates": "duplicates",
+        "also_in_test": "that are test prompts too",
+        "elsewhere": "that another source gave",
+    }
+    dropped = ", ".join(f"{counts[key]} {words}" for key, words in names.items() if counts.get(key)) or "none"
+    parts = [f"prompts.test={own_test}"] if own_test else []
+    parts.append(f"prompts.gate={config.gate}")
+    if config.train:
+        parts.append(f"prompts.train={config.train}")
+    elif config.per_iteration:
+        parts.append(f"prompts.per_iteration={config.per_iteration}")
+    else:
+        parts.append("at least 1 to train on")
+    gym = isinstance(config, ReasoningGymPrompts)
+    way = "widen prompts.args so that the task has more different prompts" if gym else "give more rows"
+    keys = ", ".join(part.partition("=")[0] for part in parts if "=" in part)
+    return (
+        f"{name} gives {found} distinct prompts ({counts['rows']} rows; dropped: {dropped}), but "
+        f"{' + '.join(parts)} need {wanted}; lower {keys}, or {way}."
+    )

@@ -1,0 +1,221 @@
+"""Room loop, where prompts come from: the config's `prompts` section comes in, rows of columns go out.
+
+Four kinds: reasoning-gym tasks, GSM8K, local files, hub datasets. Rows stay as the source has them; `loop.prompts.sets`
+makes messages of them. `datasets` and `reasoning_gym` are imported when a source is opened.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loop.config.prompts_section import FilePrompts, Gsm8kPrompts, HubPrompts, PromptsBase, ReasoningGymPrompts
+from loop.config.types import did_you_mean
+from loop.errors import UserError
+
+FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+GSM8K = "openai/gsm8k"
+GYM_ROUND = 256
+"""Entries in the first round of a reasoning-gym task; every round doubles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Rows with their columns, and which column is what; `name` says in messages where they are from."""
+
+    name: str
+    rows: Sequence[dict[str, Any]]
+    columns: tuple[str, ...]
+    prompt_column: str
+    target_column: str | None
+
+
+def open_sources(config: PromptsBase) -> tuple[Source, Source | None]:
+    """The rows for train and gate, and those for test if they come from elsewhere."""
+    if isinstance(config, HubPrompts):
+        main, test = _hub(config, config.split), _hub(config, config.test_split) if config.test_split else None
+    elif isinstance(config, FilePrompts):
+        main = _file(config.path, "prompts.path", config.prompt_column, config.target_column)
+        test = None
+        if config.test_path:
+            test = _file(config.test_path, "prompts.test_path", config.prompt_column, config.target_column)
+    else:
+        assert isinstance(config, Gsm8kPrompts), config
+        main, test = _gsm8k(config)
+    return main, test
+
+
+def _gsm8k(config: Gsm8kPrompts) -> tuple[Source, Source | None]:
+    hub = HubPrompts(
+        source="hub", dataset=GSM8K, subset="main", test_split="test", prompt_column="question", target_column="answer"
+    )
+    main = _file(config.path, "prompts.path", "question", "answer") if config.path else _hub(hub, "train")
+    if config.test_path:
+        return main, _file(config.test_path, "prompts.test_path", "question", "answer")
+    return main, None if config.path else _hub(hub, "test")
+
+
+# ---- files and the hub ----
+
+
+def _file(path: str, key: str, prompt_column: str, target_column: str | None) -> Source:
+    name, rows = read_rows(path, key)
+    return _source(name, rows, prompt_column, target_column)
+
+
+def read_rows(path: str, key: str) -> tuple[str, Any]:
+    """Name and rows of a local file through `datasets`; `key` is the setting that messages name."""
+    file = Path(path).expanduser()
+    kind = FORMATS.get(file.suffix.lower())
+    if not file.is_file():
+        what = "is a folder, not a file" if file.is_dir() else "does not exist"
+        raise UserError(f"{key}: {file} {what}. Relative paths start at the current directory, {Path.cwd()}.")
+    if kind is None:
+        raise UserError(f"{key}: {file} is not in a known format; expected a file named {', '.join(FORMATS)}.")
+    if file.stat().st_size == 0:
+        raise UserError(f"{key}: {file} is empty (0 bytes).")
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        options = _csv_as_text(file) if kind == "csv" else {}
+        with _quiet():
+            rows = load_dataset(kind, data_files=str(file.absolute()), split="train", **options)
+    except (DatasetsError, OSError, ValueError, csv.Error) as error:
+        fault = (_json_fault(file) if kind == "json" else "") or _reason(error)
+        raise UserError(f"{key}: {file} cannot be read as {kind}: {fault}.") from error
+    return str(file), rows
+
+
+def _csv_as_text(file: Path) -> dict[str, Any]:
+    """Every cell as the text it is: "007" is no 7 and "NA" is not missing. Rows that do not fit the header raise."""
+    from datasets import Features, Value
+
+    csv.field_size_limit(2**31 - 1)
+    with file.open(encoding="utf-8-sig", newline="") as opened:
+        reader = csv.reader(opened, strict=True)
+        header = next(reader)
+        if len(set(header)) < len(header):
+            raise ValueError(f"its header names a column twice: {', '.join(header)}")
+        for row in reader:
+            if row and len(row) != len(header):
+                cells = f"line {reader.line_num} has {len(row)} cells, but the header has {len(header)}"
+                raise ValueError(f"{cells}; put a cell that holds a comma in double quotes")
+    return {"features": Features({name: Value("string") for name in header}), "keep_default_na": False}
+
+
+def _hub(config: HubPrompts, split: str) -> Source:
+    otherwise = "give a local copy with prompts.source=file, or prompts.path for gsm8k"
+    name, rows = read_hub(config.dataset, config.subset, split, section="prompts", otherwise=otherwise)
+    return _source(name, rows, config.prompt_column, config.target_column)
+
+
+def read_hub(dataset: str, subset: str | None, split: str, *, section: str, otherwise: str) -> tuple[str, Any]:
+    """Name and rows of one split of a hub dataset, downloaded once into the cache of `datasets`; messages name the
+    config's `section` and say what to do `otherwise`."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    name = f"hub dataset {dataset}{f' ({subset})' if subset else ''}, split {split}"
+    try:
+        return name, load_dataset(dataset, subset, split=split)
+    except (DatasetsError, OSError, ValueError) as error:  # OSError: no connection; ValueError: no such subset or split
+        raise UserError(
+            f"The {name} cannot be loaded: {_reason(error)}. Check {section}.dataset, subset and split and the "
+            f"connection (HF_HUB_OFFLINE and HF_DATASETS_OFFLINE unset, a token for gated data); without a connection, "
+            f"{otherwise}."
+        ) from error
+
+
+def _source(name: str, rows: Any, prompt_column: str, target_column: str | None) -> Source:
+    columns = tuple(rows.column_names)
+    for key, column in (("prompt_column", prompt_column), ("target_column", target_column)):
+        if column is not None and column not in columns:
+            raise UserError(
+                f"{name} has no column {column!r} (prompts.{key}){did_you_mean(column, columns) or '.'} "
+                f"Its columns: {', '.join(columns) or 'none'}."
+            )
+    return Source(name, rows, columns, prompt_column, target_column)
+
+
+def _json_fault(file: Path) -> str:
+    """Line and fault of broken JSON, which `datasets` does not tell; empty if each line, or the whole, is sound."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    whole = text.lstrip().startswith("[")
+    for number, line in enumerate([text] if whole else text.split("\n"), 1):
+        try:
+            json.loads(line or "null")
+        except ValueError as error:
+            at = f"line {error.lineno if whole else number}" if isinstance(error, json.JSONDecodeError) else ""
+            return f"{at}: {str(error).partition(':')[0]}"
+    return ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and log lines of `datasets` for a local file: what goes wrong is said in the UserError."""
+    import datasets
+
+    level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in one line of at most 300 characters; `datasets` wraps some of it in a text that says
+    nothing."""
+    while type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (text if len(text) <= 300 else text[:297] + "...").rstrip(".")
+
+
+# ---- reasoning-gym ----
+
+
+def gym_rounds(config: ReasoningGymPrompts, seed: int) -> Iterator[list[dict[str, Any]]]:
+    """Endless rounds of entries (question, answer, metadata); the same seed always gives the same ones."""
+    number = 0
+    while True:
+        text = f"{seed}|prompts|{config.task}|{number}"
+        derived = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+        yield _gym_entries(config, GYM_ROUND << number, derived)
+        number += 1
+
+
+def _gym_entries(config: ReasoningGymPrompts, size: int, seed: int) -> list[dict[str, Any]]:
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise UserError(
+            "prompts.source is reasoning-gym, but the package is not installed; install it with "
+            "`pip install 'prefloop[reasoning-gym]'`."
+        ) from error
+    tasks = sorted(reasoning_gym.factory.DATASETS)
+    if config.task not in tasks:
+        raise UserError(
+            f"prompts.task: reasoning-gym has no task {config.task!r}{did_you_mean(config.task, tasks) or '.'} "
+            f"Its tasks: {', '.join(tasks)}."
+        )
+    if taken := {"size", "seed"} & set(config.args):
+        raise UserError(
+            f"prompts.args: {', '.join(sorted(taken))} cannot be given; prefloop chooses how many entries it generates "
+            f"and derives their seed from the campaign's."
+        )
+    try:
+        return list(reasoning_gym.create_dataset(config.task, size=size, seed=seed, **config.args))
+    except (AssertionError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"prompts.args: the reasoning-gym task {config.task!r} cannot be made with {config.args}: "
+            f"{' '.join(str(error).split()) or type(error).__name__}."
+        ) from error

@@ -1,0 +1,112 @@
+"""Figures on where time and tokens went."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from loop.report.data import IterationData, RunData
+from loop.report.figure import Figure, Key, Missing, Table
+from loop.report.marks import Row, Series, chart, plot_x, plot_y, stacked
+from loop.report.scale import axis, clock, percent, whole_axis
+
+STAGES = ("sample", "judge", "pair", "train", "eval")
+PARTS = (
+    ("generate", "generating", 1),
+    ("judge_after_sampling", "judging", 2),
+    ("compute", "training", 3),
+    ("overhead", "overhead", 4),
+)
+"""Keys of an iteration's time, with names and tones."""
+
+SAMPLER_GAP = "Sampler against trainer"
+
+
+def ledger_figures(data: RunData) -> list[Figure | Missing]:
+    """All figures on time and tokens, in page order."""
+    return [time_spent(data), tokens_spent(data), sampler_gap(data)]
+
+
+def time_spent(data: RunData) -> Figure | Missing:
+    """Seconds of each iteration by activity."""
+    title = "Time"
+    turns = [turn for turn in data.turns if turn.state["time"]["wall"]]
+    if not turns:
+        return Missing(title, "no stage is finished yet")
+    rows = [Row(str(t.number), [(round(t.state["time"][key]), tone, name) for key, name, tone in PARTS]) for t in turns]
+    read = (
+        "Overhead is wall time spent on neither generation, judging nor training: loading, saving, hashing, "
+        "starting up."
+    )
+    heads = ["iteration", *(f"{stage}, s" for stage in STAGES), "total", "overhead", "overhead, %"]
+    table = Table(heads, [[t.number, *_seconds(t), *_time(t)] for t in turns])
+    keys = [Key(name, tone, box=True) for _, name, tone in PARTS]
+    return Figure("time", title, read, stacked(title, rows, unit="seconds"), keys, table)
+
+
+def _seconds(turn: IterationData) -> list[float | None]:
+    found: Mapping[str, Mapping[str, float]] = turn.state["seconds"]
+    return [_stage_seconds(stage, found[stage]) if stage in found else None for stage in STAGES]
+
+
+def _stage_seconds(stage: str, seconds: Mapping[str, float]) -> float:
+    return round(seconds.get("judge" if stage == "judge" else "wall", 0.0), 1)
+
+
+def _time(turn: IterationData) -> list[str]:
+    time = turn.state["time"]
+    return [clock(time["wall"]), clock(time["overhead"]), percent(time["overhead_share"])]
+
+
+def tokens_spent(data: RunData) -> Figure | Missing:
+    """Tokens sampled and trained on, by iteration."""
+    title = "Tokens"
+    turns = [turn for turn in data.turns if turn.state["counts"]]
+    if not turns:
+        return Missing(title, "no stage is finished yet")
+    named = (("sampled for training", 1), ("sampled for evaluation", 5), ("trained on", 3))
+    counts = [_tokens(turn) for turn in turns]
+    rows = [
+        Row(str(t.number), [(float(v or 0), tone, name) for v, (name, tone) in zip(c[:3], named, strict=True)])
+        for t, c in zip(turns, counts, strict=True)
+    ]
+    read = (
+        "Tokens sampled and trained on in each iteration. 'trained on' counts each token of a round once, however "
+        "many pairs share it (the table has both)."
+    )
+    heads = ["iteration", *(name for name, _ in named), "as separate pairs", "sampled per second", "trained per second"]
+    table = Table(heads, [[t.number, *c] for t, c in zip(turns, counts, strict=True)])
+    keys = [Key(name, tone, box=True) for name, tone in named]
+    return Figure("tokens", title, read, stacked(title, rows, unit="tokens"), keys, table)
+
+
+def _tokens(turn: IterationData) -> list[float | None]:
+    """Sampled, evaluated, trained (each token once), trained (pair by pair), and the first and third per second."""
+    sampled, train = turn.counts("sample").get("tokens"), turn.counts("train")
+    evaluated = sum(one.get("tokens", 0) for one in turn.counts("eval").values()) or None
+    seconds = turn.state["seconds"]
+    return [
+        sampled,
+        evaluated,
+        train.get("encoded_tokens"),
+        train.get("plain_tokens"),
+        _rate(sampled, seconds.get("sample", {}).get("generate")),
+        _rate(train.get("plain_tokens"), seconds.get("train", {}).get("compute")),
+    ]
+
+
+def _rate(tokens: Any, seconds: float | None) -> float | None:
+    return round(tokens / seconds) if tokens and seconds else None
+
+
+def sampler_gap(data: RunData) -> Figure | Missing:
+    """Mean absolute difference of sampler and trainer log-probs on the same tokens."""
+    known = [(t.number, t.counts("train").get("sampler_gap")) for t in data.rounds]
+    points = [(float(k), gap) for k, gap in known if gap is not None]
+    if not points:
+        return Missing(SAMPLER_GAP, "no round has compared sampler and trainer log-probs")
+    one = Series("mean absolute gap", points, 1)
+    x = whole_axis([int(k) for k, _ in points], *plot_x())
+    y = axis([0.0, *(gap for _, gap in points)], *plot_y(), zero=True)
+    drawn = chart(SAMPLER_GAP, [one], x, y, x_label="iteration", y_label="nats per token")
+    read = "The same tokens under both engines: if the gap grows, the trainer sees a different policy than was sampled."
+    table = Table(["iteration", "gap"], [list(point) for point in points])
+    return Figure("sampler-gap", SAMPLER_GAP, read, drawn, [Key(one.name, 1)], table)

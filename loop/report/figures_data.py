@@ -1,0 +1,267 @@
+"""Figures on the training supply (samples, pairs) and on the judge."""
+
+from collections.abc import Mapping, Sequence
+
+from loop.measure.estimators import QUANTILES
+from loop.pairing.reasons import PROMPT_OUTCOMES, RESPONSE_REASONS
+from loop.report.data import IterationData, RunData
+from loop.report.figure import Figure, Key, Missing, Table, keys_of, table_of
+from loop.report.figures_quality import heights, hundred
+from loop.report.marks import Row, Series, chart, heat, plot_x, plot_y, stacked
+from loop.report.scale import axis, percent, share_axis, whole_axis
+from loop.report.set_numbers import SetNumbers
+
+TONES = (3, 1, 2, 5, 6, 7, 8)
+"""Tones of the parts of a stacked bar, in order; the last is for the rest."""
+
+MOST_ROWS = 17
+"""Most rows of the solve-rate field; with more distinct rates, it uses tenths."""
+
+
+def supply_figures(data: RunData) -> list[Figure | Missing]:
+    """All supply figures, in page order."""
+    return [funnel(data), prompts(data), responses(data), solve_rates(data), pass_by_k(data), lengths(data)]
+
+
+def judge_figures(data: RunData) -> list[Figure | Missing]:
+    """All judge figures, in page order."""
+    return [verdicts(data), orders(data), cost(data)]
+
+
+def paired_turns(data: RunData) -> list[IterationData]:
+    """The iterations whose pair stage is finished."""
+    return [turn for turn in data.rounds if turn.counts("pair")]
+
+
+def funnel(data: RunData) -> Figure | Missing:
+    """Counts from responses to training pairs, by iteration."""
+    title = "From prompts to pairs"
+    if not data.settings(1).samples:
+        return Missing(title, "nothing is sampled: the pairs come from the data")
+    turns = [turn for turn in data.rounds if turn.counts("sample")]
+    if not turns:
+        return Missing(title, "nothing has been sampled yet")
+    kind = next((str(t.counts("pair").get("kind", "pairs")) for t in turns if t.counts("pair")), "pairs")
+    names = ("responses", "with a score", "used", kind)
+    values = [list(_funnel(turn)) for turn in turns]
+    series = [
+        Series(name, [(float(t.number), row[i]) for t, row in zip(turns, values, strict=True)], tone, dashed=i == 1)
+        for i, (name, tone) in enumerate(zip(names, (7, 5, 1, 2), strict=True))
+    ]
+    x = whole_axis([turn.number for turn in turns], *plot_x())
+    drawn = chart(title, series, x, axis(heights(series), *plot_y(), zero=True), x_label="iteration", y_label="count")
+    read = "If the lines approach 0 over the iterations, the training signal is drying up."
+    rows = [[t.number, t.counts("sample").get("prompts"), *row] for t, row in zip(turns, values, strict=True)]
+    return Figure("funnel", title, read, drawn, keys_of(series), Table(["iteration", "prompts", *names], rows))
+
+
+def _funnel(turn: IterationData) -> tuple[int | None, int | None, int | None, int | None]:
+    pair = turn.counts("pair")
+    used = pair.get("responses", {}).get("used")
+    return turn.counts("sample").get("responses"), turn.counts("judge").get("score"), used, pair.get("pairs")
+
+
+def prompts(data: RunData) -> Figure | Missing:
+    """Prompts by outcome."""
+    title = "Prompts by outcome"
+    read = (
+        "Only prompts with both better and worse responses give a training signal; the others show whether the "
+        "task is too hard or too easy."
+    )
+    counts = {turn.number: turn.counts("pair").get("prompts", {}) for turn in paired_turns(data)}
+    return parts("prompts", title, read, counts, PROMPT_OUTCOMES, "prompts", "no iteration has been paired yet")
+
+
+def responses(data: RunData) -> Figure | Missing:
+    """Responses by outcome."""
+    title = "Responses by outcome"
+    read = "Shows why responses were used or left out; many duplicates mean that the samples are no longer diverse."
+    counts = {turn.number: turn.counts("pair").get("responses", {}) for turn in paired_turns(data)}
+    return parts("responses", title, read, counts, RESPONSE_REASONS, "responses", "no iteration has been paired yet")
+
+
+def parts(
+    id: str,
+    title: str,
+    read: str,
+    counts: Mapping[int, Mapping[str, int]],
+    words: Mapping[str, str],
+    unit: str,
+    otherwise: str,
+) -> Figure | Missing:
+    """Counts by reason as stacked bars; the rarest are drawn together and listed separately in the table."""
+    if not any(counts.values()):
+        return Missing(title, otherwise)
+    names = [name for name in words if any(count.get(name) for count in counts.values())]
+    largest = sorted(names, key=lambda name: -sum(count.get(name, 0) for count in counts.values()))
+    shown = [name for name in names if name in largest[: len(TONES) - 1]] if len(names) > len(TONES) else names
+    bars = []
+    for k, count in counts.items():
+        made = [(float(count.get(name, 0)), tone, words[name]) for name, tone in zip(shown, TONES, strict=False)]
+        rest = sum(count.get(name, 0) for name in names if name not in shown)
+        bars.append(Row(str(k), [*made, (float(rest), TONES[-1], "other reasons")] if rest else made))
+    keys = [Key(words[name], tone, box=True) for name, tone in zip(shown, TONES, strict=False)]
+    keys += [Key("other reasons", TONES[-1], box=True)] if len(shown) < len(names) else []
+    table = Table(
+        ["iteration", *(words[n] for n in names)], [[k, *(c.get(n, 0) for n in names)] for k, c in counts.items()]
+    )
+    return Figure(id, title, read, stacked(title, bars, unit=unit), keys, table)
+
+
+def solve_rates(data: RunData) -> Figure | Missing:
+    """Distribution of prompt solve rates, by iteration."""
+    title = "Solve rates of the training prompts"
+    turns = [turn for turn in data.rounds if "train" in turn.sets]
+    if not turns:
+        return Missing(title, "nothing has been sampled and judged yet")
+    rates = sorted({rate for turn in turns for rate in turn.sets["train"].solved} | {0.0, 1.0})
+    rows = rates if len(rates) <= MOST_ROWS else [i / 10 for i in range(11)]
+    shares = [_binned(turn.sets["train"], rows) for turn in turns]
+    names = [f"{percent(rate).removesuffix('.0')} %" for rate in rows]
+    drawn = heat(title, [str(t.number) for t in turns], names, shares, x_label="iteration", y_label="correct responses")
+    read = (
+        "Each column shows how an iteration's prompts split by their share of correct responses. Pairs come "
+        "from the middle; a dark top row means the task is solved, a dark bottom row that it is out of "
+        "reach."
+    )
+    cells = [[t.number, *(f"{percent(s)} %" for s in share)] for t, share in zip(turns, shares, strict=True)]
+    return Figure("solve-rates", title, read, drawn, (), Table(["iteration", *names], cells))
+
+
+def _binned(numbers: SetNumbers, rows: Sequence[float]) -> list[float]:
+    """Share of prompts at each rate; only exactly 0 and 1 go to the end rows."""
+    total, counts = sum(numbers.solved.values()) or 1, dict.fromkeys(rows, 0)
+    for rate, count in numbers.solved.items():
+        near = rate if rate in counts else min(rows[1:-1], key=lambda row: abs(row - rate))
+        counts[near] += count
+    return [count / total for count in counts.values()]
+
+
+def pass_by_k(data: RunData) -> Figure | Missing:
+    """pass@k and maj@k of the training samples for the first, middle and last policy."""
+    title = "pass@k and maj@k of the training samples"
+    turns = [turn for turn in data.rounds if "train" in turn.sets and len(turn.sets["train"].passed) > 1]
+    if not turns:
+        return Missing(title, "needs sampling.n of at least 2")
+    chosen = [turns[i] for i in sorted({0, len(turns) // 2, len(turns) - 1})]
+    series = []
+    for turn, tone in zip(chosen, (5, 1, 2), strict=False):
+        numbers = turn.sets["train"]
+        series.append(Series(f"pass@k, iteration {turn.number}", _curve(numbers.passed), tone))
+        series.append(Series(f"maj@k, iteration {turn.number}", _curve(numbers.voted), tone, dashed=True))
+    most = max(x for one in series for x, _ in one.points)
+    x = axis([0.0, most], *plot_x())
+    drawn = chart(title, series, x, share_axis(heights(series), *plot_y()), x_label="k samples", y_label="prompts, %")
+    read = (
+        "Probability that at least one of k samples is correct, and that the majority is: the rise from k = 1 "
+        "to the right end is what more sampling can still gain."
+    )
+    return Figure("pass-by-k", title, read, drawn, keys_of(series), table_of("k", series))
+
+
+def _curve(by_k: Mapping[int, float]) -> list[tuple[float, float | None]]:
+    return [(float(k), hundred(value)) for k, value in by_k.items()]
+
+
+def lengths(data: RunData) -> Figure | Missing:
+    """Distribution of response lengths on the test prompts, by iteration."""
+    title = "Response lengths on the test prompts"
+    turns = [turn for turn in data.turns if "test" in turn.sets and turn.sets["test"].lengths]
+    if not turns:
+        return Missing(title, "the run folder has no test responses")
+    by = [turn.sets["test"].lengths for turn in turns]
+    ks = [float(turn.number) for turn in turns]
+    means = [turn.sets["test"].mean_length for turn in turns]
+    series = [
+        _fan("5 to 95 %", ks, by, 0, 4, 5),
+        _fan("middle half", ks, by, 1, 3, 1),
+        Series("median", [(k, q[2]) for k, q in zip(ks, by, strict=True)], 1),
+        Series("mean", list(zip(ks, means, strict=True)), 2, dashed=True),
+    ]
+    x = whole_axis([turn.number for turn in turns], *plot_x())
+    drawn = chart(title, series, x, axis(heights(series), *plot_y(), zero=True), x_label="iteration", y_label="tokens")
+    read = (
+        "The bands cover the middle 50 % and 90 % of the sampled responses; steady growth is the most common "
+        "way to game a judge."
+    )
+    heads = ["iteration", *(f"{100 * q:g} %" for q in QUANTILES), "mean"]
+    rows = [[k, *q, mean] for k, q, mean in zip(ks, by, means, strict=True)]
+    return Figure("lengths", title, read, drawn, keys_of(series), Table(heads, rows))
+
+
+def _fan(name: str, ks: Sequence[float], by: Sequence[Sequence[float]], low: int, high: int, tone: int) -> Series:
+    """A band between two quantiles, without a line."""
+    points: list[tuple[float, float | None]] = [(k, q[2]) for k, q in zip(ks, by, strict=True)]
+    return Series(name, points, tone, [(q[low], q[high]) for q in by], line=False, dots=False)
+
+
+def verdicts(data: RunData) -> Figure | Missing:
+    """Abstentions, errors and unparsable answers on the training samples."""
+    title = "Undecided verdicts"
+    turns = [turn for turn in data.rounds if "train" in turn.sets]
+    if not turns:
+        return Missing(title, "nothing has been judged yet")
+    series = [
+        Series("errors", [(float(t.number), _part(t.sets["train"], "error")) for t in turns], 4),
+        Series("abstentions", [(float(t.number), _part(t.sets["train"], "abstain")) for t in turns], 2),
+        Series("no answer found", [(float(t.number), _unread(t.sets["train"])) for t in turns], 1, dashed=True),
+    ]
+    x = whole_axis([turn.number for turn in turns], *plot_x())
+    y = share_axis([*heights(series), 1.0], *plot_y())
+    drawn = chart(title, series, x, y, x_label="iteration", y_label="training responses, %")
+    read = (
+        "Errors and abstentions give no score and no pair, and should stay near 0. Responses without a readable "
+        "answer are still scored, mostly as wrong."
+    )
+    return Figure("verdicts", title, read, drawn, keys_of(series), table_of("iteration", series))
+
+
+def _part(numbers: SetNumbers, kind: str) -> float:
+    return 100 * numbers.kinds.get(kind, 0) / numbers.responses
+
+
+def _unread(numbers: SetNumbers) -> float:
+    return 100 * numbers.unparsable / numbers.responses
+
+
+def orders(data: RunData) -> Figure | Missing:
+    """Order consistency of a pairwise judge."""
+    title = "Order consistency"
+    known = [(t, t.sets["train"].order_consistent) for t in data.rounds if "train" in t.sets]
+    points = [(float(turn.number), hundred(share)) for turn, share in known if share is not None]
+    if not points:
+        return Missing(title, "needs a judge that compares responses in both orders")
+    one = Series("consistent games", points, 1)
+    x = whole_axis([int(k) for k, _ in points], *plot_x())
+    drawn = chart(title, [one], x, share_axis([100.0], *plot_y()), x_label="iteration", y_label="games, %")
+    read = "Games with the same winner in both orders: below about 70 %, position bias is too strong."
+    return Figure("orders", title, read, drawn, keys_of([one]), table_of("iteration", [one]))
+
+
+def cost(data: RunData) -> Figure | Missing:
+    """Calls and tokens of a paid judge, by iteration."""
+    title = "Judge cost"
+    used = {turn.number: _used(turn) for turn in data.turns}
+    if not any(used.values()):
+        return Missing(title, "the judge uses no metered model")
+    names = [name for name in ("prompt_tokens", "completion_tokens") if any(name in one for one in used.values())]
+    bars = [
+        Row(str(k), [(one.get(n, 0.0), tone, n.replace("_", " ")) for n, tone in zip(names, (1, 2), strict=False)])
+        for k, one in used.items()
+    ]
+    heads = sorted({name for one in used.values() for name in one})
+    table = Table(
+        ["iteration", *(h.replace("_", " ") for h in heads)], [[k, *(u.get(h) for h in heads)] for k, u in used.items()]
+    )
+    keys = [Key(name.replace("_", " "), tone, box=True) for name, tone in zip(names, (1, 2), strict=False)]
+    read = "Tokens behind the verdicts of each iteration, whether paid now or taken from the cache."
+    return Figure("cost", title, read, stacked(title, bars, unit="tokens"), keys, table)
+
+
+def _used(turn: IterationData) -> dict[str, float]:
+    """Usage summed over all sets of an iteration."""
+    total: dict[str, float] = {}
+    for numbers in turn.sets.values():
+        for name, value in numbers.used.items():
+            total[name] = total.get(name, 0.0) + value
+    return total

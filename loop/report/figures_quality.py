@@ -1,0 +1,293 @@
+"""Figures on whether the campaign works: accuracy, gate, reward, KL."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from loop.config.checks import PREFERENCE
+from loop.measure.estimators import best_of_kl, length_controlled
+from loop.report.data import IterationData, RunData
+from loop.report.figure import Figure, Missing, Table, keys_of, table_of
+from loop.report.marks import Series, chart, plot_x, plot_y
+from loop.report.scale import axis, share_axis, signed, whole_axis
+
+Spread = tuple[float, float] | None
+PER_CENT = "%"
+
+
+def quality_figures(data: RunData) -> list[Figure | Missing]:
+    """All quality figures, in page order."""
+    return [
+        accuracy(data),
+        gate(data),
+        pass_and_majority(data),
+        form(data),
+        reward(data),
+        moved(data),
+        kl(data),
+        frontier(data),
+    ]
+
+
+def by_iteration(
+    data: RunData,
+    name: str,
+    value: Callable[[IterationData], dict[str, Any] | float | None],
+    tone: int,
+    *,
+    dashed: bool = False,
+    band: bool = True,
+) -> Series:
+    """One metric in per cent over the evaluated iterations; rejected candidates are drawn as rings."""
+    points: list[tuple[float, float | None]] = []
+    spread: list[Spread] = []
+    for turn in data.evaluated:
+        found = value(turn)
+        metric = found if isinstance(found, dict) else {"value": found, "low": None, "high": None}
+        points.append((turn.number, hundred(metric["value"])))
+        low, high = hundred(metric["low"]), hundred(metric["high"])
+        spread.append(None if low is None or high is None else (low, high))
+    rejected = frozenset(place for place, turn in enumerate(data.evaluated) if turn.state["promoted"] is False)
+    shown = spread if band and any(spread) else ()
+    return Series(name, points, tone, shown, dashed=dashed, hollow=rejected)
+
+
+def hundred(share: float | None) -> float | None:
+    """Convert a share to per cent."""
+    return None if share is None else 100 * share
+
+
+def shares(
+    id: str, title: str, read: str, data: RunData, series: Sequence[Series], y_label: str = PER_CENT
+) -> Figure | Missing:
+    """A figure of series in per cent over iterations."""
+    series = [one for one in series if any(y is not None for _, y in one.points)]
+    if not series:
+        return Missing(title, "no evaluated iteration has this metric yet")
+    x = whole_axis([turn.number for turn in data.evaluated], *plot_x())
+    y = share_axis(heights(series), *plot_y())
+    drawn = chart(title, series, x, y, x_label="iteration (0: base model)", y_label=y_label)
+    return Figure(id, title, read, drawn, keys_of(series), table_of("iteration", series))
+
+
+def heights(series: Sequence[Series]) -> list[float]:
+    """All y values of the series, including band ends."""
+    points = [y for one in series for _, y in one.points if y is not None]
+    return points + [end for one in series for pair in one.spread if pair is not None for end in pair]
+
+
+def accuracy(data: RunData) -> Figure | Missing:
+    """Test and gate accuracy."""
+    if data.unjudged:
+        return preferences(data)
+    read = (
+        "Higher is better; bands that do not overlap differ clearly; a ring is a candidate that the "
+        f"gate rejected. Bands are {100 * data.confidence:g} % intervals over prompts."
+    )
+    series = [
+        by_iteration(data, "test, sampled", lambda t: _metric(t.test, "sampled_accuracy"), 1),
+        by_iteration(data, "test, greedy", lambda t: _metric(t.test, "greedy_accuracy"), 2, band=False),
+        by_iteration(data, "gate, sampled", lambda t: _metric(t.gate, "sampled_accuracy"), 3, dashed=True, band=False),
+    ]
+    return shares("accuracy", "Accuracy", read, data, series, "correct responses, %")
+
+
+def preferences(data: RunData) -> Figure | Missing:
+    """Preference accuracy on held-out pairs, for campaigns without a judge."""
+    read = (
+        "Share of held-out pairs whose chosen answer gains more over the base model than the rejected one. Higher is "
+        "better; the base model itself has 50 %; a ring is a candidate that the gate rejected. Bands are "
+        f"{100 * data.confidence:g} % intervals over prompts."
+    )
+    series = [
+        by_iteration(data, "test", lambda t: _metric(t.test, PREFERENCE), 1),
+        by_iteration(data, "gate", lambda t: _metric(t.gate, PREFERENCE), 3, dashed=True, band=False),
+        by_iteration(data, "test, chosen more likely", lambda t: t.test and t.test["likelihood_accuracy"], 5),
+    ]
+    return shares("accuracy", "Preference accuracy", read, data, series, "held-out pairs, %")
+
+
+def _metric(metrics: dict[str, Any] | None, name: str) -> dict[str, Any] | None:
+    return None if metrics is None else metrics[name]
+
+
+def gate(data: RunData) -> Figure | Missing:
+    """The paired gain of each candidate over its incumbent, with the threshold of the rule."""
+    title = "The gate: gain over the incumbent"
+    decided = [t for t in data.rounds if (t.promotion.get("gain") or {}).get("value") is not None]
+    if not decided:
+        return Missing(title, "no candidate has been compared with its incumbent yet")
+    points = [(float(t.number), 100 * t.promotion["gain"]["value"]) for t in decided]
+    spread = [(100 * t.promotion["gain"]["low"], 100 * t.promotion["gain"]["high"]) for t in decided]
+    rejected = frozenset(i for i, t in enumerate(decided) if not t.promotion["promoted"])
+    told = [f"iteration {t.number} {t.promotion['reason']}" for t in decided]
+    one = Series("candidate minus incumbent", points, 1, spread, False, True, False, True, rejected, told)
+    settings = data.settings(decided[-1].number).promote
+    bound = {"better": 0.0, "not_worse": -100 * settings.margin}.get(settings.rule)
+    levels = [(0.0, "")] if bound is None else [(0.0, ""), (bound, f"must be above ({settings.rule})")]
+    y = axis([*heights([one]), 0.0, bound or 0.0], *plot_y())
+    x = whole_axis([t.number for t in decided], *plot_x())
+    drawn = chart(title, [one], x, y, x_label="iteration", y_label="percentage points", levels=levels)
+    read = (
+        f"Each bar is the interval of the change in {settings.metric.replace('_', ' ')} on the same gate prompts. A "
+        "candidate whose whole bar is above the line is promoted; a ring was rejected."
+    )
+    rows = [[t.number, *points[i][1:], *spread[i], t.promotion["reason"]] for i, t in enumerate(decided)]
+    return Figure("gate", title, read, drawn, (), Table(["iteration", "points", "from", "to", "decision"], rows))
+
+
+def pass_and_majority(data: RunData) -> Figure | Missing:
+    """pass@k and maj@k on the test prompts."""
+    title = "pass@k and maj@k on the test prompts"
+    ks = {t.test["k"] for t in data.evaluated if t.test}
+    if not ks or max(ks) < 2:
+        return Missing(title, "needs eval.samples of at least 2")
+    k = max(ks)
+    series = [
+        by_iteration(data, f"pass@{k}", lambda t: t.test and t.test["pass_at_k"], 3),
+        by_iteration(data, "pass@1", lambda t: _metric(t.test, "sampled_accuracy"), 1, band=False),
+        by_iteration(data, f"maj@{k}", lambda t: t.test and t.test["maj_at_k"], 2, dashed=True),
+    ]
+    read = (
+        f"Probability that one of {k} samples is correct, and that the majority is (unbiased estimates): if pass@k "
+        "is close to pass@1, the samples are no longer diverse."
+    )
+    return shares("pass-at-k", title, read, data, series)
+
+
+def form(data: RunData) -> Figure | Missing:
+    """How much of the gain is format."""
+    read = (
+        "A gain only in the first line is format; a gain in the second, correct answers among well-formed responses, "
+        "is skill."
+    )
+    series = [
+        by_iteration(data, "well formed", lambda t: _metric(t.test, "well_formed_share"), 5),
+        by_iteration(data, "correct among well formed", lambda t: _metric(t.test, "accuracy_among_well_formed"), 1),
+        by_iteration(data, "truncated", lambda t: t.test and t.test["truncated_share"], 4, dashed=True),
+    ]
+    return shares("form", "Format and skill", read, data, series, "test, sampled, %")
+
+
+def reward(data: RunData) -> Figure | Missing:
+    """Mean test score, raw and at equal length."""
+    title = "Reward, and reward at equal length"
+    turns = [t for t in data.evaluated if "test" in t.sets and t.sets["test"].score and t.sets["test"].mean_length]
+    if not turns:
+        return Missing(title, "the run folder has no scored test responses")
+    means = {t.number: (t.sets["test"].mean_length or 0.0, _score(t)[0]) for t in turns}
+    cross, square = (sum(t.sets["test"].within[i] for t in turns) for i in (0, 1))
+    level = length_controlled(means, cross / square if square else 0.0)
+    plain = [(float(t.number), _score(t)[0]) for t in turns]
+    series = [
+        Series("mean score", plain, 1, [_score(t)[1:] for t in turns]),
+        Series("at equal length", [(float(k), value) for k, value in level.items()], 2, dashed=True),
+    ]
+    x = whole_axis([t.number for t in turns], *plot_x())
+    drawn = chart(title, series, x, axis(heights(series), *plot_y()), x_label="iteration", y_label="score, test")
+    read = (
+        "If the dashed line stays flat while the other rises, the judge rewards length. The dashed line removes the"
+        " effect of length (a line fitted within prompts)."
+    )
+    return Figure("reward", title, read, drawn, keys_of(series), table_of("iteration", series))
+
+
+def _score(turn: IterationData) -> tuple[float, float, float]:
+    found = turn.sets["test"].score
+    assert found is not None, turn.number
+    return found
+
+
+def moved(data: RunData) -> Figure | Missing:
+    """Prompts that only the candidate or only its incumbent answers correctly."""
+    title = "Prompts won and lost"
+    rounds = [] if data.unjudged else data.rounds
+    pairs = [(t, before) for t in rounds if (before := _incumbent(data, t)) is not None and t.metrics]
+    if not pairs:
+        return Missing(title, "needs two models with judged answers")
+    found = [(t.number, *won_and_lost(before.metrics["test"], t.metrics["test"])) for t, before in pairs]
+    series = [
+        Series("won", [(float(k), float(won)) for k, won, _ in found], 3),
+        Series("lost", [(float(k), -float(lost)) for k, _, lost in found], 4),
+    ]
+    x = whole_axis([k for k, _, _ in found], *plot_x())
+    drawn = chart(
+        title, series, x, axis(heights(series), *plot_y(), zero=True), x_label="iteration", y_label="test prompts"
+    )
+    read = (
+        "Test prompts whose greedy answer became right (up) or wrong (down) against the incumbent: a small "
+        "net gain can hide many changes both ways."
+    )
+    rows = [[k, won, lost, won - lost] for k, won, lost in found]
+    return Figure("moved", title, read, drawn, keys_of(series), Table(["iteration", "won", "lost", "net"], rows))
+
+
+def _incumbent(data: RunData, turn: IterationData) -> IterationData | None:
+    number = (turn.promotion.get("incumbent") or {}).get("iteration")
+    before = None if number is None else data.turn(number)
+    return before if before is not None and before.metrics else None
+
+
+def won_and_lost(before: dict[str, Any], after: dict[str, Any]) -> tuple[int, int]:
+    """Number of prompts whose greedy answer is right only after, and only before."""
+    first, second = (side["counts"]["greedy_accuracy"] for side in (before, after))
+    changes = [second[id][0] - first[id][0] for id in first.keys() & second.keys() if first[id][1] and second[id][1]]
+    return sum(change > 0 for change in changes), sum(change < 0 for change in changes)
+
+
+def kl(data: RunData) -> Figure | Missing:
+    """KL divergence from the base model, where promote.limits.kl measures it."""
+    title = "KL divergence from the base model"
+    turns = [t for t in data.rounds if t.measured.get("kl") is not None]
+    if not turns:
+        return Missing(title, "needs promote.limits.kl, which measures it")
+    errors = [t.measured.get("kl_error") or 0.0 for t in turns]
+    values = [float(t.measured["kl"]) for t in turns]
+    spread = [(v - 2 * e, v + 2 * e) for v, e in zip(values, errors, strict=True)]
+    points = [(float(t.number), v) for t, v in zip(turns, values, strict=True)]
+    one = Series("KL to the base model", points, 1, spread)
+    x = whole_axis([t.number for t in turns], *plot_x())
+    drawn = chart(
+        title, [one], x, axis(heights([one]), *plot_y(), zero=True), x_label="iteration", y_label="nats per response"
+    )
+    read = "How far the candidate has moved, on its own samples (± 2 standard errors): growth without a gain is drift."
+    return Figure("kl", title, read, drawn, keys_of([one]), table_of("iteration", [one]))
+
+
+def frontier(data: RunData) -> Figure | Missing:
+    """Reward against KL, compared with best-of-N from the base model."""
+    title = "Reward against KL"
+    turns = [t for t in data.rounds if t.measured.get("kl") is not None and "test" in t.sets and t.sets["test"].score]
+    if not turns:
+        return Missing(title, "needs the KL divergence, which promote.limits.kl measures")
+    own = Series(
+        "candidates",
+        [(float(t.measured["kl"]), _score(t)[0]) for t in turns],
+        1,
+        [_score(t)[1:] for t in turns],
+        line=False,
+        whiskers=True,
+        hollow=frozenset(i for i, t in enumerate(turns) if t.state["promoted"] is False),
+        told=[f"iteration {t.number}: KL {t.measured['kl']:.3g}, score {_score(t)[0]:.3g}" for t in turns],
+    )
+    line = best_of_line(data)
+    series = [own, Series("best of N from the base model", line, 2, dashed=True)] if line else [own]
+    x = axis([x for one in series for x, _ in one.points], *plot_x(), zero=True)
+    drawn = chart(title, series, x, axis(heights(series), *plot_y()), x_label="KL to base, nats", y_label="score, test")
+    read = "Up and to the left is better: a candidate above the line reaches its score with less drift than best-of-N."
+    return Figure("frontier", title, read, drawn, keys_of(series), table_of("KL", series))
+
+
+def best_of_line(data: RunData) -> list[tuple[float, float | None]]:
+    """KL bound and expected best score for N = 1, 2, …, from the base model's training samples or else test samples."""
+    base = data.turn(0)
+    if base is None or "policy" not in base.promotion:
+        return []
+    hash = base.promotion["policy"]["hash"]
+    sampled = [t.sets["train"].best for t in data.rounds if "train" in t.sets and t.sampler == hash]
+    curve = sampled[0] if sampled else base.sets["test"].best if "test" in base.sets else {}
+    return [(best_of_kl(n), value) for n, value in curve.items()]
+
+
+def describe_change(points: float, low: float, high: float) -> str:
+    """Format as +66.8 points [+60.6, +72.9]."""
+    return f"{signed(points)} points [{signed(low)}, {signed(high)}]"

@@ -1,0 +1,188 @@
+"""Room loop, the model card: a run folder and an iteration come in, the README.md of an exported model goes out."""
+
+import json
+from typing import Any
+
+from loop.config.checks import PREFERENCE
+from loop.config.load import load_config
+from loop.config.settings import Config
+from loop.config.yaml_text import to_yaml
+from loop.measure.evaluation import metrics_of
+from loop.measure.metric_names import iteration_metrics
+from loop.store.files import read_json, to_json, write_file
+from loop.store.lineage import read_lineage
+from loop.store.run_folder import RunFolder
+from loop.store.stage import StageFolder
+from loop.view.describe import describe_judge, describe_loss, describe_prompts
+from loop.view.status import gains, iteration_state
+from loop.view.status_tables import gain_line, percent
+from trainer.settings import TrainSettings
+
+LOAD = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+"""
+LIMITS = """- The results hold for prompts like the ones it was tested on, sampled as said above. Nothing else was
+  measured: neither other tasks, nor safety, nor what it has forgotten.
+- It was trained to please the judge named here. Where the judge errs, the model may have learned the error.
+- Several iterations were compared on the gate prompts, and none on the test prompts; a choice among several runs by
+  their test results makes the best of them look better than it is.
+"""
+
+
+def model_card(run: RunFolder, k: int) -> str:
+    """The card of iteration `k`'s model: lineage, data, judge, training, results with intervals, limits, loading."""
+    loaded = load_config(run.config)
+    sections = {
+        "Lineage": _lineage(run, k),
+        "Data": f"{describe_prompts(loaded.base)}.",
+        "Judge": _judge(run, k, loaded.base),
+        "Training": _training(run, k, loaded.at(k)),
+        "Results": _results(run, k, loaded.base),
+        "Limits": LIMITS,
+        "How to load": LOAD,
+        "Settings": f"```yaml\n{to_yaml(loaded.raw)}```",
+    }
+    body = "\n\n".join(f"## {title}\n\n{text.strip()}" for title, text in sections.items())
+    return f"{_header(loaded.base)}\n# {run.name}, iteration {k}\n\n{body}\n"
+
+
+def _header(config: Config) -> str:
+    """The card's metadata; a base model or data set is named where it has a name on the hub."""
+    base, prompts = config.model.base, config.prompts
+    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    values["tags"] = ["prefloop", "preference-optimization"]
+    if base.count("/") == 1 and not base.startswith((".", "/", "~")):
+        values["base_model"] = base
+    if prompts.source == "hub":
+        values["datasets"] = [prompts.dataset]
+    return f"---\n{to_yaml(values)}---\n"
+
+
+def _lineage(run: RunFolder, k: int) -> str:
+    """From the base model to this one: each decision with its reason, and the fork that the run may be."""
+    base = read_json(run.promotion(0))
+    lines = [f"- Base model: `{base['base']}`, hash `{base['policy']['hash'][:16]}`."]
+    if parent := read_lineage(run).get("parent"):
+        changes = (f"`{c['key']}`: {json.dumps(c['from'])} → {json.dumps(c['to'])}" for c in parent["changes"])
+        changed = "; ".join(changes) or "nothing changed"
+        lines.append(f"- The run is a fork of iteration {parent['iteration']} of `{parent['run']}` ({changed}).")
+    for i in range(1, k + 1):
+        if not run.promotion(i).exists():
+            lines.append(f"- Iteration {i}: not decided yet.")
+            continue
+        made = read_json(run.promotion(i))
+        start = made.get("start", made["incumbent"])["iteration"]  # earlier versions always started from the incumbent
+        origin = f"iteration {start}" if start else "the base model"
+        digest = made["candidate"]["hash"][:16]
+        lines.append(f"- Iteration {i}: trained from {origin}; {made['reason']}. Hash `{digest}`.")
+    return "\n".join(lines)
+
+
+def _judge(run: RunFolder, k: int, config: Config) -> str:
+    if config.judge is None:
+        held_out = "The evaluation asks how often the model prefers the chosen answer of held-out pairs"
+        judged = "" if config.eval_judge is None else f" The evaluation was judged by `{config.eval_judge.name}`."
+        return f"Its pairs are given ({config.prompts.source}).{judged or f' {held_out}, against the base model.'}"
+    told = {"name": config.judge.name, "args": config.judge.args}
+    manifest = run.stage(k, "judge").manifest()
+    version = f", version `{str(manifest.inputs['judge'].get('version'))[:16]}`" if manifest else ""
+    text = f"Responses were labelled by `{describe_judge(told)}`{version}."
+    if config.eval_judge is not None and config.eval_judge != config.judge:
+        other = {"name": config.eval_judge.name, "args": config.eval_judge.args}
+        text += f" The evaluation was judged by `{describe_judge(other)}`."
+    return text
+
+
+def _training(run: RunFolder, k: int, config: Config) -> str:
+    pairs, train = (run.latest(k, stage).manifest() for stage in ("pair", "train"))
+    assert pairs is not None
+    assert train is not None
+    t, kind = _settings_of_round(run, k, config), pairs.counts.get("kind", "pairs")
+    how = f"LoRA of rank {t.lora.rank}, merged" if t.lora else "all weights"
+    return (
+        f"{pairs.counts['pairs']} {kind} ({config.pairs.rule}), {train.counts['steps']} steps of {t.batch_pairs} "
+        f"{kind}, {describe_loss(t)}, {how}, learning rate {t.learning_rate:g}, reference `{config.reference}`. "
+        f"Versions: {', '.join(f'{name} {number}' for name, number in train.versions.items())}."
+    )
+
+
+def _settings_of_round(run: RunFolder, k: int, config: Config) -> TrainSettings:
+    """Those of the attempt that was decided on."""
+    decision = read_json(run.promotion(k)) if run.promotion(k).exists() else {}
+    changes = decision.get("attempts", [{"changes": {}}])[-1]["changes"]
+    return TrainSettings.model_validate(config.train.model_dump() | changes)
+
+
+def _results(run: RunFolder, k: int, config: Config) -> str:
+    """This model and the base model on the same test prompts, and the paired difference."""
+    base, model = iteration_state(run, 0), iteration_state(run, k)
+    confidence, test = config.promote.confidence, model["test"]
+    lines = ["| in % | base model | this model |", "|---|---|---|"]
+    for metric in metrics_of(base["test"], test):
+        cells = " | ".join(percent(side["test"][metric]) for side in (base, model))
+        lines.append(f"| {metric.replace('_', ' ')} | {cells} |")
+    compared = [gain_line(metric, gain) for metric, gain in gains(base, model, confidence).items()]
+    if PREFERENCE in test:
+        how = f"{test['pairs']} held-out pairs of {test['prompts']} prompts; {100 * confidence:g} % intervals:"
+        return "\n".join([*lines, "", how, "", *(f"- {line.strip()}" for line in compared)])
+    how = (
+        f"{test['prompts']} held-out test prompts, one greedy response and {config.eval.samples} sampled ones "
+        f"(temperature {config.eval.temperature:g}) to each; {100 * confidence:g} % intervals over prompts. Against "
+        "the base model, paired by prompt:"
+    )
+    return "\n".join([*lines, "", how, "", *(f"- {line.strip()}" for line in compared)])
+
+
+CARD, METRICS = "README.md", "metrics.json"
+
+
+def describe_models(run: RunFolder) -> None:
+    """Give every promoted model what it lacks: of a run that was killed at that point, or of an old one."""
+    for k in run.iterations():
+        describe_model(run, k)
+
+
+def describe_model(run: RunFolder, k: int) -> None:
+    """Write the files of iteration `k`'s model, if it was promoted and has none."""
+    folder = run.latest(k, "train")
+    if not k or not run.promotion(k).exists() or not read_json(run.promotion(k))["promoted"]:
+        return
+    missing = [name for name in (CARD, METRICS) if not (folder.model / name).exists()]
+    if missing and has_weights(folder):
+        files = model_files(run, k)
+        for name in missing:
+            write_file(folder.model / name, files[name])
+
+
+def has_weights(folder: StageFolder) -> bool:
+    """Whether the weights are there; they may have been pruned."""
+    return any(folder.model.glob("*.safetensors"))
+
+
+def model_files(run: RunFolder, k: int) -> dict[str, bytes]:
+    """Name and content of what describes the model of iteration `k`."""
+    return {CARD: model_card(run, k).encode("utf-8"), METRICS: to_json(model_metrics(run, k))}
+
+
+def model_metrics(run: RunFolder, k: int) -> dict[str, Any]:
+    """The numbers of the card for programs: this model's and the base model's, under the names of docs/watch.md."""
+    path, manifest = run.promotion(k), run.latest(k, "train").manifest()
+    assert manifest is not None
+    decision = read_json(path) if path.exists() else {}
+    start = decision.get("start", decision.get("incumbent"))  # earlier versions always started from the incumbent
+    return {
+        "run": run.name,
+        "iteration": k,
+        "weights_hash": manifest.counts["weights_hash"],
+        "trained_from": start and {"iteration": start["iteration"], "weights_hash": start["hash"]},
+        "promoted": decision.get("promoted"),
+        "reason": decision.get("reason"),
+        "confidence": load_config(run.config).base.promote.confidence,
+        "metrics": iteration_metrics(iteration_state(run, k)),
+        "base_metrics": iteration_metrics(iteration_state(run, 0)),
+        "versions": manifest.versions,
+    }

@@ -1,0 +1,128 @@
+"""Reduce the responses and verdicts of one prompt set in one iteration to a few numbers.
+
+Tables are read by column and shard by shard, so memory does not grow with the size of the set.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from loop.measure.estimators import best_of_curve, majority_curve, mean_interval, pass_curve, quantiles, within_sums
+from loop.store import tables
+
+
+class ScoredResponse(NamedTuple):
+    """Verdict and length of one sampled (not greedy) response."""
+
+    tokens: int
+    score: float | None
+    correct: bool
+    extracted: str | None
+
+
+@dataclass(slots=True)
+class Collected:
+    """Responses of a set by prompt, with counts over all shards."""
+
+    groups: dict[str, list[ScoredResponse]] = field(default_factory=dict)
+    kinds: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    unparsable: int = 0
+    consistent: list[float] = field(default_factory=list)
+    """Pairwise judges only: per response, the share of games in which both orders agree."""
+    used: Counter[str] = field(default_factory=Counter)
+    """Calls, tokens and cost of a paid judge."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetNumbers:
+    """Statistics of one set of sampled responses; shares in 0..1, lengths in tokens."""
+
+    responses: int
+    lengths: list[float]
+    mean_length: float | None
+    truncated: float | None
+    score: tuple[float, float, float] | None
+    """Mean score with its interval over prompts."""
+    solved: dict[float, int]
+    """Number of prompts by share of correct responses among the scored ones."""
+    passed: dict[int, float]
+    voted: dict[int, float]
+    best: dict[int, float]
+    within: tuple[float, float]
+    """Sums for the within-prompt slope of score over length: Σ(l - l̄)(s - s̄), Σ(l - l̄)²."""
+    kinds: dict[str, int]
+    unparsable: int
+    order_consistent: float | None
+    used: dict[str, float]
+
+
+def set_numbers(shards: Sequence[tuple[Path, Path]], correct_at: float, confidence: float) -> SetNumbers | None:
+    """Statistics of a set's shards; None until something is sampled and judged."""
+    judged = tuple((r, v, v.stat().st_mtime_ns) for r, v in shards if v.exists())
+    return _numbers(judged, correct_at, confidence)
+
+
+@lru_cache(maxsize=4096)
+def _numbers(shards: tuple[tuple[Path, Path, int], ...], correct_at: float, confidence: float) -> SetNumbers | None:
+    """Cached: a campaign asks for all its finished sets after each iteration."""
+    collected = Collected()
+    for responses, verdicts, _ in shards:
+        _take(collected, responses, verdicts, correct_at)
+    return _summary(collected, confidence) if collected.groups else None
+
+
+def _take(into: Collected, responses: Path, verdicts: Path, correct_at: float) -> None:
+    """Add one shard."""
+    names = ["response_id", "kind", "score", "extracted", "parts"]
+    ids, *rest = (column.to_pylist() for column in tables.read(verdicts, names).select(names).columns)
+    words = dict(zip(ids, zip(*rest, strict=True), strict=True))
+    names = ["prompt_id", "response_id", "temperature", "finish_reason"]
+    table = tables.read(responses, [*names, "token_ids"])
+    lengths = [n for chunk in table["token_ids"].chunks for n in chunk.value_lengths().to_pylist()]
+    rows = zip(*(table[name].to_pylist() for name in names), lengths, strict=True)
+    for prompt_id, response_id, temperature, finish, length in rows:
+        if temperature == 0:
+            continue
+        kind, score, extracted, parts = words[response_id]
+        into.kinds[kind] += 1
+        into.truncated += finish == "length"
+        into.unparsable += kind == "score" and extracted is None
+        if "order_consistent" in (parts or ""):
+            into.consistent.append(json.loads(parts)["order_consistent"])
+        heard = ScoredResponse(length, score, score is not None and score >= correct_at, extracted)
+        into.groups.setdefault(prompt_id, []).append(heard)
+    notes = tables.notes_of(verdicts).get("used", {})
+    into.used.update({name: value for name, value in notes.items() if isinstance(value, int | float)})
+
+
+def _summary(found: Collected, confidence: float) -> SetNumbers:
+    groups = list(found.groups.values())
+    scored = [[one for one in group if one.score is not None] for group in groups]
+    scored = [group for group in scored if group]
+    scores = [[float(one.score or 0.0) for one in group] for group in scored]
+    lengths = [one.tokens for group in groups for one in group]
+    return SetNumbers(
+        responses=len(lengths),
+        lengths=quantiles(lengths),
+        mean_length=_mean(lengths),
+        truncated=found.truncated / len(lengths),
+        score=mean_interval([sum(group) / len(group) for group in scores], confidence),
+        solved=dict(sorted(Counter(sum(one.correct for one in group) / len(group) for group in scored).items())),
+        passed=pass_curve([(len(group), sum(one.correct for one in group)) for group in scored]),
+        voted=majority_curve([[(one.extracted, one.correct) for one in group] for group in scored]),
+        best=best_of_curve(scores),
+        within=within_sums([[(one.tokens, one.score or 0.0) for one in group] for group in scored]),
+        kinds=dict(found.kinds),
+        unparsable=found.unparsable,
+        order_consistent=_mean(found.consistent),
+        used=dict(found.used),
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,169 @@
+"""Warnings shown in the report, each linked to the figures that show it.
+
+Most are raised by the campaign itself (loop.measure.alarms) against the configured thresholds, so page and terminal
+agree. The rules here need other iterations, the test set or single steps; their thresholds are fixed and named in the
+message. A campaign without a warning is not thereby proven healthy.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loop.report.data import IterationData, RunData
+from loop.report.scale import number, percent
+
+LONGER = 1.2
+"""Ratio of mean test length to the incumbent's; growth above it raises a warning."""
+COLLAPSED = 0.3
+"""Ratio of final to initial entropy in a round; lower, without a gain, is collapse."""
+CUT = 0.2
+"""Largest normal share of truncated test responses."""
+DRIED = 0.5
+"""Share of paired prompts relative to the best earlier iteration; lower means the signal dries up."""
+FEW = 0.1
+"""Share of prompts that give a pair; lower is hardly any signal."""
+UNSURE = 0.05
+"""Largest normal share of error verdicts."""
+INCONSISTENT = 0.7
+"""Smallest normal share of games in which both orders agree."""
+RUNG: dict[str, tuple[tuple[str, ...], str]] = {
+    "mixed": (("solve-rates", "prompts"), "few prompts have both outcomes"),
+    "solved": (("solve-rates",), "nearly all prompts are solved"),
+    "unsolved": (("solve-rates",), "almost no prompts are solved"),
+    "unique": (("entropy",), "responses are repetitive"),
+    "entropy": (("entropy",), "entropy collapsed"),
+    "length": (("lengths", "reward"), "training responses grow longer"),
+    "truncated": (("lengths", "form"), "training responses are truncated"),
+    "abstained": (("verdicts",), "the judge often abstains"),
+    "displacement": (("log-probs", "log-ratios", "displacement"), "chosen responses become less likely"),
+    "sampler_gap": (("sampler-gap",), "sampler and trainer drift apart"),
+}
+"""The campaign's alarms: figures and headline of each."""
+SHOWN = 2
+"""Number of findings of a rule that are shown in full."""
+TAIL = 4
+"""The start and end of a round are 1/TAIL of its steps each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A warning and the figures that show it."""
+
+    figures: tuple[str, ...]
+    what: str
+    told: str
+
+
+def alarms(data: RunData) -> list[Alarm]:
+    """All warnings: the page's own, then the campaign's, one per rule over all iterations."""
+    rules: Sequence[tuple[tuple[str, ...], str, Callable[[RunData, IterationData], str | None]]] = (
+        (("accuracy", "gate"), "accuracy collapsed", _collapse),
+        (("entropy",), "entropy collapsed", _entropy),
+        (("lengths", "reward"), "responses grow longer", _longer),
+        (("lengths", "form"), "responses are truncated", _cut),
+        (("funnel", "prompts", "solve-rates"), "the signal dries up", _dried),
+        (("gradient-norm",), "the gradient is not finite", _gradient),
+        (("verdicts",), "the judge often fails", _errors),
+        (("orders",), "the judge depends on response order", _order),
+    )
+    found = [(figures, what, list(_each(data, rule))) for figures, what, rule in rules]
+    found += [(figures, what, list(_rung(data, name))) for name, (figures, what) in RUNG.items()]
+    return [Alarm(figures, what, _summed(told)) for figures, what, told in found if told]
+
+
+def _rung(data: RunData, name: str) -> Iterator[str]:
+    for turn in data.rounds:
+        for alarm in turn.state.get("alarms", []):
+            if alarm["name"] == name:
+                yield f"iteration {turn.number}: {alarm['text']}"
+
+
+def _summed(told: Sequence[str]) -> str:
+    """Join a few findings; of many, keep the latest."""
+    if len(told) <= SHOWN:
+        return "; ".join(told)
+    return f"in {len(told)} iterations, most recently {'; '.join(told[-SHOWN:])}"
+
+
+def _each(data: RunData, rule: Callable[[RunData, IterationData], str | None]) -> Iterator[str]:
+    for turn in data.rounds:
+        if (told := rule(data, turn)) is not None:
+            yield f"iteration {turn.number}: {told}"
+
+
+def _incumbent(data: RunData, turn: IterationData) -> IterationData | None:
+    number = (turn.promotion.get("incumbent") or {}).get("iteration")
+    return None if number is None else data.turn(number)
+
+
+def _collapse(data: RunData, turn: IterationData) -> str | None:
+    base = data.turn(0)
+    if not turn.test or base is None or not base.test:
+        return None
+    now, then = turn.test[data.metric], base.test[data.metric]
+    if now["high"] is None or then["low"] is None or now["high"] >= then["low"]:
+        return None
+    return f"test accuracy {percent(now['value'])} % is below the base model's {percent(then['value'])} %"
+
+
+def _entropy(data: RunData, turn: IterationData) -> str | None:
+    first, last = ends(turn.steps, "entropy")
+    gained = (turn.promotion.get("gain") or {}).get("low")
+    if first is None or last is None or last >= COLLAPSED * first or (gained is not None and gained > 0):
+        return None
+    return f"entropy fell from {number(first)} to {number(last)} nats per token without a gain on the gate"
+
+
+def _longer(data: RunData, turn: IterationData) -> str | None:
+    before = _incumbent(data, turn)
+    then = before.test["mean_length"] if before is not None and before.test else None
+    now = turn.test["mean_length"] if turn.test else None
+    if not now or not then or now <= LONGER * then:
+        return None
+    return f"{number(now)} tokens on average, {percent(now / then - 1)} % more than the incumbent"
+
+
+def _cut(data: RunData, turn: IterationData) -> str | None:
+    share = turn.test["truncated_share"] if turn.test else None
+    return (
+        f"{percent(share)} % of the test responses hit the token limit" if share is not None and share > CUT else None
+    )
+
+
+def _paired_share(turn: IterationData) -> float | None:
+    counts = turn.counts("pair").get("prompts", {})
+    total = sum(counts.values())
+    return counts.get("paired", 0) / total if total else None
+
+
+def _dried(data: RunData, turn: IterationData) -> str | None:
+    share = _paired_share(turn)
+    before = [one for t in data.rounds if t.number < turn.number and (one := _paired_share(t)) is not None]
+    if share is None or not (share < FEW or share < DRIED * max(before, default=0.0)):
+        return None
+    best = f", {percent(max(before))} % before" if before else ""
+    return f"{percent(share)} % of the prompts give a pair{best}"
+
+
+def _gradient(data: RunData, turn: IterationData) -> str | None:
+    bad = sum(not math.isfinite(row.get("gradient_norm") or 0.0) for row in turn.steps)
+    return f"in {bad} of {len(turn.steps)} steps" if bad else None
+
+
+def _errors(data: RunData, turn: IterationData) -> str | None:
+    numbers = turn.sets.get("train")
+    share = numbers.kinds.get("error", 0) / numbers.responses if numbers else 0.0
+    return f"{percent(share)} % of the responses got an error instead of a verdict" if share > UNSURE else None
+
+
+def _order(data: RunData, turn: IterationData) -> str | None:
+    share = turn.sets["train"].order_consistent if "train" in turn.sets else None
+    return f"both orders agree in {percent(share)} %" if share is not None and share < INCONSISTENT else None
+
+
+def ends(steps: Sequence[dict[str, Any]], column: str) -> tuple[float | None, float | None]:
+    """Mean of a column over the first and last quarter of a round; None if it was not logged."""
+    values = [row[column] for row in steps if isinstance(row.get(column), int | float)]
+    part = max(1, len(values) // TAIL)
+    return (sum(values[:part]) / part, sum(values[-part:]) / part) if values else (None, None)

@@ -1,1 +1,0 @@
-"""Room loop, the stages as the driver sees them, one file each, in the order of an iteration."""

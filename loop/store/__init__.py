@@ -1,0 +1,1 @@
+"""A run on disk: folders, files, manifests, models and the verdict cache."""

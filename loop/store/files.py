@@ -1,0 +1,135 @@
+"""Room loop, files: how a file gets to its place, whole or not at all, and how its content is known again.
+
+A file is written under a partial name that carries an attempt id, fsynced and moved or linked to its final name; where
+the first writer is to win, the first link does, so a worker that was believed dead cannot corrupt.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loop.store.tables import damaged
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What is known of a finished file; mtime_ns makes the cheap check at start-up possible."""
+
+    sha256: str
+    size: int
+    mtime_ns: int
+
+
+def write_file(path: Path, content: bytes, *, replace: bool = True) -> FileRecord:
+    """Put `content` at `path`, all or nothing. With replace=False the first writer wins and later ones change
+    nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _place(partial, path, replace=replace)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+    return FileRecord(hashlib.sha256(content).hexdigest(), len(content), path.stat().st_mtime_ns)
+
+
+def _place(partial: Path, path: Path, *, replace: bool) -> None:
+    if replace:
+        partial.replace(path)
+        return
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            partial.replace(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def share(source: Path, target: Path) -> bool:
+    """Give a finished file a second name by a hard link, or copy it, time included, where the file system has none;
+    whether it was linked."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+        return False
+    return True
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Append one JSON line; a line cut by a kill is ended first, so that it damages no other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell() and (file.seek(-1, os.SEEK_END) is None or file.read(1) != b"\n"):
+            file.write(b"\n")
+        file.write(json.dumps(row, sort_keys=True, default=str).encode("utf-8") + b"\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines. UserError if it is damaged."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines that may still be written to; nothing if there is no file. A line that was cut
+    by a kill, or is not finished yet, is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def to_json(value: object) -> bytes:
+    """Readable JSON with a final newline."""
+    return (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode("utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON at `path`. UserError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_of(path: Path) -> FileRecord:
+    """The record of a file that is finished."""
+    stat = path.stat()
+    return FileRecord(sha256_of(path), stat.st_size, stat.st_mtime_ns)
+
+
+def is_intact(path: Path, record: FileRecord) -> bool:
+    """Whether a file is there and has the content that was recorded."""
+    return path.exists() and path.stat().st_size == record.size and sha256_of(path) == record.sha256

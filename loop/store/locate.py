@@ -1,0 +1,53 @@
+"""Room loop, from words on the command line to a run folder and its settings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from loop.config.load import LoadedConfig, load_config
+from loop.config.types import did_you_mean
+from loop.errors import UserError
+from loop.store.run_folder import RunFolder
+
+
+def locate(
+    source: str, overrides: Sequence[str], name: str | None, runs: Path, *, toy: bool = False
+) -> tuple[RunFolder, LoadedConfig]:
+    """The run that `source` means, and its settings: an existing run by folder, or a config by file or shipped name."""
+    existing = RunFolder(Path(source))
+    if existing.exists():
+        if toy:
+            raise UserError(f"{source} is an existing run, whose size is settled; --toy wants a config.")
+        if name is not None:
+            raise UserError(
+                f"{source} is an existing run; --name starts a new one and wants a config: use {existing.config}."
+            )
+        return existing, load_config(existing.config, overrides)
+    loaded = load_config(source, overrides, toy=toy)
+    return RunFolder(runs / (name or loaded.name)), loaded
+
+
+def find_run(run: str, runs: Path) -> RunFolder:
+    """An existing run by folder or name. UserError lists what there is."""
+    for folder in (RunFolder(Path(run)), RunFolder(runs / run)):
+        if folder.exists():
+            return folder
+    known = RunFolder.names_in(runs)
+    present = f"The runs there: {', '.join(known)}" if known else "There are none; `prefloop run CONFIG` starts one"
+    raise UserError(f"There is no run {run!r} here or in {runs}/{did_you_mean(run, known)}. {present}.")
+
+
+def new_run(name: str, runs: Path) -> RunFolder:
+    """Where a new run goes: a name means a folder in `runs`, a path is taken as it is."""
+    return RunFolder(Path(name) if "/" in name else runs / name)
+
+
+def find_run_at(text: str, runs: Path) -> tuple[RunFolder, int]:
+    """RUN@K."""
+    run, _, number = text.rpartition("@")
+    if not run or not number.isdigit():
+        raise UserError(f"{text!r} does not name an iteration; write RUN@K, e.g. quickstart@1.")
+    folder = find_run(run, runs)
+    if int(number) not in folder.iterations():
+        present = ", ".join(map(str, folder.iterations())) or "none"
+        raise UserError(f"{folder} has no iteration {number}; it has: {present}.")
+    return folder, int(number)

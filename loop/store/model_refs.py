@@ -1,0 +1,62 @@
+"""Room loop, what a run goes on from: a finished iteration and the settings come in, the models that the next one needs
+go out. A fork checks that they are there, and prune leaves them alone.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loop.config.settings import Config
+from loop.store.files import read_json
+from loop.store.run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model: its folder, content hash and the iteration that produced it (0: the base model)."""
+
+    path: Path
+    hash: str
+    iteration: int
+    what: str = ""
+    """Description, for a model that is neither the base model nor a candidate."""
+
+    def __str__(self) -> str:
+        return self.what or ("the base model" if self.iteration == 0 else f"the model of iteration {self.iteration}")
+
+    @property
+    def named(self) -> str:
+        """Description with the first digits of the hash."""
+        return f"{self} ({self.hash[:8]})"
+
+
+def read_model(run: RunFolder, record: dict[str, Any]) -> Model:
+    """Read a model's record in promotion.json; paths inside the run folder are relative to it."""
+    return Model(run.root / record["path"], record["hash"], record["iteration"], record.get("what", ""))
+
+
+def model_record(run: RunFolder, model: Model) -> dict[str, Any]:
+    """The model's record in promotion.json."""
+    inside = model.path.is_relative_to(run.root)
+    path = model.path.relative_to(run.root) if inside else model.path
+    what = {"what": model.what} if model.what else {}
+    return {"path": str(path), "hash": model.hash, "iteration": model.iteration, **what}
+
+
+def models_needed(run: RunFolder, k: int, config: Config) -> list[Model]:
+    """The models that an iteration after `k` finished ones starts from, samples from or is anchored to, the base model
+    first. (A reference of the user's own is found and checked when it is used.)"""
+    decision = read_json(run.promotion(k))
+    records = [read_json(run.promotion(0))["policy"], decision["policy"]]
+    if k and "previous" in (config.start, config.reference):
+        records.append(decision["candidate"])
+    models = [read_model(run, record) for record in records]
+    return list(dict.fromkeys(models + (averages(run, k)[-1:] if config.reference == "ema" else [])))
+
+
+def averages(run: RunFolder, k: int) -> list[Model]:
+    """The moving averages of `reference: ema` that were made for iterations 1 to `k`; the last one stands."""
+    folders = [run.stage(i, "reference") for i in run.iterations() if 1 <= i <= k]
+    made = [(folder, manifest) for folder in folders if (manifest := folder.manifest())]
+    words = "the moving average for iteration {}"
+    return [Model(f.model, m.counts["weights_hash"], f.iteration, words.format(f.iteration)) for f, m in made]

@@ -1,0 +1,211 @@
+"""Room loop, the run folder: the one file that knows its paths, its manifests and its lock.
+
+A stage is finished when its manifest exists.
+
+    runs/NAME/  campaign.yaml  lineage.json  events.jsonl  metrics.jsonl  lock  logs/  prompts/{train,gate,test}.parquet
+      cache/verdicts.sqlite  trackers.jsonl  trackers/  report.html  report-data/
+      iter-001/{sample,judge,pair,train,eval}/  shard-000.parquet …  manifest.json      promotion.json
+      iter-001/attempt-2/{train,eval,guard}/  a retry of the round
+      iter-001/{reference,guard}/  the average of `reference: ema`, what the gate's limits measured
+      iter-000/ease/  how easy the base model finds given pairs
+"""
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from loop.errors import UserError
+from loop.store.files import (
+    append_line,
+    read_json,
+    read_lines,
+)
+from loop.store.stage import REPEATED, STAGES, StageFolder
+
+
+class RunFolder:
+    """All of one campaign on disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def config(self) -> Path:
+        return self.root / "campaign.yaml"
+
+    @property
+    def lineage(self) -> Path:
+        return self.root / "lineage.json"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """Who works on the run, or was the last to."""
+        return self.root / "lock"
+
+    @property
+    def told(self) -> Path:
+        """What the trackers were told already, line by line."""
+        return self.root / "trackers.jsonl"
+
+    @property
+    def trackers(self) -> Path:
+        """Where trackers that write files put them."""
+        return self.root / "trackers"
+
+    @property
+    def report(self) -> Path:
+        """The page that explains the campaign."""
+        return self.root / "report.html"
+
+    def exists(self) -> bool:
+        """Whether a campaign was started here."""
+        return self.config.exists()
+
+    def log(self, worker: str) -> Path:
+        """Where a worker's own output goes."""
+        return self.root / "logs" / f"{worker}.log"
+
+    @property
+    def verdict_cache(self) -> Path:
+        """Verdicts that cost money or minutes; forks of this run read it."""
+        return self.root / "cache" / "verdicts.sqlite"
+
+    def prompts(self) -> StageFolder:
+        """The folder of the three prompt sets."""
+        return StageFolder(self.root / "prompts", "prompts", 0)
+
+    def stage(self, iteration: int, stage: str, attempt: int = 1) -> StageFolder:
+        """The folder of one stage; iteration 0 is the base model, which is only evaluated. What a retry makes lies
+        apart from the first attempt."""
+        folder = self.root / f"iter-{iteration:03d}"
+        folder = folder / f"attempt-{attempt}" if attempt > 1 else folder
+        return StageFolder(folder / stage, stage, iteration, attempt)
+
+    def begun(self, iteration: int) -> int:
+        """How many attempts of the iteration's round were begun, at least 1."""
+        folders = (self.root / f"iter-{iteration:03d}").glob("attempt-[0-9]*")
+        return max((int(path.name[8:]) for path in folders), default=1)
+
+    def attempts(self, iteration: int) -> int:
+        """The attempt that was decided on, which is the last that counts, or the last begun while nothing is
+        decided."""
+        path = self.promotion(iteration)
+        return len(read_json(path).get("attempts", [None])) if path.exists() else self.begun(iteration)
+
+    def latest(self, iteration: int, stage: str) -> StageFolder:
+        """The folder of a stage as it stands: of what a retry repeats, that of the last attempt."""
+        return self.stage(iteration, stage, self.attempts(iteration) if stage in REPEATED else 1)
+
+    def judged_shards(self, iteration: int, which: str, attempt: int | None = None) -> list[tuple[Path, Path]]:
+        """Responses and verdicts, file by file: of the training prompts, or of the "gate" or "test" set in the given or
+        the last attempt."""
+        if which == "train":
+            samples, verdicts = self.stage(iteration, "sample"), self.stage(iteration, "judge")
+            return [(path, verdicts.path / path.name) for path in sorted(samples.path.glob("shard-*.parquet"))]
+        folder = self.stage(iteration, "eval", attempt or self.attempts(iteration)).path
+        found = sorted(folder.glob(f"{which}-[0-9]*.parquet"))
+        return [(path, path.with_name(path.name.replace(which, f"{which}-verdicts"))) for path in found]
+
+    def behind(self, iteration: int) -> tuple[list[Path], list[Path]]:
+        """Files with the responses behind an iteration's finished pairs: what it sampled itself, and what the data and
+        earlier iterations gave."""
+        pairs = self.stage(iteration, "pair")
+        manifest = pairs.manifest()
+        assert manifest is not None, iteration
+        others = [path for path in (pairs.answers, pairs.offline) if path.name in manifest.outputs]
+        for source in map(int, manifest.counts.get("replayed", {})):
+            answers = self.stage(source, "pair").answers
+            others += [*self.sampled(source), *([answers] if answers.exists() else [])]
+        return self.sampled(iteration), others
+
+    @staticmethod
+    def verdicts_of(responses: Path) -> Path:
+        """The verdicts on a shard of sampled responses; answers from the data have none."""
+        return responses.parents[1] / "judge" / responses.name
+
+    def sampled(self, iteration: int) -> list[Path]:
+        """The shards of an iteration's responses."""
+        return [path for path, _ in self.judged_shards(iteration, "train")]
+
+    def promotion(self, iteration: int) -> Path:
+        """The decision that ends an iteration: all the next one reads."""
+        return self.root / f"iter-{iteration:03d}" / "promotion.json"
+
+    @property
+    def named_reference(self) -> Path:
+        """What `reference: path` was found to be."""
+        return self.root / "iter-000" / "reference.json"
+
+    @staticmethod
+    def names_in(runs: Path) -> list[str]:
+        """Names of the runs in a folder."""
+        return sorted(path.parent.name for path in runs.glob("*/campaign.yaml"))
+
+    def iterations(self) -> list[int]:
+        """Numbers of the iterations that have a folder, ascending."""
+        return sorted(int(path.name[5:]) for path in self.root.glob("iter-[0-9]*"))
+
+    def stages(self) -> list[StageFolder]:
+        """Every stage that may hold something, in the order of the campaign."""
+        return [self.prompts(), *(f for k in self.iterations() for f in self.stages_of(k, self.begun(k)))]
+
+    def stages_of(self, iteration: int, attempts: int) -> list[StageFolder]:
+        """Every stage that an iteration with so many attempts may have."""
+        found = [self.stage(iteration, stage) for stage in ("ease", "reference", *STAGES, "guard")]
+        return found + [self.stage(iteration, stage, n) for n in range(2, attempts + 1) for stage in REPEATED]
+
+    def records(self) -> list[Path]:
+        """The manifests and decisions that are there."""
+        decisions = [self.promotion(k) for k in self.iterations()]
+        return [path for path in [*(f.manifest_path for f in self.stages()), *decisions] if path.exists()]
+
+    def event(self, what: str, **details: Any) -> None:
+        """Append a line to events.jsonl."""
+        append_line(self.events, {"time": round(time.time(), 3), "event": what, **details})
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """The lines of events.jsonl."""
+        return read_lines(self.events)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the run for this process alone. UserError if another one has it."""
+        return locked(self.root, "a run")
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder, made if need be, for this process alone. UserError if another one has it; `what` it is then."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with RunFolder(folder).lock.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"{folder} is being worked on by another process ({file.read().strip() or 'unknown'}). "
+                f"Wait until it ends, or end it; {what} has one writer."
+            ) from error
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

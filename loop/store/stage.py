@@ -1,0 +1,243 @@
+"""The folder of one stage and its manifest, which is written last: its existence means that the stage is finished."""
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loop.store.files import FileRecord, is_intact, read_json, record_of, sha256_of, to_json, write_file
+from loop.store.tables import damaged, digest
+
+STAGES = ("sample", "judge", "pair", "train", "eval")
+REPEATED = ("train", "eval", "guard")
+"""Stages that a retry of a round goes through again."""
+OPTIONAL = ("ease", "reference", "guard")
+"""Stages that only some settings ask for."""
+FURTHER = "shard-more"
+"""How shards of the second phase of adaptive sampling are named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A finished stage: what it made, out of what, how much and how long."""
+
+    stage: str
+    iteration: int
+    outputs: dict[str, FileRecord]
+    inputs: dict[str, Any]
+    counts: dict[str, Any]
+    seconds: dict[str, float]
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Identity of the stage's content: equal outputs, equal digest."""
+        return digest({name: record.sha256 for name, record in self.outputs.items()})
+
+    @property
+    def shards(self) -> list[str]:
+        """Names of its tables of responses or verdicts, those of a first phase of sampling first."""
+        return sorted(name for name in self.outputs if name.startswith("shard-"))
+
+
+class StageFolder:
+    """The folder of one stage of one iteration."""
+
+    def __init__(self, path: Path, stage: str, iteration: int, attempt: int = 1) -> None:
+        self.path, self.stage, self.iteration, self.attempt = path, stage, iteration, attempt
+
+    def __str__(self) -> str:
+        again = f", attempt {self.attempt}" if self.attempt > 1 else ""
+        return f"iteration {self.iteration}{again}, stage {self.stage}"
+
+    def shard(self, number: int, prefix: str = "shard") -> Path:
+        """Path of a shard; `prefix` tells several kinds in one folder apart."""
+        return self.path / f"{prefix}-{number:03d}.parquet"
+
+    def keep_shards(self, count: int) -> None:
+        """Remove shards beyond the first `count`: an unfinished stage may have been cut in another way before."""
+        wanted = {self.shard(number) for number in range(count)}
+        for path in self.path.glob("shard-*.parquet"):
+            if path not in wanted:
+                path.unlink()
+
+    def further_shard(self, number: int) -> Path:
+        """Path of a shard of the second phase of adaptive sampling; by name it comes after those of the first."""
+        return self.shard(number, FURTHER)
+
+    @property
+    def allocation(self) -> Path:
+        """How many further responses the prompts got in the second phase; only adaptive sampling makes it."""
+        return self.path / "allocation.json"
+
+    @property
+    def pairs(self) -> Path:
+        return self.relations("pairs")
+
+    def relations(self, kind: str) -> Path:
+        """What the pair stage made: pairs, singles or groups."""
+        return self.path / f"{kind}.parquet"
+
+    @property
+    def answers(self) -> Path:
+        """Gold and bad answers that the pair stage added to the sampled responses; mostly there is no such file."""
+        return self.path / "answers.parquet"
+
+    @property
+    def offline(self) -> Path:
+        """Answers of an offline preference set, beside the iteration's own; mostly there is no such file."""
+        return self.path / "offline.parquet"
+
+    @property
+    def offline_prompts(self) -> Path:
+        """The prompts of these answers, as they are stored for the three sets."""
+        return self.path / "offline-prompts.parquet"
+
+    def held_out(self, which: str) -> Path:
+        """The answers of held-out pairs, in the base model's evaluation."""
+        return self.path / f"{which}-answers.parquet"
+
+    def logps(self, which: str) -> Path:
+        """How likely a model finds these answers."""
+        return self.path / f"{which}-logps.parquet"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def work(self) -> Path:
+        return self.path / "work"
+
+    @property
+    def last(self) -> Path:
+        """With `train.select: best`, the model of the last step, beside the earlier ones that may be chosen."""
+        return self.work / "candidates" / "last"
+
+    @property
+    def steps(self) -> Path:
+        return self.path / "steps.jsonl"
+
+    @property
+    def running_steps(self) -> Path:
+        """The step log of a round that is being trained; the finished one is `steps`."""
+        return self.work / "steps.jsonl"
+
+    @property
+    def step_log(self) -> Path:
+        """Whichever of the two there is."""
+        return self.steps if self.steps.exists() else self.running_steps
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def responses(self) -> list[Path]:
+        """Finished shards of responses, of an unfinished stage too; verdicts are not among them."""
+        found = sorted(self.path.glob("[a-z]*-[0-9]*.parquet"))
+        return [path for path in found if "-verdicts-" not in path.name]
+
+    @property
+    def to_label(self) -> Path:
+        """What people are to label, as JSON lines; `label_page` shows the same in a browser."""
+        return self.path / "to-label.jsonl"
+
+    @property
+    def label_page(self) -> Path:
+        return self.path / "to-label.html"
+
+    @property
+    def labels(self) -> Path:
+        """Where people put what they labelled."""
+        return self.path / "labels.jsonl"
+
+    @property
+    def pruned_path(self) -> Path:
+        """Which outputs were given up for their space; the stage stays finished without them."""
+        return self.path / "pruned.json"
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path / "manifest.json"
+
+    def claim(self, inputs: dict[str, Any]) -> None:
+        """Begin or go on with the stage; what was begun with other inputs is removed."""
+        path, wanted = self.path / "inputs.json", digest(inputs)
+        if self.path.exists() and (not path.exists() or read_json(path)["digest"] != wanted):
+            shutil.rmtree(self.path)
+        write_file(path, to_json({"digest": wanted, "inputs": inputs}))
+
+    def sweep(self, wanted: list[Path]) -> None:
+        """Remove shards of an earlier attempt, with other settings, that are none of these."""
+        for path in set(self.path.glob("shard-*.parquet")) - set(wanted):
+            path.unlink()
+
+    def manifest(self) -> Manifest | None:
+        """The manifest, or None while the stage is not finished."""
+        if not self.manifest_path.exists():
+            return None
+        raw = read_json(self.manifest_path)
+        return Manifest(**{**raw, "outputs": {name: FileRecord(**r) for name, r in raw["outputs"].items()}})
+
+    def present(self, manifest: Manifest) -> dict[str, FileRecord]:
+        """The outputs that have to be there: all but those that were pruned."""
+        pruned = read_json(self.pruned_path) if self.pruned_path.exists() else []
+        return {name: record for name, record in manifest.outputs.items() if name not in pruned}
+
+    def finish(
+        self,
+        files: list[Path],
+        *,
+        inputs: dict[str, Any],
+        counts: dict[str, Any],
+        seconds: dict[str, float],
+        versions: dict[str, str],
+    ) -> Manifest:
+        """Write the manifest, last of all; from here on the stage is finished and its files are read-only by
+        convention."""
+        outputs = {str(path.relative_to(self.path)): record_of(path) for path in sorted(files)}
+        manifest = Manifest(self.stage, self.iteration, outputs, inputs, counts, seconds, versions)
+        write_file(self.manifest_path, to_json(asdict(manifest)))
+        for leftover in self.path.glob(".*.partial-*"):  # of attempts that were killed
+            leftover.unlink(missing_ok=True)
+        return manifest
+
+    def check(self, manifest: Manifest, *, verify: bool) -> None:
+        """UserError unless every output is there as it was written (size and time; its content too with `verify`), but
+        for those that were pruned."""
+        for name, record in self.present(manifest).items():
+            path = self.path / name
+            if not path.exists():
+                raise damaged(path, "it is missing")
+            stat = path.stat()
+            if stat.st_size != record.size:
+                raise damaged(path, f"it has {stat.st_size} bytes instead of {record.size}")
+            if (verify or stat.st_mtime_ns != record.mtime_ns) and sha256_of(path) != record.sha256:
+                raise damaged(path, "its content has changed")
+
+    def damaged(self, manifest: Manifest) -> list[Path]:
+        """Outputs that are missing or whose content is not as it was written; every file is hashed."""
+        return [self.path / n for n, r in self.present(manifest).items() if not is_intact(self.path / n, r)]
+
+    def beside(self, manifest: Manifest) -> list[Path]:
+        """Finished files that are no outputs: the manifest itself, what was asked of people, their labels, what
+        describes a model."""
+        found = sorted(path for folder in (self.path, self.model) for path in folder.glob("[!.]*") if path.is_file())
+        return [path for path in found if str(path.relative_to(self.path)) not in manifest.outputs]
+
+    def repair(self, manifest: Manifest) -> list[Path]:
+        """Remove every output that is not as it was written, and the manifest, so that just these are made again."""
+        bad = self.damaged(manifest)
+        if bad and self.stage in ("train", "reference"):  # a model folder is one piece: it is made again
+            shutil.rmtree(self.path)
+        elif bad:
+            for path in bad:
+                path.unlink(missing_ok=True)
+            self.manifest_path.unlink()
+        return bad
+
+
+def is_further(shard: Path) -> bool:
+    """Whether it is a shard of the second phase of adaptive sampling."""
+    return shard.name.startswith(FURTHER)

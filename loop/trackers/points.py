@@ -1,0 +1,141 @@
+"""Room loop, what trackers are told: a run folder and what they were told already come in, the points that are new go
+out, in the order of the campaign.
+
+Every point belongs to a series and has a number in it. A series only grows, so "up to which number" is all that has to
+be remembered: a tracker that joins late, or after a kill, is told the rest and nothing twice.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, NamedTuple
+
+from loop.measure.metric_names import ITERATION, STEP, decided_metrics, labelled_metrics, step_metrics
+from loop.prompts.row import read_table
+from loop.store import tables
+from loop.store.files import read_lines
+from loop.store.run_folder import RunFolder
+from loop.store.stage import StageFolder
+from loop.view.status import iteration_state
+
+COLUMNS = ("iteration", "prompt", "target", "kind", "response", "cut_off", "verdict", "score", "why")
+LONGEST = 2000
+"""Characters of a text that are shown."""
+
+
+class SampleTable(NamedTuple):
+    """Rows of COLUMNS, all of them text."""
+
+    name: str
+    rows: list[list[str]]
+
+    @property
+    def markdown(self) -> str:
+        """The same for trackers that show text."""
+        lines = [COLUMNS, ["---"] * len(COLUMNS), *self.rows]
+        return "\n".join("| " + " | ".join(map(_in_a_cell, line)) + " |" for line in lines)
+
+
+def sample_table(run: RunFolder, k: int, prompts: int) -> SampleTable:
+    """The first `prompts` gate prompts by id, with every response of iteration `k`'s model and its verdict."""
+    asked = {row.id: row for row in read_table(tables.read(run.prompts().path / "gate.parquet"))}
+    shown = set(islice(sorted(asked), prompts))
+    rows = []
+    for response in sorted(_responses(run, k, shown), key=lambda row: (row["prompt_id"], row["index"])):
+        prompt = asked[response["prompt_id"]]
+        greedy = "greedy" if response["temperature"] == 0 else "sampled"
+        cut_off = "yes" if response["finish_reason"] == "length" else ""
+        texts = [str(k), prompt.messages[-1]["content"], prompt.target, greedy, response["text"], cut_off]
+        rows.append([_shown(value) for value in (*texts, response["kind"], response["score"], response["why"])])
+    return SampleTable("samples/gate", rows)
+
+
+def _responses(run: RunFolder, k: int, prompts: set[str]) -> Iterator[dict[str, Any]]:
+    """Responses with their verdicts."""
+    columns = ["prompt_id", "response_id", "index", "temperature", "text", "finish_reason"]
+    for responses, verdicts in run.judged_shards(k, "gate"):
+        judged = {row["response_id"]: row for row in tables.read(verdicts).to_pylist()}
+        for row in tables.read(responses, columns).to_pylist():
+            if row["prompt_id"] in prompts:
+                yield row | {name: judged[row["response_id"]][name] for name in ("kind", "score", "why")}
+
+
+def _shown(value: Any) -> str:
+    text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
+
+
+def _in_a_cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "<br>")
+
+
+Axis = Literal["iteration", "train/step"]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Numbers (or a table) at one place of an axis."""
+
+    series: str
+    number: int
+    axis: Axis
+    at: int
+    values: dict[str, float]
+    table: SampleTable | None = None
+
+
+def new_points(run: RunFolder, told: Mapping[str, int], *, samples: int) -> Iterator[Point]:
+    """All points that come after what was `told`: by series, the last number. `samples` prompts are in each table."""
+    steps = 0
+    for k in run.iterations():
+        if k and _is_new(told, f"{k} labelled") and run.stage(k, "pair").manifest():
+            yield _of_iteration(k, "labelled", labelled_metrics(iteration_state(run, k)["counts"]))
+        for attempt in range(1, run.attempts(k) + 1) if k else ():
+            folder = run.stage(k, "train", attempt)
+            finished = steps_of(folder)
+            if not finished or told.get(series_of(folder), -1) < finished - 1:
+                yield from _trained(folder, told, steps)
+            steps += finished
+        if run.promotion(k).exists() and run.latest(k, "eval").manifest():
+            yield from _decided(run, k, told, samples)
+
+
+def _is_new(told: Mapping[str, int], series: str) -> bool:
+    return series not in told
+
+
+def _of_iteration(k: int, what: str, values: dict[str, float], table: SampleTable | None = None) -> Point:
+    return Point(f"{k} {what}", 0, "iteration", k, values | {ITERATION: k}, table)
+
+
+def _trained(folder: StageFolder, told: Mapping[str, int], before: int) -> Iterator[Point]:
+    """The steps of a round, while it runs and after; `before` it there were so many in the campaign."""
+    series = series_of(folder)
+    for line in read_lines(folder.step_log):
+        if line["step"] > told.get(series, -1):
+            at = before + line["step"]
+            values = step_metrics(line) | {"train/iteration": folder.iteration, STEP: at}
+            yield Point(series, line["step"], "train/step", at, values)
+
+
+def series_of(folder: StageFolder) -> str:
+    """The series that the steps of a round belong to."""
+    return f"{folder.iteration} train {folder.attempt}"
+
+
+def steps_of(folder: StageFolder) -> int:
+    """How many steps a finished round has; 0 for one that still runs, because no other follows it."""
+    manifest = folder.manifest()
+    return 0 if manifest is None else int(manifest.counts["steps"])
+
+
+def _decided(run: RunFolder, k: int, told: Mapping[str, int], samples: int) -> Iterator[Point]:
+    if _is_new(told, f"{k} decided"):
+        yield _of_iteration(k, "decided", decided_metrics(iteration_state(run, k)))
+    if samples and _is_new(told, f"{k} samples") and run.judged_shards(k, "gate"):
+        yield _of_iteration(k, "samples", {}, sample_table(run, k, samples))
+
+
+def as_record(tracker: str, point: Point) -> dict[str, Any]:
+    """What is remembered of a point that a tracker is told."""
+    return {"tracker": tracker, "series": point.series, "number": point.number}

@@ -1,0 +1,154 @@
+"""Room loop, what an iteration trains on, in words: settings or a manifest's counts come in, a clause goes out. The
+plan, the run and the status say it alike."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from loop.config.promote_section import LARGEST, settings_of_attempt
+from loop.config.prompts_section import MixturePrompts, PreferencePrompts, rate_columns
+from loop.config.settings import Config
+from loop.prompts.sets import names_of, source_name
+from trainer.settings import TrainSettings
+
+
+def describe_prompts(config: Config) -> str:
+    """The three sets and how an iteration draws from them."""
+    prompts = config.prompts
+    train = f"{prompts.train}" if prompts.train else "all other"
+    where = source_name(prompts).replace(" ", " (", 1) + ")" if " " in source_name(prompts) else source_name(prompts)
+    if isinstance(prompts, MixturePrompts):
+        total = sum(mixed.weight for mixed in prompts.sources)
+        parts = zip(names_of(prompts), prompts.sources, strict=True)
+        where = "a mixture of " + ", ".join(f"{100 * mixed.weight / total:.3g} % {name}" for name, mixed in parts)
+    return f"{where}: {train} to train on, {describe_slices(config)}; {prompts.gate} gate, {prompts.test} test"
+
+
+def describe_slices(config: Config) -> str:
+    """Which of the training prompts an iteration takes."""
+    prompts = config.prompts
+    if isinstance(prompts, PreferencePrompts) and prompts.parts is not None:
+        each = f"in {prompts.parts} parts, one each iteration"
+    elif prompts.per_iteration is None:
+        return "all of them each iteration"
+    else:
+        each = f"{prompts.per_iteration} {'new ones ' if prompts.order == 'random' else ''}each iteration"
+    if prompts.order == "random":
+        return each
+    first = {"easy_to_hard": "the easiest first", "hard_to_easy": "the hardest first"}[prompts.order]
+    return f"{each}, {first} ({describe_difficulty(config)})"
+
+
+def describe_difficulty(config: Config) -> str:
+    """What counts as easy."""
+    prompts = config.prompts
+    if isinstance(prompts, PreferencePrompts):
+        by_model = "by how much likelier the base model finds the chosen answer"
+        return "by their margin" if prompts.order_by == "margin" else by_model
+    measured, columns = "by the solve rate that earlier iterations measured", rate_columns(prompts)
+    return f"{measured}, before that the column {' or '.join(dict.fromkeys(columns))}" if columns else measured
+
+
+def describe_data(config: Config, k: int) -> str:
+    """What iteration `k` trains on besides what it makes itself, and where its own pairs come from if it samples
+    nothing; empty if there is nothing to say."""
+    pairs, prompts, words = config.pairs, config.prompts, list[str]()
+    if isinstance(prompts, PreferencePrompts):
+        part = f", part {k} of {prompts.parts}" if prompts.parts is not None else ""
+        words.append(f"its pairs are given ({prompts.named}{part})")
+    for back, share in sorted(pairs.replay.items()):
+        if back < k:
+            words.append(f"{100 * share:.3g} % as many pairs as it makes are replayed from iteration {k - back}")
+    if pairs.offline is not None:
+        words.append(f"{100 * pairs.offline.share:.3g} % of all its pairs come from {pairs.offline.named}")
+    return "; ".join(words)
+
+
+def describe_sources(counts: Mapping[str, Any]) -> str:
+    """Of a finished sample stage of a mixture, how many prompts each source gave; empty for a single source."""
+    return ", ".join(f"{count} of {name}" for name, count in counts.get("sources", {}).items())
+
+
+def describe_extra_pairs(counts: Mapping[str, Any]) -> str:
+    """Of a finished pair stage, what stands beside the iteration's own pairs, e.g. ` (12 replayed, 30 offline)`; empty
+    if nothing does."""
+    words = [f"{count} replayed from iteration {source}" for source, count in counts.get("replayed", {}).items()]
+    words += [f"{counts['offline']} offline"] if "offline" in counts else []
+    return f" ({', '.join(words)})" if words else ""
+
+
+def describe_changes(changes: dict[str, Any]) -> str:
+    """learning_rate 5e-07, max_steps 20."""
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in changes.items()
+    )
+
+
+def describe_evaluation(config: Config) -> str:
+    """What is measured after every iteration, and what it decides."""
+    rule = {
+        "always": "every candidate is promoted",
+        "better": f"a candidate is promoted if its {config.promote.metric} is significantly better on the gate prompts",
+        "not_worse": f"a candidate is promoted unless its {config.promote.metric} on the gate prompts may be worse by "
+        f"more than {config.promote.margin:g}",
+    }[config.promote.rule]
+    if config.eval_judge is None:
+        answers = "how often the held-out pairs' chosen answers gain more on the base model than the rejected ones"
+        return f"{answers}; {rule}{describe_limits(config)}{describe_rejection(config)}"
+    answers = (
+        f"1 greedy and {config.eval.samples} sampled responses (temperature {config.eval.temperature:g}) per prompt"
+    )
+    return f"{answers}; {rule}{describe_limits(config)}{describe_rejection(config)}"
+
+
+def describe_limits(config: Config) -> str:
+    """The limits of the first iteration, or nothing."""
+    limits = config.promote.limits
+    words = [f"{name} {most:g}" for name in LARGEST if (most := getattr(limits, name)) is not None]
+    words += [f"{limits.shadow} falling by {limits.shadow_fall:g}"] if limits.shadow is not None else []
+    return f"; never beyond {', '.join(words)}" if words else ""
+
+
+def describe_rejection(config: Config) -> str:
+    """What happens after a rejected candidate, if it is not the next iteration."""
+    promote = config.promote
+    if promote.on_reject == "stop":
+        return "; the campaign stops at a rejected candidate"
+    if promote.on_reject == "continue":
+        return ""
+    _, changes = settings_of_attempt(config.train, promote.retry, 2, steps_before=1)
+    changes |= {"max_steps": f"{promote.retry.steps:g} of those before"} if "max_steps" in changes else {}
+    said = ", ".join(f"{key} {value}" for key, value in changes.items())
+    times = "once" if promote.retries == 1 else f"{promote.retries} times"
+    return f"; a rejected round is retried {times}, first with {said}"
+
+
+def describe_models(config: Config, k: int) -> tuple[str, str, str]:
+    """What an iteration trains, samples from and is anchored to."""
+    words = {
+        "incumbent": "the last promoted model",
+        "previous": "the last candidate, promoted or not",
+        "initial": "the base model",
+        "path": f"the model {config.reference_path}",
+        "ema": f"the average of base and promoted models (decay {config.reference_decay:g})",
+    }
+    if k == 1:
+        words |= dict.fromkeys(("incumbent", "previous", "ema"), "the base model")
+    sampler = words["incumbent" if config.start == "initial" else config.start]
+    return words[config.start], sampler, words[config.reference]
+
+
+def describe_loss(train: TrainSettings) -> str:
+    """The weighted sum with its arguments, e.g. `dpo (beta 0.1) + 0.5 x nll (normalise response)`."""
+    words = []
+    for term in train.terms:
+        arguments = ", ".join(f"{key} {value}" for key, value in term.arguments.items())
+        scale = "" if term.weight == 1 else f"{term.weight:g} x "
+        words.append(f"{scale}{term.name}{f' ({arguments})' if arguments else ''}")
+    return " + ".join(words)
+
+
+def describe_judge(judge: dict[str, Any] | None) -> str:
+    """Its name and arguments."""
+    if judge is None:
+        return "none: the data say which answer is better"
+    return f"{judge['name']} {judge['args'] or ''}".rstrip()

@@ -1,0 +1,174 @@
+"""Room loop, what a person sees while a campaign runs: a live view on a terminal, plain lines anywhere else.
+
+A log file, a pipe, CI and `TERM=dumb` get lines without control characters. `NO_COLOR` takes the colours and leaves the
+view.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from loop.view.frame import duration, frame, said
+from loop.view.progress import Snapshot, Work
+
+LINE_EVERY = 15.0
+"""Seconds between two progress lines of a stage where there is no terminal."""
+CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
+"""Control characters, which a model's or a judge's words may hold; line ends and tabs stay."""
+
+
+class Bar:
+    """Progress of one stage."""
+
+    def __init__(self, title: str, total: int, unit: str, changed: Callable[["Bar"], None]) -> None:
+        self.title, self.total, self.unit, self.changed = title, total, unit, changed
+        self.started = time.monotonic()
+        self.done = self.first = self.tokens = 0
+        self.before = 0  # of a stage that goes step by step: done in the steps before the one that is told of
+        self.shards: tuple[int, int] | None = None
+        self.waiting = self.detail = ""
+
+    @property
+    def work(self) -> Work:
+        """The numbers, as they are shown."""
+        seconds, since = max(time.monotonic() - self.started, 1e-9), self.done - self.first
+        return Work(
+            title=self.title,
+            unit=self.unit,
+            done=self.done,
+            total=self.total or None,
+            shards=self.shards,
+            per_second=since / seconds if since > (self.total or 0) // 100 else None,  # the first few say little
+            tokens_per_second=self.tokens / seconds if self.tokens else None,
+            note=self.waiting or self.detail,
+        )
+
+    def set(self, done: int, total: int | None = None) -> None:
+        """So much is done now. The rate does not count what was waited for before anything was done."""
+        if self.waiting and self.done == self.first:
+            self.started = time.monotonic()
+        self.done, self.total, self.waiting = self.before + done, total if total is not None else self.total, ""
+        self.changed(self)
+
+    def count(self, *, tokens: int = 0, shards: tuple[int, int] | None = None, detail: str = "") -> None:
+        """More tokens were made or read, so many shards of all are finished, and whatever else is worth seeing."""
+        self.tokens += tokens
+        self.shards = shards or self.shards
+        self.detail = detail or self.detail
+
+    def note(self, text: str) -> None:
+        """Say what is being waited for."""
+        self.waiting = text
+        self.changed(self)
+
+    def resume_at(self, done: int, total: int | None = None) -> None:
+        """So much had been done before; the rate counts from here."""
+        if done or not self.before:
+            self.first, self.started = self.before + done, time.monotonic()
+        self.set(done, total)
+
+
+class Display:
+    """The terminal, or the log that stands in for it. `quiet` keeps only what is said, on stderr: stdout is JSON's."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(soft_wrap=True, highlight=False, stderr=quiet)
+        self.quiet = quiet
+        self.look: Callable[[], Snapshot | None] = lambda: None
+        """Where the campaign stands, looked up when a stage begins."""
+        self.last_line = 0.0
+
+    def say(self, text: str) -> None:
+        """One line for the reader."""
+        self.console.print(text.translate(CONTROL), markup=False)
+        (sys.stderr if self.quiet else sys.stdout).flush()
+
+    def warn(self, text: str) -> None:
+        """Something is not as it should be, and the work goes on."""
+        self.say(f"  warning: {text}")
+
+    @contextmanager
+    def bar(self, title: str, total: int, unit: str) -> Iterator[Bar]:
+        """The live view while the block runs, or lines now and then; at the end one line with the time it took."""
+        started = time.monotonic()
+        if self.quiet:
+            bar = Bar(title, total, unit, lambda _: None)
+            yield bar
+            return
+        if is_live(self.console):
+            bar, snapshot = Bar(title, total, unit, lambda _: None), self.look()
+            with live(self.console, lambda: (snapshot, bar.work)):
+                yield bar
+        else:
+            self.last_line = started
+            bar = Bar(title, total, unit, self._line)
+            yield bar
+        self.say(f"  {title}: {bar.done} {unit} in {duration(time.monotonic() - started)}")
+
+    def _line(self, bar: Bar) -> None:
+        """A line if it is time for one, or if something is waited for."""
+        if bar.waiting:
+            self.say(f"  {bar.title}: {bar.waiting}")
+        elif time.monotonic() - self.last_line > LINE_EVERY:
+            self.last_line = time.monotonic()
+            self.say(f"  {bar.title}: {', '.join(said(bar.work))}")
+
+
+def is_live(console: Console) -> bool:
+    """Whether a view may be redrawn in place: on a real terminal that can, and not in CI, whose terminals are files."""
+    real = console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
+    return real and os.environ.get("CI", "").lower() in ("", "0", "false")
+
+
+def live(console: Console, state: Callable[[], tuple[Snapshot | None, Work | None]]) -> Live:
+    """A view that is redrawn twice a second and gone at the end."""
+
+    def drawn() -> Text:
+        return drawn_frame(console, *state())
+
+    return Live(get_renderable=drawn, console=console, refresh_per_second=2, transient=True)
+
+
+def drawn_frame(console: Console, snapshot: Snapshot | None, work: Work | None) -> Text:
+    """A frame as wide as the terminal is now."""
+    lines = frame(snapshot, work, width=console.width, ascii_only=console.options.ascii_only)
+    return Text("\n").join(Text(line.text.translate(CONTROL), line.style) for line in lines)
+
+
+PHASES = {
+    "read": "reading pairs",
+    "load": "loading the model",
+    "reference": "reference log-probs",
+    "measure": "rewards of held-out pairs",
+    "warm start": "warm start on the chosen responses",
+    "save": "saving",
+}
+"""What the trainer does besides steps, in words."""
+
+
+def train_progress(bar: Bar, planned: Callable[[int], None]) -> Callable[[dict[str, Any]], None]:
+    """Shows the trainer's phases on one bar; `planned` is told how many steps there are."""
+    phase = ""
+
+    def show(said: dict[str, Any]) -> None:
+        nonlocal phase
+        new = said.get("phase") != phase
+        if new and said["phase"] != "train":
+            bar.note(PHASES.get(said["phase"], said["phase"]))
+        if said.get("phase") in ("warm start", "train"):
+            if new:
+                bar.resume_at(max(0, said["done"] - 1), said["total"])
+                planned(said["total"])
+            if "tokens" in said:
+                bar.count(tokens=said["tokens"], detail=f"loss {said['loss']:.3f}")
+            bar.set(said["done"], said["total"])
+        phase = said.get("phase", phase)
+
+    return show

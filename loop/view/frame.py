@@ -1,0 +1,129 @@
+"""Room loop, the live view as lines of text: a snapshot and the work in progress come in, lines that fit the terminal
+go out. Pure; `display` and `watch` show the same lines.
+"""
+
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from loop.view.progress import Notice, Snapshot, Work, seconds_left
+
+BAR = (8, 40)
+"""Fewest and most columns of a bar; without room for the fewest there is none."""
+NARROW, ALARM_LINES = 20, 4
+"""An alarm is told in so many lines at most, and cut where a terminal is narrower than this."""
+ASCII = str.maketrans("━┄…–", "=.~-")
+"""What is drawn where a terminal has no other letters."""
+MARKS = {"finished": "x", "started": ">", "waiting": " "}
+
+
+class Line(NamedTuple):
+    """A line and how it looks where there are colours."""
+
+    text: str
+    style: str = ""
+
+
+def frame(snapshot: Snapshot | None, work: Work | None, *, width: int, ascii_only: bool = False) -> list[Line]:
+    """All lines, none longer than `width`. Without a snapshot only the work is shown."""
+    lines = [] if snapshot is None else [Line(title(snapshot, work), "bold"), Line(stages(snapshot))]
+    if work is not None:
+        lines.append(Line(bar(work, width), "cyan"))
+    if snapshot is not None:
+        lines += [Line(text) for text in scores(snapshot, width)]
+        lines += [Line(text, "yellow") for one in snapshot.alarms for text in alarm(one, width)]
+    plain = ASCII if ascii_only else {}
+    return [line._replace(text=shorten(line.text, width).translate(plain)) for line in lines]
+
+
+def title(snapshot: Snapshot, work: Work | None) -> str:
+    """quickstart, iteration 2 of 3: about 14 min 05 s left"""
+    where = f"iteration {snapshot.iteration} of {snapshot.planned}" if snapshot.iteration else "the base model"
+    again = f", attempt {snapshot.attempt}" if snapshot.attempt > 1 else ""
+    return f"{snapshot.name}, {where}{again}: {time_left(snapshot, work)}"
+
+
+def time_left(snapshot: Snapshot, work: Work | None) -> str:
+    """How long the campaign will still take, or why nobody knows."""
+    left = seconds_left(snapshot, work)
+    if snapshot.complete:
+        return "complete"
+    if left is None:
+        return "first iteration, time left unknown" if snapshot.iteration else "time left unknown"
+    return f"about {duration(left)} left"
+
+
+def stages(snapshot: Snapshot) -> str:
+    """[x] sample [x] judge [>] pair [ ] train [ ] eval"""
+    return " ".join(f"[{MARKS[state]}] {stage}" for stage, state in snapshot.stages.items())
+
+
+def bar(work: Work, width: int) -> str:
+    """train ━━━━━━┄┄┄ 31/48 steps, 0.4/s, 42 s left; what has no room is left out, the least important first."""
+    parts = list(said(work))
+    while len(parts) > 1 and len(work.title) + 1 + len(", ".join(parts)) > width:
+        parts.pop()
+    text = ", ".join(parts)
+    room = min(BAR[1], width - len(work.title) - len(text) - 2)
+    if room < BAR[0] or not work.total:
+        return f"{work.title} {text}"
+    full = min(room, room * work.done // work.total)
+    return f"{work.title} {'━' * full}{'┄' * (room - full)} {text}"
+
+
+def said(work: Work) -> Iterator[str]:
+    """The work in numbers, the most important first."""
+    yield f"{work.done}/{work.total} {work.unit}" if work.total else f"{work.done} {work.unit}"
+    if work.note:
+        yield work.note
+    if work.seconds_left is not None:
+        yield f"{duration(work.seconds_left)} left"
+    if work.per_second:
+        yield f"{work.per_second:.1f}/s"
+    if work.tokens_per_second:
+        yield f"{work.tokens_per_second:.0f} tokens/s"
+    if work.shards is not None:
+        yield f"shard {min(work.shards[0] + 1, work.shards[1])} of {work.shards[1]}"
+
+
+def scores(snapshot: Snapshot, width: int) -> Iterator[str]:
+    """test sampled %  0: 3.5  1: 50.2, the last iterations where not all have room."""
+    for name in dict.fromkeys(name for _, found in snapshot.scores for name in found):
+        known = [f"{k}: {in_percent(found.get(name))}" for k, found in snapshot.scores]
+        yield fitting(f"test {name} %", known, width)
+
+
+def in_percent(share: float | None) -> str:
+    """52.1, or a dash if nothing is known."""
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def fitting(name: str, values: Sequence[str], width: int) -> str:
+    """As many of the last values as there is room for."""
+    for first in range(len(values)):
+        text = "  ".join([f"{name:<14}", *(["…"] if first else []), *values[first:]])
+        if len(text) <= width:
+            break
+    return text
+
+
+def alarm(one: Notice, width: int) -> list[str]:
+    """! 12:03 the engine worker was lost at …, over a few lines if need be."""
+    text = f"! {time.strftime('%H:%M', time.localtime(one.time))} {' '.join(one.text.split())}"
+    return textwrap.wrap(text, max(width, NARROW), subsequent_indent="  ", max_lines=ALARM_LINES, placeholder=" …")
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut to the width, the cut marked."""
+    return text if len(text) <= width else f"{text[: max(0, width - 1)]}…"
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 05 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

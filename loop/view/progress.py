@@ -1,0 +1,256 @@
+"""Room loop, how far a campaign is: a run folder comes in, a snapshot goes out; what is being worked on, and how long
+the rest will take. It only reads, so it works beside the campaign and far from it.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from loop.config.checks import PREFERENCE
+from loop.config.load import LoadedConfig
+from loop.store.files import read_lines
+from loop.store.run_folder import RunFolder
+from loop.store.stage import STAGES, StageFolder
+
+ALARMS = 3
+"""So many of the last warnings are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is being worked on; unknown numbers are None."""
+
+    title: str
+    unit: str
+    done: int = 0
+    total: int | None = None
+    shards: tuple[int, int] | None = None
+    """Finished ones, and all."""
+    per_second: float | None = None
+    tokens_per_second: float | None = None
+    note: str = ""
+    """What is being waited for, or the loss."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes at this rate."""
+        if not self.per_second or self.total is None:
+            return None
+        return max(0, self.total - self.done) / self.per_second
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that a person should know of; `time` in seconds since 1970."""
+
+    time: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Where a campaign stands."""
+
+    name: str
+    planned: int
+    iteration: int
+    """The one in progress, or the last one."""
+    attempt: int
+    complete: bool
+    stages: dict[str, str]
+    """finished, started or waiting, in the order of the campaign."""
+    scores: tuple[tuple[int, dict[str, float | None]], ...]
+    """Per evaluated iteration its test accuracies, by name."""
+    typical: dict[str, float]
+    """Mean seconds of each stage over this run's finished iterations; empty before there is one."""
+    alarms: tuple[Notice, ...]
+
+
+def look(run: RunFolder, loaded: LoadedConfig) -> Snapshot:
+    """Where the run stands now."""
+    planned = loaded.iterations
+    k = iteration_in_progress(run, planned)
+    rows, events = read_lines(run.metrics), run.read_events()
+    return Snapshot(
+        name=run.name,
+        planned=planned,
+        iteration=k,
+        attempt=run.attempts(k),
+        complete=run.promotion(planned).exists() or stopped_by_rejection(events),
+        stages=stage_states(run, k),
+        scores=tuple((row["iteration"], scores_on_test_set(row["test"])) for row in rows),
+        typical=typical_seconds(rows),
+        alarms=alarms_in(events),
+    )
+
+
+def stopped_by_rejection(events: Sequence[dict[str, Any]]) -> bool:
+    """Whether a rejected candidate has ended the campaign (`promote.on_reject: stop`)."""
+    return bool(events) and events[-1]["event"] == "campaign_stopped"
+
+
+def iteration_in_progress(run: RunFolder, planned: int) -> int:
+    """The first iteration without a decision; 0 while the base model has no evaluation."""
+    if run.stage(0, "eval").manifest() is None:
+        return 0
+    return next((k for k in range(1, planned + 1) if not run.promotion(k).exists()), planned)
+
+
+def stage_states(run: RunFolder, k: int) -> dict[str, str]:
+    """What of an iteration is finished, started or waiting."""
+    found = {}
+    for stage in STAGES if k else ("eval",):
+        folder = run.latest(k, stage)
+        found[stage] = "waiting" if not folder.path.exists() else "started"
+        found[stage] = "finished" if folder.manifest_path.exists() else found[stage]
+    return found
+
+
+def scores_on_test_set(test: dict[str, Any]) -> dict[str, float | None]:
+    """The accuracies that a glance needs."""
+    names = ("preference",) if PREFERENCE in test else ("sampled", "greedy")
+    return {short: test[f"{short}_accuracy"]["value"] for short in names}
+
+
+def typical_seconds(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean wall time of each stage over the finished iterations among the rows of metrics.jsonl."""
+    finished = [row["seconds"] for row in rows if row["iteration"] and row["finished"]]
+    if not finished:
+        return {}
+    return {stage: sum(seconds[stage]["wall"] for seconds in finished) / len(finished) for stage in STAGES}
+
+
+def alarms_in(events: Sequence[dict[str, Any]]) -> tuple[Notice, ...]:
+    """The last warnings and lost workers."""
+    texts = {
+        "warning": lambda event: event["text"],
+        "worker_lost": lambda event: f"the {event['worker']} worker was lost at {event['job']}: {event['why']}",
+    }
+    found = [Notice(event["time"], texts[event["event"]](event)) for event in events if event["event"] in texts]
+    return tuple(found[-ALARMS:])
+
+
+def seconds_left(snapshot: Snapshot, work: Work | None) -> float | None:
+    """How long the campaign will still take, by the mean of its finished iterations; None before there is one. The
+    stage in progress counts by its own rate where that is known."""
+    if not snapshot.typical:
+        return None
+    if snapshot.complete:
+        return 0.0
+    waiting = [stage for stage, state in snapshot.stages.items() if state != "finished"]
+    rest = sum(snapshot.typical[stage] for stage in waiting)
+    if work is not None and work.seconds_left is not None and waiting:
+        rest += work.seconds_left - snapshot.typical[waiting[0]]
+    return max(0.0, rest) + (snapshot.planned - snapshot.iteration) * sum(snapshot.typical.values())
+
+
+LAST_STEPS = 10
+"""The rate of training is that of so many last steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """The process that holds the run's lock, or was the last to."""
+
+    pid: int
+    host: str
+
+    @property
+    def alive(self) -> bool | None:
+        """Whether it runs; None if it is on another machine, where nobody can look."""
+        if self.host != socket.gethostname():
+            return None
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # somebody else's process
+            return True
+        return True
+
+
+def read_writer(run: RunFolder) -> Writer | None:
+    """Who works on the run; None if nobody ever did."""
+    said = run.lock.read_text(encoding="utf-8") if run.lock.exists() else ""
+    match = re.fullmatch(r"pid (\d+) on (\S+)", said.strip())
+    return Writer(int(match[1]), match[2]) if match else None
+
+
+def last_sign(run: RunFolder) -> float:
+    """When the run last changed, in seconds since 1970: events, logs, and the files of the stage in progress."""
+    files = [run.events, *run.root.glob("logs/*")]
+    if started := stage_in_progress(run.read_events()):
+        folder = run.root / started["folder"]
+        files += [folder, *folder.glob("*"), StageFolder(folder, "", 0).running_steps]
+    return max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
+
+
+def stage_in_progress(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The event that began what is worked on; None between two stages."""
+    for event in reversed(events):
+        if event["event"] == "stage_started":
+            return event
+        if event["event"] in ("stage_finished", "campaign_finished", "campaign_stopped"):
+            return None
+    return None
+
+
+def work_in_progress(run: RunFolder) -> Work | None:
+    """How much is done of what is worked on."""
+    events = run.read_events()
+    started = stage_in_progress(events)
+    if started is None:
+        return None
+    folder = StageFolder(run.root / started["folder"], started["stage"], started["iteration"])
+    if started["unit"] == "steps":
+        planned = [event["total"] for event in events if event["event"] == "stage_planned"]
+        total = planned[-1] if events.index(started) < _last(events, "stage_planned") else None
+        return trained(started, read_lines(folder.running_steps), total)
+    return sampled(started, folder.responses)
+
+
+def _last(events: Sequence[dict[str, Any]], what: str) -> int:
+    return max((place for place, event in enumerate(events) if event["event"] == what), default=-1)
+
+
+def sampled(started: dict[str, Any], shards: Sequence[Path]) -> Work:
+    """Responses in whole shards; the rate is that of the shards written since the stage began."""
+    rows = {path: pq.read_metadata(path) for path in shards}
+    new = [path for path in shards if path.stat().st_mtime > started["time"]]
+    seconds = max((path.stat().st_mtime - started["time"] for path in new), default=0.0)
+    return Work(
+        title=started["title"],
+        unit=started["unit"],
+        done=sum(found.num_rows for found in rows.values()),
+        total=started["total"],
+        per_second=sum(rows[path].num_rows for path in new) / seconds if seconds else None,
+        tokens_per_second=sum(tokens_in(rows[path]) for path in new) / seconds if seconds else None,
+    )
+
+
+def tokens_in(metadata: pq.FileMetaData) -> int:
+    """How many tokens a shard of responses holds, without reading them."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return sum(column.num_values for column in columns if column.path_in_schema.split(".")[0] == "token_ids")
+
+
+def trained(started: dict[str, Any], steps: Sequence[dict[str, Any]], total: int | None) -> Work:
+    """Steps of the round; one that was taken back by a resume is there once."""
+    last = steps[-LAST_STEPS:]
+    seconds = sum(step["seconds"] for step in last)
+    return Work(
+        title=started["title"],
+        unit=started["unit"],
+        done=len(steps),
+        total=total,
+        per_second=len(last) / seconds if last else None,
+        tokens_per_second=sum(step["tokens"] for step in last) / seconds if last else None,
+        note=f"loss {last[-1]['loss']:.3f}" if last else "preparing",
+    )

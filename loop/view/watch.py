@@ -1,0 +1,129 @@
+"""Room loop, the command watch: a run folder comes in, the live view of a campaign that runs elsewhere goes out.
+
+Nothing is written and nobody is asked: what the folder says is all there is, so it also works over a network file
+system.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.live import Live
+
+from loop.config.load import LoadedConfig, load_config
+from loop.store.run_folder import RunFolder
+from loop.view.display import CONTROL, LINE_EVERY, drawn_frame, is_live
+from loop.view.frame import duration, frame
+from loop.view.progress import Notice, Snapshot, Work, last_sign, look, read_writer, work_in_progress
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks at the folder."""
+STALLED_AFTER = 300.0
+"""Seconds without any change after which the view says so."""
+COMPLETE, STOPPED = 0, 1
+"""Exit codes of a watch that has seen the campaign's end."""
+
+
+class WatchFrame(NamedTuple):
+    """One look at a run."""
+
+    snapshot: Snapshot
+    work: Work | None
+    ended: int | None
+    """COMPLETE or STOPPED; None while the campaign runs."""
+
+
+class Watcher:
+    """Looks at a run again and again; its settings are read anew only when they have changed."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self._read_at = 0
+        self._loaded: LoadedConfig | None = None
+
+    def see(self) -> WatchFrame:
+        """The run as it is now, with what is wrong with its writer as one more alarm."""
+        snapshot, work = look(self.run, self._settings()), work_in_progress(self.run)
+        if snapshot.complete:
+            return WatchFrame(snapshot, None, COMPLETE)
+        writer = read_writer(self.run)
+        alive = None if writer is None else writer.alive
+        if writer is None or alive is False:
+            who = "Nobody has worked on it yet" if writer is None else f"Its process {writer.pid} has ended"
+            return WatchFrame(alarmed(snapshot, f"{who}. Continue with: prefloop run {self.run}"), None, STOPPED)
+        silent = time.time() - last_sign(self.run)
+        if silent > STALLED_AFTER:
+            runs = "runs" if alive else f"is on {writer.host}, where it cannot be looked at from here"
+            snapshot = alarmed(snapshot, f"nothing has changed for {duration(silent)}; process {writer.pid} {runs}")
+        return WatchFrame(snapshot, work, None)
+
+    def _settings(self) -> LoadedConfig:
+        changed = self.run.config.stat().st_mtime_ns
+        if self._loaded is None or changed != self._read_at:
+            self._loaded, self._read_at = load_config(self.run.config), changed
+        return self._loaded
+
+
+def alarmed(snapshot: Snapshot, text: str) -> Snapshot:
+    """The snapshot with one more alarm, of this moment."""
+    return replace(snapshot, alarms=(*snapshot.alarms, Notice(time.time(), text)))
+
+
+def watch(run: RunFolder, console: Console, *, once: bool) -> int:
+    """Show the campaign until it ends, or one frame; the exit code."""
+    watcher = Watcher(run)
+    if once:
+        print_frame(watcher.see(), console)
+        return COMPLETE
+    try:
+        seen = redraw(watcher, console) if is_live(console) else report(watcher, console)
+    except KeyboardInterrupt:  # a watch is ended so; the campaign does not notice
+        return COMPLETE
+    assert seen.ended is not None
+    return seen.ended
+
+
+def looks(watcher: Watcher) -> Iterator[WatchFrame]:
+    """One look after another; the last one has seen the end."""
+    while True:
+        seen = watcher.see()
+        yield seen
+        if seen.ended is not None:
+            return
+        time.sleep(LOOK_EVERY)
+
+
+def redraw(watcher: Watcher, console: Console) -> WatchFrame:
+    """The view in place; the last frame stays."""
+    with Live(console=console, auto_refresh=False) as view:
+        for seen in looks(watcher):
+            view.update(drawn_frame(console, seen.snapshot, seen.work), refresh=True)
+    return seen
+
+
+def report(watcher: Watcher, console: Console) -> WatchFrame:
+    """Where nothing can be redrawn: a frame when the stages change and at the end, a line now and then in between."""
+    shown, last_line = None, 0.0
+    for seen in looks(watcher):
+        state = (seen.snapshot.iteration, seen.snapshot.stages, seen.snapshot.alarms, seen.ended)
+        if state != shown:
+            print_frame(seen, console)
+        elif seen.work is not None and time.monotonic() - last_line > LINE_EVERY:
+            say(console, frame(None, seen.work, width=console.width, ascii_only=True)[0].text)
+        else:
+            continue
+        shown, last_line = state, time.monotonic()
+    return seen
+
+
+def print_frame(seen: WatchFrame, console: Console) -> None:
+    """A frame as plain lines."""
+    for line in frame(seen.snapshot, seen.work, width=console.width, ascii_only=console.options.ascii_only):
+        say(console, line.text)
+
+
+def say(console: Console, text: str) -> None:
+    """A line without colours or control characters."""
+    console.print(text.translate(CONTROL), markup=False, highlight=False, soft_wrap=True)

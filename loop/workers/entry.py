@@ -1,0 +1,105 @@
+"""Room loop, the inside of a worker process: jobs come in over a pipe, results and signs of life go out.
+
+A worker holds one service (an engine, a judge, a trainer) for the whole campaign. It ends when its driver does: the
+kernel signals it (Linux), the pipe closes, and it watches its parent's pid; the last two also work elsewhere.
+"""
+
+import ctypes
+import errno
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from judges.types import JudgeError
+from loop.errors import UserError
+from trainer.errors import TrainerError
+
+Report = Callable[..., None]
+"""Called by a service with what it has done so far; every call is a sign of life."""
+
+
+def main(pipe: Connection, service: str, arguments: dict[str, Any], log: Path, driver: int) -> None:
+    """Serve jobs until the driver closes the pipe. Its own output goes to `log`."""
+    end_with_driver(driver)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve each other once cores are shared
+    _redirect_output(log)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's business; it closes the pipe
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, about which Python would warn when this process is ended
+    obj = None
+    while True:
+        try:
+            number, method, details = pipe.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+
+        def report(number: int = number, **progress: Any) -> None:
+            pipe.send(("progress", number, progress))
+
+        try:
+            obj = obj or load(service)(**arguments)
+            result = getattr(obj, method)(report=report, **details)
+        except Exception as error:  # noqa: BLE001  the boundary of the process: whatever failed is told to the driver
+            traceback.print_exc()
+            sys.stderr.flush()
+            pipe.send(("refused" if is_users(error) else "failed", number, explain(error)))
+        else:
+            pipe.send(("result", number, result))
+
+
+def load(name: str) -> Any:
+    """The object that "module:attribute" names."""
+    module, attribute = name.split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def is_users(error: Exception) -> bool:
+    """Whether the error is one that another try cannot mend and whose text is meant for the user."""
+    return isinstance(error, (UserError, JudgeError, TrainerError)) or is_disk_full(error)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for lack of space, also when a library has wrapped the error."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left on device" in str(error)
+
+
+def explain(error: Exception) -> str:
+    """The error's text for the driver."""
+    if is_disk_full(error):
+        where = getattr(error, "filename", None)
+        place = f" (writing {where})" if where else ""
+        return f"The disk is full{place}: {error}. Free some space and run the same command; it goes on from here."
+    return str(error) if is_users(error) else f"{type(error).__name__}: {error}"
+
+
+def _redirect_output(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = log.open("ab", buffering=0)
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+
+
+def end_with_driver(driver: int) -> None:
+    """Make sure that this process does not outlive the process `driver`."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == driver:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,198 @@
+"""Room loop, the judge stage inside its worker: a Parquet file of responses comes in, one of verdicts goes out.
+
+Verdicts that cost money or minutes go through the run's verdict cache, which this process alone writes.
+"""
+
+import gc
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from judges.context import Generate, JudgeContext, Usage
+from judges.contract import Judge
+from judges.resolve import build_judge
+from judges.run import judge_groups
+from judges.trial.selftest import agree_with, self_test
+from judges.types import Group, Prompt, Response, Verdict
+from judges.versions import fingerprint
+from loop.config.settings import JudgeConfig
+from loop.engines.judge_engine import asked_for
+from loop.errors import UserError
+from loop.prompts.row import PromptRow
+from loop.store import tables
+from loop.store.files import write_file
+from loop.store.model_folder import find_model
+from loop.store.verdict_cache import VerdictCache
+from loop.workers.entry import Report
+from loop.workers.log_prob_service import Roles, Scoring
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeTask:
+    """One shard to judge."""
+
+    name: str
+    responses: Path
+    path: Path
+    prompts: tuple[PromptRow, ...]
+
+
+class Meter:
+    """What one shard's verdicts cost; every note is a sign of life."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.used = Usage()
+        self.remembered = 0
+
+    def note(self, usage: Usage, remembered: bool) -> None:
+        """Count one verdict's usage; `remembered` if the cache had it."""
+        self.used += usage
+        self.remembered += usage.calls if remembered else 0
+        self.report(calls=self.used.calls)
+
+
+class JudgeService:
+    """Holds the judge for the whole campaign, in a process of its own: it may print, hang or exit without harm."""
+
+    def __init__(self, settings: JudgeConfig, cache: Path, parents: tuple[Path, ...] = ()) -> None:
+        self.settings = settings
+        self.judge = build_judge(settings.name, settings.args)
+        self.store = VerdictCache(cache, parents)
+        self.judge.bind(JudgeContext(self.store, find=find_model))
+        self.fingerprint = fingerprint(self.judge, settings.name)
+        self.scoring = Scoring()
+
+    def prepare(self, report: Report, correct_at: float) -> dict[str, Any]:
+        """Run the judge's own known examples and the user's labelled ones; its fingerprint, what the loop must hand to
+        it, and the model that it wants in an engine. With such a model the user's examples wait for it."""
+        self.judge.bind(JudgeContext(self.store, find=find_model, log_probs=self.scoring, on_usage=Meter(report).note))
+        self_test(self.judge)
+        model = asked_for(self.judge)
+        if model is None:
+            try_examples(self.judge, self.settings, correct_at)
+        return {
+            "fingerprint": self.fingerprint,
+            "needs": sorted(self.judge.needs),
+            "compares": self.judge.compares,
+            "local_model": model,
+        }
+
+    def try_examples(self, report: Report, correct_at: float, generate: Generate, weights: str) -> int:
+        """Run the user's labelled examples with a model that answers; how many there were."""
+        told = Meter(report).note
+        self.judge.bind(JudgeContext(self.store, generate, weights, find_model, self.scoring, told))
+        return try_examples(self.judge, self.settings, correct_at)
+
+    def label(
+        self,
+        task: JudgeTask,
+        report: Report,
+        generate: Generate | None = None,
+        weights: str = "",
+        roles: Roles | None = None,
+    ) -> dict[str, Any]:
+        """Judge one shard and write the verdicts; returns counts, seconds and how many calls the cache saved.
+
+        `generate` asks a model whose hash is `weights`; `roles` are the models that measure log-probs.
+        """
+        started = time.perf_counter()
+        meter = Meter(report)
+        self.scoring.begin(task.responses, roles, report)
+        self.judge.bind(JudgeContext(self.store, generate, weights, find_model, self.scoring, meter.note))
+        with frozen_groups(task.responses, task.prompts) as groups:
+            verdicts = [verdict for row in judge_groups(self.judge, groups) for verdict in row]
+        counts: Counter[str] = Counter(verdict.kind for verdict in verdicts)
+        self._check_errors(verdicts, counts, task)
+        notes = {"judge": self.fingerprint, **self._used(meter)}
+        write_verdicts(task.path, groups, verdicts, notes)
+        return {"counts": dict(counts), "judge": time.perf_counter() - started, "remembered": meter.remembered}
+
+    def rest(self, report: Report) -> None:
+        """Leave the device's memory to the trainer, until the next shard."""
+        self.judge.rest()
+        if "log_probs" in self.judge.needs:
+            self.scoring.rest()
+
+    def _used(self, meter: Meter) -> dict[str, dict[str, float]]:
+        """What the shard's verdicts cost, whether they were paid for now or before a kill; nothing for a rule judge."""
+        if not meter.used.calls:
+            return {}
+        cost = self.judge.cost(meter.used)
+        return {"used": asdict(meter.used) | ({} if cost is None else {"cost": cost})}
+
+    def _check_errors(self, verdicts: list[Verdict], counts: Counter[str], task: JudgeTask) -> None:
+        if counts["error"] > self.settings.max_error_share * len(verdicts):
+            first = next(verdict.why for verdict in verdicts if verdict.kind == "error")
+            raise UserError(
+                f"The judge {self.settings.name} failed on {counts['error']} of {len(verdicts)} responses of "
+                f"{task.name}, more than judge.max_error_share={self.settings.max_error_share:g} allows. The first "
+                f"error: {first}. No verdict file of this shard was written and the responses are safe: mend the "
+                "judge (or raise the share) and run the same command; what was paid for is not paid for again."
+            )
+
+
+def try_examples(judge: Judge, settings: JudgeConfig, correct_at: float) -> int:
+    """Have the judge agree with the user's labelled examples, if there are any; how many there were. JudgeError."""
+    if settings.examples is None:
+        return 0
+    return agree_with(judge, Path(settings.examples), agreement=settings.examples_agreement, correct_at=correct_at)
+
+
+@contextmanager
+def frozen_groups(responses: Path, prompts: tuple[PromptRow, ...]) -> Iterator[list[Group]]:
+    """The shard's groups, hidden from Python's cycle collector: they hold no cycles, and walking through all of them
+    again and again would cost as much as a fast judge."""
+    gc.disable()
+    try:
+        groups = read_groups(responses, prompts)
+        gc.freeze()
+    finally:
+        gc.enable()
+    try:
+        yield groups
+    finally:
+        gc.unfreeze()
+
+
+def read_groups(responses: Path, prompts: tuple[PromptRow, ...]) -> list[Group]:
+    """The shard's responses as the judge contract wants them, in the order of the shard."""
+    by_id = {row.id: Prompt(row.id, tuple(row.messages), row.target, row.columns) for row in prompts}
+    table = tables.read(responses, ["prompt_id", "response_id", "text", "finish_reason"])
+    of_prompt, *rest = (table.column(name).to_pylist() for name in table.column_names)
+    grouped: dict[str, list[Response]] = {}
+    for prompt_id, response in zip(of_prompt, map(Response, *rest), strict=True):
+        grouped.setdefault(prompt_id, []).append(response)
+    return [Group(by_id[prompt_id], tuple(members)) for prompt_id, members in grouped.items()]
+
+
+def write_verdicts(
+    path: Path, groups: list[Group], verdicts: list[Verdict], notes: dict[str, Any], *, replace: bool = False
+) -> None:
+    """The verdicts, in the order of the groups' responses, as a file; `notes` holds the judge's fingerprint."""
+    table = verdict_table(groups, verdicts, notes["judge"])
+    write_file(path, tables.table_bytes(tables.noted(table, notes)), replace=replace)
+
+
+def verdict_table(groups: list[Group], verdicts: list[Verdict], judge: dict[str, Any]) -> pa.Table:
+    """The verdicts as a table, in the order of the groups' responses; column by column, as rows of dicts are slow."""
+    columns = {
+        "prompt_id": [group.prompt.id for group in groups for _ in group.responses],
+        "response_id": [response.id for group in groups for response in group.responses],
+        "judge": pa.repeat(judge["name"], len(verdicts)),
+        "version": pa.repeat(judge["version"], len(verdicts)),
+        "kind": [verdict.kind for verdict in verdicts],
+        "score": [verdict.score for verdict in verdicts],
+        "extracted": [verdict.extracted for verdict in verdicts],
+        "why": [verdict.why for verdict in verdicts],
+        "well_formed": [verdict.well_formed for verdict in verdicts],
+        "parts": [json.dumps(verdict.parts, sort_keys=True) if verdict.parts else "{}" for verdict in verdicts],
+    }
+    return pa.table(columns, schema=tables.VERDICTS)

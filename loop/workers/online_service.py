@@ -1,0 +1,133 @@
+"""Room loop, the trainer's worker in an online iteration: a round stays open between jobs, takes one slice's pairs
+after the other, and hands its weights over in between.
+
+Every job names the whole round, so that a worker that was replaced opens it again at its last checkpoint; its answer
+says which slice it wants, and the driver goes back to that one.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loop.store.model_folder import weights_hash
+from loop.workers.entry import Report
+from loop.workers.train_service import TrainService, check_identity, read_preferences
+from trainer.data import PreferenceData
+from trainer.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from trainer.online.sliced_round import SlicedRound
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineTask:
+    """A round in slices: models by path and hash, folders, settings."""
+
+    policy: Path
+    policy_hash: str
+    reference: Path
+    reference_hash: str
+    work: Path
+    model: Path
+    steps: Path
+    settings: TrainSettings
+    seed: int
+    threads: int | None
+    slices: int
+    number_format: str
+    """In which the sampler holds the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class SliceData:
+    """What one slice gives to train on."""
+
+    number: int
+    responses: Path
+    pairs: Path | None
+    """None: nothing came of it."""
+    answers: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """Where the round stands."""
+
+    next: int
+    """The slice it wants; as many as there are if it wants none."""
+    trained: int
+    """Slices of which it has trained something: their files must not change any more."""
+    steps: int
+
+
+class OnlineTrainService(TrainService):
+    """The trainer of a campaign; `round` is the one that is open."""
+
+    def __init__(self) -> None:
+        self.round: SlicedRound | None = None
+
+    def open_round(self, task: OnlineTask, report: Report) -> Stand:
+        """Begin a round, or go on with it at its last checkpoint."""
+        from trainer.online.sliced_round import SlicedRound
+        from trainer.spec import RoundSpec
+
+        self.round = None  # frees what an earlier one holds before the next is loaded
+        check_identity(task.policy, task.policy_hash, "policy")
+        if task.reference_hash != task.policy_hash:
+            check_identity(task.reference, task.reference_hash, "reference")
+        spec = RoundSpec(
+            task.policy,
+            task.policy_hash,
+            task.reference,
+            task.reference_hash,
+            task.work,
+            task.model,
+            task.settings,
+            task.seed,
+            task.threads,
+        )
+        self.round = SlicedRound(spec, task.slices, report=lambda said: report(**said))
+        return stand_of(self.round)
+
+    def train_slice(self, task: OnlineTask, part: SliceData, report: Report) -> Stand:
+        """Train on one slice, if it is the one that is wanted."""
+        here = self._opened(task, report)
+        if here.next == part.number:
+            here.train(
+                PreferenceData((), ())
+                if part.pairs is None
+                else read_preferences([part.responses], part.pairs, [part.answers] if part.answers else [])
+            )
+        return stand_of(here)
+
+    def hand_over(self, task: OnlineTask, number: int, folder: Path, report: Report) -> Stand:
+        """Put the weights that are to sample slice `number` into `folder`, if that is the slice that is wanted."""
+        here = self._opened(task, report)
+        if here.next == number:
+            here.publish(folder, number_format=task.number_format)  # type: ignore[arg-type]
+        return stand_of(here)
+
+    def close_round(self, task: OnlineTask, report: Report) -> Stand | dict[str, Any]:
+        """Save the candidate; its summary and hash, or where the round stands if slices are missing."""
+        here = self._opened(task, report)
+        if here.next < task.slices:
+            return stand_of(here)
+        summary = here.close()
+        self.round = None
+        if (task.work / "steps.jsonl").exists():
+            shutil.copyfile(task.work / "steps.jsonl", task.steps)
+        return {"summary": summary.as_dict(), "weights_hash": weights_hash(task.model)}
+
+    def _opened(self, task: OnlineTask, report: Report) -> "SlicedRound":
+        """The round, told whom to report to; opened again in a worker that was replaced."""
+        if self.round is None:
+            self.open_round(task, report)
+        assert self.round is not None
+        self.round.running.report = lambda said: report(**said)
+        return self.round
+
+
+def stand_of(here: "SlicedRound") -> Stand:
+    """Where it stands, for the driver."""
+    return Stand(here.next, here.trained, here.steps)

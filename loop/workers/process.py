@@ -1,0 +1,177 @@
+"""Room loop, the driver's side of the workers: start, hand out jobs, notice crashes and stalls, retry, end.
+
+One worker per kind (engine, judge, trainer), started once per campaign and replaced only after a crash or a stall.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loop.errors import UserError
+from loop.workers import entry as worker
+
+OnProgress = Callable[[dict[str, Any]], None]
+
+
+def _ignore(_: dict[str, Any]) -> None:
+    pass
+
+
+@dataclass(slots=True)
+class Job:
+    """One call of a worker's service, with what is needed to make it again."""
+
+    name: str
+    method: str
+    details: dict[str, Any]
+    on_progress: OnProgress = _ignore
+    tries: int = 0
+    result: Any = None
+    done: bool = False
+
+
+@dataclass(slots=True)
+class Worker:
+    """A process that serves one job at a time. `name` is what messages call it."""
+
+    name: str
+    service: str
+    arguments: dict[str, Any]
+    log: Path
+    stall_seconds: float
+    retries: int
+    on_event: Callable[..., None]
+    starts: int = 0
+    job: Job | None = None
+    _process: Any = None
+    _pipe: Any = None
+    _last_sign: float = 0.0
+    _number: int = field(default=0)
+
+    def start(self) -> None:
+        """Start the process, unless it runs."""
+        if self._process is not None and self._process.is_alive():
+            return
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=worker.main,
+            args=(theirs, self.service, self.arguments, self.log, os.getpid()),
+            name=f"prefloop-{self.name}",
+        )
+        self._process.start()
+        theirs.close()
+        self.starts += 1
+        self.on_event("worker_started", worker=self.name, pid=self._process.pid, starts=self.starts)
+
+    def submit(self, job: Job) -> None:
+        """Give the worker a job; it must be idle."""
+        assert self.job is None, f"{self.name} is busy with {self.job}"
+        self.start()
+        self.job = job
+        self._number += 1
+        self._last_sign = time.monotonic()
+        try:
+            self._pipe.send((self._number, job.method, job.details))
+        except OSError:
+            self._retry("its process had ended")
+
+    @property
+    def handles(self) -> list[Any]:
+        """What to wait on while a job runs."""
+        return [self._pipe, self._process.sentinel]
+
+    def poll(self) -> Job | None:
+        """Take in what the worker has said; the job, once it is done. Raises UserError when it cannot be done."""
+        while self.job is not None:
+            try:
+                if not self._pipe.poll():
+                    break
+                kind, number, content = self._pipe.recv()
+            except (EOFError, OSError):
+                self._retry(f"the process ended with code {self._exit_code()}")
+                return None
+            if number == self._number and (finished := self._take(kind, content)):
+                return finished
+        if self.job is not None and time.monotonic() - self._last_sign > self.stall_seconds:
+            self._retry(f"it said nothing for {self.stall_seconds:.0f} seconds")
+        return None
+
+    def _take(self, kind: str, content: Any) -> Job | None:
+        job = self.job
+        assert job is not None
+        self._last_sign = time.monotonic()
+        if kind == "progress":
+            job.on_progress(content)
+            return None
+        if kind == "refused":
+            raise UserError(content)
+        if kind == "failed":
+            self._retry(content)
+            return None
+        job.result, job.done, self.job = content, True, None
+        return job
+
+    def _exit_code(self) -> int | None:
+        self._process.join(5)
+        return self._process.exitcode
+
+    def _retry(self, why: str) -> None:
+        """Replace the worker and give the new one the same job; UserError after too many tries."""
+        job = self.job
+        assert job is not None
+        self.kill()
+        self.job = None
+        job.tries += 1
+        self.on_event("worker_lost", worker=self.name, job=job.name, why=why, tries=job.tries)
+        if job.tries > self.retries:
+            raise UserError(
+                f"The {self.name} worker failed {job.tries} times at {job.name}: {why}. Everything finished is kept; "
+                f"its last words, from {self.log}:\n{last_lines(self.log)}"
+            )
+        self.submit(job)
+
+    def kill(self) -> None:
+        """End this process, by its own pid."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._pipe.close()
+            self._process = None
+
+    def close(self) -> None:
+        """Let the worker end by closing its pipe; end it if it does not."""
+        if self._process is None:
+            return
+        self._pipe.close()
+        self._process.join(5 if self.job is None else 0)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process = None
+
+
+def wait(workers: list[Worker], timeout: float = 1.0) -> list[tuple[Worker, Job]]:
+    """Wait until a busy worker says something; the jobs that are done now."""
+    busy = [w for w in workers if w.job is not None]
+    multiprocessing.connection.wait([handle for w in busy for handle in w.handles], timeout)
+    return [(w, job) for w in busy if (job := w.poll()) is not None]
+
+
+def call(worker: Worker, job: Job) -> Any:
+    """Run one job to its end and return its result."""
+    worker.submit(job)
+    while not job.done:
+        wait([worker])
+    return job.result
+
+
+def last_lines(log: Path, count: int = 12) -> str:
+    """The end of a log, indented."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return "\n".join(f"    {line}" for line in lines[-count:])

@@ -1,0 +1,257 @@
+"""Room loop, the sample stage inside its worker: prompts and settings come in, one Parquet file of responses goes out.
+
+The shard is the unit of reproducibility: one generate call over a fixed list of requests, whose seeds derive from what
+the response is (campaign seed, iteration, purpose, prompt, index), never from the order of calls.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from judges.context import Generate, Messages, Reply, Usage
+from loop.config.settings import EngineConfig
+from loop.engines.base import Completion, Engine, Request
+from loop.engines.make import make_engine
+from loop.prompts.chat_template import render
+from loop.prompts.row import PromptRow
+from loop.seeds import seed_for
+from loop.store.files import write_file
+from loop.store.tables import RESPONSES, to_bytes
+from loop.workers.entry import Report
+from loop.workers.judge_service import JudgeService, JudgeTask
+from loop.workers.log_prob_service import Roles
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTask:
+    """One shard to sample. `temperatures` has one entry per response of a prompt; 0 is greedy."""
+
+    name: str
+    path: Path
+    prompts: tuple[PromptRow, ...]
+    temperatures: tuple[float, ...]
+    top_p: float
+    max_tokens: int
+    seed_words: tuple[Any, ...]
+    """What the seeds derive from besides prompt id and index: campaign seed, iteration, purpose."""
+    policy: Path
+    policy_hash: str
+    spans: tuple[tuple[int, int], ...] | None = None
+    """By prompt, which of its responses are sampled, from the first index to before the second; None: all of them."""
+    reference: Path | None = None
+    """What samples the second half of a prompt's responses; None: the policy samples all."""
+    reference_hash: str = ""
+
+    @property
+    def own(self) -> int:
+        """How many of a prompt's responses the policy samples, the first ones."""
+        return len(self.temperatures) // (1 if self.reference is None else 2)
+
+    @property
+    def responses(self) -> int:
+        """How many responses it holds if no prompt is too long."""
+        return sum(len(indices) for _, indices in self.wanted)
+
+    @property
+    def wanted(self) -> list[tuple[PromptRow, range]]:
+        """The prompts with the indices of the responses that are sampled here."""
+        spans = self.spans or ((0, len(self.temperatures)),) * len(self.prompts)
+        return [(prompt, range(*span)) for prompt, span in zip(self.prompts, spans, strict=True)]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """All that decides the shard's content; stored in it, so that a stale shard is recognised."""
+        halves = {} if self.reference is None else {"reference_hash": self.reference_hash, "reference_from": self.own}
+        return halves | {
+            "prompts": [p.id for p in self.prompts],
+            "temperatures": self.temperatures,
+            "top_p": self.top_p,
+            "max_tokens": self.max_tokens,
+            "seed_words": self.seed_words,
+            "policy_hash": self.policy_hash,
+            **({} if self.spans is None else {"spans": self.spans}),
+        }
+
+
+class EngineService:
+    """Holds the engine for the whole campaign; the policy is reloaded in place when a task names another."""
+
+    def __init__(self, settings: EngineConfig, chat_template_kwargs: dict[str, Any]) -> None:
+        self.settings, self.chat_template_kwargs = settings, chat_template_kwargs
+        self.judges: dict[str, JudgeService] = {}
+        self.engine: Engine | None = None
+        self.policy_hash = ""
+        self.asleep = False
+
+    def sample(self, task: SampleTask, report: Report) -> dict[str, Any]:
+        """Sample one shard and write it; returns counts and seconds."""
+        started = time.perf_counter()
+        engine = self._ready(task.policy, task.policy_hash, report)
+        ready = time.perf_counter()
+        report(done=0)
+        planned, too_long = self._plan(task, engine)
+        generating = time.perf_counter()
+        completions = self._completions(task, planned, report)
+        generated = time.perf_counter()
+        rows = [_row(task, p, i, r, c) for (p, i, r), c in zip(planned, completions, strict=True)]
+        _check_stops(rows, task, engine.stop_ids)
+        write_file(task.path, to_bytes(rows, RESPONSES, {"spec": task.spec, "too_long": too_long}), replace=False)
+        return {
+            "responses": len(rows),
+            "tokens": sum(len(c.token_ids) for c in completions),
+            "too_long": too_long,
+            "identity": engine.identity,
+            "load": ready - started,
+            "generate": generated - generating,
+        }
+
+    def _completions(
+        self, task: SampleTask, planned: Sequence[tuple[PromptRow, int, Request]], report: Report
+    ) -> list[Completion]:
+        """One for each request; the reference's are made last, and the next task brings its policy back."""
+        own = [request for _, index, request in planned if index < task.own]
+        engine = self._ready(task.policy, task.policy_hash, report)
+        made = iter(engine.generate(own, lambda done, _: report(done=done)))
+        if task.reference is None:
+            return list(made)
+        others = [request for _, index, request in planned if index >= task.own]
+        engine = self._ready(task.reference, task.reference_hash, report)
+        theirs = iter(engine.generate(others, lambda done, _: report(done=len(own) + done)))
+        return [next(made if index < task.own else theirs) for _, index, _ in planned]
+
+    def sleep(self, report: Report) -> None:
+        """Leave the device's memory to the trainer, until the next task."""
+        if self.engine is not None and self.settings.idle != "keep":
+            self.engine.sleep()
+            self.asleep = True
+        for judge in self.judges.values():
+            judge.rest(report)
+
+    def label(
+        self,
+        task: JudgeTask,
+        policy: Path,
+        policy_hash: str,
+        judging: dict[str, Any],
+        report: Report,
+        roles: Roles | None = None,
+    ) -> dict[str, Any]:
+        """Judge one shard here, this engine's model answering the judge's questions; returns what the judge's worker
+        would. `judging` is what the service of that worker is made of.
+        """
+        ask = self.answering(policy, policy_hash, report)
+        return self._judge(judging).label(task, report, generate=ask, weights=policy_hash, roles=roles)
+
+    def try_examples(
+        self, correct_at: float, model: Path, model_hash: str, judging: dict[str, Any], report: Report
+    ) -> int:
+        """Have the judge answer the user's labelled examples here, asking this engine's model; how many there were."""
+        ask = self.answering(model, model_hash, report)
+        return self._judge(judging).try_examples(report, correct_at, ask, model_hash)
+
+    def _judge(self, judging: dict[str, Any]) -> JudgeService:
+        """The judge, built once in this process."""
+        who = judging["settings"].model_dump_json()
+        if who not in self.judges:
+            self.judges[who] = JudgeService(**judging)
+        return self.judges[who]
+
+    def answering(self, model: Path, model_hash: str, report: Report) -> Generate:
+        """Asks the model, which is loaded now."""
+        return Answering(self._ready(model, model_hash, report), self.settings, self.chat_template_kwargs, report)
+
+    def _ready(self, policy: Path, policy_hash: str, report: Report) -> Engine:
+        """The engine, awake, with this policy."""
+        if self.engine is None:
+            report(note="starting the engine")
+            self.engine = make_engine(policy, self.settings)
+        elif self.asleep:
+            self.engine.wake()
+        self.asleep = False
+        if self.policy_hash not in ("", policy_hash):
+            self.engine.load_policy(policy)
+        self.policy_hash = policy_hash
+        return self.engine
+
+    def _plan(self, task: SampleTask, engine: Engine) -> tuple[list[tuple[PromptRow, int, Request]], int]:
+        """The shard's requests in their recorded order, and how many prompts are too long for the engine."""
+        room = self.settings.max_model_len - task.max_tokens
+        rendered = [(p, indices, render(engine.tokenizer, p, self.chat_template_kwargs)) for p, indices in task.wanted]
+        fitting = [(p, indices, ids) for p, indices, ids in rendered if len(ids) <= room]
+        planned = [
+            (p, i, Request(ids, seed_for(*task.seed_words, p.id, i), task.temperatures[i], task.top_p, task.max_tokens))
+            for p, indices, ids in fitting
+            for i in indices
+        ]
+        return planned, len(rendered) - len(fitting)
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """The engine's model, answering a judge's questions."""
+
+    engine: Engine
+    settings: EngineConfig
+    chat_template_kwargs: dict[str, Any]
+    report: Report
+
+    @property
+    def structured(self) -> bool:
+        """Whether replies can be held to a schema."""
+        return self.engine.structured
+
+    def __call__(
+        self,
+        conversations: Sequence[Messages],
+        seeds: Sequence[int],
+        *,
+        temperature: float,
+        max_tokens: int,
+        schema: Mapping[str, Any] | None = None,
+    ) -> list[Reply]:
+        """One reply per conversation; one that leaves no room for the reply gets none."""
+        rows = [PromptRow("of the judge", messages, None, {}) for messages in conversations]
+        rendered = [render(self.engine.tokenizer, row, self.chat_template_kwargs) for row in rows]
+        room = self.settings.max_model_len - max_tokens
+        fitting = [i for i, ids in enumerate(rendered) if len(ids) <= room]
+        requests = [Request(rendered[i], seeds[i], temperature, 1.0, max_tokens, schema) for i in fitting]
+        completions = self.engine.generate(requests, lambda done, _: self.report(calls=done)) if requests else []
+        replies = [Reply("", "the question is too long", Usage(0, len(ids), 0)) for ids in rendered]
+        for i, found in zip(fitting, completions, strict=True):
+            used = Usage(0, len(rendered[i]), len(found.token_ids))
+            replies[i] = Reply(found.text, found.finish_reason, used)
+        return replies
+
+
+def response_id(seed_words: tuple[Any, ...], prompt_id: str, index: int) -> str:
+    """Names a response within its campaign."""
+    return "-".join(map(str, (*seed_words[1:], prompt_id, index)))
+
+
+def _row(task: SampleTask, prompt: PromptRow, index: int, request: Request, completion: Completion) -> dict[str, Any]:
+    return {
+        "prompt_id": prompt.id,
+        "response_id": response_id(task.seed_words, prompt.id, index),
+        "index": index,
+        "seed": request.seed,
+        "temperature": request.temperature,
+        "prompt_token_ids": request.prompt_ids,
+        "token_ids": completion.token_ids,
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "stop_reason": completion.stop_reason,
+        "logprobs": completion.logprobs,
+        "policy_hash": task.policy_hash if index < task.own else task.reference_hash,
+    }
+
+
+def _check_stops(rows: list[dict[str, Any]], task: SampleTask, stop_ids: frozenset[int]) -> None:
+    """A response ends with a stop token if and only if it was not cut off, and every token has its log-prob."""
+    for row in rows:
+        tokens = len(row["token_ids"])
+        assert 0 < tokens == len(row["logprobs"]), row["response_id"]
+        stopped = row["token_ids"][-1] in stop_ids
+        assert stopped == (row["finish_reason"] == "stop"), row["response_id"]
+        assert stopped or tokens == task.max_tokens, row["response_id"]

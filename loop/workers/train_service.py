@@ -1,0 +1,207 @@
+"""Room loop, the train stage inside its worker: pairs and responses on disk come in, a candidate model folder goes out.
+
+It reads the run's tables for the room `trainer`, which knows of no run folder.
+"""
+
+import shutil
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from loop.errors import UserError
+from loop.pairing.data_answers import AnswerText, render_answers
+from loop.prompts.chat_template import Renderer
+from loop.prompts.supervised import read_mix
+from loop.store import tables
+from loop.store.files import write_file
+from loop.store.model_folder import resolve_base, weights_hash
+from loop.workers.entry import Report
+from loop.workers.log_prob_service import vocabulary
+from loop.workers.measure_service import MeasureTask, ScoreTask, measure_limits, score_answers
+from trainer.data import Pair, PreferenceData, PromptGroup, Ranked, Relation, Response, Single
+from trainer.settings import TrainSettings
+
+
+@dataclass(frozen=True, slots=True)
+class TrainTask:
+    """One round: the models by path and hash, the tables, the folders."""
+
+    name: str
+    policy: Path
+    policy_hash: str
+    reference: Path
+    reference_hash: str
+    sampled_by: str
+    """Hash of the model that sampled the responses."""
+    responses: tuple[Path, ...]
+    pairs: Path
+    """Pairs, singles or groups: the table says which."""
+    work: Path
+    model: Path
+    steps: Path
+    settings: TrainSettings
+    seed: int
+    threads: int | None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """For the supervised examples of `settings.mix`."""
+    others: tuple[Path, ...] = ()
+    """Responses that this iteration has not sampled: answers from the data, and what earlier iterations replay."""
+
+
+@dataclass(frozen=True, slots=True)
+class AverageTask:
+    """One move of the average that `reference: ema` anchors to."""
+
+    average: Path
+    average_hash: str
+    newest: Path
+    newest_hash: str
+    decay: float
+    out: Path
+
+
+class TrainService:
+    """Trains all rounds of a campaign in one process; also finds, hashes and averages models, which needs torch."""
+
+    def base(self, base: str, report: Report) -> tuple[Path, str]:
+        """Folder and hash of the model that `base` names."""
+        folder = resolve_base(base)
+        return folder, weights_hash(folder)
+
+    def answers(
+        self,
+        report: Report,
+        policy: Path,
+        texts: Sequence[AnswerText],
+        chat_template_kwargs: dict[str, Any],
+        path: Path,
+    ) -> int:
+        """Write answers from the prompts' data in the policy's tokens; how many."""
+        from transformers import AutoTokenizer
+
+        table = render_answers(texts, Renderer(AutoTokenizer.from_pretrained(policy), chat_template_kwargs))
+        write_file(path, tables.table_bytes(table))
+        return table.num_rows
+
+    def reference(self, named: str, base: Path, report: Report) -> tuple[Path, str]:
+        """Folder and hash of the model that `reference_path` names. UserError if it reads other tokens than `base`."""
+        try:
+            folder = resolve_base(named)
+        except UserError as error:
+            raise UserError(str(error).replace("model.base", "reference_path")) from error
+        if vocabulary(folder) != vocabulary(base):
+            raise UserError(
+                f"reference_path: the tokenizer in {folder} has another vocabulary than the base model's in {base}, so "
+                "it would read other tokens than were sampled. Name a model of the same family."
+            )
+        return folder, weights_hash(folder)
+
+    def average(self, task: AverageTask, report: Report) -> str:
+        """Make the moving average `decay * average + (1 - decay) * newest`; the hash of the folder it is in."""
+        from trainer.average import average_models
+
+        check_identity(task.average, task.average_hash, "reference")
+        check_identity(task.newest, task.newest_hash, "policy")
+        average_models(task.average, task.newest, task.out, decay=task.decay)
+        return weights_hash(task.out)
+
+    def score(self, task: ScoreTask, report: Report) -> dict[str, float]:
+        """Write the log-probs of given answers; `compute`: seconds that the model took for them."""
+        return score_answers(task, report)
+
+    def measure(self, task: MeasureTask, report: Report) -> dict[str, Any]:
+        """What a gate's limits need of log-probs."""
+        return measure_limits(task, report)
+
+    def train(self, task: TrainTask, report: Report) -> dict[str, Any]:
+        """Run the round (or what is missing of it); its summary, with the candidate's hash."""
+        from trainer.round import train_round
+        from trainer.spec import RoundSpec
+
+        check_identity(task.policy, task.policy_hash, "policy")
+        if task.reference_hash != task.policy_hash:
+            check_identity(task.reference, task.reference_hash, "reference")
+        spec = RoundSpec(
+            task.policy,
+            task.policy_hash,
+            task.reference,
+            task.reference_hash,
+            task.work,
+            task.model,
+            task.settings,
+            task.seed,
+            task.threads,
+        )
+        own = task.sampled_by == task.policy_hash
+        data = read_preferences(task.responses, task.pairs, task.others, own=own)
+        examples = read_examples(task)
+        summary = train_round(spec, data, report=lambda progress: report(**progress), examples=examples)
+        if (task.work / "steps.jsonl").exists():
+            shutil.copyfile(task.work / "steps.jsonl", task.steps)
+        return {"summary": summary.as_dict(), "weights_hash": weights_hash(task.model)}
+
+
+def read_examples(task: TrainTask) -> PreferenceData | None:
+    """The supervised examples of `train.mix` in the policy's tokens; None without any."""
+    if task.settings.mix is None:
+        return None
+    from transformers import AutoTokenizer
+
+    return read_mix(
+        task.settings.mix.path, Renderer(AutoTokenizer.from_pretrained(task.policy), task.chat_template_kwargs)
+    )
+
+
+def check_identity(folder: Path, expected: str, role: str) -> None:
+    """UserError unless the folder holds the weights of that hash."""
+    found = weights_hash(folder) if folder.exists() else "missing"
+    if found != expected:
+        raise UserError(
+            f"The {role} in {folder} is not the model this run was made with (its hash is {found[:12]}, the "
+            f"promotion named {expected[:12]}). Put the original folder back, or start a new run with --name."
+        )
+
+
+def read_preferences(
+    responses: Sequence[Path],
+    pairs: Path,
+    others: Sequence[Path] = (),
+    *,
+    own: bool = True,
+    leave_out: Collection[int] = (),
+) -> PreferenceData:
+    """The pairs, singles or groups and the responses they name, in the order of the shards; other responses are not
+    loaded, and of those that several files hold the first is taken. Relations whose source iteration is to be left out
+    are. Columns that a table of an earlier version lacks are unknown. The sampler's log-probs come with the `responses`
+    if it was the `own` model that sampled, the one that is trained: only then can they be compared with the trainer's;
+    `others` never have them."""
+    rows = [row for row in tables.read(pairs).to_pylist() if row["source_iteration"] not in leave_out]
+    relations = tuple(map(_relation, rows))
+    wanted = pa.array(sorted({id for one in relations for id in one.responses}), pa.string())
+    groups: dict[str, tuple[list[int], dict[str, Response]]] = {}
+    for path in (*responses, *others):
+        sampled = ["logprobs"] if own and path in responses else []
+        table = tables.read(path, ["prompt_id", "response_id", "prompt_token_ids", "token_ids", *sampled])
+        for row in table.filter(pc.is_in(table["response_id"], value_set=wanted)).to_pylist():
+            _, members = groups.setdefault(row["prompt_id"], (row["prompt_token_ids"], {}))
+            logp, id = sum(row["logprobs"]) if sampled else None, row["response_id"]
+            members.setdefault(id, Response(id, row["token_ids"], logp))
+    return PreferenceData(
+        groups=tuple(PromptGroup(id, ids, tuple(members.values())) for id, (ids, members) in groups.items()),
+        relations=relations,
+    )
+
+
+def _relation(row: dict[str, Any]) -> Relation:
+    """A row of the table as the trainer's relation; the columns have its names."""
+    row = {name: value for name, value in row.items() if name not in ("rule", "source_iteration")}
+    if "chosen_id" in row:
+        return Pair(**row)
+    if "response_ids" in row:
+        lists = {name: None if row[name] is None else tuple(row[name]) for name in ("response_ids", "scores")}
+        return Ranked(**{**row, **lists})
+    return Single(**row)

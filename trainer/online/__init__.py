@@ -1,0 +1,1 @@
+"""Training slice by slice while the policy is sampled, with weights synced in between."""

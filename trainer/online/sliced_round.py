@@ -1,0 +1,248 @@
+"""Room `trainer/`, a round whose data come slice by slice, because later ones are sampled from weights that earlier
+ones have trained. In: the spec and how many slices of prompts there will be, then the preference data of each; out:
+between slices the weights for the sampler, at the end what `train_round` leaves. One optimizer, one schedule, one
+reference.
+
+A slice's steps are those of a whole round (`run_steps`), so a round of one slice gives the same weights as
+`train_round`. The reference stays in memory beside the policy, in the number format of training: with adapters it is
+the policy with its adapters switched off. Killed at any moment and opened again, it goes on from its last checkpoint
+and asks for the slice that this one stands in."""
+
+import copy
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from trainer import prepare
+from trainer.checkpoint import Position, find_checkpoint, remove_checkpoints
+from trainer.data import PreferenceData
+from trainer.errors import TrainerError
+from trainer.files import read_json, write_json
+from trainer.layout_probe import narrowest_window
+from trainer.learner import Learner
+from trainer.live import LIVE, LiveReference
+from trainer.model import cast_weights
+from trainer.online.publish import Format, Publisher
+from trainer.optimizer import make_optimizer
+from trainer.parallel.team import ALONE
+from trainer.reference import Reference
+from trainer.round import RoundTotals, save_round
+from trainer.scorer import RowScorer
+from trainer.spec import RoundSpec
+from trainer.steps import Report, Slice, StepsJob, StepsPlan, read_steps, resume, run_steps
+from trainer.summary import RoundSummary, read_summary
+from trainer.tree.rows import Layout, Plan
+
+LAYOUT = "layout.json"
+"""In the work folder: what the probe of the first slice found, for a round that goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class SliceProgress:
+    """What the slices so far came to; a checkpoint keeps it."""
+
+    slices: int = 0
+    """Slices that are done."""
+    before: int = 0
+    """Their optimizer steps."""
+    plans: str = ""
+    """Digest over their plans."""
+    plan: str = ""
+    """Digest of the plan that is under way, in a checkpoint."""
+    pairs: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+class SlicedRound:
+    """One round, open for the next slice. `next` is the slice that it wants, `steps` the optimizer steps it has made;
+    a finished one wants none."""
+
+    def __init__(self, spec: RoundSpec, slices: int, *, report: Report) -> None:
+        self.running, self.slices, self.seen = prepare.start(spec, report, ALONE), slices, SliceProgress()
+        self.identity = spec.identity | {"precision": self.running.arithmetic.precision, "slices": slices}
+        self.position = Position(0, 0, {})
+        self.summary = read_summary(spec.out, spec.identity)
+        self.learner: Learner | None = None
+        self.publisher = Publisher()
+        if self.summary is not None:
+            self.seen, self.position = replace(self.seen, slices=slices), Position(self.summary.steps, 0, {})
+        elif find_checkpoint(spec.work, self.identity) is not None:
+            self._begin(None)
+
+    @property
+    def next(self) -> int:
+        """The slice that comes next, or is under way; as many as there are if none is left."""
+        return self.seen.slices
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps made so far."""
+        return self.position.steps
+
+    @property
+    def trained(self) -> int:
+        """Slices of which at least one step has been made."""
+        return self.next + (self.summary is None and self.steps > self.seen.before)
+
+    def train(self, data: PreferenceData) -> None:
+        """All steps of the slice `next` that are still to do; there may be none, where nothing can be trained on.
+
+        Raises TrainerError as `train_round` does, and for data that are not those of a slice under way."""
+        assert self.next < self.slices, "every slice was given"
+        checked = prepare.check(self.running, data, may_be_empty=True) if data.relations else None
+        seen = self.seen
+        dropped = dict(Counter(seen.dropped) + Counter(checked.dropped if checked else {}))
+        if checked is not None and checked.data.relations:
+            plan = self._train(checked.data)
+            plans = hashlib.sha256(f"{seen.plans} {plan.digest}".encode()).hexdigest()
+            pairs = seen.pairs + sum(step.relations for step in plan.steps)
+            seen = replace(seen, plans=plans, pairs=pairs)
+        self.seen = replace(seen, slices=seen.slices + 1, before=self.steps, dropped=dropped, plan="")
+
+    def publish(self, folder: Path, *, number_format: Format) -> None:
+        """Write the weights as they are now for the sampler."""
+        assert self.learner is not None, "before the first step the policy's own folder serves"
+        spec = self.running.spec
+        with self.running.clock.part("hand over"):
+            self.publisher.publish(self.learner.model, folder, policy=spec.policy, number_format=number_format)
+
+    def close(self) -> RoundSummary:
+        """After the last slice: write the candidate. A round that made no step raises TrainerError."""
+        assert self.next == self.slices, "slices are missing"
+        if self.summary is not None:
+            return self.summary
+        if self.learner is None or not self.steps:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.seen.dropped.items()) or "there are none"
+            raise TrainerError(f"None of the round's pairs can be trained on: {reasons}. Change sampling or pairing.")
+        running, found = self.running, read_json(self.running.spec.work / LAYOUT)
+        seen = self.seen
+        layout, gap = found["layout"], found["gap"]
+        save_round(
+            running,
+            self.learner.model,
+            RoundTotals(seen.pairs, seen.dropped, layout, gap, self._sampler_gap(), seen.plans),
+        )
+        remove_checkpoints(running.spec.work)
+        self.summary = read_summary(running.spec.out, running.spec.identity)
+        assert self.summary is not None, "it was just written"
+        return self.summary
+
+    def _begin(self, data: PreferenceData | None) -> None:
+        """Load the models; the first data decide on the layout, a checkpoint puts back where the round stood."""
+        running = self.running
+        model = prepare.load(running, running.spec.policy, adapters=True)
+        layout = self._layout(model, data)
+        self.window = narrowest_window(model)
+        model = cast_weights(model, running.arithmetic)
+        self.anchor, live = self._anchor(model, data, layout)
+        self.learner = prepare.learner_of(running, model, live)
+        self.optimizer = make_optimizer(self.learner.parameters().values(), running.spec.settings)
+        self.position = resume(self.learner, self.optimizer, running.spec.work, self.identity, running.clock)
+        if self.steps:
+            self.seen = SliceProgress(**self.position.slices)
+            running.notes.append(f"resumed at step {self.steps}")
+
+    def _layout(self, model: Any, data: PreferenceData | None) -> Layout:
+        path = self.running.spec.work / LAYOUT
+        if data is not None:
+            layout, gap = prepare.layout_of(self.running, model, data)
+            write_json(path, {"layout": layout, "gap": gap})
+        found: Layout = read_json(path)["layout"]
+        return found
+
+    def _anchor(self, model: Any, data: PreferenceData | None, layout: Layout) -> tuple[Any, LiveReference | None]:
+        """The reference as a model of its own, and as one that takes part in every step where the losses ask for it;
+        None where none is needed, or where the policy without its adapters is it."""
+        running, needs = self.running, self.running.objective.needs
+        lives = bool(LIVE & needs)
+        if not lives and "reference" not in needs:
+            return None, None
+        spec = running.spec
+        if not spec.same_weights:
+            probed = None if data is None else (data, layout)
+            anchor = cast_weights(prepare.load_reference(running, probed), running.arithmetic)
+        elif spec.settings.lora is not None and not lives:
+            return None, None
+        else:
+            anchor = copy.deepcopy(model)
+        live = LiveReference.of(anchor, running.objective) if lives else None
+        return anchor.eval().requires_grad_(False), live
+
+    def _train(self, data: PreferenceData) -> Plan:
+        if self.learner is None:
+            self._begin(data)
+        assert self.learner is not None
+        running, seen = self.running, self.seen
+        spec, plan = running.spec, prepare.plan(running, data, self._layout_for(data))
+        if self.steps > seen.before and plan.digest != seen.plan:
+            raise TrainerError(
+                f"Slice {seen.slices} of the round was begun with other data than it is given now, so its samples, "
+                f"verdicts or pairs were replaced. Remove {spec.work} to train this round from its start."
+            )
+        part = Slice(seen.slices, self.slices, seen.before, asdict(replace(seen, plan=plan.digest)))
+        planned = StepsPlan(data, plan, self._score_reference(data, plan))
+        job = StepsJob(
+            spec.work,
+            planned,
+            spec.settings,
+            spec.seed,
+            running.arithmetic,
+            self.identity,
+            spec.same_weights,
+            slice=part,
+        )
+        self.position = run_steps(
+            self.learner, self.optimizer, job, self.position, clock=running.clock, report=running.report
+        )
+        return plan
+
+    def _layout_for(self, data: PreferenceData) -> Layout:
+        """Trees as the probe allowed them; but it saw the first slice only, so that a window narrower than what a later
+        one needs calls for plain rows."""
+        layout: Layout = read_json(self.running.spec.work / LAYOUT)["layout"]
+        longest = max(len(group.token_ids) + max(map(_tokens, group.responses)) for group in data.groups)
+        needed = max(longest, self.running.spec.settings.row_tokens)
+        return "plain" if self.window is not None and self.window < needed else layout
+
+    def _score_reference(self, data: PreferenceData, plan: Plan) -> Reference | None:
+        """The reference's log-probs of the planned rows; None if no loss needs any, or asks a moving reference."""
+        running, live = self.running, self.learner.live if self.learner else None
+        needs = running.objective.needs
+        if (live is not None and live.moves) or not (LIVE | {"reference"}) & needs:
+            return None
+        scoring = prepare.reference_pass(running, data, plan)
+
+        def tick(done: int, total: int) -> None:
+            running.report({"phase": "reference", "done": done, "total": total})
+
+        with running.clock.part("reference"), self._reference_model() as model, torch.no_grad():
+            scored = scoring.load() or scoring.score(RowScorer(model), running.arithmetic, tick, ALONE)
+        scoring.path.unlink()  # a slice that is trained again scores it again
+        return scored
+
+    @contextmanager
+    def _reference_model(self) -> Iterator[Any]:
+        assert self.learner is not None
+        policy: Any = self.learner.model
+        if self.anchor is not None:
+            yield self.anchor
+        else:
+            with policy.disable_adapter():
+                yield policy
+
+    def _sampler_gap(self) -> float | None:
+        """Of the steps that were made with the very weights that had sampled their responses."""
+        fresh = [step for step in read_steps(self.running.spec.work) if step["staleness"] == 0]
+        gaps = [step["sampler_gap"] for step in fresh if "sampler_gap" in step]
+        return fmean(gaps) if gaps else None
+
+
+def _tokens(response: Any) -> int:
+    return len(response.token_ids)

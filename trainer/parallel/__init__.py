@@ -1,0 +1,1 @@
+"""Several training processes: launching them and splitting a step over ranks."""

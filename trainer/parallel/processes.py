@@ -1,0 +1,196 @@
+"""Room `trainer/`, starting several processes on this machine and ending them. In: a function of a team; out: what it
+returns in the leading process. Each process writes to a log of its own.
+
+No process outlives the call, and none outlives a killed caller: each one watches for the caller's end. The first real
+cause of a failure is what the caller gets: a process that loses its partners complains too."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+
+from trainer.errors import TrainerError
+from trainer.parallel.team import Team
+
+Report = Callable[[dict[str, Any]], None]
+PATIENCE = 3.0
+"""Seconds in which another process may turn out to be the cause of an exception."""
+
+
+class ProcessError(RuntimeError):
+    """Raised for an exception in one of the processes that is no TrainerError; its text has the process and its log."""
+
+    def __init__(self, text: str, raised_at: float) -> None:
+        super().__init__(text)
+        self.raised_at = raised_at
+
+
+class Work(Protocol):
+    """What each process runs; it is pickled."""
+
+    def __call__(self, *, team: Team, report: Report) -> Any:
+        """The leader's result goes to the caller, its reports too."""
+
+
+@dataclass(slots=True)
+class Member:
+    """A process, as its caller sees it."""
+
+    rank: int
+    size: int
+    log: Path
+    process: Any
+    pipe: Any
+    done: bool = False
+    result: Any = None
+
+    @property
+    def name(self) -> str:
+        """For messages, counted from 1."""
+        return f"process {self.rank + 1} of {self.size}"
+
+    def hear(self, report: Report) -> None:
+        """Take in one message. Raises TrainerError or ProcessError if the process cannot go on."""
+        try:
+            kind, content = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join(5)
+            raise TrainerError(_epitaph(self)) from None
+        if kind == "report":
+            report(content)
+        elif kind == "refused":
+            raise TrainerError(content)
+        elif kind == "failed":
+            what, raised_at = content
+            text = f"{what} (in {self.name}; its last words, from {self.log}:\n{_last_words(self.log)})"
+            raise ProcessError(text, raised_at)
+        else:
+            self.done, self.result = True, content
+
+
+def run_together(size: int, work: Work, *, sharded: bool, logs: Path, report: Report) -> Any:
+    """Run `work` in `size` processes; the leader's result.
+
+    Raises the TrainerError that one of them raised, a TrainerError if one died or there are too few GPUs, ProcessError
+    for any other exception.
+    """
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < size:
+        raise TrainerError(
+            f"train.processes is {size}, but this machine has {gpus} GPUs, and each process needs one of its own. "
+            f"Set train.processes={gpus} or fewer."
+        )
+    with tempfile.TemporaryDirectory(prefix="prefloop-") as folder:
+        members: list[Member] = []
+        try:
+            for rank in range(size):
+                members.append(_start(rank, size, work, sharded, Path(folder) / "meeting", logs))
+            return _listen(members, report)
+        finally:
+            for member in members:
+                member.process.kill()
+                member.process.join()
+                member.pipe.close()
+
+
+def _start(rank: int, size: int, work: Work, sharded: bool, meeting: Path, logs: Path) -> Member:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    log = logs / f"process-{rank + 1}.log"
+    given = (rank, size, work, sharded, meeting, log, theirs)
+    process = context.Process(target=_member, args=given, name=f"prefloop-train-{rank + 1}")
+    process.start()
+    theirs.close()
+    return Member(rank, size, log, process, ours)
+
+
+def _listen(members: Sequence[Member], report: Report) -> Any:
+    """Until all are done, or one cannot go on. An exception may be the echo of another process's end, so that end is
+    waited for, and the first exception is the one that counts; a TrainerError is always a cause."""
+    failures: list[ProcessError] = []
+    deadline = float("inf")
+    while not all(member.done for member in members) and time.monotonic() < deadline:
+        open_pipes = {member.pipe: member for member in members if not member.done}
+        for pipe in wait(list(open_pipes), PATIENCE if failures else None):
+            try:
+                open_pipes[pipe].hear(report)
+            except ProcessError as error:
+                open_pipes[pipe].done = True
+                failures.append(error)
+                deadline = min(deadline, time.monotonic() + PATIENCE)
+    if failures:
+        raise min(failures, key=lambda error: error.raised_at)
+    return members[0].result
+
+
+def _epitaph(member: Member) -> str:
+    code = member.process.exitcode
+    how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with code {code}"
+    words = _last_words(member.log) or "    (none)"
+    return (
+        f"Training stopped: {member.name} {how}. If it was killed, the machine may have run out of memory: use fewer "
+        "train.processes, or lower train.row_tokens. The last checkpoint is kept, and the same command goes on from "
+        f"there. Its last words, from {member.log}:\n{words}"
+    )
+
+
+def _last_words(log: Path, count: int = 12) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return "\n".join(f"    {line}" for line in lines[-count:])
+
+
+def _member(rank: int, size: int, work: Work, sharded: bool, meeting: Path, log: Path, pipe: Connection) -> None:
+    """The inside of a process."""
+    _end_with_caller()
+    _write_to(log)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's business
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, about which Python would warn when this process is ended
+
+    def report(event: dict[str, Any]) -> None:
+        if rank == 0:
+            pipe.send(("report", event))
+
+    try:
+        from trainer.parallel.distributed import joined
+
+        with joined(rank, size, sharded=sharded, meeting=meeting) as team:
+            result = work(team=team, report=report)
+    except TrainerError as error:
+        pipe.send(("refused", str(error)))
+    except Exception as error:  # noqa: BLE001  the boundary of the process: whatever failed is told to the caller
+        raised_at = time.monotonic()  # one clock for all processes of a machine
+        traceback.print_exc()
+        sys.stderr.flush()
+        pipe.send(("failed", (f"{type(error).__name__}: {error}", raised_at)))
+    else:
+        pipe.send(("done", result if rank == 0 else None))
+
+
+def _end_with_caller() -> None:
+    caller = multiprocessing.parent_process()
+    assert caller is not None, "this runs in a process that was spawned"
+
+    def watch() -> None:
+        caller.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _write_to(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)

@@ -1,0 +1,75 @@
+"""Room `trainer/`, the processes that train a round together, as the round sees them. In: what this process has; out:
+what all of them have. Here is the team of one, which gives back what it is given; `distributed.py` has the others.
+
+The plan of a step never depends on the team. Its rows are dealt out in turns: row 0 to process 0, row 1 to process 1
+and so on. Losses are divided by the counts of the whole step, so gradients are summed over processes, never averaged.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+Anything = TypeVar("Anything")
+
+
+class RowTurn(NamedTuple):
+    """One row that a process reads."""
+
+    row: int
+    idle: bool
+    """There was no row left for this process: it reads the last one again, so that all make the same number of passes,
+    and nothing of it counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """One of `size` processes; process 0 leads: it alone writes files and speaks to the user."""
+
+    rank: int = 0
+    size: int = 1
+    sharded: bool = False
+    """Each process holds a part of every weight only."""
+
+    @property
+    def leads(self) -> bool:
+        """Is this the process that writes?"""
+        return self.rank == 0
+
+    def turns(self, rows: int) -> Iterator[RowTurn]:
+        """Which of so many rows this process reads."""
+        for first in range(0, rows, self.size):
+            mine = first + self.rank
+            yield RowTurn(min(mine, rows - 1), idle=mine >= rows)
+
+    def in_order(self, mine: Sequence[Anything], rows: int) -> list[Anything]:
+        """What all processes made in their turns, in the order of the rows."""
+        each = self.gather(list(mine))
+        return [each[row % self.size][row // self.size] for row in range(rows)]
+
+    def gather(self, value: Anything) -> list[Anything]:
+        """Everybody's value, by rank. Tensors in it must lie on the CPU if there are several processes."""
+        return [value]
+
+    def wait(self) -> None:
+        """Until everybody is here."""
+        self.gather(None)
+
+    def place(self, model: Any) -> Any:
+        """The model in the form in which this team trains it."""
+        return model
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Make every gradient the sum over processes."""
+
+    def collect(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors, for the leader; the others get none. Every process must call it."""
+        return {name: tensor.detach() for name, tensor in tensors.items()}
+
+    def part(self, whole: Tensor, *, like: Tensor) -> Tensor:
+        """This process's part of a whole tensor, cut as `like` is."""
+        return whole
+
+
+ALONE = Team()

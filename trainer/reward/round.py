@@ -1,0 +1,257 @@
+"""Room `trainer/`, a reward model from start to end. In: a causal model's folder, pairs, settings, a seed; out: a
+sequence-classification folder that transformers load, with what it says of held-out pairs before and after training.
+Killed at any moment and called again, it goes on from its last checkpoint and ends with the same weights (same threads,
+CPU)."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.checkpoint import remove_checkpoints
+from trainer.data import CheckedData, PreferenceData, check_data
+from trainer.errors import TrainerError
+from trainer.files import fresh_partial, publish_folder, write_json
+from trainer.layout_probe import MOST_GAP, sample_trees
+from trainer.memory import use_huge_pages
+from trainer.model import Arithmetic, choose_arithmetic, read_limits
+from trainer.reward.data import hold_out, with_end
+from trainer.reward.model import RewardScorer, check_padding, load_reward_model, padded_rewards, save_reward_model
+from trainer.reward.settings import RewardSettings
+from trainer.reward.step import RewardContext, measure_rewards
+from trainer.reward.steps import RewardJob, train_reward_steps
+from trainer.reward.summary import SUMMARY, RewardSummary, write_card
+from trainer.scorer import to_batch
+from trainer.steps import Report, read_steps
+from trainer.summary import Clock, read_record
+from trainer.tree.encode import encode_plain_row, encode_tree_row
+from trainer.tree.rows import Layout, Plan, plan_rows, row_trees
+
+MOST_DISAGREEMENT = 1e-3
+"""By how much transformers' own padded forward may differ from the trainer's rewards, as a share of their size."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSpec:
+    """From which weights a reward model is trained, and where. The hash names the weights, the path says where they
+    lie."""
+
+    base: Path
+    base_hash: str
+    tokenizer: Path
+    """Folder with the tokenizer files for the result; they set the pad token `pad_id`."""
+    pad_id: int
+    work: Path
+    """Checkpoints and the step log; nobody else writes here."""
+    out: Path
+    """The result; exists only when it is complete."""
+    settings: RewardSettings
+    seed: int
+    threads: int | None
+    described: str = ""
+    """Base model and data in a few words, for the model card."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the result's weights, apart from the data (checkpoints only change when work is saved)."""
+        settings = self.settings.model_dump(mode="json", exclude={"checkpoint_every"})
+        return {"base": self.base_hash, "pad_id": self.pad_id, "seed": self.seed} | settings
+
+
+@dataclass(slots=True)
+class _Running:
+    """What the parts share."""
+
+    spec: RewardSpec
+    report: Report
+    arithmetic: Arithmetic
+    clock: Clock
+    notes: list[str]
+
+
+def train_reward(spec: RewardSpec, data: PreferenceData, *, report: Report) -> RewardSummary:
+    """Train a reward model on the pairs and write it to `spec.out`; a finished one is returned as it is.
+
+    `report` is called with `phase` (load, measure, train, save), `done`, `total` and, after a step, its metrics. Raises
+    TrainerError for data, folders or numbers with which it cannot go on."""
+    finished = read_record(spec.out, SUMMARY, spec.identity | {"data": data_digest(data)})
+    if finished is not None:
+        return RewardSummary(**{name: finished[name] for name in RewardSummary.__dataclass_fields__})
+    running = _start(spec, report)
+    checked = _check(spec, data)
+    model = _load(running)
+    readable = with_end(checked.data)
+    layout, gap = _choose_layout(running, model, readable)
+    trained, held_out = hold_out(readable, spec.settings.held_out, seed=spec.seed)
+    plan, measured = _plans(running, trained, held_out, layout)
+    context = RewardContext(RewardScorer(model), trained, running.arithmetic, layout, spec.settings.centre)
+    before = _measure(running, context, held_out, measured)
+    _train(running, context, plan)
+    after = _measure(running, context, held_out, measured)
+    padding_gap = _compare_with_transformers(model, context, plan)
+    numbers = {"layout_gap": gap, "padding_gap": padding_gap, "before": before, "after": after}
+    summary = _summary(running, checked, plan, held_out, numbers)
+    _save(running, model, summary, data_digest(data))
+    return summary
+
+
+def data_digest(data: PreferenceData) -> str:
+    """Names prompts, responses and pairs."""
+    sha = hashlib.sha256()
+    for group in data.groups:
+        sha.update(repr((group.id, list(group.token_ids))).encode())
+        for response in group.responses:
+            sha.update(repr((response.id, list(response.token_ids))).encode())
+    sha.update(repr(data.relations).encode())
+    return sha.hexdigest()
+
+
+def _start(spec: RewardSpec, report: Report) -> _Running:
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    use_huge_pages()
+    torch.manual_seed(spec.seed)
+    spec.work.mkdir(parents=True, exist_ok=True)
+    return _Running(spec, report, choose_arithmetic(spec.settings.as_round), Clock(), [])
+
+
+def _check(spec: RewardSpec, data: PreferenceData) -> CheckedData:
+    if data.kind != "pairs":
+        raise TrainerError(f"A reward model is trained on pairs, but the data are {data.kind}.")
+    vocabulary, context = read_limits(spec.base)
+    checked = check_data(data, vocabulary=vocabulary, context=context)
+    check_padding(checked.data, spec.pad_id)
+    return checked
+
+
+def _load(running: _Running) -> Any:
+    spec, settings = running.spec, running.spec.settings
+    running.report({"phase": "load", "done": 0, "total": 1})
+    with running.clock.part("load"):
+        model = load_reward_model(
+            spec.base, running.arithmetic, pad_id=spec.pad_id, head_scale=settings.head_scale, seed=spec.seed
+        )
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.train()  # transformers recompute in training mode only; dropout is off anyway
+    running.report({"phase": "load", "done": 1, "total": 1})
+    return model
+
+
+def _choose_layout(running: _Running, model: Any, data: PreferenceData) -> tuple[Layout, float | None]:
+    """Trees if a probe proves them for this model: hidden states are compared, for a new head may be 0."""
+    wanted = running.spec.settings.layout
+    if wanted == "plain":
+        return "plain", None
+    trees, device = sample_trees(data, running.spec.seed), running.arithmetic.device
+    scorer = RewardScorer(model)
+    with running.clock.part("plan"), torch.no_grad():
+        rows = (to_batch(encode(trees), device=device, mask_dtype=torch.float32) for encode in _ENCODERS)
+        tree, plain = (scorer.last_hidden(row) for row in rows)
+    gap = float(((tree - plain).abs().max() / plain.abs().max()).nan_to_num(torch.inf))
+    if gap <= MOST_GAP:
+        return "tree", gap
+    if wanted == "tree":
+        raise TrainerError(
+            f"layout: tree was asked for, but this model reads tree rows wrongly: hidden states differ from those of "
+            f"plain rows by up to {gap:.2g} of their size ({MOST_GAP:g} is allowed). Use layout: auto or plain."
+        )
+    running.notes.append(f"plain rows: tree rows differ by up to {gap:.2g} of the hidden states' size on this model")
+    return "plain", gap
+
+
+_ENCODERS = (encode_tree_row, encode_plain_row)
+
+
+def _plans(
+    running: _Running, trained: PreferenceData, held_out: PreferenceData | None, layout: Layout
+) -> tuple[Plan, Plan | None]:
+    settings, seed = running.spec.settings.as_round, running.spec.seed
+    once = settings.model_copy(update={"epochs": 1, "max_steps": None})
+    with running.clock.part("plan"):
+        plan = plan_rows(trained, settings, seed=seed, layout=layout)
+        return plan, None if held_out is None else plan_rows(held_out, once, seed=seed, layout=layout)
+
+
+def _measure(
+    running: _Running, context: RewardContext, held_out: PreferenceData | None, plan: Plan | None
+) -> dict[str, float] | None:
+    if held_out is None or plan is None:
+        return None
+    rows, done = sum(len(step.rows) for step in plan.steps), 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        running.report({"phase": "measure", "done": done, "total": rows})
+
+    with running.clock.part("measure"):
+        return measure_rewards(replace(context, data=held_out), plan, tick)
+
+
+def _train(running: _Running, context: RewardContext, plan: Plan) -> None:
+    spec = running.spec
+    identity = spec.identity | {"plan": plan.digest, "precision": running.arithmetic.precision}
+    job = RewardJob(spec.work, context, plan, spec.settings.as_round, identity)
+    if started := train_reward_steps(job, clock=running.clock, report=running.report):
+        running.notes.append(f"resumed at step {started}")
+
+
+@torch.no_grad()
+def _compare_with_transformers(model: Any, context: RewardContext, plan: Plan) -> float:
+    """Shortest and longest response of a step, scored here and by transformers in one padded batch, both in fp32.
+
+    Raises TrainerError if they differ: whoever loads the folder would get other rewards than those that were trained.
+    """
+    trees = [tree for row in plan.steps[0].rows for tree in row_trees(context.data, row)]
+    responses = sorted(((len(p) + len(r), p, r) for p, rs in trees for r in rs), key=lambda found: found[0])
+    chosen = [(prompt, ids) for _, prompt, ids in (responses[0], responses[-1])]
+    row = encode_plain_row([(prompt, [ids]) for prompt, ids in chosen])
+    ours = context.scorer(to_batch(row, device=context.arithmetic.device, mask_dtype=torch.float32))
+    theirs = padded_rewards(model, [[*prompt, *ids[:-1]] for prompt, ids in chosen])
+    gap = float(((ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-3)).nan_to_num(torch.inf))
+    if gap > MOST_DISAGREEMENT:
+        raise TrainerError(
+            f"transformers give this reward model other rewards ({theirs.tolist()}) than those it was trained with "
+            f"({ours.tolist()}), so its folder would mislead. Its architecture reads the reward elsewhere than at the "
+            "last token: choose another base model."
+        )
+    return gap
+
+
+def _summary(
+    running: _Running,
+    checked: CheckedData,
+    plan: Plan,
+    held_out: PreferenceData | None,
+    numbers: dict[str, Any],
+) -> RewardSummary:
+    steps = read_steps(running.spec.work)
+    return RewardSummary(
+        steps=len(steps),
+        pairs=sum(plan.steps[index].relations for index in sorted(set(plan.order))),
+        held_out=0 if held_out is None else len(held_out.relations),
+        dropped=checked.dropped,
+        layout=plan.layout,
+        precision=running.arithmetic.precision,
+        tokens=sum(step["tokens"] for step in steps),
+        first=steps[0],
+        last=steps[-1],
+        seconds=dict(running.clock.seconds),
+        notes=tuple(running.notes),
+        **numbers,
+    )
+
+
+def _save(running: _Running, model: Any, summary: RewardSummary, digest: str) -> None:
+    spec = running.spec
+    running.report({"phase": "save", "done": 0, "total": 1})
+    partial = fresh_partial(spec.out)
+    save_reward_model(model, partial, tokenizer=spec.tokenizer)
+    write_card(partial, spec.described, summary)
+    write_json(partial / SUMMARY, {"identity": spec.identity | {"data": digest}} | summary.as_dict())
+    publish_folder(partial, spec.out)
+    remove_checkpoints(spec.work)
+    running.report({"phase": "save", "done": 1, "total": 1})

@@ -1,0 +1,273 @@
+"""Room `trainer/`, the optimizer steps of a round. In: a trainable model, the plan and its reference log-probs; out:
+trained weights, one line of `steps.jsonl` per step, a checkpoint now and then. Starts where the last checkpoint
+stands."""
+
+import io
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from trainer.checkpoint import Position, find_checkpoint, load_checkpoint, save_checkpoint
+from trainer.data import PreferenceData
+from trainer.errors import TrainerError
+from trainer.learner import Learner
+from trainer.memory import peak_memory_gb
+from trainer.mix import MixPlan, add_mix, mix_context
+from trainer.model import Arithmetic
+from trainer.optimizer import learning_rate, make_optimizer
+from trainer.parallel.team import ALONE, Team
+from trainer.reference import Reference
+from trainer.scorer import RowScorer
+from trainer.settings import TrainSettings
+from trainer.step import StepContext, accumulate_step, clip_gradients, prompts_of
+from trainer.stops import NormWatch, check_weights, keep_batch
+from trainer.summary import Clock
+from trainer.tree.rows import Plan
+from trainer.watched_pairs import ProbeSet
+
+STEPS = "steps.jsonl"
+MOST_PAIRS = 64
+"""Of a step whose log-ratios are in the log, evenly spread."""
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StepsPlan:
+    """What is trained in which rows, with the reference's log-probs of them (None if no loss needs any)."""
+
+    data: PreferenceData
+    plan: Plan
+    reference: Reference | None
+    probe: ProbeSet | None = None
+    """Relations that are watched and never trained on."""
+    mix: MixPlan | None = None
+    """Supervised examples in every step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Which part of a round's prompts the planned data come from; mostly it is the whole."""
+
+    number: int = 0
+    of: int = 1
+    before: int = 0
+    """Optimizer steps of the slices before."""
+    seen: dict[str, Any] = field(default_factory=dict)
+    """What a checkpoint keeps of a round in slices, and what makes its log say where a step belongs."""
+
+    def scheduled(self, at: int, steps: int) -> tuple[int, int]:
+        """(step, total) for the learning rate of step `at` of this slice's `steps`: the schedule goes by the share of
+        the prompts that are done, as if every slice gave as many steps as this one."""
+        return self.number * steps + at, self.of * steps
+
+    def notes(self, at: int) -> dict[str, int]:
+        """Of a round in slices: the slice, and how many steps older than the policy its samples' weights are."""
+        return {"slice": self.number, "staleness": at} if self.seen else {}
+
+
+@dataclass(frozen=True, slots=True)
+class StepsJob:
+    """What the steps of a round, or of one of its slices, are made of."""
+
+    work: Path
+    planned: StepsPlan
+    settings: TrainSettings
+    seed: int
+    arithmetic: Arithmetic
+    identity: dict[str, Any]
+    """Names the round; a checkpoint with another one is refused."""
+    same_weights: bool
+    """Policy and reference are the same weights: the first margins must be 0."""
+    team: Team = ALONE
+    keep: Callable[[int], None] | None = None
+    """Called before each checkpoint with the steps done, where a candidate is to be chosen among them."""
+    slice: Slice = Slice()
+
+    @property
+    def end(self) -> int:
+        """The number of the step after the last planned one."""
+        return self.slice.before + len(self.planned.plan.order)
+
+    def checkpoint_is_due(self, done: int) -> bool:
+        """Is it time, after so many steps? The round's last one needs none."""
+        more_to_come = self.slice.number + 1 < self.slice.of
+        return checkpoint_is_due(done, self.end + more_to_come, self.settings.checkpoint_every)
+
+
+def train_steps(learner: Learner, job: StepsJob, *, clock: Clock, report: Report) -> int:
+    """All optimizer steps that are still to do; returns the number of the first of them."""
+    optimizer = make_optimizer(learner.parameters().values(), job.settings)
+    start = resume(learner, optimizer, job.work, job.identity, clock, job.team)
+    run_steps(learner, optimizer, job, start, clock=clock, report=report)
+    return start.steps
+
+
+def run_steps(
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    job: StepsJob,
+    start: Position,
+    *,
+    clock: Clock,
+    report: Report,
+) -> Position:
+    """The planned steps from `start` on; where the round stands after them."""
+    plan = job.planned
+    scorer, layout, in_slices = RowScorer(learner.model), plan.plan.layout, bool(job.slice.seen)
+    context = StepContext(scorer, learner, plan.data, job.arithmetic, layout, job.seed, job.team, in_slices)
+    with open_log(job.work / STEPS, start.log_bytes) if job.team.leads else io.BytesIO() as log:
+        watch = _norm_watch(job)
+        for number in range(start.steps, job.end):
+            with clock.part("compute"):
+                metrics = _watch(context, job, number) | _step(context, job, optimizer, watch, number, report)
+                if number + 1 == job.end and plan.probe is not None:
+                    metrics["probe_after"] = plan.probe.measure(context)
+            log.write((json.dumps(metrics) + "\n").encode())
+            log.flush()
+            report({"phase": "train", "done": number + 1, "total": job.end} | metrics)
+            if job.checkpoint_is_due(number + 1):
+                with clock.part("checkpoint"):
+                    if job.keep is not None:
+                        job.keep(number + 1)
+                    if job.team.leads:
+                        os.fsync(log.fileno())
+                    position = Position(number + 1, log.tell(), dict(clock.seconds), job.slice.seen)
+                    save_checkpoint(job.work, position, job.identity, learner, optimizer, job.team)
+        return Position(job.end, log.tell(), dict(clock.seconds), job.slice.seen)
+
+
+def read_steps(work: Path) -> list[dict[str, Any]]:
+    """The step log of a round."""
+    return [json.loads(line) for line in (work / STEPS).read_text(encoding="utf-8").splitlines()]
+
+
+def _norm_watch(job: StepsJob) -> NormWatch:
+    """The leader watches; what stops it stops the others."""
+    norms = [line["gradient_norm"] for line in read_steps(job.work)] if job.team.leads else []
+    return NormWatch(job.settings.stop_at_norm_ratio if job.team.leads else None, job.settings.max_grad_norm, norms)
+
+
+def _watch(context: StepContext, job: StepsJob, number: int) -> dict[str, Any]:
+    """What the probe relations say before this step, if it is time to look."""
+    probe = job.planned.probe
+    return {} if probe is None or number % job.settings.probe_every else {"probe": probe.measure(context)}
+
+
+def _step(
+    context: StepContext,
+    job: StepsJob,
+    optimizer: torch.optim.Optimizer,
+    watch: NormWatch,
+    number: int,
+    report: Report,
+) -> dict[str, Any]:
+    """One optimizer step; returns its line of the log. A step that cannot be trained on leaves its batch in the work
+    folder and raises TrainerError."""
+    plan, start = job.planned.plan, time.perf_counter()
+    at = number - job.slice.before
+    total, index = job.end, plan.order[at]
+    step, learner = plan.steps[index], context.learner
+
+    def tick() -> None:
+        report({"phase": "train", "done": number, "total": total})
+
+    check_zero = number == 0 and job.same_weights
+    reference = None if job.planned.reference is None else job.planned.reference[index]
+    rate = learning_rate(*job.slice.scheduled(at, len(plan.order)), job.settings)
+    names, parameters = prompts_of(context.data, step.rows), learner.parameters()
+    with keep_batch(job.work, context.data, step, number) as known:
+        totals = accumulate_step(context, step, reference, number=number, check_zero=check_zero, tick=tick)
+        known["loss"] = totals.loss
+        numbers = _mixed(totals.means(), context, job, number, tick)
+        job.team.sum_gradients(parameters.values())
+        norm = clip_gradients(list(parameters.values()), job.settings.max_grad_norm, number=number, prompts=names)
+        known["gradient_norm"] = norm
+        watch.check(norm, number=number, prompts=names)
+        update(optimizer, rate)
+        if number + 1 == total or job.checkpoint_is_due(number + 1):
+            check_weights(parameters, number=number, prompts=names)
+    if learner.live is not None:
+        learner.live.after_step(learner.model, number + 1)
+    seconds = time.perf_counter() - start
+    return {
+        "step": number,
+        **job.slice.notes(at),
+        **numbers,
+        **({"log_ratios": thinned(totals.log_ratios)} if totals.log_ratios else {}),
+        "gradient_norm": norm,
+        "learning_rate": rate,
+        "pairs": step.relations,
+        "tokens": totals.tokens,
+        "plain_tokens": totals.plain_tokens,
+        "seconds": seconds,
+        "tokens_per_second": totals.tokens / seconds,
+        "peak_memory_gb": peak_memory_gb(job.arithmetic.device),
+    }
+
+
+def thinned(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MOST_PAIRS of them in rising order, whichever process read which."""
+    return sorted(pairs)[:: -(-len(pairs) // MOST_PAIRS)]
+
+
+def _mixed(
+    numbers: dict[str, float], context: StepContext, job: StepsJob, number: int, tick: Callable[[], None]
+) -> dict[str, Any]:
+    """The step's numbers with those of its supervised examples, if there are any."""
+    mix = job.planned.mix
+    if mix is None:
+        return numbers
+    with keep_batch(job.work, mix.data, mix.plan.steps[mix.plan.order[number]], number):
+        return add_mix(numbers, mix_context(context, mix), mix, number=number, tick=tick)
+
+
+def update(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """One update at this learning rate; gradients are gone after it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def resume(
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    work: Path,
+    identity: dict[str, Any],
+    clock: Clock,
+    team: Team = ALONE,
+) -> Position:
+    """Where the newest checkpoint stands, its state and seconds put back; the start if there is none."""
+    folder = find_checkpoint(work, identity, team)
+    if folder is None:
+        return Position(0, 0, {})
+    with clock.part("load"):
+        position = load_checkpoint(folder, learner, optimizer, team)
+    for part, seconds in position.seconds.items():
+        clock.seconds[part] = clock.seconds.get(part, 0.0) + seconds
+    return position
+
+
+def open_log(path: Path, length: int) -> BinaryIO:
+    """The step log, cut back to where the checkpoint stands."""
+    log = path.open("ab")
+    if log.tell() < length:
+        log.close()
+        raise TrainerError(
+            f"{path} is shorter than its checkpoint says ({length} bytes). The work folder was changed: remove "
+            f"{path.parent} to train this round from its start."
+        )
+    log.truncate(length)
+    log.seek(length)
+    return log
+
+
+def checkpoint_is_due(done: int, total: int, every: int) -> bool:
+    """Is it time, after so many steps? The last one needs none."""
+    return every > 0 and done % every == 0 and done < total

@@ -1,0 +1,78 @@
+"""Room `trainer/`, relations that are watched and never trained on. In: a few whole prompts taken out of the round's
+data; out: before the first step, along the way and after the last one the same numbers that the log has of training,
+so that what the round teaches can be told from what it remembers."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from trainer.data import PreferenceData
+from trainer.diagnostics import describe
+from trainer.errors import TrainerError
+from trainer.losses.batch import Responses
+from trainer.reference import RowReference
+from trainer.relations import Placed, gather, join
+from trainer.step import StepContext, generator_of, mean_length, place_over, read_rows, row_jobs
+from trainer.totals import StepTotals
+from trainer.tree.rows import Plan
+
+
+def split_probe(data: PreferenceData, relations: int, *, seed: int) -> tuple[PreferenceData, PreferenceData | None]:
+    """What is trained on, and whole prompts with at least so many relations to watch. TrainerError if they would take
+    more than half of the data."""
+    if not relations:
+        return data, None
+    prompts = sorted({relation.prompt_id for relation in data.relations})
+    random.Random(f"probe {seed}").shuffle(prompts)
+    held: set[str] = set()
+    count = 0
+    for prompt in prompts:
+        if count >= relations:
+            break
+        held.add(prompt)
+        count += sum(relation.prompt_id == prompt for relation in data.relations)
+    if 2 * count > len(data.relations):
+        raise TrainerError(
+            f"train.probe_pairs={relations} would keep {count} of the round's {len(data.relations)} {data.kind} out of "
+            "training, more than half. Lower it, or sample more."
+        )
+    kept = tuple(relation for relation in data.relations if relation.prompt_id not in held)
+    probe = tuple(relation for relation in data.relations if relation.prompt_id in held)
+    return replace(data, relations=kept), replace(data, relations=probe)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSet:
+    """The watched relations, planned and scored by the reference like those of training."""
+
+    data: PreferenceData
+    plan: Plan
+    reference: Sequence[Sequence[RowReference]] | None
+
+    @torch.no_grad()
+    def measure(self, context: StepContext) -> dict[str, float]:
+        """Loss, its parts and everything that the log says of relations, over the whole set at once."""
+        context = replace(context, data=self.data)
+        said: list[Responses] = []
+        entropies = StepTotals({}, torch.zeros(()))
+        with context.arithmetic.autocast():
+            for at, step in enumerate(self.plan.steps):
+                jobs = list(row_jobs(context, step, None if self.reference is None else self.reference[at]))
+                said += read_rows(context, jobs, len(step.rows), entropies)
+        placed = place_over(self.data, [row for step in self.plan.steps for row in step.rows])
+        entropy = entropies.of_all(context.team).means()["entropy"]
+        return {"entropy": entropy} | self._numbers(context, join(said), placed)
+
+    def _numbers(self, context: StepContext, responses: Responses, placed: Sequence[Placed]) -> dict[str, float]:
+        relations = [relation for relation, _ in placed]
+        objective = context.objective
+        totals = StepTotals(objective.counts(relations), mean_length(self.data, relations, context.arithmetic))
+        batch = gather(placed, responses, totals.mean_length)
+        totals.add(describe(batch, objective.beta))
+        known = all(part.update is None or objective.state[part.name] for part in objective.parts)
+        if known:  # a running statistic exists from the first step on
+            totals.add_loss(objective.evaluate(batch, relations, totals.counts, generator_of(context.seed, 0)))
+        means = totals.means()
+        return means if known else {name: value for name, value in means.items() if name != "loss"}
