@@ -1,9 +1,8 @@
-"""Room judges, pairwise: games (two responses to one prompt) are compared, win rates over them become verdicts.
+"""Pairwise judges compare two responses to one prompt per game; win rates over the games become verdicts.
 
-A preference has three states, as a verdict has: `score` (a probability), `abstain`, `error`. Judges favour the response
+Like a verdict, a preference has three states: `score` (a probability), `abstain`, `error`. Judges favour the response
 that they read first or last (arXiv:2306.05685, section 3.3), so each game is played in both orders by default, and two
-orders that contradict each other are a tie. A game that failed or was not decided is no game: it is counted, and the
-win rate is taken over the others.
+orders that contradict each other are a tie. Failed or undecided games are counted, but left out of the win rate.
 """
 
 import hashlib

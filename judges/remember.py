@@ -1,8 +1,8 @@
-"""Room judges, remembering: a verdict that cost money or minutes is given once for the same content, never twice.
+"""Verdict cache: a verdict that cost money or minutes is computed only once for the same content.
 
-The key names everything that the verdict depends on: the judge's identity (class, version with its template or weights,
+The key covers everything the verdict depends on: the judge's identity (class, version with its template or weights,
 arguments that matter), the prompt's messages, the columns that the judge reads, the responses in the order in which it
-reads them, and the number of the vote. Ids are no part of it: equal content has equal verdicts. Errors are not kept.
+reads them, and the number of the vote. Ids are not in it: equal content has equal verdicts. Errors are not kept.
 """
 
 import hashlib
@@ -42,8 +42,7 @@ def key_of(
 
 
 def once(judge: Judge, key: str, give: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The word (a verdict or preference, as a mapping) that was given before under this key, or else given now and
-    kept."""
+    """The verdict or preference (as a mapping) stored under this key, or else a new one, which is stored."""
     known = judge.context.store.get(key)
     judge.context.on_usage(Usage(calls=1), known is not None)
     if known is not None:
@@ -59,10 +58,10 @@ Words = Mapping[int, dict[str, Any]]
 
 
 def once_each(judge: Judge, keys: Sequence[str], give: Callable[[list[int]], Iterator[Words]]) -> list[dict[str, Any]]:
-    """As `once`, for many: the words of all keys, in their order.
+    """Like `once` for many keys; results in their order.
 
-    `give` gets the places of what is not known, equal content once, and gives its words batch after batch, in whatever
-    order suits it; a batch is kept when it comes, so a kill costs the one that was being judged.
+    `give` gets the places of the missing keys, equal content once, and yields results batch by batch, in any order;
+    a batch is stored as it arrives, so a kill loses only the one being judged.
     """
     store, told = judge.context.store, judge.context.on_usage
     found = {key: json.loads(text) for key in dict.fromkeys(keys) if (text := store.get(key)) is not None}

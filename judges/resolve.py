@@ -1,4 +1,4 @@
-"""Room judges: the name and arguments of a config come in, a judge and its fingerprint go out.
+"""Builds a judge and its fingerprint from the name and arguments in a config.
 
 A name is a built-in, an entry point of the group `prefloop.judges`, `package.module:Class` or `path/to/file.py:Class`.
 Whatever is wrong with it (unknown name, failing import, wrong argument) is one paragraph that says what to do.

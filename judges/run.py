@@ -1,7 +1,7 @@
-"""Room judges: keeps what a judge prints away from stdout, which belongs to the command (`--json`, pipes).
+"""Runs a judge on groups, and keeps its prints off stdout, which belongs to the command (`--json`, pipes).
 
-Only the judging thread is redirected, so a judge that runs beside the progress display or beside another judge
-cannot swallow their output, as `contextlib.redirect_stdout` would.
+Only the judging thread is redirected, so a judge that runs alongside the progress display or another judge cannot
+swallow their output, as `contextlib.redirect_stdout` would.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Room judges, versions: a judge comes in, what makes its verdicts comparable to others goes out."""
+"""Fingerprints of judges: they decide whether two verdicts are comparable."""
 
 import hashlib
 import inspect
@@ -34,7 +34,7 @@ def identity_of(judge: Judge) -> str:
 
 @cache
 def version_of(kind: type[Judge]) -> str:
-    """The versions of the classes a judge is made of: a hash for what is outside this room, a number inside it."""
+    """The versions of the classes a judge is made of: a hash for code outside this package, else a number."""
     versions = []
     for part in kind.__mro__:
         if issubclass(part, Judge) and part not in (Judge, PointwiseJudge):

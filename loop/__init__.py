@@ -1,6 +1,6 @@
-"""Room loop, the corridor: the order of the stages, the run folder, the engines, pairing, promotion, the command line.
+"""Runs campaigns: the order of the stages, the run folder, engines, pairing, promotion and the command line.
 
-It hands prompts and responses to `judges` and preference data to `trainer`; neither knows of it. Importing this package
+Passes prompts and responses to `judges` and preference data to `trainer`; neither imports it. Importing this package
 imports no torch, transformers, vllm or datasets: what needs them runs in worker processes.
 """
 

@@ -1,8 +1,8 @@
-"""Room loop: what stops a command and a person is meant to read."""
+"""Exceptions that stop a command with a message for the user."""
 
 
 class AwaitingLabels(Exception):
-    """No failure: all that the machine can do is done, and the text says what people are to do before it goes on.
+    """Not a failure: the text says what people must do before the run can continue.
 
     The command line prints it and exits with 3.
     """

@@ -1,5 +1,4 @@
-"""Room `trainer/`, the average of two models. In: two model folders of one shape; out: a model folder with the weighted
-mean of their weights, fp32."""
+"""Average two models of the same shape: write their weighted mean as a model folder, in fp32."""
 
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from trainer.model import Arithmetic, load_model, save_candidate
 
 
 def average_models(average: Path, newest: Path, out: Path, *, decay: float) -> None:
-    """Write `decay * average + (1 - decay) * newest` to `out`, with the tokenizer of `newest`; a folder that is there
+    """Write `decay * average + (1 - decay) * newest` to `out`, with the tokenizer of `newest`; an existing folder
     is complete and stays. One step of an exponential moving average of models (as section 3 of arXiv:1703.01780 does).
 
     Raises TrainerError if the two are not of one shape."""

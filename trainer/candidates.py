@@ -1,5 +1,4 @@
-"""Room `trainer/`, models on the way, for a choice after the round. In: the model after some steps; out: a folder like
-the candidate's in `work/candidates`. Training goes on as if nothing had been kept."""
+"""Keep intermediate models in `work/candidates` so that one can be chosen after the round. Training is not affected."""
 
 from typing import Any
 
@@ -13,8 +12,8 @@ FOLDER = "candidates"
 
 
 def keep_candidate(running: Running, model: Any, steps: int) -> None:
-    """Write `work/candidates/step-<steps>`; every process must call this, and the leader writes. A folder that is there
-    is complete and holds the same weights: a resumed round comes past it again."""
+    """Write `work/candidates/step-<steps>`; every process must call this, and the leader writes. An existing folder
+    is complete and holds the same weights: a resumed round gets here again."""
     spec, team = running.spec, running.team
     target = spec.work / FOLDER / f"step-{steps:06d}"
     weights = team.collect(dict(trained_parameters(model)))

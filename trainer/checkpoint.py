@@ -1,6 +1,6 @@
-"""Room `trainer/`, checkpoints inside a round. In: the state of a running round; out: a folder from which the same
-round goes on bit for bit. The newest is complete before the older one goes. A checkpoint of another round (other
-weights, data, settings or seed) is refused, never mixed in: whoever changes those removes the work folder."""
+"""Checkpoints inside a round, from which it resumes bit for bit. The newest is complete before the older one is
+removed. A checkpoint of another round (other weights, data, settings or seed) is refused, never mixed in: whoever
+changes those removes the work folder."""
 
 import shutil
 from dataclasses import dataclass, field
@@ -37,8 +37,8 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     team: Team = ALONE,
 ) -> None:
-    """Write `work/checkpoint-<steps>`, then remove the older ones. Tensors are whole, so that another number of
-    processes can go on; every process must call this, and the leader writes."""
+    """Write `work/checkpoint-<steps>`, then remove the older ones. Tensors are whole, so another number of
+    processes can resume; every process must call this, and the leader writes."""
     parameters = learner.parameters()
     weights = team.collect(parameters)
     moments = team.collect(_flatten(optimizer.state_dict()["state"], list(parameters)))

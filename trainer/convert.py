@@ -1,5 +1,4 @@
-"""Room `trainer/`, one kind of relation as another. In: preference data as the loop has them; out: the same data in the
-kind that the loss is written over. What cannot be derived is refused."""
+"""Convert preference data to the kind of relation that the loss is defined on. What cannot be derived is refused."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +24,7 @@ def as_kind(data: PreferenceData, kind: Kind) -> PreferenceData:
 
 
 def _singles_of(relations: tuple[Relation, ...]) -> Iterator[Single]:
-    """Chosen responses as good, rejected ones as bad; a response that several pairs name comes once for each label."""
+    """Chosen responses as good, rejected ones as bad; a response in several pairs appears once for each label."""
     seen = set()
     for pair in relations:
         assert isinstance(pair, Pair)

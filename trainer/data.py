@@ -1,6 +1,6 @@
-"""Room `trainer/`, what a round trains on. In: prompts, responses (token ids) and relations over them (pairs, labelled
-or scored single responses, ranked groups); out: the same, checked, with a count and a reason for every relation that
-was left out. Refuses what can only be a mistake."""
+"""The data a round trains on: prompts, responses (token ids) and relations over them (pairs, labelled or scored single
+responses, ranked groups). Checking them counts every dropped relation by reason, and refuses what can only be a
+mistake."""
 
 import math
 from collections import Counter

@@ -1,5 +1,5 @@
-"""Room `trainer/`, what the log says of the relations of a row or step. In: a batch; out: named sums with the number of
-things summed, so that rows add up to the step's means. Definitions: sections 5.1 to 5.4 of the literature they name.
+"""Diagnostics of a row or step for the log: named sums with the number of things summed, so that rows add up to the
+step's means. Definitions: sections 5.1 to 5.4 of the literature they name.
 
 `margin` is the implicit reward margin β(a - b), `reward_accuracy` the share of pairs with a positive one (a tie counts
 half), `ranking_accuracy` the share with `logp_w > logp_l`, `displacement_rate` the share whose chosen response fell

@@ -1,4 +1,4 @@
-"""Room `trainer/`: the one exception that this room raises on purpose."""
+"""The one exception that the trainer raises on purpose."""
 
 
 class TrainerError(ValueError):

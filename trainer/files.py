@@ -1,5 +1,4 @@
-"""Room `trainer/`, files that survive a kill. In: a folder or file written under a partial name; out: the same under
-its final name, on the disk before it is visible."""
+"""Write files and folders that survive a kill: under a partial name first, renamed once they are on the disk."""
 
 import json
 import os

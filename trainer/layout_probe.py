@@ -1,9 +1,9 @@
-"""Room `trainer/`, may this model be trained on prefix trees? In: the model in fp32 and a few of the round's prompts;
-out: the largest difference per token of tree rows, and of plain rows, from sequences run alone.
+"""Check whether a model can be trained on prefix trees: compare the log-probs of tree rows, and of plain rows, with
+those of sequences run alone (fp32, a few of the round's prompts).
 
-Sliding windows, linear attention and some attention code answer trees wrongly without any error, so this is measured
-before every round. A window counts positions where the model takes the attention of `attention.py`, so that what
-matters is the longest sequence; code of a model's own may count places in the row, so there the row is long."""
+Sliding windows, linear attention and some attention code get trees wrong without any error, so this is measured before
+every round. Where the model uses the attention of `tree/attention.py`, a window counts positions, so what matters
+is the longest sequence; a model's own code may count places in the row, so there the row is long."""
 
 import math
 import random
@@ -59,8 +59,8 @@ def probe_rows(scorer: RowScorer, data: PreferenceData, *, device: torch.device,
 
 
 def choose_layout(gaps: Gaps, wanted: Literal["auto", "tree", "plain"], *, folder: Path) -> Layout:
-    """Trees where the probe proves them and nobody wants plain rows. TrainerError if what is wanted is wrong for the
-    model in `folder`."""
+    """Trees if the probe finds them right and plain rows are not requested. TrainerError if the request is wrong for
+    the model."""
     if gaps.plain > MOST_GAP:
         raise TrainerError(
             f"The model in {folder} scores a response differently when others share its batch: up to {gaps.plain:.2g} "
@@ -76,7 +76,7 @@ def choose_layout(gaps: Gaps, wanted: Literal["auto", "tree", "plain"], *, folde
 
 
 def how_wrong(gaps: Gaps) -> str:
-    """What tree rows do on this model, in words."""
+    """Describes what tree rows do on this model."""
     if math.isinf(gaps.tree):
         return "it refuses their attention mask, or answers with numbers that are none"
     return f"up to {gaps.tree:.2g} nat per token away from sequences run alone"
@@ -104,7 +104,7 @@ def sample_trees(data: PreferenceData, seed: int, *, tokens: int = 0) -> list[Tr
 
 
 def _counts_places(model: Any, row_tokens: int) -> bool:
-    """May the model treat a token by its place in a row of that length, and not by its position?"""
+    """Whether the model may use a token's place in a row of that length, not its position."""
     window = narrowest_window(model)
     return model.config.get_text_config()._attn_implementation != NAME or (window is not None and window < row_tokens)
 

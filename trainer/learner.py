@@ -1,5 +1,5 @@
-"""Room `trainer/`, everything that changes while a round runs, held together: the policy, a value network, a reference
-that follows, running statistics of losses."""
+"""Everything that changes while a round runs: the policy, a value network, a moving reference, and the running
+statistics of losses."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,5 @@
-"""Room `trainer/`, a reference that stays in memory. In: a model of its own, no gradients; out: its logits and
-log-probs for a row, for losses that need its whole distribution (TDPO) or let it follow the policy (TR-DPO,
-arXiv:2404.09656)."""
+"""A reference model kept in memory, for losses that need its whole distribution (TDPO) or let it follow the policy
+(TR-DPO, arXiv:2404.09656). It takes no gradients."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +37,7 @@ class LiveReference:
 
     @classmethod
     def of(cls, model: nn.Module, objective: Objective) -> "LiveReference":
-        """The one that the losses need; `model` is the reference, which becomes its own."""
+        """The one that the losses need; it takes over `model`, the reference."""
         return cls(model.eval(), _follow(objective), tokens="tokens" in objective.needs)
 
     @property

@@ -1,6 +1,5 @@
-"""Room `trainer/`, memory. In: a process about to train on a CPU; out: a torch that asks Linux for pages of 2 MB, and
-how much memory a round took. Each row allocates and frees gigabytes; fetched in pages of 4 kB they cost up to half the
-time of a short step."""
+"""Memory: ask Linux for 2 MB pages when training on a CPU, and measure the peak of a round. Each row allocates and
+frees gigabytes; fetched in pages of 4 kB they cost up to half the time of a short step."""
 
 import os
 import resource
@@ -15,7 +14,7 @@ def use_huge_pages() -> None:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most that this process has held so far, in 10⁹ bytes: what torch allocated on a CUDA device, else the
+    """Peak memory of this process so far, in 10⁹ bytes: what torch allocated on a CUDA device, else the
     resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9

@@ -1,8 +1,8 @@
-"""Room `trainer/`, supervised examples from elsewhere in every step of a round, against forgetting. In: examples as
-labelled single responses, the number of steps; out: a plan that uses all of them before one comes again, and for each
-step gradients of `weight * mean over its examples of their NLL per token`, added to those of the step's relations.
+"""Mix supervised examples into every step of a round, against forgetting. The plan uses every example once before any
+is repeated; each step adds the gradients of `weight * mean over its examples of their NLL per token` to those of its
+relations.
 
-Rows are plain ones: examples may be longer than anything on which the probe proved trees for this model."""
+Rows are plain ones: examples may be longer than anything the probe has checked trees on for this model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ def plan_mix(data: PreferenceData, settings: TrainSettings, *, steps: int, seed:
 
 
 def mix_of(settings: TrainSettings) -> MixSettings:
-    """The settings of the mix. TrainerError if there are none, but examples."""
+    """The settings of the mix. TrainerError for examples without them."""
     if settings.mix is None:
         raise TrainerError("Supervised examples were given, but train.mix does not say what to do with them.")
     return settings.mix
@@ -62,7 +62,7 @@ def add_mix(
 
 
 def mix_in_numbers(checked: CheckedData, steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the record of a round says of its examples: how many there are, which were dropped, and how often one was
+    """The examples in the record of a round: how many there are, which were dropped, and how often each was
     trained on."""
     trained = sum(step["mix_examples"] for step in steps)
     return {"examples": len(checked.data.relations), "dropped": checked.dropped, "trained": trained}

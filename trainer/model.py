@@ -1,5 +1,5 @@
-"""Room `trainer/`, models in and out. In: a Hugging Face folder; out: a model ready to train (dropout off, chosen
-precision), and at the end the candidate folder. safetensors only."""
+"""Load a Hugging Face model for training (dropout off, chosen precision) and save the candidate folder. safetensors
+only."""
 
 import shutil
 from collections.abc import Iterator, Mapping

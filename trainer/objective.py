@@ -1,7 +1,6 @@
-"""Room `trainer/`, the objective of a round. In: the loss terms of the settings; out: what must be computed for them,
-and for the relations of a row or step the share of the step's loss.
+"""The objective of a round: what its loss terms need computed, and the share of a row or step in the step's loss.
 
-Every term is averaged over the relations of the whole optimizer step that it is written over: a row contributes its sum
+Every term is averaged over its relations in the whole optimizer step: a row contributes its sum
 divided by that one count. Terms with batch statistics are given the whole step at once (`whole_step`).
 """
 
@@ -35,7 +34,7 @@ class Part:
     arguments: dict[str, Any]
 
     def takes(self, relation: Relation) -> bool:
-        """Is the term written over this relation?"""
+        """Whether the term is over this relation."""
         return self.method.takes == "all" or (
             isinstance(relation, Single) and relation.good is (self.method.takes == "good")
         )

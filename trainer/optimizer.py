@@ -1,5 +1,5 @@
-"""Room `trainer/`, the optimizer and its learning rate. In: settings; out: AdamW over fp32 weights, and the rate of a
-step as a function of its number alone, so that a resumed round needs no scheduler state."""
+"""The optimizer (AdamW over fp32 weights) and its learning rate, which depends on the step number alone, so that a
+resumed round needs no scheduler state."""
 
 import math
 from collections.abc import Iterable

@@ -1,5 +1,5 @@
-"""Room `trainer/`, what a round needs before its first step. In: the spec and the data; out: checked data, a model in
-the form that is trained, rows that this model reads rightly, and the reference's log-probs of exactly those rows."""
+"""Prepare a round for its first step: check the data, load the model, plan rows that this model reads correctly, and
+compute the reference's log-probs of exactly those rows."""
 
 import copy
 import math
@@ -44,7 +44,7 @@ def start(spec: RoundSpec, report: Report, team: Team) -> Running:
 
 
 def check(running: Running, data: PreferenceData, *, may_be_empty: bool = False) -> CheckedData:
-    """The data in the kind that the losses are written over, without what cannot be trained; TrainerError if nothing
+    """The data in the kind that the losses need, without what cannot be trained on; TrainerError if nothing
     is left, unless that may be."""
     spec, objective = running.spec, running.objective
     vocabulary, context = read_limits(spec.policy)
@@ -93,7 +93,7 @@ def load(running: Running, folder: Path, *, adapters: bool = False) -> Any:
 
 
 def layout_of(running: Running, model: Any, data: PreferenceData) -> tuple[Layout, float | None]:
-    """Trees if the probe proves them for this model."""
+    """Trees if the probe finds them right."""
     wanted, gaps = running.spec.settings.layout, _probe(running, model, data)
     layout = choose_layout(gaps, wanted, folder=running.spec.policy)
     if layout != wanted and layout == "plain":
@@ -157,7 +157,7 @@ def load_reference(running: Running, probed: tuple[PreferenceData, Layout] | Non
 
 
 def _live(running: Running, reference: Any) -> LiveReference:
-    """A reference that stays, beside the policy; sharded weights cannot be copied."""
+    """A reference kept with the policy; sharded weights cannot be copied."""
     own = load(running, running.spec.reference) if running.team.sharded else copy.deepcopy(reference)
     return LiveReference.of(own, running.objective)
 

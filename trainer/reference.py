@@ -1,7 +1,7 @@
-"""Room `trainer/`, the reference pass. In: the reference model and the round's plan; out: one log-prob sum per
-response of every row, and where the loss needs them the log-probs of its tokens. It walks exactly the planned rows,
-with the kernels and number format of training: only then is the margin at step 0 exactly 0. Kept in the work folder,
-so that a restart goes on where it was; the model is not needed afterwards."""
+"""Reference pass: one log-prob sum per response of every planned row, and the log-probs of its tokens where the loss
+needs them. It walks exactly the planned rows, with the kernels and number format of training: only then is the margin
+at step 0 exactly 0. The results are kept in the work folder, so that a restart continues from there; the model is not
+needed afterwards."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ SAVE_SECONDS = 20.0
 
 
 class RowReference(NamedTuple):
-    """What the reference says of one row's responses, on the CPU."""
+    """The reference's numbers for one row's responses, on CPU."""
 
     sum_R: Tensor
     tokens_RL: Tensor | None
@@ -55,7 +55,7 @@ def reference_key(*, reference_hash: str, plan: Plan, arithmetic: Arithmetic, to
 
 
 def reference_path(work: Path, key: str) -> Path:
-    """Where the log-probs of this key lie."""
+    """Where this key's log-probs are."""
     return work / f"reference-{key[:16]}.safetensors"
 
 
@@ -68,7 +68,7 @@ class ReferencePass:
         self.lengths = [response_lengths(data, row) for row in self.rows]
 
     def load(self) -> Reference | None:
-        """The finished log-probs, or None if the pass has not been made or not to its end."""
+        """The finished log-probs, or None if the pass is not complete."""
         done = _read(self.path)
         sizes = [self._size(lengths) for lengths in self.lengths]
         if len(done) < sum(sizes):

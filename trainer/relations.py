@@ -1,5 +1,4 @@
-"""Room `trainer/`, from responses to relations. In: what the models say of the responses of one or several rows, and
-which of them each relation is about; out: the `Pairs`, `Singles` or `Groups` that losses are written over.
+"""Build the `Pairs`, `Singles` or `Groups` that losses are defined on from the scored responses of one or several rows.
 
 Shapes: `R` responses of the rows; `P` pairs, `S` single responses, `G` groups of at most `K`; `L` longest response.
 """
@@ -119,7 +118,7 @@ def _column(values: Sequence[float | bool | None], responses: Responses) -> Tens
 
 
 def _each(responses: Responses, function: Callable[[str, Tensor], Tensor]) -> Responses:
-    """The function of every field that is there."""
+    """Apply a function to all fields set."""
     values = {field.name: getattr(responses, field.name) for field in fields(Responses)}
     made: Any = {name: None if value is None else function(name, value) for name, value in values.items()}
     return Responses(**made)

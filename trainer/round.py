@@ -1,7 +1,7 @@
-"""Room `trainer/`, one round of preference training from start to end. In: policy and reference folders with their
-hashes, preference data, settings, a seed; out: a candidate model folder and a summary. Killed at any moment and
-called again, it goes on from its last checkpoint and ends with the same weights (same threads, CPU). With `processes`
-above 1 the call starts them; each runs the same list of steps with its place in the `Team`."""
+"""One round of preference training from start to end: trains the policy and leaves a candidate model folder and a
+summary. Killed at any moment and called again, it resumes from its last checkpoint and ends with the same weights (same
+threads, CPU). With `processes` above 1 the call starts them; each runs the same list of steps with its place in the
+`Team`."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -87,7 +87,7 @@ def _train_together(
 
 
 def _warm_start(running: Running, data: PreferenceData, examples: PreferenceData | None) -> RoundSpec:
-    """Train on the chosen responses first; returns the spec of the round that goes on from the result."""
+    """Train on the chosen responses first; returns the spec of the round that follows."""
 
     def report(said: dict[str, Any]) -> None:
         running.report(said | {"phase": "warm start" if said["phase"] == "train" else said["phase"]})
@@ -125,7 +125,7 @@ def _whole_model(running: Running, model: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class RoundTotals:
-    """What the steps of a round went over; the fields are those of `RoundSummary`."""
+    """Totals over the steps of a round; the fields are those of `RoundSummary`."""
 
     pairs: int
     dropped: dict[str, int]

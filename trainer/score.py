@@ -1,6 +1,5 @@
-"""Room `trainer/`, how likely a model finds responses, outside a round. In: a model folder, prompts and responses as
-token ids; out: the sum of each response's token log-probs. Rows, kernels and the proof that prefix trees
-are right for this model are those of training; each prompt is encoded once."""
+"""Score responses outside a round: the sum of each response's token log-probs under a model. Rows, kernels and the
+check that prefix trees are right for this model are those of training; each prompt is encoded once."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,7 +62,7 @@ class ResponseScorer:
         return found
 
     def _chosen_layout(self, data: PreferenceData) -> Layout:
-        """Trees, if a probe proves them for this model and for sequences as long as these: windows show there."""
+        """Trees, if a probe finds them right for this model at this sequence length: windows show there."""
         longest = max(
             len(group.token_ids) + max((len(r.token_ids) for r in group.responses), default=0) for group in data.groups
         )

@@ -1,6 +1,5 @@
-"""Room `trainer/`, the one module that runs the model. In: an encoded row; out: the log-prob of every scored token
-and the sum of each response's, differentiable, and what some losses need of the whole vocabulary. Distribution wrappers
-wrap exactly this module.
+"""Run the model on an encoded row: differentiable log-probs per scored token and per response, and what some losses
+need of the whole vocabulary. No other module runs it; distribution wrappers wrap exactly this one.
 
 Shapes: `B` sequences (1 in a tree row), `T` tokens, `U` kept outputs per sequence, `K` scored tokens, `R` responses,
 `L` tokens of the longest response, `V` vocabulary, `N = B * U` logit rows."""

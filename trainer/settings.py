@@ -1,5 +1,4 @@
-"""Room `trainer/`: what a user may set about one round. In: YAML values; out: a frozen `TrainSettings`. No torch
-here."""
+"""User settings for one round of training. No torch here."""
 
 from typing import Annotated, Any, Literal
 

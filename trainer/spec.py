@@ -1,5 +1,4 @@
-"""Room `trainer/`, a round as it is asked for, and as it runs. In: paths, hashes and settings; out: what names the
-round, and what its parts share while it runs."""
+"""The specification of a round, which identifies it, and the state its parts share while it runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ class RoundSpec:
 
     @property
     def same_weights(self) -> bool:
-        """Is the reference the policy itself, as it is before the first step?"""
+        """Whether the reference is the policy before the first step."""
         return self.policy_hash == self.reference_hash
 
     @property

@@ -1,5 +1,5 @@
-"""Room `trainer/`, one optimizer step. In: a planned step and its reference log-probs; out: gradients of the mean
-loss over all relations of the step, however many rows they lie in, and what is written into the log about them.
+"""One optimizer step: gradients of the mean loss over all relations of the step, however many rows they lie in, and the
+step's numbers for the log.
 
 A loss whose statistics span the step takes two passes over its rows: the first, without gradients, gives the log-probs
 of all responses, from which the loss and its gradient for each log-prob follow; the second carries them into the
@@ -59,7 +59,7 @@ class StepContext:
 
 @dataclass(frozen=True, slots=True)
 class RowJob:
-    """A row on the device, with what the reference says of it."""
+    """A row on the device, with its reference numbers."""
 
     row: Row
     batch: RowBatch
@@ -185,7 +185,7 @@ def _backward_without_effect(context: StepContext, responses: Responses) -> None
 def read_rows(
     context: StepContext, jobs: Sequence[RowJob], rows: int, totals: StepTotals, *, check_zero: bool = False
 ) -> list[Responses]:
-    """What the models say of each of a step's `rows`, of which this process reads `jobs`, without gradients; the
+    """The models' numbers for each of a step's `rows`, of which this process reads `jobs`, no gradients; the
     entropies of its own are added to `totals`."""
     mine: list[Responses] = []
     for job in jobs:
@@ -227,7 +227,7 @@ def row_jobs(context: StepContext, step: Step, reference: Sequence[RowReference]
 
 
 def forward(context: StepContext, job: RowJob) -> tuple[Responses, Scores]:
-    """What policy, reference and value network say of the row's responses."""
+    """Run policy, reference and value network over the row."""
     needs, batch, learner = context.objective.needs, job.batch, context.learner
     live = learner.live
     logits = live.logits(batch) if live is not None and "sequence_kl" in needs else None
@@ -294,7 +294,7 @@ def entropy_of(scores: Scores) -> dict[str, tuple[float, float]]:
 
 def gap_of(context: StepContext, job: RowJob, said: Responses) -> dict[str, tuple[float, float]]:
     """Mean distance, in nats per token, of the policy's log-probs of the row's responses from the sampler's, as sums
-    over responses and tokens. A response whose sampler said nothing counts nowhere."""
+    over responses and tokens. Responses without sampler log-probs do not count."""
     if not context.log_sampler:
         return {}
     groups = ((context.data.groups[tree.group].responses, tree.responses) for tree in job.row.trees)

@@ -1,6 +1,5 @@
-"""Room `trainer/`, the optimizer steps of a round. In: a trainable model, the plan and its reference log-probs; out:
-trained weights, one line of `steps.jsonl` per step, a checkpoint now and then. Starts where the last checkpoint
-stands."""
+"""The optimizer steps of a round: train on the plan from the last checkpoint on, with one line of `steps.jsonl` per
+step and regular checkpoints."""
 
 import io
 import json
@@ -52,7 +51,7 @@ class StepsPlan:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Which part of a round's prompts the planned data come from; mostly it is the whole."""
+    """The part of a round's prompts that the planned data cover; mostly the whole."""
 
     number: int = 0
     of: int = 1
@@ -73,7 +72,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class StepsJob:
-    """What the steps of a round, or of one of its slices, are made of."""
+    """Inputs of the steps of a round or of one of its slices."""
 
     work: Path
     planned: StepsPlan
@@ -95,7 +94,7 @@ class StepsJob:
         return self.slice.before + len(self.planned.plan.order)
 
     def checkpoint_is_due(self, done: int) -> bool:
-        """Is it time, after so many steps? The round's last one needs none."""
+        """Whether a checkpoint is due. The round's last step needs none."""
         more_to_come = self.slice.number + 1 < self.slice.of
         return checkpoint_is_due(done, self.end + more_to_come, self.settings.checkpoint_every)
 
@@ -154,7 +153,7 @@ def _norm_watch(job: StepsJob) -> NormWatch:
 
 
 def _watch(context: StepContext, job: StepsJob, number: int) -> dict[str, Any]:
-    """What the probe relations say before this step, if it is time to look."""
+    """Measure the watched relations before this step, if due."""
     probe = job.planned.probe
     return {} if probe is None or number % job.settings.probe_every else {"probe": probe.measure(context)}
 
@@ -243,7 +242,7 @@ def resume(
     clock: Clock,
     team: Team = ALONE,
 ) -> Position:
-    """Where the newest checkpoint stands, its state and seconds put back; the start if there is none."""
+    """Restore the newest checkpoint and return its position; the start if there is none."""
     folder = find_checkpoint(work, identity, team)
     if folder is None:
         return Position(0, 0, {})
@@ -255,7 +254,7 @@ def resume(
 
 
 def open_log(path: Path, length: int) -> BinaryIO:
-    """The step log, cut back to where the checkpoint stands."""
+    """The step log, cut back to the checkpoint."""
     log = path.open("ab")
     if log.tell() < length:
         log.close()
@@ -269,5 +268,5 @@ def open_log(path: Path, length: int) -> BinaryIO:
 
 
 def checkpoint_is_due(done: int, total: int, every: int) -> bool:
-    """Is it time, after so many steps? The last one needs none."""
+    """Whether a checkpoint is due. The last step needs none."""
     return every > 0 and done % every == 0 and done < total

@@ -1,6 +1,5 @@
-"""Room `trainer/`, when a round must not go on. In: a step whose loss, gradient or weights are no numbers, or whose
-gradient is far longer than those before; out: the step's batch as a JSON file, and one paragraph for the user. The
-checkpoints stay as they are."""
+"""Stop a round whose loss, gradient or weights are not numbers, or whose gradient explodes: save the step's batch as a
+JSON file and tell the user in one paragraph. The checkpoints stay as they are."""
 
 import math
 import os
@@ -37,7 +36,7 @@ class BadStep(TrainerError):
 
 
 class NormWatch:
-    """Knows the gradient norms of the last steps, and stops a round whose gradients explode."""
+    """Tracks recent gradient norms and stops a round whose gradients explode."""
 
     def __init__(self, ratio: float | None, clipped_at: float, norms: Iterable[float]) -> None:
         self.ratio, self.clipped_at = ratio, clipped_at
@@ -60,7 +59,7 @@ class NormWatch:
 
 @torch.no_grad()
 def check_weights(parameters: dict[str, nn.Parameter], *, number: int, prompts: Sequence[str]) -> None:
-    """Raises BadStep if the step left a weight that is no number: neither a checkpoint nor a candidate may hold it."""
+    """Raises BadStep if the step left a non-finite weight: neither a checkpoint nor a candidate may hold it."""
     for name, parameter in parameters.items():
         mine = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # a share of it
         if not torch.isfinite(mine).all():
@@ -113,7 +112,7 @@ def _ids(token_ids: Sequence[int]) -> list[int]:
 
 
 def _plain(numbers: dict[str, float]) -> dict[str, float | str]:
-    """JSON has no NaN and no infinity: they become words."""
+    """JSON has no NaN and no infinity: use strings."""
     return {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
 
 

@@ -1,5 +1,5 @@
-"""Room `trainer/`, what a round leaves behind besides weights. In: counts, times and the step log; out: a record that
-goes into the candidate folder as JSON and back to the caller."""
+"""The record of a finished round (counts, times, the step log), kept as JSON in the candidate folder and returned to
+the caller."""
 
 import time
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ class RoundSummary:
 
 
 def write_summary(folder: Path, summary: RoundSummary, identity: dict[str, Any]) -> None:
-    """Put the record and what the round was made of into a candidate folder."""
+    """Write the record and the round's inputs into a candidate folder."""
     write_json(folder / SUMMARY, {"identity": identity} | summary.as_dict())
 
 

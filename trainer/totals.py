@@ -1,5 +1,5 @@
-"""Room `trainer/`, what a step's log line is made of. In: sums over rows with the number of things summed; out:
-means over the whole step, whichever process read the rows."""
+"""Sum a step's log numbers over rows and divide once, for means over the whole step, whichever process read the
+rows."""
 
 from dataclasses import dataclass, field
 
@@ -53,5 +53,5 @@ class StepTotals:
         return whole
 
     def means(self) -> dict[str, float]:
-        """Means over the step's relations, in the words of the log."""
+        """Means over the step's relations, by their log names."""
         return {"loss": self.loss} | {name: total / self.weights[name] for name, total in self.sums.items()}

@@ -1,7 +1,7 @@
-"""Room `trainer/`, the value network of DRO-V (arXiv:2405.19107). In: the policy's folder; out: a second network, no
-parameter shared with the policy, that predicts one value for each prompt: a linear head on the last prompt token.
+"""The value network of DRO-V (arXiv:2405.19107): a second network, no parameter shared with the policy, that predicts
+one value for each prompt: a linear head on the last prompt token.
 
-It starts anew each round, from the policy's own layers with a head of zeros, and is trained by the same optimizer."""
+Each round it starts from the policy's own layers with a head of zeros, and is trained by the same optimizer."""
 
 from pathlib import Path
 from typing import Any

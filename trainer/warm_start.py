@@ -1,5 +1,5 @@
-"""Room `trainer/`, the supervised phase before a round. In: a round's spec and checked data; out: spec and data of a
-round of its own on the chosen responses, and the spec of the round that goes on from its result.
+"""The supervised phase before a round: a round of its own on the chosen responses, and the spec of the round that
+continues from its result.
 
 Where the reference did not produce the data, DPO's authors fit it to the chosen responses first (section 4 of
 arXiv:2305.18290), so that the pairs are no longer foreign to it. Both phases are rounds like any other: checkpointed,
@@ -33,7 +33,7 @@ def first_round(spec: "RoundSpec") -> "RoundSpec":
 
 
 def second_round(spec: "RoundSpec", first: "RoundSpec") -> "RoundSpec":
-    """The round itself: start and reference are what the first one made. It is known by what the whole was made of."""
+    """The round itself: the first one's result is start and reference. It is known by what the whole was made of."""
     settings = spec.settings.model_copy(update={"warm_start": None})
     start, name = first.out, weights_digest(first.out)
     models = replace(spec, policy=start, policy_hash=name, reference=start, reference_hash=name)
@@ -47,7 +47,7 @@ def chosen_only(data: PreferenceData) -> PreferenceData:
 
 
 def described(summary: RoundSummary, digest: str) -> dict[str, Any]:
-    """What the record of the whole round says of this phase; `loss` is the mean NLL per token of its steps."""
+    """This phase in the record of the whole round; `loss` is the mean NLL per token of its steps."""
     losses = {"loss_first": summary.first["sft"], "loss_last": summary.last["sft"]}
     return {"weights_hash": digest, "responses": summary.pairs, "steps": summary.steps} | losses
 

@@ -1,6 +1,6 @@
-"""Room `trainer/`, relations that are watched and never trained on. In: a few whole prompts taken out of the round's
-data; out: before the first step, along the way and after the last one the same numbers that the log has of training,
-so that what the round teaches can be told from what it remembers."""
+"""Relations that are watched and never trained on: a few whole prompts held out of the round's data, measured before
+the first step, regularly during the round and after the last one, so that what the round teaches can be told from what
+it memorizes."""
 
 import random
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from trainer.tree.rows import Plan
 
 
 def split_probe(data: PreferenceData, relations: int, *, seed: int) -> tuple[PreferenceData, PreferenceData | None]:
-    """What is trained on, and whole prompts with at least so many relations to watch. TrainerError if they would take
+    """What is trained on, and whole prompts with at least that many to watch. TrainerError if they would take
     more than half of the data."""
     if not relations:
         return data, None
@@ -53,7 +53,7 @@ class ProbeSet:
 
     @torch.no_grad()
     def measure(self, context: StepContext) -> dict[str, float]:
-        """Loss, its parts and everything that the log says of relations, over the whole set at once."""
+        """The loss, its parts and all diagnostics, over the whole set at once."""
         context = replace(context, data=self.data)
         said: list[Responses] = []
         entropies = StepTotals({}, torch.zeros(()))

@@ -1,6 +1,6 @@
 """Judge "combine": asks several judges and combines their verdicts into one.
 
-The rules are in combine_rules.py. A shadow part only adds its score to `parts`; it never affects the verdict.
+The rules are in rules.py. A shadow part only adds its score to `parts`; it never affects the verdict.
 """
 
 import hashlib
@@ -152,7 +152,7 @@ class Combine(Judge):
 def _ask(
     part: Part, judge: Judge, groups: Sequence[Group], wanted: Sequence[Sequence[bool]]
 ) -> Sequence[Sequence[Verdict | None]]:
-    """The part's verdicts on the wanted responses, None for the others and for a shadow that fails as a whole."""
+    """The part's verdicts on the wanted responses; None for the others, and for a shadow that fails entirely."""
     if part.shadow:
         with suppress(JudgeError):
             return judge_groups(judge, groups)

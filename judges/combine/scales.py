@@ -1,7 +1,7 @@
-"""Room judges: one judge's scores of a prompt's responses come in, the same scores on a common scale go out (pure).
+"""Puts one judge's scores of a prompt's responses on a common scale. Pure.
 
 Scores of different judges can only be added on scales that mean the same. None stands for a response without a score;
-it stays None and takes no part. Where all scores are equal they say nothing, and each becomes the middle of the scale.
+it stays None. If all scores are equal, each becomes the middle of the scale.
 """
 
 import math

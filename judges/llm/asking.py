@@ -141,7 +141,7 @@ class Asker:
         return answered
 
     def _gone(self, why: str) -> Failed:
-        """Fail a request that ran out of tries; JudgeError after so many in a row that the endpoint must be down."""
+        """Fail a request that ran out of tries; JudgeError after enough in a row that it must be down."""
         self._failures_in_a_row += 1
         patience = max(8, 2 * self.limits.concurrency)
         if self._failures_in_a_row >= patience:

@@ -45,7 +45,7 @@ class Template:
 
 
 def read_template(name: str, responses: tuple[str, ...]) -> Template:
-    """Read the template of that name that comes with prefloop, or the file at that path.
+    """Read a template that comes with prefloop by its name, or a file by its path.
 
     `responses` are its required slots besides `question` and `verdict`. Raises ValueError.
     """

@@ -1,5 +1,4 @@
-"""Room judges, what the judges share that hold a classification model of their own: their arguments, and items that
-become scores, the remembered and the new ones in one go."""
+"""Base class of the judges with a classification model of their own: their arguments, and scoring with the cache."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict

@@ -1,7 +1,7 @@
-"""Room judges, judge "preference-model": a classification model says how likely one response is better than another.
+"""Judge "preference-model": a classification model says how likely one response is better than another.
 
 From a reward model by Bradley and Terry: P(first is better) = sigmoid((r1 - r2) / temperature), Eq. 1 of
-arXiv:2305.18290; each response is scored once, whatever the number of its games. Or from a model that reads the prompt
+arXiv:2305.18290; each response is scored once, however many games it has. Or from a model that reads the prompt
 and both responses in one text, as pair rankers do (arXiv:2306.02561).
 """
 

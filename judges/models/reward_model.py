@@ -1,4 +1,4 @@
-"""Room judges, judge "reward-model": a scalar reward model scores each response."""
+"""Judge "reward-model": a scalar reward model scores each response."""
 
 from collections.abc import Sequence
 from typing import ClassVar

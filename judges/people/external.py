@@ -147,10 +147,11 @@ def _read_line(judge: External, items: Mapping[str, dict[str, Any]], line: str) 
         raise ValueError(f"expected an object with id, check and label, got {line[:80]}")
     item = items.get(str(row["id"]))
     if item is None:
-        raise ValueError(f"no item to label has the id {row['id']!r}; is this the file of another iteration?")
+        raise ValueError(f"no item to label has the id {row['id']!r}; this may be the file of another iteration")
     edited = [name for name in item if name in row and name != "label" and row[name] != item[name]]
     if edited:
-        raise ValueError(f"{' and '.join(edited)} of {row['id']!r} was edited; restore the original")
+        were = "were" if len(edited) > 1 else "was"
+        raise ValueError(f"{' and '.join(edited)} of {row['id']!r} {were} edited; restore the original")
     if "check" not in row:
         raise ValueError(f"{row['id']!r} has no `check`; copy it from the file to label: it proves what was shown")
     if row.get("label") is None or row["label"] == "":

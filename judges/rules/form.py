@@ -1,7 +1,7 @@
-"""Room judges, judge "format": has a response the form that was asked for? A pattern, XML-like tags, or JSON.
+"""Judge "format": does a response have the required form? A pattern, XML-like tags, or JSON.
 
-Every given condition must hold; `parts` has each of them. What the answer says is another judge's business. A response
-that was cut off is never in the form.
+All given conditions must hold; `parts` lists each. The content is not judged. A response that was cut off never has
+the form.
 """
 
 import json
@@ -119,7 +119,7 @@ _TYPES: dict[Type, tuple[type, ...]] = {
 
 
 def _has_type(value: object, kind: Type) -> bool:
-    """Whether a JSON value has the type; true and false are no numbers."""
+    """Whether a JSON value has the type; booleans are not numbers."""
     return kind == "any" or (isinstance(value, _TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool)))
 
 

@@ -1,4 +1,4 @@
-r"""Room judges: a response comes in, its last explicit final answer goes out.
+r"""Finds the last explicit final answer in a response.
 
 Explicit answers are `#### 18`, `\boxed{18}` and the phrase "the answer is 18" (also "Answer: 18" on a line of its own).
 The last one decides, also when it cannot be read: a refusal ("#### no answer"), an empty or cut-off marker, or two

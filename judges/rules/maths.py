@@ -1,8 +1,8 @@
-r"""Room judges, judge "math": is the final answer equal to the target as mathematics? math-verify parses and compares.
+r"""Judge "math": is the final answer mathematically equal to the target? math-verify parses and compares.
 
 1/2, 0.5 and \frac{1}{2} are equal, and so are x=3 and 3, {1,2} and {2,1}, (x+1)^2 and x^2+2x+1. The last \boxed{…}
 decides; without one, math-verify looks for the answer. Its parsers can hang, so they run in child processes
-(isolated.py) and its own timeouts, which fail outside the main thread, are off.
+(isolation/) and its own timeouts, which fail outside the main thread, are off.
 """
 
 import logging
@@ -88,7 +88,7 @@ def _shown(parsed: list[Any]) -> str:
 
 
 def _math_verify() -> Any:
-    """The package, told to be quiet about the timeouts that it does not keep here."""
+    """The package, without its warnings about timeouts that are off here."""
     try:
         import math_verify
     except ImportError as error:

@@ -1,4 +1,4 @@
-r"""Room judges: numbers as people write them in answers come in, exact numbers (int or Fraction, never float) go out.
+r"""Parses numbers as people write them in answers into exact numbers (int or Fraction, never float).
 
 Read: 18 · 18.00 · .5 · -5 with any dash, "negative 5" · 1,234 · 1.234.567 · 1.234,50 · 1'234 · 1_234 and thin or
 no-break spaces as separators · 18,50 as a decimal comma · 3/4 · 2 1/2 · ½ · $18, 18%, 18 dollars, 5km (units are
@@ -124,7 +124,7 @@ _SPACED = re.compile(r"(?<![\d.,/] )(?<![\d.,/])\d{1,3}(?: \d{3})+(?![.,]?\d| \d
 
 
 def find_numbers(text: str, *, alone: bool = False) -> list[Number]:
-    """Every number of a plain text, in order. `alone`: the text is an answer, so a leading "- 5" is no list bullet."""
+    """Every number of a plain text, in order. `alone`: the text is an answer, so a leading "- 5" is not a bullet."""
     return [number for match in _NUMBER.finditer(text) for number in _read(text, match, alone)]
 
 
@@ -169,7 +169,7 @@ def close(value: Value, target: Value, *, tolerance: Fraction, relative: Fractio
 
 
 def _read(text: str, match: re.Match[str], alone: bool) -> list[Number]:
-    """The match as a number with sign, scale and context; two numbers where "16 48/2" is no mixed fraction."""
+    """The match as a number with sign, scale and context; two numbers if "16 48/2" is not a mixed fraction."""
     start, end = match.span()
     plain = match["plain"]
     if plain is not None:

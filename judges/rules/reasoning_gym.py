@@ -1,7 +1,7 @@
-"""Room judges, judge "reasoning-gym": the answer of a procedural task, checked by the task's own verifier.
+"""Judge "reasoning-gym": the answer to a procedural task, checked by the task's own verifier.
 
 The prompt's columns are the task's entry (question, answer, metadata). The verifiers are foreign code, so they run in
-child processes (isolated.py). reasoning_gym takes a second to import; that never happens when a config is read.
+child processes (isolation/). reasoning_gym takes a second to import; that never happens when a config is read.
 """
 
 import re

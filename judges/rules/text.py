@@ -1,8 +1,8 @@
-"""Room judges, the judges of plain text: "exact", "contains", "regex" and "number".
+"""The plain-text judges: "exact", "contains", "regex" and "number".
 
-All compare a response with the prompt's target by a rule one can state in a sentence; a missing or empty target is a
-mistake in the data and stops the stage, so that two missing answers never count as equal. Of a response that was cut
-off, a number at the very end is not read: "18" may have been "180" on its way.
+All compare a response with the prompt's target by a simple rule; a missing or empty target is a mistake in the data and
+stops the stage, so that two missing answers never count as equal. In a response that was cut off, a number at the very
+end is not read: "18" may be the start of "180".
 """
 
 import re

@@ -1,7 +1,7 @@
-"""Room judges, the report on a trial: outcomes come in, plain numbers go out. Pure.
+"""Computes the numbers of a trial report from its outcomes. Pure.
 
 Shares are over all cases unless the name says otherwise: a judge that abstains or fails does not agree. A number that
-the cases cannot give (no pairs, scores outside [0, 1], a constant) is None.
+cannot be computed (no pairs, scores outside [0, 1], a constant) is None.
 """
 
 import math
@@ -44,7 +44,7 @@ def share(part: int, whole: int) -> float | None:
 
 
 def confusion(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
-    """What was wanted -> what was said -> how often, for labels and pairs."""
+    """Expected -> given -> count, for labels and pairs."""
     table: dict[str, Counter[str]] = {}
     for outcome in outcomes:
         if isinstance(outcome.case.wanted, str):

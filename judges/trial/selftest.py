@@ -1,6 +1,6 @@
-"""Room judges: before a campaign starts, a judge answers its own known examples, and the user's labelled ones.
+"""Tests a judge before a campaign starts, on its own examples and the user's labelled ones.
 
-A wrong word on one of its own, or less agreement with the user's than was asked for, stops the run.
+A mistake on one of its own, or less agreement with the user's than required, stops the run.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Room judges, a trial: a judge and labelled cases come in, what it said of each goes out.
+"""Runs a judge on labelled cases and collects the outcomes.
 
-A pair is shown in both orders to every judge that can see an order, that is to all but pointwise ones. A pointwise
-judge gets single responses; any other one gets the responses to equal prompts together, as in a campaign.
+A pair is shown in both orders to every judge except pointwise ones, which see no order. A pointwise judge gets single
+responses; any other one gets the responses to equal prompts together, as in a campaign.
 """
 
 import zlib
@@ -27,9 +27,9 @@ OnProgress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a judge said of a case.
+    """A judge's answer to a case.
 
-    `verdicts` are those on its responses (of a pair judged in two orders, the ones of the order chosen, rejected), and
+    `verdicts` are for its responses (of a pair judged in two orders: those from the order chosen, rejected), and
     `orders` the preference for the chosen response when it was read first, and when it was read last.
     """
 
@@ -49,7 +49,7 @@ def try_cases(
     tolerance: float = TOLERANCE,
     on_progress: OnProgress = lambda done: None,
 ) -> list[Outcome]:
-    """One outcome per case, in order. `correct_at` is the score from which on a response is said to be right.
+    """One outcome per case, in order. `correct_at` is the lowest score at which a response counts as right.
 
     Raises JudgeError if the judge fails as a whole, or compares and is given no pairs.
     """

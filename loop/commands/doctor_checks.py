@@ -1,6 +1,4 @@
-"""Room loop, what can be wrong with a chat template: a tokenizer and the tokens at which the model stops come in,
-faults with their consequence go out.
-"""
+"""Checks a chat template against its tokenizer and stop tokens, and explains the consequence of each fault."""
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass

@@ -1,8 +1,7 @@
-"""Room loop, the command export: a run's iteration comes in; a model folder with its card, or a file of pairs, goes
-out.
+"""Command `export`: writes an iteration's model with a model card, or its pairs as a file.
 
-Nothing is converted: weights are those that were evaluated (LoRA merged, fp32 unless trained otherwise), texts those
-that were sampled. What exists is never overwritten.
+Nothing is converted: weights are those evaluated (LoRA merged, fp32 unless trained otherwise), texts those sampled.
+Existing files are never overwritten.
 """
 
 import json

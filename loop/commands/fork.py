@@ -1,9 +1,9 @@
-"""Room loop, the command fork: a run, one of its finished iterations and changed settings come in, a new run that goes
-on from there goes out. The parent is only read.
+"""Command `fork`: creates a run that continues from a finished iteration of another with changed settings. The parent
+is only read.
 
 The new run holds everything up to that iteration as its own finished work: outputs by hard links (copies where the file
-system has none), records as copies. Which changes are refused is decided by the walk that a resume takes. The folder is
-made under another name and renamed when it is whole.
+system has none), records as copies. Changes are refused by the same check as on resuming. The folder is made under
+another name and renamed when complete.
 """
 
 import shutil
@@ -54,12 +54,12 @@ class ReadOnlyCampaign(Campaign):
     """A campaign that is walked through to be checked and must not work."""
 
     def begin_work(self) -> None:
-        """UserError: the walk has come to something that is not finished."""
+        """UserError: the parent has something unfinished here."""
         raise UserError(f"{self.run} is not finished that far; continue it with `prefloop run {self.run}`.")
 
 
 def fork(parent: RunFolder, k: int, target: RunFolder, overrides: Sequence[str]) -> ForkResult:
-    """Make `target` a run that goes on from iteration `k` of `parent` (0: its base model) with changed settings.
+    """Make `target` a run continuing from iteration `k` of `parent` (0: its base model) with changed settings.
 
     UserError if that iteration is unfinished or damaged, if a change would invalidate it, or if `target` exists.
     """
@@ -93,7 +93,7 @@ def refuse_taken(target: RunFolder) -> None:
 
 
 def check_forkable(parent: RunFolder, k: int, before: LoadedConfig, loaded: LoadedConfig) -> None:
-    """UserError unless the parent is whole up to iteration `k` and the settings `loaded` leave all of that valid."""
+    """UserError unless the parent is complete to iteration `k` and the settings `loaded` leave all of that valid."""
     if missing := unfinished(parent, k):
         earlier = f"Fork an earlier one ({parent.name}@{k - 1}), or finish" if k else "Finish"
         raise UserError(
@@ -113,7 +113,7 @@ def check_forkable(parent: RunFolder, k: int, before: LoadedConfig, loaded: Load
 
 
 def unfinished(run: RunFolder, k: int) -> list[str]:
-    """What iterations 0 to `k` lack, in words."""
+    """Describe what iterations 0 to `k` lack."""
     folders = finished_stages(run, k)
     missing = [str(folder) for folder in folders if folder.manifest() is None]
     return missing + [f"the decision of iteration {i}" for i in range(k + 1) if not run.promotion(i).exists()]
@@ -204,7 +204,7 @@ def _record(
 
 
 def print_forked(done: ForkResult) -> None:
-    """What was made, and how it goes on."""
+    """Print the new run and next step."""
     what = f"iterations 0 to {done.iteration}" if done.iteration else "the base model's evaluation"
     print(
         f"{done.run} begins with {what} of {done.parent}: {done.linked} files by hard links, {done.copied} as copies."

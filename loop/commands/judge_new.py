@@ -1,4 +1,4 @@
-"""Room loop, the command `prefloop judge new`: a name and a kind come in, a judge file and its test go out."""
+"""Command `prefloop judge new`: writes a judge file and its test."""
 
 import keyword
 import re

@@ -1,4 +1,4 @@
-"""Room loop, judges for people: catalog entries and reports come in, tables and lines go out."""
+"""Prints judge catalog entries and trial reports as tables and lines."""
 
 import json
 from collections.abc import Sequence

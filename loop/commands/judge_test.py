@@ -1,4 +1,4 @@
-"""Room loop, the command `prefloop judge test`: a judge's name and labelled examples come in, a report goes out."""
+"""Command `prefloop judge test`: reports how a judge does on labelled examples."""
 
 import os
 import sys
@@ -42,7 +42,7 @@ class JudgeSpec:
 
 
 def named_judge(name: str, arguments: Sequence[str], correct_at: float | None) -> JudgeSpec:
-    """The judge that a name or a campaign's YAML file stands for; `key=value` arguments go before the file's."""
+    """The judge named directly or in a campaign's YAML file; `key=value` arguments override the file's."""
     given = dict(_argument(text) for text in arguments)
     if name.endswith((".yaml", ".yml")):
         config = load_config(name).base
@@ -143,7 +143,7 @@ def output_into(log: Path) -> Iterator[None]:
 
 
 class UsageMeter:
-    """What the judge's model was asked for, if it asks one."""
+    """What the judge's model has used, if it has one."""
 
     def __init__(self) -> None:
         self.total = Usage()

@@ -1,4 +1,4 @@
-"""Room loop, the plan: settings come in, what a run would do goes out, in plain words. Nothing heavy is imported.
+"""Command `plan`: explains what a run would do, in plain English. Imports nothing heavy.
 
 With `check` the libraries are imported, the judge is built and runs its own examples, and the data is opened.
 """
@@ -16,6 +16,7 @@ from loop.config.load import LoadedConfig, diff, refuse_comparing
 from loop.config.rule_table import RULES
 from loop.config.settings import Config, JudgeConfig
 from loop.engines.base import chosen_engine
+from loop.redact import redacted
 from loop.store.run_folder import RunFolder
 from loop.store.stage import STAGES
 from loop.view.describe import (
@@ -66,7 +67,7 @@ def _built_in(settings: JudgeConfig | None) -> Judge | None:
 
 
 def iteration_plan(loaded: LoadedConfig, k: int) -> dict[str, Any]:
-    """One iteration in words and rough sizes."""
+    """Plan of one iteration with rough sizes."""
     config = loaded.at(k)
     s, t, prompts = config.sampling, config.train, config.prompts.per_iteration or config.prompts.train
     each = config.pairs.at_most or s.n
@@ -110,7 +111,7 @@ def describe_slices(config: Config) -> str:
 
 
 def steps_at_most(config: Config, prompts: int, pairs: int) -> int:
-    """Optimizer steps if every prompt gives all its pairs."""
+    """Optimizer steps if every prompt yields all pairs."""
     train = config.train
     if train.online:
         return -(-prompts // prompts_per_slice(config)) * int(train.sync_every)
@@ -125,7 +126,10 @@ def where_it_resumes(run: RunFolder, loaded: LoadedConfig) -> str:
     from loop.config.yaml_text import parse_yaml
 
     before = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
-    changes = "; ".join(f"{key}: {json.dumps(old)} → {json.dumps(new)}" for key, old, new in diff(before, loaded.raw))
+    changes = "; ".join(
+        f"{key}: {json.dumps(redacted(old, key))} → {json.dumps(redacted(new, key))}"
+        for key, old, new in diff(before, loaded.raw)
+    )
     told = f" with changed settings ({changes}), which it refuses if they invalidate finished work" if changes else ""
     if run.stage(0, "eval").manifest() is None:
         return f"it continues with the base model's evaluation{told}"

@@ -1,5 +1,6 @@
-"""Room loop, the plan of what is sampled and judged: settings come in; responses and paid calls, at most and as
-expected, go out, in numbers and words, and what adaptive sampling cannot go with. Nothing heavy is imported."""
+"""The sampling part of the plan: responses and paid calls, at most and as expected, as numbers and text.
+Imports nothing heavy.
+"""
 
 from dataclasses import asdict
 from typing import Any

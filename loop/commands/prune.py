@@ -1,9 +1,8 @@
-"""Room loop, the command prune: a run and rules of retention come in, what can go without harm goes out, and is removed
-when that is wanted.
+"""Command `prune`: finds what a run can lose without harm under the retention rules, and removes it if asked to.
 
 Only weights of finished iterations and what killed attempts left behind are ever removed. Prompts, samples, verdicts,
-pairs, metrics and decisions stay, so the status, every explanation and a resume need nothing that is gone. The weights
-that the next iteration starts from or is anchored to are kept whatever the rules say.
+pairs, metrics and decisions stay, so status, explanations and resuming still work. The weights that the next iteration
+starts from or uses as reference are always kept.
 """
 
 import shutil
@@ -22,7 +21,7 @@ from loop.store.stage import StageFolder
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Whose weights to keep besides those that a resume needs."""
+    """Which weights to keep besides those a resume needs."""
 
     best: bool = True
     """The iteration with the best promotion metric on the gate prompts."""
@@ -34,7 +33,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """Something that can go: files of one folder, or a whole work folder."""
+    """Something removable: files of one folder, or a whole work folder."""
 
     folder: StageFolder
     what: str
@@ -56,7 +55,7 @@ class PrunePlan:
 
     @property
     def freed(self) -> int:
-        """Bytes that removing all of it gives back."""
+        """Bytes freed by removing all of it."""
         return sum(removal.bytes(shared=False) for removal in self.removals)
 
     def as_dict(self) -> dict[str, Any]:

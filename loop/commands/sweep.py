@@ -1,8 +1,7 @@
-"""Room loop, the command sweep: a config and several values for some keys come in, one run per combination goes out,
-one after the other, and their comparison.
+"""Command `sweep`: runs every combination of the given config values, one after the other, and compares them.
 
-A run begins as a fork of the base model's evaluation of an earlier run of the sweep wherever its settings allow that,
-so that the base is evaluated once. Everything follows from the names: the same command goes on where it stopped.
+Where its settings allow, a run is forked from an earlier run's evaluation of the base model, so the base is evaluated
+once. Everything follows from the names: the same command resumes where it stopped.
 """
 
 import hashlib
@@ -34,7 +33,7 @@ LONGEST = 24
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """One run of a sweep: what its name ends with, and its overrides, those that all runs share included."""
+    """One run of a sweep: the end of its name, and its overrides, including those that all share."""
 
     name: str
     overrides: tuple[str, ...]
@@ -89,7 +88,7 @@ def _named(swept: dict[str, list[str]], fixed: tuple[str, ...]) -> Iterator[Comb
 
 
 def _short_keys(keys: list[str]) -> dict[str, str]:
-    """The last part of each key, or the whole key where two would be the same."""
+    """The last part of each key, or the full key where two would clash."""
     last = [key.rpartition(".")[2] for key in keys]
     return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
 
@@ -175,7 +174,7 @@ def summary(outcomes: Sequence[Outcome], runs: Path) -> dict[str, Any]:
 
 
 def refuse_stopped(outcomes: Sequence[Outcome]) -> None:
-    """UserError if a run stopped, WaitingForPeople if all that is missing is their labels."""
+    """UserError if a run stopped, WaitingForPeople if only their labels are missing."""
     stopped = {outcome.member.run.name: outcome.stopped for outcome in outcomes if outcome.stopped is not None}
     if not stopped:
         return

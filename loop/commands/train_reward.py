@@ -1,4 +1,4 @@
-"""Room loop, a reward model for people: its summary comes in, a table and lines go out."""
+"""Command `train-reward`: trains a reward model and prints its summary."""
 
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
 
 
 def run_reward(config: RewardConfig, display: Display) -> dict[str, Any]:
-    """Train the reward model, or go on with it; its summary and folder. Raises UserError."""
+    """Train the reward model, or resume; its summary and folder. Raises UserError."""
     work = work_folder(config)
 
     def noted(what: str, **details: Any) -> None:

@@ -1,5 +1,4 @@
-"""Room loop, what contradicts itself in the settings of prompts and pairs: sections come in, a ValueError with the way
-out goes out, or nothing."""
+"""Finds contradictions in the settings of prompts and pairs; each is a ValueError that says what to change."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -86,7 +85,7 @@ def fill_metric(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_data(prompts: PromptsConfig, pairs: PairsConfig, iterations: int) -> None:
-    """ValueError if the data cannot last for the iterations, or if an earlier one is asked for that there is not."""
+    """ValueError if the data cannot last for the iterations, or if an earlier one is used that does not exist."""
     _check_slices(prompts, iterations)
     far = [back for back in sorted(pairs.replay) if back >= iterations]
     if far:

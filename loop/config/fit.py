@@ -1,5 +1,6 @@
-"""Room loop, pairing: can the loss be trained from what the rule makes? In: settings; out: what is wrong and the way
-out, in words, or nothing. No torch."""
+"""Checks whether the loss can be trained on what the pair rule makes, and explains what to change if not.
+Imports no torch.
+"""
 
 from loop.config.pairs_section import PairsConfig
 from loop.config.preferences_section import PairColumns
@@ -134,8 +135,8 @@ def _way_out(method: Method) -> str:
 
 
 def prompts_per_slice(config: Config) -> int:
-    """So many prompts give at most the relations of `sync_every` steps, those of all epochs counted; 0 if a single one
-    may give more."""
+    """The most prompts whose relations, over all epochs, fit in `sync_every` steps; 0 if a single one may
+    give more."""
     return _distinct_steps(config) * config.train.batch_pairs // most_relations(config)
 
 
@@ -145,7 +146,7 @@ def _distinct_steps(config: Config) -> int:
 
 
 def most_relations(config: Config) -> int:
-    """What a prompt gives at most, in the kind that the loss is written over: a pair becomes two single responses, each
+    """The most relations per prompt, of the kind that the loss uses: a pair becomes two single responses, each
     response of the prompt once."""
     pairs, given = config.pairs, config.sampling.n + config.pairs.gold_fallback
     most = pairs.at_most or given + (pairs.negative_column is not None)

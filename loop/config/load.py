@@ -1,8 +1,8 @@
-"""Room loop, loading a config: YAML file or shipped name, and `key=value` overrides, come in, a LoadedConfig out.
+"""Loads a config: a YAML file or shipped name plus `key=value` overrides becomes a LoadedConfig.
 
-Everything a user can get wrong is reported here, all at once, with the file or the override, the dotted key and what is
-expected. Nothing heavy is imported: `prefloop plan` answers at once. Relative paths in a config mean the current
-directory; they are made absolute here, so that the stored campaign can be continued from anywhere.
+Every user mistake is reported here, all at once, with the file or the override, the dotted key and what is expected.
+Nothing heavy is imported, so `prefloop plan` is fast. Relative paths in a config are relative to the current directory;
+they are made absolute here, so that the stored campaign can be continued from anywhere.
 """
 
 import os
@@ -282,7 +282,7 @@ def absolute(path: str) -> str:
 
 
 def diff(old: Raw, new: Raw, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Dotted keys whose values differ, with both values; None stands for a key that is not there."""
+    """Dotted keys whose values differ, with both values; None means that the key is missing."""
     found: list[tuple[str, Any, Any]] = []
     for key in dict.fromkeys([*old, *new]):
         before, after = old.get(key), new.get(key)

@@ -1,5 +1,6 @@
-"""Room loop, the section `pairs` of the configuration: how judged responses become what is trained on. What each rule
-makes is in `loop.config.rule_table`, and in words in docs/pairs.md."""
+"""Config section `pairs`: how judged responses become training data. What each rule makes is in
+`loop.config.rule_table`, explained in docs/pairs.md.
+"""
 
 from typing import Annotated, Any, Literal
 

@@ -1,5 +1,6 @@
-"""Room loop, the configuration of preference data: where a dataset of chosen and rejected answers lies, and which
-columns hold what. What the formats mean is in docs/data.md."""
+"""Configuration of preference data: where a dataset of chosen and rejected answers is, and which columns
+hold what. docs/data.md explains the formats.
+"""
 
 from pydantic import model_validator
 

@@ -1,8 +1,8 @@
-"""Room loop, what is wrong with a config: plain settings come in, a valid model or one paragraph per problem goes out.
-`root` is the model that the settings should fill: a campaign's Config, or another command's.
+"""Validates plain settings: returns a valid model, or one paragraph per problem. `root` is the model that the settings
+should fill: a campaign's Config, or another command's.
 
 A problem names the file or the override, the dotted key, what was given and what is expected, in the words of the
-generated reference. Problems of some iterations only (schedules, `per_iteration`) name them.
+generated reference. Problems in only some iterations (schedules, `per_iteration`) name them.
 """
 
 import json
@@ -20,7 +20,7 @@ from loop.config.types import did_you_mean, field_at, model_behind, models_of, o
 
 
 def validate(plain: Raw) -> Config:
-    """Strict, by way of JSON: a text is no number, true is no 1, but a list may fill a tuple. Where nothing judges, the
+    """Strict, via JSON: text is not a number, true is not 1, but a list may fill a tuple. Where nothing judges, the
     metric is that of preference data, unless one is named."""
     config = Config.model_validate_json(json.dumps(fill_metric(plain), default=str), strict=True)
     check(config)
@@ -28,7 +28,7 @@ def validate(plain: Raw) -> Config:
 
 
 def all_problems(raw: Raw, where: str, origins: dict[str, str]) -> Iterator[str]:
-    """What is wrong, in words; a problem of some iterations only names them."""
+    """Describe all problems; one that is only in some iterations names them."""
     empty = [key for key, values in schedules(raw).items() if not values]
     if empty:
         yield from (f"{where}: {key} is an empty list, expected a value or one value per iteration." for key in empty)

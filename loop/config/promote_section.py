@@ -1,6 +1,6 @@
-"""Room loop, the configuration of what an iteration starts from, is anchored to, and when its candidate is promoted.
+"""Config section `promote`: what an iteration starts from, its reference model, and when to promote the candidate.
 
-In: YAML values; out: the section `promote`, and the rules for `start` and `reference` with what contradicts them.
+Also the rules for `start` and `reference`, and the checks for contradictions.
 """
 
 from typing import Annotated, Any, Literal
@@ -134,7 +134,7 @@ class PromoteConfig(BaseModel):
 
 
 def check_retry(promote: PromoteConfig, train: TrainSettings) -> None:
-    """ValueError for a retry that could not change what it says, with the way out."""
+    """ValueError for a retry that cannot change what it names, with a remedy."""
     retry = promote.retry
     if promote.on_reject != "retry":
         return
@@ -160,7 +160,7 @@ def check_retry(promote: PromoteConfig, train: TrainSettings) -> None:
 
 
 def beta_of(train: TrainSettings) -> float | None:
-    """The one beta that `train.beta` sets; None if there is none, or it cannot be set so."""
+    """The one beta that `train.beta` sets; None if there is none, or it is not settable."""
     trial = train.model_copy(update={"beta": 123.0})
     if {term.arguments.get("beta") for term in trial.terms if "beta" in term.arguments} != {123.0}:
         return None
@@ -192,7 +192,7 @@ def settings_of_attempt(
 
 
 def check_reference(reference: ReferenceRule, path: str | None, start: StartRule, train: TrainSettings) -> None:
-    """ValueError where the reference contradicts another setting, with the way out."""
+    """ValueError if the reference contradicts another setting, with a remedy."""
     if (reference == "path") != (path is not None):
         raise ValueError(
             "reference path needs the model's name in reference_path, e.g. reference_path=models/anchor"

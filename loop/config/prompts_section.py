@@ -1,5 +1,6 @@
-"""Room loop, the section `prompts` of the configuration: where prompts come from, how many there are, and which of them
-an iteration takes. What it all means is in docs/data.md."""
+"""Config section `prompts`: where prompts come from, how many there are, and which of them an iteration takes.
+Explained in docs/data.md.
+"""
 
 from typing import Annotated, Any, Literal
 

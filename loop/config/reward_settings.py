@@ -1,6 +1,6 @@
-"""Room loop, the configuration of `prefloop train-reward`: what a user may write, each field documented on itself.
+"""The configuration of `prefloop train-reward`, each field documented in place.
 
-Data only; `loop.config.reward_settings` reads the file.
+`load_reward_config` reads the file.
 """
 
 import json

@@ -1,5 +1,6 @@
-"""Room loop, pairing: every pair rule by its name, what it makes and what that tells a loss. Facts alone, so that the
-configuration can be checked against the losses before anything is loaded."""
+"""Every pair rule by name: what it makes, and what a loss can learn from that. It holds only facts, so the
+configuration can be checked against the losses before anything is loaded.
+"""
 
 from typing import Literal, NamedTuple
 
@@ -28,7 +29,7 @@ RuleName = Literal[
 
 
 class Rule(NamedTuple):
-    """A rule; `gives` are the needs of losses that what it makes can satisfy."""
+    """A rule; `gives` are the needs of losses that its output satisfies."""
 
     kind: Kind
     gives: frozenset[Need]

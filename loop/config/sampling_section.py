@@ -1,5 +1,6 @@
-"""Room loop, the section `sampling` of the configuration: how responses are drawn, where more of them are drawn after a
-first look (`adaptive`), and when later iterations draw more widely (`widen`). In words in docs/signal.md."""
+"""Config section `sampling`: how responses are sampled, where a first look earns a prompt more of them (`adaptive`),
+and when later iterations sample more widely (`widen`). Explained in docs/signal.md.
+"""
 
 from typing import Annotated, Any
 

@@ -1,8 +1,8 @@
-"""Room loop, values that change from iteration to iteration: a config with schedules comes in, a plain one goes out.
+"""Values that change per iteration: resolves a config with schedules into a plain one.
 
-A schedule is a list where the field is no list: its k-th value holds in iteration k, the last one stays.
-`per_iteration` overrides single keys in single iterations. Only the sections of
-PER_ITERATION_SECTIONS may change; what decides what is compared with what stays the same through a campaign.
+A schedule is a list for a field that is not a list: its k-th value applies in iteration k, the last one stays.
+`per_iteration` overrides single keys in single iterations. Only the sections of PER_ITERATION_SECTIONS may change;
+whatever decides what is compared stays fixed in a campaign.
 """
 
 import copy
@@ -70,7 +70,7 @@ def set_at(tree: Raw, key: str, value: Any) -> None:
 
 
 def flat_overrides(given: Any) -> tuple[dict[int, Raw], list[str]]:
-    """`per_iteration` with dotted keys, {2: {"train.beta": 0.2}}, and what is wrong with it in words."""
+    """`per_iteration` with dotted keys, {2: {"train.beta": 0.2}}, and the problems with it."""
     if given is None:
         return {}, []
     if not isinstance(given, Mapping):
@@ -92,7 +92,7 @@ def flat_overrides(given: Any) -> tuple[dict[int, Raw], list[str]]:
 
 
 def _leaves(settings: Mapping[Any, Any], above: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """Dotted keys with their values; only sections are descended into, a mapping that is a value stays whole."""
+    """Dotted keys with their values; only sections are descended into; a mapping that is a value is kept."""
     for key, value in settings.items():
         path = (*above, *str(key).split("."))
         field = field_at(Config, path, None)

@@ -1,4 +1,4 @@
-"""Room loop, what all sections of a config share."""
+"""Base class of all config sections."""
 
 from pydantic import BaseModel, ConfigDict
 

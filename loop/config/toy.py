@@ -1,8 +1,6 @@
-"""Room loop, toy size: a campaign's settings in full come in, the same algorithm on a small model, sums and a rule goes
-out.
+"""Toy size: shrinks a campaign's settings to the same algorithm on a small model, sums and a rule.
 
-What is replaced, and by what, stands in configs/toy/settings.yaml. All of it is installed with prefloop; nothing is
-downloaded.
+The replacements are in configs/toy/settings.yaml. All of it is installed with prefloop; nothing is downloaded.
 """
 
 import copy

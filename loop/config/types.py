@@ -1,6 +1,6 @@
-"""Room loop, describing the config: a pydantic field or error comes in, words that a person understands go out.
+"""Describes the types of config fields in plain English.
 
-Shared by the loader's error messages and the generated reference, so both speak of a field in the same words.
+Shared by the error messages and the generated reference, so both describe a field alike.
 """
 
 import types
@@ -16,7 +16,7 @@ PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 
 def readable(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """The type in words: "a number above 0", "one of `a`, `b`", "a list of text", "a whole number or null"."""
+    """Describe the type: "a number above 0", "one of `a`, `b`", "a list of text", "a whole number or null"."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return readable(args[0], [*_constraints(args[1:]), *metadata])
@@ -66,12 +66,12 @@ def _bounds(kind: Any, metadata: Sequence[Any]) -> list[str]:
 
 
 def of_field(field: FieldInfo) -> str:
-    """A field's type in words."""
+    """Describe a field's type."""
     return readable(field.annotation, field.metadata)
 
 
 def takes_list(annotation: Any) -> bool:
-    """Whether a list may be the field's own value (then it is no schedule)."""
+    """Whether a list may be the field's own value (not a schedule)."""
     return any(get_origin(part) in (list, tuple) for part in alternatives(annotation))
 
 

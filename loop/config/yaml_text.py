@@ -1,7 +1,7 @@
-"""Room loop, reading YAML: text comes in, plain values go out, or a UserError with the line of the mistake.
+"""Parses YAML into plain values; a mistake is a UserError with its line.
 
-Three differences from PyYAML's own loader: `1e-6` is a number (YAML 1.1 takes it for a text, because it has no dot), a
-key given twice is refused instead of the last one winning, and errors are made for people.
+Three differences from PyYAML's own loader: `1e-6` is a number (YAML 1.1 reads it as text, because it has no dot), a
+key given twice is refused instead of the last one winning, and errors are readable.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""Room loop, the engines: requests (token ids and sampling settings) come in, completions (token ids and text) go out.
+"""The engine protocol: requests (token ids and sampling settings) to completions (token ids and text).
 
-`vllm_engine.py` is the fast one, `hf_engine.py` runs anywhere. Both live inside a worker process.
+`vllm_engine.py` is fast, `transformers_engine.py` runs anywhere. Both live in a worker process.
 """
 
 import json

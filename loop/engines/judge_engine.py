@@ -1,6 +1,6 @@
-"""Room loop, the engine of a judge's own model: what a judge asks for comes in, the settings of a second engine go out.
+"""Settings of the second engine, for a judge's own model.
 
-It is an engine like the policy's, in a worker of its own for the whole campaign, crash and stall noticed and retried.
+Like the policy's engine, in its own worker for the whole campaign; crashes and stalls are detected and retried.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Build the engine that the settings name."""
+"""Builds the engine named in the settings."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Room loop, the transformers engine: runs wherever torch runs, repeats exactly, and needs no vLLM.
+"""The transformers engine: runs wherever torch runs, repeats exactly, and needs no vLLM.
 
 Sampling is Gumbel-max with noise from each response's own seed, so a response depends on its request, never on call
 order.

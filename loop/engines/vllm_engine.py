@@ -1,5 +1,4 @@
-"""Room loop, the vLLM engine: the one file that imports vllm. Verified on CPU; the CUDA path is written, not yet
-verified.
+"""The vLLM engine, the only file that imports vllm. Verified on CPU; the CUDA path is not yet verified.
 
 Chunked prefill is off because per-request seeds fail with it on a CPU, and because the same list of requests then
 repeats exactly there.

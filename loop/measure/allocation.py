@@ -1,14 +1,13 @@
-"""Room loop, which prompts deserve more samples (pure). In: what a probe of a few responses showed of every prompt;
-out: how many more each gets, and what they are expected to bring.
+"""Decide which prompts deserve more samples, given what a probe of a few responses showed of every prompt (pure).
 
 A prompt's solve rate has a Beta prior, fitted to the probes of all prompts (empirical Bayes), so its further responses
 are beta-binomial. r right and w wrong responses can be combined into r*w different pairs, of which at most `wanted` are
-used. Responses are handed out where they bring the most expected pairs per token, until the expected pairs reach the
-share `keep` of what n responses to every prompt would bring.
+used. Responses go where they bring the most expected pairs per token, until the expected pairs reach the share
+`keep` of what n responses to every prompt would bring.
 
-DAPO (arXiv:2503.14476, section 3.2) samples on until enough prompts have both outcomes, and throws the others away
-after it has paid for all of their responses; here a prompt that is all right or all wrong after the probe is mostly
-left alone. No prompt is left alone for certain: the fitted prior says how often a one-sided probe deceives.
+DAPO (arXiv:2503.14476, section 3.2) samples on until enough prompts have both outcomes, and discards the others after
+paying for all of their responses; here a prompt that is all right or all wrong after the probe is mostly left alone.
+No prompt is excluded outright: the fitted prior says how often a one-sided probe misleads.
 """
 
 import hashlib
@@ -85,7 +84,7 @@ def _log_beta(a: float, b: float) -> float:
 
 
 def chance(right: int, of: int, solve_rate: Beta) -> float:
-    """Beta-binomial probability of `right` among so many further responses."""
+    """Beta-binomial probability of `right` among the further responses."""
     ways = math.log(math.comb(of, right))
     return math.exp(ways + _log_likelihood(solve_rate, right, of - right))
 
@@ -114,7 +113,7 @@ def thinned(expected: Sequence[float], share: float) -> list[float]:
 
 def best_steps(expected: Sequence[float]) -> list[Step]:
     """The upper concave hull of the gains: steps whose gain per response falls, so that the best can be taken first.
-    It matters where one further response brings next to nothing and several together do."""
+    It matters where one more response brings next to nothing but several together do."""
     steps: list[Step] = []
     at = 0
     while at < len(expected) - 1:

@@ -1,4 +1,4 @@
-"""Room loop, the report's statistics beyond `loop/stats.py`: plain values come in, plain values go out. Pure."""
+"""Statistics for the report beyond `loop/measure/stats.py`. Pure functions of plain values."""
 
 import math
 from collections import Counter
@@ -15,7 +15,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def sizes(most: int) -> list[int]:
-    """Where curves over k are looked at: 1, 2, 4, … and `most` itself."""
+    """The k at which curves are sampled: 1, 2, 4, … and `most` itself."""
     return sorted({min(2**i, most) for i in range(most.bit_length() + 1)}) if most else []
 
 

@@ -1,7 +1,6 @@
-"""Room loop, the numbers of an evaluation: responses and verdicts of one prompt set come in, metrics with intervals go
-out.
+"""Evaluation metrics with intervals, computed from the responses and verdicts of one prompt set.
 
-A trial is a response with a score; abstentions and errors are no trials, they are counted and shown. Counts per prompt
+A trial is a response with a score; abstentions and errors are not trials, they are counted and shown. Counts per prompt
 are kept, so that two models can be compared prompt by prompt later.
 """
 
@@ -208,5 +207,5 @@ def half(difference: float) -> float:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """None of nothing."""
+    """None if empty."""
     return sum(values) / len(values) if values else None

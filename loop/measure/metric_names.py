@@ -1,8 +1,7 @@
-"""Room loop, the names of a campaign's numbers: what `status` knows of an iteration, or a line of the step log, comes
-in; flat names with plain numbers go out.
+"""Flat metric names for a campaign's numbers, built from the status of an iteration or a line of the step log.
 
-Trackers, notebooks and the metrics.json of a model all use these names; docs/watch.md lists them. A number that is not
-known has no entry.
+Trackers, notebooks and the metrics.json of a model all use these names; docs/watch.md lists them. An unknown number has
+no entry.
 """
 
 from collections.abc import Mapping
@@ -45,7 +44,7 @@ GROUPS = ("eval", "sample", "judge", "pair", "promote", "time")
 
 
 def labelled_metrics(counts: Mapping[str, Any]) -> dict[str, float]:
-    """What sampling, judging and pairing came to: the `counts` of an iteration's stages."""
+    """Results of sampling, judging and pairing: the `counts` of an iteration's stages."""
     known = {stage: counts.get(stage, {}) for stage in COUNTED}
     found = {f"{stage}/{name}": known[stage].get(name) for stage, names in COUNTED.items() for name in names}
     found["pair/prompts"] = known["pair"].get("prompts", {}).get("paired")

@@ -1,5 +1,5 @@
-"""Room loop, the promote stage. In: the promotion rule, the candidate's paired gain on the gate prompts and what was
-measured for the limits; out: whether the candidate becomes the next policy, and why, in words for a person."""
+"""Promote stage: decide whether the candidate becomes the next policy, and why, from the promotion rule, the paired
+gain on the gate prompts and the measured limits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from loop.measure.stats import Difference
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One limit: what was measured (None: nothing could be), what is allowed, and the verdict."""
+    """One limit: the measured value (None: unavailable), the allowed value, and the verdict."""
 
     name: str
     value: float | None
@@ -28,7 +28,7 @@ class Decision:
 
 
 def check_limits(settings: LimitSettings, measured: dict[str, float | None]) -> tuple[Limit, ...]:
-    """Every limit that is set, against `measured` by its name; what is missing there is not within its limit."""
+    """Check every limit that is set against `measured`, by name; a missing value is not within its limit."""
     limits = [
         Limit(name, measured.get(name), most, _known(measured.get(name)) <= most)
         for name in LARGEST
@@ -97,6 +97,6 @@ def _measured(settings: PromoteConfig, difference: Difference) -> str:
 
 
 def _points(share: float) -> str:
-    """Percentage points with their sign; two decimals, so that a bound and what it is compared with differ in print."""
+    """Percentage points with their sign; two decimals, so that a bound and its counterpart differ in print."""
     rounded = round(100 * share, 2)
     return f"{rounded:+.2f}" if rounded else "0"

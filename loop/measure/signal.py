@@ -1,8 +1,7 @@
-"""Room loop, how much there is to learn from an iteration (pure). In: judged responses, prompt by prompt, and what was
-made of them; out: one number for each way in which the signal of training can dry up.
+"""Measure how much there is to learn from an iteration (pure): one number for each way the training signal can dry up.
 
 A prompt is mixed if it has right and wrong responses, by `pairs.correct_at`; abstentions and errors are neither. Shares
-are over prompts unless they say otherwise, and each prompt counts once, however many responses it has.
+are over prompts unless stated otherwise, and each prompt counts once, however many responses it has.
 """
 
 from collections import Counter
@@ -58,7 +57,7 @@ class Tally:
         self.couples += scored * (scored - 1) // 2
 
     def numbers(self) -> dict[str, float | None]:
-        """All that is known of the responses; None where there is nothing to divide by."""
+        """All numbers on the responses; None where the denominator is 0."""
         prompts, responses = self.kinds.total(), self.verdicts.total()
         solvable = prompts - self.kinds["unscored"]
         tokens = sum(length * n for length, n in self.lengths.items())
@@ -92,7 +91,7 @@ def _share(part: float, whole: float) -> float | None:
 
 
 def percentile(counts: Mapping[int, int], share: float) -> int | None:
-    """The smallest value that at least this share of all does not exceed; None of nothing."""
+    """The smallest value that at least this share of all does not exceed; None if empty."""
     total, so_far = sum(counts.values()), 0
     for value in sorted(counts):
         so_far += counts[value]
@@ -118,9 +117,9 @@ def use_of(relations: Sequence[Made], prompts: int, judged: int) -> dict[str, fl
 
 
 def entropy(sums: Iterable[tuple[float, int]]) -> float | None:
-    """Mean negative log-prob of the sampled tokens in nats: an unbiased estimate of the entropy of the distribution
-    that was sampled from, if nothing was cut from it and the temperature is 1, and comparable between iterations that
-    sample alike. In: sum of log-probs and number of tokens, shard by shard."""
+    """Mean negative log-prob of the sampled tokens in nats: an unbiased estimate of the entropy of the sampled
+    distribution, if nothing was cut from it and the temperature is 1, and comparable between iterations with the same
+    sampling settings. `sums`: sum of log-probs and number of tokens, by shard."""
     total, tokens = 0.0, 0
     for logprob, n in sums:
         total += logprob

@@ -1,6 +1,6 @@
-"""Room loop, the statistics of evaluation. In: successes and trials per prompt; out: values with confidence intervals.
+"""Statistics for evaluation: metrics with confidence intervals from successes and trials per prompt.
 
-Responses to one prompt are not independent, so the prompt is the unit of chance everywhere: a metric is the ratio
+Responses to one prompt are not independent, so the prompt is the sampling unit everywhere: a metric is the ratio
 p = Σs / Σm over prompts, and its variance is linearised over them (Cochran, Sampling Techniques, section 6.4), with t
 quantiles at prompts - 1 degrees of freedom. Only prompts that have trials count as prompts here. Pure numpy.
 """
@@ -51,7 +51,7 @@ class Ratio:
 def ratio_interval(successes: ArrayLike, trials: ArrayLike, confidence: float) -> Interval:
     """Σs / Σm over prompts with Wilson's interval at the effective number of trials, p(1 - p) / variance.
 
-    That number is at most the trials. Where the variance is 0 it is the number of prompts: they could all be alike.
+    That number is at most the trials. Where the variance is 0 it is the number of prompts: they could all be equal.
     """
     s, m = _counts(successes, trials)
     prompts, n = int(np.count_nonzero(m)), round(float(m.sum()))

@@ -1,5 +1,5 @@
-"""Room loop, pairing: gold and bad answers that the prompts' data rows bring. In: the prompts and the names of their
-columns, a table of tokens that a policy would have sampled; out: texts to tokenise, and answers as rules see them."""
+"""Gold and bad answers from the prompts' data columns: collect the texts to tokenise, then read them back as answers
+that pairing rules can use."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,5 +1,4 @@
-"""Room loop, pairing: which couples are not trained on. In: a rule's couples; out: those that stay, and of each other
-one the reason."""
+"""Filters on the couples that a rule makes: which are kept, and why each of the others is dropped."""
 
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
@@ -46,14 +45,14 @@ def _items(key: bytes | str) -> Sequence[Hashable]:
 
 
 class FilterResult(NamedTuple):
-    """What stays, in its order, and what does not with its reason."""
+    """Kept couples, in order, and dropped ones with the reason."""
 
     kept: list[Couple]
     dropped: list[tuple[Couple, str]]
 
 
 def sift(couples: list[Couple], settings: PairsConfig) -> FilterResult:
-    """The couples that pass every filter; a couple that comes again is looked at once."""
+    """The couples that pass every filter; a repeated couple is checked only once."""
     known: dict[tuple[str, str], str | None] = {}
     sifted = FilterResult([], [])
     for couple in couples:

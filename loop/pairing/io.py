@@ -1,5 +1,5 @@
-"""Room loop, pairing: tables on disk. In: shards of responses and verdicts, column by column, so that a million
-responses take little memory; out: judged groups, and later what was made of them as a table."""
+"""Read judged responses from shards, and turn pairs, singles or groups into a table. Works column by column, so a
+million responses take little memory."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ def judged_groups(shards: Sequence[tuple[Path, Path]]) -> Iterator[tuple[str, Se
 
 
 def read_judged(responses: Path, verdicts: Path) -> list[tuple[str, list[Judged]]]:
-    """A shard's groups as rules want them, in the order of the shard."""
+    """A shard's groups as rules need them, in shard order."""
     table = tables.read(responses, ["prompt_id", "response_id", "index", "token_ids", "finish_reason"])
     first_of_reference = tables.notes_of(responses).get("spec", {}).get("reference_from")
     words = _words(tables.read(verdicts, ["response_id", "kind", "score", "parts"]))
@@ -79,7 +79,7 @@ def beats_of(parts: str | None, members: Sequence[str]) -> dict[str, float] | No
 
 
 def table_of(relations: Sequence[Made], kind: Kind, iteration: int) -> pa.Table:
-    """What was made, column by column, as rows of dicts are slow and large."""
+    """Relations as a table, by column, as rows of dicts are slow and large."""
     schema = SCHEMAS[kind]
     columns: Mapping[str, Any] = {
         name: list(repeat(iteration, len(relations)))

@@ -1,5 +1,4 @@
-"""Room loop, pairing: all prompts of an iteration. In: groups as they come from the shards; out: what is trained on,
-within balance and cap, and counts that add up to what came in."""
+"""Pair all prompts of an iteration within balance and cap, with counts that add up to the input."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,7 +71,7 @@ class _Counted:
     prompts: Counter[str]
 
     def hold(self, allowed: Mapping[str, int], reason: str) -> None:
-        """Keep so many relations of each prompt; prompts and responses that lose all of them move to `reason`."""
+        """Keep the allowed number per prompt; prompts and responses that lose all of them move to `reason`."""
         for prompt_id, count in allowed.items():
             of_prompt = self.made[prompt_id]
             if count == len(of_prompt):
@@ -101,9 +100,9 @@ def pair_all(
     answers: Mapping[str, Answers] | None = None,
     seed: int = 0,
 ) -> Pairing:
-    """Prompt after prompt as they come in, then balance and cap; only relations and counts are kept.
+    """Pair prompt by prompt, then balance and cap; only relations and counts are kept.
 
-    What a prompt gives depends on the seed, the iteration and its own responses, never on the order of the prompts.
+    A prompt's result depends on the seed, the iteration and its own responses, never on the order of the prompts.
     """
     counted = _Counted({}, answers or {}, Counter(), Counter())
     solve_rates: dict[str, float] = {}
@@ -126,7 +125,7 @@ def pair_all(
 
 
 def joined(parts: Sequence[Pairing], iteration: int) -> Pairing:
-    """What several slices of an iteration's prompts came to, together."""
+    """Merge the results of several slices of an iteration's prompts."""
     responses, prompts = Counter[str](), Counter[str]()
     for part in parts:
         responses.update(part.responses)
@@ -136,7 +135,7 @@ def joined(parts: Sequence[Pairing], iteration: int) -> Pairing:
 
 
 def why_no_pairs(pairing: Pairing) -> str:
-    """One paragraph for the person whose iteration made nothing to train on."""
+    """A paragraph on why the iteration made nothing to train on."""
     assert not pairing.relations
     return why_nothing(pairing.iteration, pairing.prompts, pairing.responses)
 

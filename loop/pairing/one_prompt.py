@@ -1,5 +1,4 @@
-"""Room loop, pairing: one prompt. In: its judged responses and the rule; out: what is trained on, and the reason of
-each response."""
+"""Pair one prompt: apply the rule to its judged responses and give each response a reason."""
 
 import math
 from collections.abc import Sequence

@@ -1,5 +1,5 @@
-"""Room loop, pairing: rules that make pairs. In: a prompt's pool; out: couples (chosen, rejected) in the order in which
-they are wanted. Filters come after them (filters.py)."""
+"""Rules that make pairs: couples (chosen, rejected) from a prompt's pool, most wanted first. Filters are applied
+afterwards (filters.py)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from loop.pairing.win_rates import preference, win_rates
 def accept(scores: Sequence[float], *, keep: int, beta: float, uniform: Callable[[], float]) -> list[int]:
     """Indexes of accepted responses, in the order of acceptance: Algorithm 1 of arXiv:2309.06657.
 
-    A pass accepts with probability `exp((score - best of the pass) / beta)`; passes go on over what is left until
+    A pass accepts with probability `exp((score - best of the pass) / beta)`; passes repeat over the rest until
     `keep` are accepted or nothing is left. `uniform` draws from [0, 1).
     """
     accepted: list[int] = []
@@ -32,12 +32,12 @@ def accept(scores: Sequence[float], *, keep: int, beta: float, uniform: Callable
 
 
 def first_round(players: Sequence[Judged]) -> list[Couple]:
-    """Everyone meets one other, an odd one nobody; a tie is no pair."""
+    """Each meets one other, an odd one none; a tie is not a pair."""
     return [couple for one, other in zip(players[::2], players[1::2], strict=False) if (couple := ordered(one, other))]
 
 
 def tournament(players: Sequence[Judged]) -> list[Couple]:
-    """Winners meet until one is left: one game fewer than there are players. Of a tie the first goes on."""
+    """Winners meet until one is left: one game fewer than there are players. In a tie the first wins."""
     couples = []
     while len(players) > 1:
         games = list(zip(players[::2], players[1::2], strict=False))

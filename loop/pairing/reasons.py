@@ -1,4 +1,4 @@
-"""Room loop, pairing: outcomes of prompts and reasons of responses in words, and what a person can do about them."""
+"""Descriptions of prompt outcomes and response reasons, with advice on what to change."""
 
 from collections.abc import Mapping
 
@@ -73,7 +73,7 @@ LOST_BEFORE = {"error": "judge errors", "abstain": "abstentions of the judge", "
 
 
 def why_nothing(iteration: int, prompts: Mapping[str, int], responses: Mapping[str, int]) -> str:
-    """One paragraph for the person whose iteration made nothing: what happened to the prompts, and what to change."""
+    """A paragraph on why the iteration made nothing: what happened to the prompts, and what to change."""
     total = sum(prompts.values())
     if not total:
         return f"no pairs in iteration {iteration}: no prompt came in"

@@ -1,4 +1,4 @@
-"""Room loop, pairing: judged responses as rules see them, and the pairs, singles and groups that rules make."""
+"""Judged responses as pairing rules see them, and the pairs, singles and groups that rules make."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

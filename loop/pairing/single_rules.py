@@ -1,5 +1,4 @@
-"""Room loop, pairing: rules that make single responses with a label or a score, and groups. In: a prompt's pool; out:
-what losses over singles and groups are trained on."""
+"""Rules that make groups, or single responses with a label or a score, for losses that do not train on pairs."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -72,7 +71,7 @@ def d2o(pool: Pool, settings: PairsConfig) -> Choice:
 
 
 def negatives(pool: Pool, settings: PairsConfig) -> Choice:
-    """What is to be forgotten: wrong responses, and the answer that is known to be bad (arXiv:2404.05868)."""
+    """Responses to unlearn: wrong ones, and the answer that is known to be bad (arXiv:2404.05868)."""
     wrong = [response for response in pool.scored if response.value < settings.correct_at]
     fit = [response for response in pool.fit("rejected", settings.drop_truncated) if response in wrong]
     lost = {response.response_id: "truncated" for response in wrong if response not in fit}

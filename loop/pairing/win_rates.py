@@ -1,6 +1,6 @@
-"""Room loop, pairing: who wins against whom. In: the scored responses to a prompt; out: probabilities and win rates.
+"""Preference probabilities and win rates among the scored responses to a prompt.
 
-A pairwise judge has played the games. Of a judge that gives scores, the higher one wins with certainty, and equal
+A pairwise judge has played the games. With a judge that gives scores, the higher one wins with certainty, and equal
 scores are a tie.
 """
 

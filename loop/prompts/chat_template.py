@@ -1,7 +1,6 @@
-"""Room loop, known answers as token ids: chat messages and the turns that answer them come in, the ids that a policy
-would have sampled go out, with the end token and without what a template writes after it.
+"""Tokenise known answers as a policy would sample them: with the end token, without what a template adds after it.
 
-Only data that no policy of ours has sampled come this way; sampled responses keep their own ids.
+Only for data that none of our policies sampled; sampled responses keep their own ids.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""Room loop, one prompt: a row of columns comes in, chat messages and the known answer go out.
+"""Turn a row of columns into the chat messages and the known answer of a prompt.
 
 The template makes the user's turn out of the columns; system message and solved examples come before it. A prompt
-column may hold chat messages instead of a text; they are taken as they are.
+column may hold chat messages instead of a text; they are used unchanged.
 """
 
 import json
@@ -18,7 +18,7 @@ from loop.prompts.sources import Source
 def messages_of(
     config: PromptsBase, source: Source, row: Mapping[str, Any], number: int
 ) -> list[dict[str, str]] | None:
-    """Chat messages of a row: system, solved examples, the user's turn; None if there is nothing to ask."""
+    """Chat messages of a row: system, solved examples, the user's turn; None if there is no question."""
     value = row[source.prompt_column]
     if value is None or (isinstance(value, str | list) and not value) or not str(value).strip():
         return None
@@ -85,7 +85,7 @@ def check_template(template: str, source: Source) -> None:
 
 
 class _Columns(dict[str, Any]):
-    """What a template sees of a row: a value that is missing reads as an empty text."""
+    """A row as a template sees it: a missing value reads as an empty text."""
 
     def __getitem__(self, key: str) -> Any:
         value = super().__getitem__(key)

@@ -1,4 +1,4 @@
-"""Room loop, one row of preference data: its columns come in, a prompt and two answers as chat messages go out.
+"""Preference data: turn each row into a prompt and two answers, as chat messages.
 
 Known formats: prompt, chosen and rejected as texts or as messages (TRL), whole conversations with a common beginning,
 with or without a prompt column (UltraFeedback binarized), and transcripts (HH).
@@ -139,7 +139,7 @@ class PairReader:
         return sides[0][:at], [side[at:] for side in sides]
 
     def margin(self, row: dict[str, Any], where: str) -> float | None:
-        """What the margin column says; None without one, or where it is empty. UserError if it is no number."""
+        """Value of the margin column; None without one, or if it is empty. UserError if not a number."""
         name = self.columns.margin_column
         return None if name is None else number_in(row, name, where, "margin")
 
@@ -171,8 +171,8 @@ SCORES = ("score_chosen", "score_rejected")
 
 
 def open_preferences(config: PreferencePrompts, counts: dict[str, int]) -> tuple[Source, Source | None]:
-    """The prompts for train and gate with their pairs, and those for test if they come from elsewhere; what was read is
-    added to `counts`."""
+    """The prompts for train and gate with their pairs, and those for test if they have their own source. Adds what was
+    read to `counts`."""
     main = read_pairs_of(config, "prompts", counts)
     if config.test_path is None and config.test_split is None:
         return main, None
@@ -222,7 +222,7 @@ def group_rows(
 
 
 def margin_of(reader: PairReader, row: dict[str, Any], where: str) -> float | None:
-    """By how much the chosen answer is better: the margin column, or the difference of the scores; None: not known."""
+    """How much better the chosen answer is: the margin column, or the difference of the scores; None: unknown."""
     if reader.columns.margin_column is not None or any(name not in row for name in SCORES):
         return reader.margin(row, where)
     chosen, rejected = (number_in(row, name, where, "score") for name in SCORES)

@@ -1,9 +1,9 @@
-"""Room loop, the prompts: the config's `prompts` section comes in, three disjoint sets of prompts go out.
+"""Build three disjoint prompt sets (train, gate, test) from the config's `prompts` section.
 
-A prompt is known by its content: its id is a hash of its chat messages. Which prompts are train, gate and test follows
-from the ids and the campaign's seed, not from the order of rows: the sets are drawn alike, and so are the slices of the
-iterations. With files and hub data a larger `train` appends to the training prompts and changes nothing else; a
-reasoning-gym task keeps its sets as long as the entries that were generated suffice.
+A prompt is identified by its content: its id is a hash of its chat messages. Which prompts are train, gate and test
+depends on the ids and the campaign's seed, not on the order of rows; the same goes for the slices of the iterations.
+With files and hub data a larger `train` appends to the training prompts and changes nothing else; a reasoning-gym task
+keeps its sets as long as it has generated enough entries.
 """
 
 from collections import Counter
@@ -40,8 +40,8 @@ def shares(total: int, weights: Sequence[float]) -> list[int]:
 
 
 def interleaved(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Every (source, place in it), so that from the front each source comes in proportion to its size: the j-th of n
-    lies at (j + 1/2) / n of the whole."""
+    """Every (source, place in it), ordered so that any prefix has sources in proportion to their size: the j-th of n
+    is at (j + 1/2) / n of the whole."""
     places = [((j + 0.5) / size, source, j) for source, size in enumerate(sizes) for j in range(size)]
     return [(source, j) for _, source, j in sorted(places)]
 
@@ -57,7 +57,7 @@ def names_of(config: MixturePrompts) -> list[str]:
 
 
 def source_name(prompts: PromptsBase) -> str:
-    """The source in words: `file questions.jsonl`, `reasoning-gym chain_sum`."""
+    """Name of the source: `file questions.jsonl`, `reasoning-gym chain_sum`."""
     given: dict[str, Any] = dict(prompts)
     kind = given["source"]
     where = given.get("task") or given.get("dataset") or str(given.get("path") or "").rpartition("/")[2]
@@ -111,7 +111,7 @@ def build_prompt_sets(config: PromptsConfig, seed: int) -> PromptSets:
 
 
 def _mix(config: MixturePrompts, seed: int) -> PromptSets:
-    """Source after source; what one has given is left out of those that follow."""
+    """Build source after source; later ones leave out what earlier ones gave."""
     names, parts, given = names_of(config), list[PromptSets](), set[str]()
     for section, name in zip(sized(config), names, strict=True):
         part = _build(section, seed, frozenset(given))

@@ -1,7 +1,7 @@
-"""Room loop, where prompts come from: the config's `prompts` section comes in, rows of columns go out.
+"""Load rows of columns from the sources in the config's `prompts` section.
 
 Four kinds: reasoning-gym tasks, GSM8K, local files, hub datasets. Rows stay as the source has them; `loop.prompts.sets`
-makes messages of them. `datasets` and `reasoning_gym` are imported when a source is opened.
+turns them into messages. `datasets` and `reasoning_gym` are imported when a source is opened.
 """
 
 import csv
@@ -157,7 +157,7 @@ def _json_fault(file: Path) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and log lines of `datasets` for a local file: what goes wrong is said in the UserError."""
+    """No progress bars and log lines of `datasets` for a local file: the UserError says what went wrong."""
     import datasets
 
     level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
@@ -172,8 +172,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong in one line of at most 300 characters; `datasets` wraps some of it in a text that says
-    nothing."""
+    """What went wrong in one line of at most 300 characters; `datasets` wraps some of it in unhelpful text."""
     while type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__

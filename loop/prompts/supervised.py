@@ -1,6 +1,4 @@
-"""Room loop, the supervised examples of `train.mix`: a file of prompts with responses comes in, examples in the
-policy's tokens go out for the room `trainer`.
-"""
+"""Load the supervised examples of `train.mix`: a file of prompts with responses, tokenised for the policy."""
 
 from pathlib import Path
 from typing import Any
@@ -28,8 +26,8 @@ def file_digest(path: str, key: str, otherwise: str) -> str:
 
 
 def read_mix(path: str, renderer: Renderer) -> PreferenceData:
-    """One example per row; what is empty stays empty and is dropped and counted by the trainer. UserError names the row
-    that cannot be read."""
+    """One example per row; empty ones are kept, for the trainer to drop and count. UserError names the row that cannot
+    be read."""
     name, rows = read_rows(path, KEY)
     columns = set(rows.column_names)
     if "messages" not in columns and not {"prompt", "response"} <= columns:

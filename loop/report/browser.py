@@ -1,8 +1,8 @@
-"""Room loop, the report's browser of samples and pairs: tables of a run come in, pages of data as text go out.
+"""Sample and pair browser of the report: turn a run's tables into pages of data.
 
 A book is one prompt set of one iteration; its pages hold some prompts each, with every response, verdict, reason and
-token. Pages are cut alike in every iteration, so a prompt of the gate or test set stands on the same page of each book.
-Nothing is kept in memory but one page and one shard's columns.
+token. Pages are split the same way in every iteration, so a gate or test prompt is on the same page of each book.
+Only one page and one shard's columns are kept in memory.
 """
 
 import json
@@ -92,7 +92,7 @@ class Book:
 
     @property
     def fingerprint(self) -> str | None:
-        """What its pages are made of; None while that may still change."""
+        """Identifies the pages' sources; None while they may change."""
         turn = self.data.turn(self.iteration)
         stages = ("sample", "judge", "pair") if self.which == "train" else ("eval",)
         if turn is None or any(stage not in turn.manifests for stage in stages):
@@ -180,14 +180,14 @@ def _prompts_of(responses: Path) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class TrainedIds:
-    """What an iteration was trained on: ids of responses, and by prompt the pairs (chosen, rejected)."""
+    """An iteration's training data: ids of responses, and by prompt the pairs (chosen, rejected)."""
 
     used: frozenset[str]
     pairs: dict[str, list[tuple[str, str]]]
 
 
 def read_trained(data: RunData, iteration: int) -> TrainedIds:
-    """From whichever table the pair stage wrote; nothing while it is not finished."""
+    """Read whichever table the pair stage wrote; empty until it is finished."""
     folder = data.run.stage(iteration, "pair")
     if folder.pairs.exists():
         columns = tables.read(folder.pairs, ["prompt_id", "chosen_id", "rejected_id"]).to_pydict()

@@ -57,7 +57,7 @@ class Changes:
 
 
 def changes(data: RunData) -> Changes | None:
-    """None if nothing was promoted, or the two models have no greedy answers in common."""
+    """None if nothing was promoted, or the two models share no greedy answers."""
     if not data.best:
         return None
     before, after = _greedy(data, 0), _greedy(data, data.best)

@@ -1,7 +1,6 @@
-"""Room loop, the report on several runs: names come in, one page with all of them on shared axes, paired tests and
-examples of disagreement goes out.
+"""Comparison report: several runs on one page with shared axes, paired tests and examples of disagreement.
 
-What is compared is `loop/compare.py`'s business; this file draws it.
+`loop/view/comparison.py` computes the comparison; this file draws it.
 """
 
 import json

@@ -1,8 +1,7 @@
-"""Room loop, the report's data: a run folder comes in, plain numbers go out. Nothing is decided or drawn here, and
-nothing but the run folder is read.
+"""Read the report's numbers from a run folder, and from nothing else. Nothing is decided or drawn here.
 
 A campaign may be at any point: iterations without an evaluation, without a decision, or with a round that failed
-half-way keep the parts that are there.
+half-way keep the parts that exist.
 """
 
 import json
@@ -93,7 +92,7 @@ class RunData:
 
     @property
     def unjudged(self) -> bool:
-        """Whether nothing judges the evaluations, so that held-out preferences measure."""
+        """Whether evaluations have no judge, so that held-out preferences measure."""
         return self.settings(1).eval_judge is None
 
     @property

@@ -1,4 +1,4 @@
-"""Room loop, a figure of the report: its drawing, the sentence that says how to read it, its data and its warnings."""
+"""A figure of the report: its drawing, a sentence on how to read it, its data and its warnings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

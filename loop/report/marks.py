@@ -1,7 +1,7 @@
-"""Room loop, the report's drawings: series and axes come in, SVG goes out. Pure.
+"""Draw series and axes as SVG for the report. Pure.
 
-Every mark is plain SVG with a class for its tone: colours, dark mode and print are the style sheet's business, and no
-script is needed to see a figure. Whatever text comes in is escaped here.
+Every mark is plain SVG with a class for its tone: colours, dark mode and print are left to the style sheet, and figures
+need no script. All text is escaped here.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Room loop, the model card: a run folder and an iteration come in, the README.md of an exported model goes out."""
+"""Model card: write the README.md of an exported model from a run folder and an iteration."""
 
 import json
 from typing import Any
@@ -9,6 +9,7 @@ from loop.config.settings import Config
 from loop.config.yaml_text import to_yaml
 from loop.measure.evaluation import metrics_of
 from loop.measure.metric_names import iteration_metrics
+from loop.redact import publishable
 from loop.store.files import read_json, to_json, write_file
 from loop.store.lineage import read_lineage
 from loop.store.run_folder import RunFolder
@@ -38,13 +39,13 @@ def model_card(run: RunFolder, k: int) -> str:
     loaded = load_config(run.config)
     sections = {
         "Lineage": _lineage(run, k),
-        "Data": f"{describe_prompts(loaded.base)}.",
+        "Data": f"{publishable(describe_prompts(loaded.base))}.",
         "Judge": _judge(run, k, loaded.base),
         "Training": _training(run, k, loaded.at(k)),
         "Results": _results(run, k, loaded.base),
         "Limits": LIMITS,
         "How to load": LOAD,
-        "Settings": f"```yaml\n{to_yaml(loaded.raw)}```",
+        "Settings": f"```yaml\n{to_yaml(publishable(loaded.raw))}```",
     }
     body = "\n\n".join(f"## {title}\n\n{text.strip()}" for title, text in sections.items())
     return f"{_header(loaded.base)}\n# {run.name}, iteration {k}\n\n{body}\n"
@@ -65,11 +66,16 @@ def _header(config: Config) -> str:
 def _lineage(run: RunFolder, k: int) -> str:
     """From the base model to this one: each decision with its reason, and the fork that the run may be."""
     base = read_json(run.promotion(0))
-    lines = [f"- Base model: `{base['base']}`, hash `{base['policy']['hash'][:16]}`."]
+    lines = [f"- Base model: `{publishable(base['base'])}`, hash `{base['policy']['hash'][:16]}`."]
     if parent := read_lineage(run).get("parent"):
-        changes = (f"`{c['key']}`: {json.dumps(c['from'])} → {json.dumps(c['to'])}" for c in parent["changes"])
+        changes = (
+            f"`{c['key']}`: " + " → ".join(json.dumps(publishable(c[side], c["key"])) for side in ("from", "to"))
+            for c in parent["changes"]
+        )
         changed = "; ".join(changes) or "nothing changed"
-        lines.append(f"- The run is a fork of iteration {parent['iteration']} of `{parent['run']}` ({changed}).")
+        lines.append(
+            f"- The run is a fork of iteration {parent['iteration']} of `{publishable(parent['run'])}` ({changed})."
+        )
     for i in range(1, k + 1):
         if not run.promotion(i).exists():
             lines.append(f"- Iteration {i}: not decided yet.")
@@ -85,14 +91,18 @@ def _lineage(run: RunFolder, k: int) -> str:
 def _judge(run: RunFolder, k: int, config: Config) -> str:
     if config.judge is None:
         held_out = "The evaluation asks how often the model prefers the chosen answer of held-out pairs"
-        judged = "" if config.eval_judge is None else f" The evaluation was judged by `{config.eval_judge.name}`."
+        judged = (
+            ""
+            if config.eval_judge is None
+            else f" The evaluation was judged by `{publishable(config.eval_judge.name)}`."
+        )
         return f"Its pairs are given ({config.prompts.source}).{judged or f' {held_out}, against the base model.'}"
-    told = {"name": config.judge.name, "args": config.judge.args}
+    told = {"name": publishable(config.judge.name), "args": publishable(config.judge.args)}
     manifest = run.stage(k, "judge").manifest()
     version = f", version `{str(manifest.inputs['judge'].get('version'))[:16]}`" if manifest else ""
     text = f"Responses were labelled by `{describe_judge(told)}`{version}."
     if config.eval_judge is not None and config.eval_judge != config.judge:
-        other = {"name": config.eval_judge.name, "args": config.eval_judge.args}
+        other = {"name": publishable(config.eval_judge.name), "args": publishable(config.eval_judge.args)}
         text += f" The evaluation was judged by `{describe_judge(other)}`."
     return text
 
@@ -111,7 +121,7 @@ def _training(run: RunFolder, k: int, config: Config) -> str:
 
 
 def _settings_of_round(run: RunFolder, k: int, config: Config) -> TrainSettings:
-    """Those of the attempt that was decided on."""
+    """Settings of the decided attempt."""
     decision = read_json(run.promotion(k)) if run.promotion(k).exists() else {}
     changes = decision.get("attempts", [{"changes": {}}])[-1]["changes"]
     return TrainSettings.model_validate(config.train.model_dump() | changes)

@@ -1,9 +1,8 @@
-"""Room loop, the report as one HTML file: a run's numbers come in, a page that opens from disk without a network goes
-out.
+"""Render a run's numbers as one HTML page that opens from disk without a network.
 
-The page's policy allows its own style and script by their hashes and nothing else; figures need no script. Samples lie
-inside the page while they are few, else beside it, as scripts that are loaded when they are looked at: a page from disk
-may not read other files in any other way.
+The page's policy allows its own style and script by their hashes and nothing else; figures need no script. A small
+number of samples is stored inside the page, more go into separate scripts that are loaded on demand: a page opened from
+disk cannot read other files in any other way.
 """
 
 import base64
@@ -125,7 +124,7 @@ def alarms_of(figure: str, known: Sequence[Alarm]) -> list[Alarm]:
 
 
 def samples_of(data: RunData, path: Path) -> Samples:
-    """The samples, inside the page or written beside it."""
+    """Samples, inside the page or in separate files."""
     known = books(data)
     index = {"correct_at": data.correct_at, "folder": "", "books": []}
     if size_of(data) <= INLINE_BYTES:
@@ -159,7 +158,7 @@ def beside(known: Sequence[Book], folder: Path) -> list[dict[str, Any]]:
 
 
 def _write(page: Page, folder: Path) -> Page:
-    """The page as a script that hands its data over; what is kept of it is its name and size."""
+    """Write the page as a script that passes on its data; returns its name and size."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{page.name}.partial-{os.getpid()}"
     partial.write_text(f'prefloopPage("{page.name}",{page.text});\n', encoding="utf-8")

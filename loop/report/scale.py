@@ -1,4 +1,4 @@
-"""Room loop, the report's axes: ranges of numbers come in, round ticks and numbers in print go out. Pure."""
+"""Axes of the report: round ticks for a range, and numbers formatted for print. Pure."""
 
 import math
 from collections.abc import Iterable, Sequence

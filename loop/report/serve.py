@@ -1,7 +1,7 @@
-"""Room loop, a report over HTTP, for this machine alone: a page's path comes in, an address that shows it goes out.
+"""Serve a report over HTTP, on this machine only.
 
-Only the page and the data that belong to it are given away, never the rest of the folder, and only to who asks for this
-machine by its own name (a stranger's page in the same browser cannot).
+Only the page and its data are served, never the rest of the folder, and only to requests that address this machine by
+its own name (another site's page in the same browser cannot).
 """
 
 from functools import partial
@@ -31,12 +31,12 @@ class Handler(SimpleHTTPRequestHandler):
         return super().send_head()
 
     def end_headers(self) -> None:
-        """What is shown is as new as the file."""
+        """Disable caching."""
         self.send_header("Cache-Control", "no-store")
         super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nobody reads it."""
+        """Log nothing."""
 
 
 def server(page: Path) -> ThreadingHTTPServer:

@@ -1,7 +1,7 @@
-"""Room loop, files: how a file gets to its place, whole or not at all, and how its content is known again.
+"""Write files atomically and identify their content by hash.
 
 A file is written under a partial name that carries an attempt id, fsynced and moved or linked to its final name; where
-the first writer is to win, the first link does, so a worker that was believed dead cannot corrupt.
+the first writer should win, the first link does, so a worker presumed dead cannot corrupt anything.
 """
 
 import hashlib
@@ -94,8 +94,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines that may still be written to; nothing if there is no file. A line that was cut
-    by a kill, or is not finished yet, is left out."""
+    """The rows of a file of JSON lines that may still be written to; empty if there is no file. A line cut off by
+    a kill, or not finished yet, is left out."""
     if not path.exists():
         return []
     rows = []

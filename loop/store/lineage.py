@@ -1,5 +1,5 @@
-"""Room loop, the lineage: which settings and versions each start of a run worked with, what changed between, and of a
-fork the run and the iteration that it comes from."""
+"""Lineage of a run: the settings and versions of each start, what changed between them, and for a fork the run and
+iteration it comes from."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Room loop, from words on the command line to a run folder and its settings."""
+"""Find the run folder and settings that command-line arguments refer to."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def locate(
 
 
 def find_run(run: str, runs: Path) -> RunFolder:
-    """An existing run by folder or name. UserError lists what there is."""
+    """An existing run by folder or name. UserError lists the runs."""
     for folder in (RunFolder(Path(run)), RunFolder(runs / run)):
         if folder.exists():
             return folder

@@ -1,4 +1,4 @@
-"""Room loop, the base model: the config's `model.base` comes in, a local Hugging Face folder and its hash go out.
+"""Resolve the config's `model.base` to a local Hugging Face folder and its hash.
 
 A hub id is downloaded, a GGUF file is converted once into a cached folder with fp32 weights, a local folder is checked.
 torch is imported for a conversion only; the caller runs `resolve_base` in a worker process.
@@ -269,7 +269,7 @@ def _write_model(file: Path, folder: Path) -> None:
 
 
 def _drop(path: Path, *keys: str) -> None:
-    """Take out what says how the file came to be (the GGUF's title, whether the hub was offline), not what it is."""
+    """Remove notes on how the file was made (the GGUF's title, whether the hub was offline), not what it is."""
     values = json.loads(path.read_text(encoding="utf-8"))
     kept = {key: value for key, value in values.items() if key not in keys}
     path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,5 +1,5 @@
-"""Room loop, what a run goes on from: a finished iteration and the settings come in, the models that the next one needs
-go out. A fork checks that they are there, and prune leaves them alone.
+"""Find the models that the next iteration needs, from the last finished one and the settings. A fork checks that they
+exist, and prune keeps them.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Room loop, the run folder: the one file that knows its paths, its manifests and its lock.
+"""Run folder: the only module that knows its paths, its manifests and its lock.
 
 A stage is finished when its manifest exists.
 
@@ -64,7 +64,7 @@ class RunFolder:
 
     @property
     def told(self) -> Path:
-        """What the trackers were told already, line by line."""
+        """What the trackers already received, by line."""
         return self.root / "trackers.jsonl"
 
     @property
@@ -107,7 +107,7 @@ class RunFolder:
         return max((int(path.name[8:]) for path in folders), default=1)
 
     def attempts(self, iteration: int) -> int:
-        """The attempt that was decided on, which is the last that counts, or the last begun while nothing is
+        """Number of the attempt that was decided on, or of the last one begun while nothing is
         decided."""
         path = self.promotion(iteration)
         return len(read_json(path).get("attempts", [None])) if path.exists() else self.begun(iteration)
@@ -153,7 +153,7 @@ class RunFolder:
 
     @property
     def named_reference(self) -> Path:
-        """What `reference: path` was found to be."""
+        """What `reference: path` resolved to."""
         return self.root / "iter-000" / "reference.json"
 
     @staticmethod
@@ -170,7 +170,7 @@ class RunFolder:
         return [self.prompts(), *(f for k in self.iterations() for f in self.stages_of(k, self.begun(k)))]
 
     def stages_of(self, iteration: int, attempts: int) -> list[StageFolder]:
-        """Every stage that an iteration with so many attempts may have."""
+        """Every stage that an iteration may have, by its attempts."""
         found = [self.stage(iteration, stage) for stage in ("ease", "reference", *STAGES, "guard")]
         return found + [self.stage(iteration, stage, n) for n in range(2, attempts + 1) for stage in REPEATED]
 

@@ -19,7 +19,7 @@ FURTHER = "shard-more"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A finished stage: what it made, out of what, how much and how long."""
+    """A finished stage: its outputs, inputs, counts and duration."""
 
     stage: str
     iteration: int
@@ -85,7 +85,7 @@ class StageFolder:
 
     @property
     def offline(self) -> Path:
-        """Answers of an offline preference set, beside the iteration's own; mostly there is no such file."""
+        """Answers of an offline preference set, besides the iteration's own; usually absent."""
         return self.path / "offline.parquet"
 
     @property
@@ -111,7 +111,7 @@ class StageFolder:
 
     @property
     def last(self) -> Path:
-        """With `train.select: best`, the model of the last step, beside the earlier ones that may be chosen."""
+        """With `train.select: best`, the model of the last step, besides earlier candidates."""
         return self.work / "candidates" / "last"
 
     @property
@@ -140,7 +140,7 @@ class StageFolder:
 
     @property
     def to_label(self) -> Path:
-        """What people are to label, as JSON lines; `label_page` shows the same in a browser."""
+        """Items to label, as JSON lines; `label_page` shows the same in a browser."""
         return self.path / "to-label.jsonl"
 
     @property
@@ -162,7 +162,7 @@ class StageFolder:
         return self.path / "manifest.json"
 
     def claim(self, inputs: dict[str, Any]) -> None:
-        """Begin or go on with the stage; what was begun with other inputs is removed."""
+        """Begin or continue the stage; work begun with other inputs is removed."""
         path, wanted = self.path / "inputs.json", digest(inputs)
         if self.path.exists() and (not path.exists() or read_json(path)["digest"] != wanted):
             shutil.rmtree(self.path)

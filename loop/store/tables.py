@@ -1,6 +1,6 @@
-"""Room loop, the tables that stages hand to each other: Parquet schemas, writing with a digest, reading by column.
+"""Tables that stages pass to each other: Parquet schemas, writing with a digest, reading by column.
 
-Rows come in, files go out, and the other way round; where files lie is `runfolder.py`'s business.
+This module converts between rows and files; `run_folder.py` knows where the files are.
 """
 
 import hashlib
@@ -122,7 +122,7 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def notes_of(path: Path) -> dict[str, Any]:
-    """What `to_bytes` was given as notes. UserError if the file is damaged."""
+    """The notes given to `to_bytes`. UserError if the file is damaged."""
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:

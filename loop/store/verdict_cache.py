@@ -1,9 +1,9 @@
-"""Room loop, the verdict cache: verdicts that cost money or minutes, by what they depend on, in one SQLite file.
+"""Verdict cache: verdicts that cost money or minutes, keyed by what they depend on, in one SQLite file.
 
 The process that judges is its only writer. That is the judge's worker (or the engine's, if the policy judges itself),
 not the driver: a verdict is committed where it arrives, before anything else can go wrong, and a run has one such
-process at a time. Each commit is on the disk when it returns, so a kill or a power cut at any moment costs the calls in
-flight and no other. The caches of a run's parents are read and never written.
+process at a time. Each commit is on disk when it returns, so a kill or a power cut at any moment costs only the calls
+in flight. The caches of a run's parents are read and never written.
 """
 
 import sqlite3
@@ -63,7 +63,7 @@ class VerdictCache:
             self._charge(who, usage)
 
     def spent(self, who: str) -> Usage:
-        """All that the judge was charged in this run; what its parents paid is not counted."""
+        """Total charged to the judge in this run; not counting what its parents paid."""
         if not self.path.exists():
             return Usage()
         columns = "calls, prompt_tokens, completion_tokens"
@@ -105,18 +105,18 @@ class VerdictCache:
 
 
 def read_only(path: Path) -> sqlite3.Connection:
-    """A cache that is looked at and never written."""
+    """Open a cache that is never written."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=PATIENCE)
 
 
 def spent_in(path: Path) -> Usage:
-    """All that the judges of a run were charged, failed calls included; nothing if there is no cache."""
+    """Total charged to the judges of a run, failed calls included; 0 if there is no cache."""
     rows = _look(path, "SELECT total(calls), total(prompt_tokens), total(completion_tokens) FROM spent")
     return Usage(*map(int, rows[0])) if rows else Usage()
 
 
 def paid_in(path: Path) -> list[tuple[str, int, Usage]]:
-    """By judge: its identity, how many words of it are kept, and what it was charged."""
+    """By judge: its identity, number of cached verdicts, and what it was charged."""
     count = "(SELECT count(*) FROM verdicts WHERE verdicts.judge = spent.judge)"
     rows = _look(path, f"SELECT judge, {count}, calls, prompt_tokens, completion_tokens FROM spent ORDER BY judge")
     return [(who, kept, Usage(*usage)) for who, kept, *usage in rows]
@@ -131,7 +131,7 @@ def kept_in(path: Path, containing: str | None, limit: int) -> list[tuple[str, s
 
 
 def _look(path: Path, statement: str, *values: str | int) -> list[Any]:
-    """The rows of a cache that is looked at; none if there is no cache."""
+    """Query a cache read-only; no rows if there is none."""
     if not path.exists():
         return []
     try:

@@ -1,6 +1,5 @@
-"""Room loop, the driver's side of the trackers: while a campaign runs, a thread asks their worker every few seconds to
-tell them what is new in the run folder. No tracker can slow the campaign down or stop it: it is never waited for, but
-for a while at the very end.
+"""Driver side of the trackers: a thread that asks their worker every few seconds to report what is new in the run
+folder. Trackers can neither slow the campaign down nor stop it: it only waits for them briefly at the very end.
 """
 
 import threading

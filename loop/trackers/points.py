@@ -1,8 +1,7 @@
-"""Room loop, what trackers are told: a run folder and what they were told already come in, the points that are new go
-out, in the order of the campaign.
+"""Find the points in a run folder that trackers have not received yet, in the order of the campaign.
 
-Every point belongs to a series and has a number in it. A series only grows, so "up to which number" is all that has to
-be remembered: a tracker that joins late, or after a kill, is told the rest and nothing twice.
+Every point belongs to a series and has a number in it. A series only grows, so remembering the last number sent is
+enough: a tracker that joins late, or after a kill, gets the rest and nothing twice.
 """
 
 from collections.abc import Iterator, Mapping
@@ -109,7 +108,7 @@ def _of_iteration(k: int, what: str, values: dict[str, float], table: SampleTabl
 
 
 def _trained(folder: StageFolder, told: Mapping[str, int], before: int) -> Iterator[Point]:
-    """The steps of a round, while it runs and after; `before` it there were so many in the campaign."""
+    """The steps of a round, while it runs and after; `before`: steps in the campaign before it."""
     series = series_of(folder)
     for line in read_lines(folder.step_log):
         if line["step"] > told.get(series, -1):
@@ -137,5 +136,5 @@ def _decided(run: RunFolder, k: int, told: Mapping[str, int], samples: int) -> I
 
 
 def as_record(tracker: str, point: Point) -> dict[str, Any]:
-    """What is remembered of a point that a tracker is told."""
+    """The record of a point sent to a tracker."""
     return {"tracker": tracker, "series": point.series, "number": point.number}

@@ -1,8 +1,7 @@
-"""Room loop, the trackers inside their worker: a run folder is read again and again, and accelerate's trackers are told
-what is new in it.
+"""Tracker service inside its worker: reads the run folder repeatedly and sends what is new to accelerate's trackers.
 
-What a tracker is told is noted first, so a kill in between costs it one point and never doubles one. A tracker that is
-missing, fails to start or raises is given up with one warning; the others, and the campaign, go on.
+Each point is recorded before it is sent, so a kill in between loses one point and never duplicates one. A tracker that
+is missing, fails to start or raises is dropped with one warning; the others, and the campaign, continue.
 """
 
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 from loop.config.load import load_config
 from loop.config.settings import TrackersConfig
 from loop.measure.metric_names import GROUPS, ITERATION, STEP
-from loop.redact import flat_settings, scrub
+from loop.redact import flat_settings, redacted
 from loop.store.files import append_line, read_lines
 from loop.store.run_folder import RunFolder
 from loop.trackers.points import COLUMNS, Point, as_record, new_points
@@ -51,8 +50,8 @@ class TrackerService:
             do(name)
         except Exception as error:  # noqa: BLE001  foreign code that must not stop a campaign
             self.trackers.pop(name, None)
-            print(scrub(traceback.format_exc()), file=sys.stderr, flush=True)
-            report(warning=f"the tracker {name} is given up: {scrub(explain(name, error))}; the campaign goes on")
+            print(redacted(traceback.format_exc()), file=sys.stderr, flush=True)
+            report(warning=f"the tracker {name} is given up: {redacted(explain(name, error))}; the campaign goes on")
 
     def _start(self, name: str) -> None:
         """Start it, or join the run that it has of this campaign already."""

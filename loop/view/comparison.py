@@ -17,6 +17,7 @@ from loop.errors import UserError
 from loop.measure.evaluation import METRICS, metrics_of
 from loop.measure.evaluation import compare as paired
 from loop.measure.stats import Difference, unpaired_difference
+from loop.redact import redacted
 from loop.store import tables
 from loop.store.files import read_json
 from loop.store.locate import find_run, find_run_at
@@ -206,7 +207,9 @@ def _settings_table(settings: list[dict[str, Any]], names: list[str]) -> Table |
     for column in ("key", *names):
         table.add_column(column, overflow="fold")
     for row in settings:
-        table.add_row(row["key"], *(Text(json.dumps(value, ensure_ascii=False)) for value in row["values"]))
+        table.add_row(
+            row["key"], *(Text(json.dumps(redacted(value, row["key"]), ensure_ascii=False)) for value in row["values"])
+        )
     return table
 
 

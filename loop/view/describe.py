@@ -1,5 +1,5 @@
-"""Room loop, what an iteration trains on, in words: settings or a manifest's counts come in, a clause goes out. The
-plan, the run and the status say it alike."""
+"""Describe in a clause what an iteration trains on, from settings or a manifest's counts. Plan, run and status share
+these texts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,7 @@ from loop.config.promote_section import LARGEST, settings_of_attempt
 from loop.config.prompts_section import MixturePrompts, PreferencePrompts, rate_columns
 from loop.config.settings import Config
 from loop.prompts.sets import names_of, source_name
+from loop.redact import redacted
 from trainer.settings import TrainSettings
 
 
@@ -50,7 +51,7 @@ def describe_difficulty(config: Config) -> str:
 
 def describe_data(config: Config, k: int) -> str:
     """What iteration `k` trains on besides what it makes itself, and where its own pairs come from if it samples
-    nothing; empty if there is nothing to say."""
+    nothing; otherwise empty."""
     pairs, prompts, words = config.pairs, config.prompts, list[str]()
     if isinstance(prompts, PreferencePrompts):
         part = f", part {k} of {prompts.parts}" if prompts.parts is not None else ""
@@ -69,8 +70,7 @@ def describe_sources(counts: Mapping[str, Any]) -> str:
 
 
 def describe_extra_pairs(counts: Mapping[str, Any]) -> str:
-    """Of a finished pair stage, what stands beside the iteration's own pairs, e.g. ` (12 replayed, 30 offline)`; empty
-    if nothing does."""
+    """Pairs of a finished pair stage besides the iteration's own, e.g. ` (12 replayed, 30 offline)`; empty if none."""
     words = [f"{count} replayed from iteration {source}" for source, count in counts.get("replayed", {}).items()]
     words += [f"{counts['offline']} offline"] if "offline" in counts else []
     return f" ({', '.join(words)})" if words else ""
@@ -101,7 +101,7 @@ def describe_evaluation(config: Config) -> str:
 
 
 def describe_limits(config: Config) -> str:
-    """The limits of the first iteration, or nothing."""
+    """Limits of the first iteration, or empty."""
     limits = config.promote.limits
     words = [f"{name} {most:g}" for name in LARGEST if (most := getattr(limits, name)) is not None]
     words += [f"{limits.shadow} falling by {limits.shadow_fall:g}"] if limits.shadow is not None else []
@@ -151,4 +151,4 @@ def describe_judge(judge: dict[str, Any] | None) -> str:
     """Its name and arguments."""
     if judge is None:
         return "none: the data say which answer is better"
-    return f"{judge['name']} {judge['args'] or ''}".rstrip()
+    return f"{judge['name']} {redacted(judge['args']) or ''}".rstrip()

@@ -1,7 +1,6 @@
-"""Room loop, what a person sees while a campaign runs: a live view on a terminal, plain lines anywhere else.
+"""Progress display of a running campaign: a live view on a terminal, plain lines anywhere else.
 
-A log file, a pipe, CI and `TERM=dumb` get lines without control characters. `NO_COLOR` takes the colours and leaves the
-view.
+A log file, a pipe, CI and `TERM=dumb` get lines without control characters. `NO_COLOR` removes only the colours.
 """
 
 import os
@@ -51,14 +50,14 @@ class Bar:
         )
 
     def set(self, done: int, total: int | None = None) -> None:
-        """So much is done now. The rate does not count what was waited for before anything was done."""
+        """Set how much is done. The rate excludes the wait before the first progress."""
         if self.waiting and self.done == self.first:
             self.started = time.monotonic()
         self.done, self.total, self.waiting = self.before + done, total if total is not None else self.total, ""
         self.changed(self)
 
     def count(self, *, tokens: int = 0, shards: tuple[int, int] | None = None, detail: str = "") -> None:
-        """More tokens were made or read, so many shards of all are finished, and whatever else is worth seeing."""
+        """Add tokens that were made or read; update finished shards (of all) and other details."""
         self.tokens += tokens
         self.shards = shards or self.shards
         self.detail = detail or self.detail
@@ -76,7 +75,7 @@ class Bar:
 
 
 class Display:
-    """The terminal, or the log that stands in for it. `quiet` keeps only what is said, on stderr: stdout is JSON's."""
+    """The terminal, or the log that stands in for it. `quiet` keeps only messages, on stderr: stdout is for JSON."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(soft_wrap=True, highlight=False, stderr=quiet)
@@ -91,7 +90,7 @@ class Display:
         (sys.stderr if self.quiet else sys.stdout).flush()
 
     def warn(self, text: str) -> None:
-        """Something is not as it should be, and the work goes on."""
+        """Show a warning; the work continues."""
         self.say(f"  warning: {text}")
 
     @contextmanager
@@ -154,7 +153,7 @@ PHASES = {
 
 
 def train_progress(bar: Bar, planned: Callable[[int], None]) -> Callable[[dict[str, Any]], None]:
-    """Shows the trainer's phases on one bar; `planned` is told how many steps there are."""
+    """Shows the trainer's phases on one bar; `planned` receives the number of steps."""
     phase = ""
 
     def show(said: dict[str, Any]) -> None:

@@ -1,5 +1,5 @@
-"""Room loop, the live view as lines of text: a snapshot and the work in progress come in, lines that fit the terminal
-go out. Pure; `display` and `watch` show the same lines.
+"""Render the live view: a snapshot and the work in progress as lines that fit the terminal. Pure; `display` and
+`watch` show the same lines.
 """
 
 import textwrap
@@ -45,7 +45,7 @@ def title(snapshot: Snapshot, work: Work | None) -> str:
 
 
 def time_left(snapshot: Snapshot, work: Work | None) -> str:
-    """How long the campaign will still take, or why nobody knows."""
+    """The campaign's remaining time, or why it is unknown."""
     left = seconds_left(snapshot, work)
     if snapshot.complete:
         return "complete"
@@ -60,7 +60,7 @@ def stages(snapshot: Snapshot) -> str:
 
 
 def bar(work: Work, width: int) -> str:
-    """train ━━━━━━┄┄┄ 31/48 steps, 0.4/s, 42 s left; what has no room is left out, the least important first."""
+    """train ━━━━━━┄┄┄ 31/48 steps, 0.4/s, 42 s left; what does not fit is left out, least important first."""
     parts = list(said(work))
     while len(parts) > 1 and len(work.title) + 1 + len(", ".join(parts)) > width:
         parts.pop()
@@ -88,19 +88,19 @@ def said(work: Work) -> Iterator[str]:
 
 
 def scores(snapshot: Snapshot, width: int) -> Iterator[str]:
-    """test sampled %  0: 3.5  1: 50.2, the last iterations where not all have room."""
+    """test sampled %  0: 3.5  1: 50.2, the last iterations if not all fit."""
     for name in dict.fromkeys(name for _, found in snapshot.scores for name in found):
         known = [f"{k}: {in_percent(found.get(name))}" for k, found in snapshot.scores]
         yield fitting(f"test {name} %", known, width)
 
 
 def in_percent(share: float | None) -> str:
-    """52.1, or a dash if nothing is known."""
+    """52.1, or a dash if unknown."""
     return "–" if share is None else f"{100 * share:.1f}"
 
 
 def fitting(name: str, values: Sequence[str], width: int) -> str:
-    """As many of the last values as there is room for."""
+    """As many of the last values as fit."""
     for first in range(len(values)):
         text = "  ".join([f"{name:<14}", *(["…"] if first else []), *values[first:]])
         if len(text) <= width:

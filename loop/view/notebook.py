@@ -1,5 +1,4 @@
-"""Room loop, a run's tables for notebooks: shards on disk come in, Arrow tables with texts beside ids go out, one per
-shard, when they are asked for."""
+"""Tables of a run for notebooks: Arrow tables with texts as well as ids, one per shard, read on demand."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -33,7 +32,7 @@ JUDGED = tuple(name for name in tables.VERDICTS.names if not name.endswith("_id"
 
 
 class Rows:
-    """Rows of some iterations. Nothing is read before it is asked for, and then only the iterations that are wanted."""
+    """Rows of some iterations. Rows are read on demand, and only for the requested iterations."""
 
     def __init__(self, what: str, parts: Mapping[int, Parts]) -> None:
         self._what, self._parts = what, dict(sorted(parts.items()))
@@ -79,7 +78,7 @@ class Rows:
 
 
 def of_dicts(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows that need not have the same keys; what one lacks is null."""
+    """Rows that need not have the same keys; missing ones are null."""
     names = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: [row.get(name) for row in rows] for name in names})
 
@@ -213,7 +212,7 @@ class RunView:
         return load_config(self._run.config).at(iteration)
 
     def decision(self, iteration: int) -> dict[str, Any] | None:
-        """What was decided at the end of an iteration and why; None while it is not."""
+        """The decision on an iteration and the reason; None until it is made."""
         path = self._run.promotion(iteration)
         return dict(read_json(path)) if path.exists() else None
 

@@ -1,5 +1,6 @@
-"""Room loop, how far a campaign is: a run folder comes in, a snapshot goes out; what is being worked on, and how long
-the rest will take. It only reads, so it works beside the campaign and far from it.
+"""Progress of a campaign: a snapshot of its run folder, with the work in progress and the time left.
+
+It only reads, so it works during the campaign and from other machines.
 """
 
 import os
@@ -24,7 +25,7 @@ ALARMS = 3
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is being worked on; unknown numbers are None."""
+    """The work in progress; unknown numbers are None."""
 
     title: str
     unit: str
@@ -47,7 +48,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that a person should know of; `time` in seconds since 1970."""
+    """Something the user should know; `time` in seconds since 1970."""
 
     time: float
     text: str
@@ -103,7 +104,7 @@ def iteration_in_progress(run: RunFolder, planned: int) -> int:
 
 
 def stage_states(run: RunFolder, k: int) -> dict[str, str]:
-    """What of an iteration is finished, started or waiting."""
+    """Which stages are finished, started or waiting."""
     found = {}
     for stage in STAGES if k else ("eval",):
         folder = run.latest(k, stage)
@@ -163,7 +164,7 @@ class Writer:
 
     @property
     def alive(self) -> bool | None:
-        """Whether it runs; None if it is on another machine, where nobody can look."""
+        """Whether it runs; None if it is on another machine and cannot be checked."""
         if self.host != socket.gethostname():
             return None
         try:
@@ -176,7 +177,7 @@ class Writer:
 
 
 def read_writer(run: RunFolder) -> Writer | None:
-    """Who works on the run; None if nobody ever did."""
+    """The run's writer; None if it never had one."""
     said = run.lock.read_text(encoding="utf-8") if run.lock.exists() else ""
     match = re.fullmatch(r"pid (\d+) on (\S+)", said.strip())
     return Writer(int(match[1]), match[2]) if match else None
@@ -202,7 +203,7 @@ def stage_in_progress(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None
 
 
 def work_in_progress(run: RunFolder) -> Work | None:
-    """How much is done of what is worked on."""
+    """Progress of the current work."""
     events = run.read_events()
     started = stage_in_progress(events)
     if started is None:

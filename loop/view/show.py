@@ -1,4 +1,4 @@
-"""Room loop, a look at single prompts: a run and an iteration in; prompts, responses, verdicts and pairs out."""
+"""Show single prompts of an iteration with their responses, verdicts and pairs."""
 
 import json
 from dataclasses import asdict
@@ -19,7 +19,7 @@ from loop.store.verdict_cache import kept_in, paid_in
 
 
 def collect_prompts(run: RunFolder, k: int, which: str, wanted: str | None, limit: int) -> list[dict[str, Any]]:
-    """Up to `limit` prompts of one set with all that became of them, shard by shard."""
+    """Up to `limit` prompts of one set with their results, shard by shard."""
     rows = {row.id: row for row in read_table(tables.read(_prompt_file(run, which)))}
     pairs = _pairs(run, k) if which == "train" else {}
     found: list[dict[str, Any]] = []
@@ -49,8 +49,8 @@ def collect_prompts(run: RunFolder, k: int, which: str, wanted: str | None, limi
 def collect_given(
     run: RunFolder, k: int, which: str, wanted: str | None, limit: int, pairs: dict[str, list[tuple[str, str]]]
 ) -> list[dict[str, Any]]:
-    """Up to `limit` prompts whose answers are not sampled but come from the data: of the iteration's pairs, or the held
-    out ones that nothing judges."""
+    """Up to `limit` prompts whose answers are not sampled but come from the data: of the iteration's pairs, or
+    the held-out ones without a judge."""
     rows = {row.id: row for path in _given_prompts(run, k, which) for row in read_table(tables.read(path))}
     answers: dict[str, dict[str, dict[str, Any]]] = {}
     for path in _given_answers(run, k, which):
@@ -115,7 +115,7 @@ def _pairs(run: RunFolder, k: int) -> dict[str, list[tuple[str, str]]]:
 
 
 def print_prompts(found: list[dict[str, Any]]) -> None:
-    """For a person: one block per prompt."""
+    """Print one block per prompt."""
     console = Console(soft_wrap=True, highlight=False)
     if not found:
         console.print("No prompt matches.")
@@ -131,7 +131,7 @@ def print_prompts(found: list[dict[str, Any]]) -> None:
 
 
 def _name(numbers: dict[str, int], id: str) -> str:
-    """A response by its number; one that is not among the prompt's own by where it is from."""
+    """A response's number; for one that is not the prompt's own, its origin."""
     if id in numbers:
         return str(numbers[id])
     return id.rpartition("/")[2] if "/" in id else f"iteration {id.partition('-')[0]}"
@@ -162,8 +162,8 @@ def _mark(verdict: dict[str, Any] | None, *, given: bool) -> str:
 
 
 def collect_cache(run: RunFolder, containing: str | None, limit: int) -> list[dict[str, Any]]:
-    """The run's cache and those of its parents, the nearest first: by judge how much was paid and is kept, and up to
-    `limit` words in all whose text contains what is asked for."""
+    """The run's cache and those of its parents, the nearest first: by judge the cost and number of verdicts, and up
+    to `limit` verdicts in all whose text has `containing`."""
     found = []
     for path in (run.verdict_cache, *inherited_caches(run)):
         kept = [
@@ -176,7 +176,7 @@ def collect_cache(run: RunFolder, containing: str | None, limit: int) -> list[di
 
 
 def print_cache(found: list[dict[str, Any]]) -> None:
-    """For a person: a block per cache, a line per judge, a line per word."""
+    """Print a block per cache, a line per judge, a line per verdict."""
     console = Console(soft_wrap=True, highlight=False)
     for cache in found:
         console.print(Text(f"\n{cache['cache']}", style="bold"))

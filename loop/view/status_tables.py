@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loop.config.checks import PREFERENCE
+from loop.redact import redacted
 from loop.store.stage import STAGES
 from loop.view.describe import describe_changes, describe_extra_pairs, describe_sources
 from loop.view.frame import duration
@@ -227,5 +228,5 @@ def _stage_time(stage: str, seconds: dict[str, float] | None, state: str | None)
 
 
 def print_json(value: Any) -> None:
-    """Print as JSON."""
-    print(json.dumps(value, indent=1, default=str))
+    """Print as JSON, without secrets."""
+    print(json.dumps(redacted(json.loads(json.dumps(value, default=str))), indent=1))

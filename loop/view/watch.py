@@ -1,7 +1,6 @@
-"""Room loop, the command watch: a run folder comes in, the live view of a campaign that runs elsewhere goes out.
+"""The `watch` command: a live view of a campaign that runs elsewhere.
 
-Nothing is written and nobody is asked: what the folder says is all there is, so it also works over a network file
-system.
+It only reads the run folder and talks to no process, so it also works over a network file system.
 """
 
 import time
@@ -36,7 +35,7 @@ class WatchFrame(NamedTuple):
 
 
 class Watcher:
-    """Looks at a run again and again; its settings are read anew only when they have changed."""
+    """Polls a run; its settings are only reread when they have changed."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
@@ -104,7 +103,7 @@ def redraw(watcher: Watcher, console: Console) -> WatchFrame:
 
 
 def report(watcher: Watcher, console: Console) -> WatchFrame:
-    """Where nothing can be redrawn: a frame when the stages change and at the end, a line now and then in between."""
+    """Without redrawing: a frame when the stages change and at the end, an occasional line in between."""
     shown, last_line = None, 0.0
     for seen in looks(watcher):
         state = (seen.snapshot.iteration, seen.snapshot.stages, seen.snapshot.alarms, seen.ended)

@@ -1,4 +1,4 @@
-"""Room loop, the inside of a worker process: jobs come in over a pipe, results and signs of life go out.
+"""Entry point of a worker process: receives jobs over a pipe, sends back results and heartbeats.
 
 A worker holds one service (an engine, a judge, a trainer) for the whole campaign. It ends when its driver does: the
 kernel signals it (Linux), the pipe closes, and it watches its parent's pid; the last two also work elsewhere.

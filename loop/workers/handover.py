@@ -1,5 +1,5 @@
-"""Room loop, where weights pass from the trainer to the engine inside an iteration: a folder in shared memory, where
-there is room. Its driver holds a lock on it, so that what a killed one has left there is known by its being free."""
+"""Folder that passes weights from trainer to engine within an iteration, in shared memory if there is room. Its driver
+holds a lock on it, so a folder that a killed driver left behind is recognised by its free lock."""
 
 import fcntl
 import os
@@ -17,7 +17,7 @@ COPIES = 3
 @contextmanager
 def handover_folder(weights: Path, spare: Path) -> Iterator[Path]:
     """An empty folder, removed in the end: in shared memory if that has room for models like the one in `weights`, else
-    `spare`. What killed drivers of the same user have left in shared memory goes first."""
+    `spare`. First removes what the user's killed drivers left in shared memory."""
     prefix = f"prefloop-{os.getuid()}-"
     for left in SHARED.glob(f"{prefix}*"):
         if (lock := _locked(left)) is not None:
@@ -38,8 +38,8 @@ def handover_folder(weights: Path, spare: Path) -> Iterator[Path]:
 
 
 def _made(prefix: str) -> tuple[Path | None, int | None]:
-    """A new folder of shared memory and the lock on it; nothing where this user may not write or lock, or where another
-    driver took it for one that was left before it was locked."""
+    """A new folder of shared memory and the lock on it; None if this user may not write or lock, or if another driver
+    took it for an abandoned one before it was locked."""
     try:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=SHARED))
     except OSError:

@@ -1,6 +1,6 @@
-"""Room loop, the judge stage inside its worker: a Parquet file of responses comes in, one of verdicts goes out.
+"""Judge stage inside its worker: read a Parquet file of responses, write one of verdicts.
 
-Verdicts that cost money or minutes go through the run's verdict cache, which this process alone writes.
+Verdicts that cost money or minutes go through the run's verdict cache, which only this process writes.
 """
 
 import gc
@@ -45,7 +45,7 @@ class JudgeTask:
 
 
 class Meter:
-    """What one shard's verdicts cost; every note is a sign of life."""
+    """Cost of one shard's verdicts; every note is a heartbeat."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
@@ -122,7 +122,7 @@ class JudgeService:
             self.scoring.rest()
 
     def _used(self, meter: Meter) -> dict[str, dict[str, float]]:
-        """What the shard's verdicts cost, whether they were paid for now or before a kill; nothing for a rule judge."""
+        """Cost of the shard's verdicts, whether paid now or before a kill; empty for a rule judge."""
         if not meter.used.calls:
             return {}
         cost = self.judge.cost(meter.used)

@@ -1,7 +1,7 @@
-"""Room loop, log-probs for judges: responses come in, how likely models find them goes out, by the trainer's scorer.
+"""Log-probs for judges: score responses under one or more models with the trainer's scorer.
 
 Where a model's tokenizer has the policy's vocabulary, the sampled token ids themselves are scored, read from the shard;
-text is tokenised anew only for models with another one, and where nothing was sampled (`prefloop judge test`).
+text is retokenised only for models with another one, and where nothing was sampled (`prefloop judge test`).
 """
 
 import math
@@ -43,7 +43,7 @@ def _silent(**_: Any) -> None:
 
 @dataclass(slots=True)
 class Scoring:
-    """What `judges.context.LogProbs` asks for. Models stay loaded as long as the campaign has a part for them."""
+    """Implements `judges.context.LogProbs`. Models stay loaded as long as the campaign uses them."""
 
     report: Report = _silent
     roles: Roles | None = None
@@ -53,7 +53,7 @@ class Scoring:
     _found: dict[str, ModelRef] = field(default_factory=dict)
 
     def begin(self, shard: Path, roles: Roles | None, report: Report) -> None:
-        """From here on it is about this shard; a policy of before is let go."""
+        """Switch to this shard; a previous policy is dropped."""
         if self.roles is not None and roles is not None and self.roles != roles:
             kept = {roles.policy.digest, roles.initial.digest, *(found.digest for found in self._found.values())}
             self._scorers = {key: scorer for key, scorer in self._scorers.items() if key[0] in kept}
@@ -72,7 +72,7 @@ class Scoring:
         return self._find(model).digest
 
     def measure(self, groups: Sequence[Group], model: str, *, precision: Precision) -> list[list[Measured | str]]:
-        """How likely the model finds every response, or why it cannot say."""
+        """Each response's log-prob, or why it has none."""
         found = self._find(model)
         scorer = self._scorer(found, precision)
         pairs = [self._encoded(group, found) for group in groups]
@@ -125,7 +125,7 @@ def unfit(prompt: list[int], ids: list[int], scorer: "ResponseScorer") -> str:
 
 
 def as_group(number: int, row: list[tuple[list[int], list[int]]], whys: list[str]) -> PromptGroup:
-    """The responses that can be scored, as the trainer wants them."""
+    """The responses that can be scored, for the trainer."""
     kept = [(i, ids) for i, (_, ids) in enumerate(row) if not whys[i]]
     return PromptGroup(str(number), row[0][0] if row else [], tuple(Response(str(i), ids) for i, ids in kept))
 

@@ -1,9 +1,8 @@
-"""Room loop, what the gate's limits measure with log-probs, inside the trainer's worker: responses, a text file and two
-models come in, KL divergence and perplexities go out.
+"""Measure the gate's log-prob limits in the trainer's worker: KL divergence on responses, perplexity on a text file.
 
 KL is the k1 estimate: the mean over responses y ~ policy (temperature 1, nothing cut from its distribution) of
-log policy(y) - log base(y), sums over tokens. It is unbiased and costs one forward pass of each model; it may come out
-below 0. Both models are scored by the trainer's scorer, as the sampler's own log-probs are rounded.
+log policy(y) - log base(y), sums over tokens. It is unbiased and costs one forward pass of each model; it may be
+negative. Both models are scored by the trainer's scorer, as the sampler's own log-probs are rounded.
 """
 
 import math
@@ -83,8 +82,8 @@ def _measure_one(folder: Path, task: MeasureTask, report: Report) -> dict[str, A
 
 
 def perplexity(text: str, folder: Path, scorer: "ResponseScorer", tick: Callable[[int], None]) -> float:
-    """exp of the mean negative log-prob per token, over windows that do not overlap. A last window of one token has
-    nothing to score and is left out."""
+    """exp of the mean negative log-prob per token, over disjoint windows. A last window of one token has nothing
+    to score and is left out."""
     size = min(WINDOW, scorer.context or WINDOW)
     ids = [int(i) for i in tokenizer_of(folder)(text, add_special_tokens=False, verbose=False)["input_ids"]]
     groups = windows(ids, size)

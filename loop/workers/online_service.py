@@ -1,8 +1,8 @@
-"""Room loop, the trainer's worker in an online iteration: a round stays open between jobs, takes one slice's pairs
-after the other, and hands its weights over in between.
+"""The trainer's worker in an online iteration: a round stays open between jobs, trains on one slice's pairs at a time,
+and hands over its weights in between.
 
-Every job names the whole round, so that a worker that was replaced opens it again at its last checkpoint; its answer
-says which slice it wants, and the driver goes back to that one.
+Every job describes the whole round, so a replacement worker can reopen it at its last checkpoint; the reply says which
+slice it wants, and the driver goes back to that one.
 """
 
 import shutil
@@ -120,7 +120,7 @@ class OnlineTrainService(TrainService):
         return {"summary": summary.as_dict(), "weights_hash": weights_hash(task.model)}
 
     def _opened(self, task: OnlineTask, report: Report) -> "SlicedRound":
-        """The round, told whom to report to; opened again in a worker that was replaced."""
+        """The round with its report callback; reopened in a replacement worker."""
         if self.round is None:
             self.open_round(task, report)
         assert self.round is not None

@@ -1,4 +1,4 @@
-"""Room loop, the crew of a campaign: one worker each for engine, judge and trainer, and shards handed to them.
+"""Worker pool of a campaign: one worker each for engine, judge and trainer, and the shards they work on.
 
 Shards go to the engine one after the other; each finished one is judged while the next is being sampled.
 """
@@ -48,7 +48,7 @@ class Shard:
 
 @dataclass(slots=True)
 class ShardTotals:
-    """What sampling and judging some shards came to."""
+    """Totals of sampling and judging some shards."""
 
     counts: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -64,7 +64,7 @@ class ShardTotals:
 
 @dataclass(slots=True)
 class JudgeHandle:
-    """A judge: its worker, what its service is made of and, once it was tested, who it is and what it needs."""
+    """A judge: its worker, its service's arguments and, once tested, its identity and needs."""
 
     worker: Worker
     judging: dict[str, Any]
@@ -211,7 +211,7 @@ class WorkerPool:
         self.engine.submit(Job(f"sampling {shard.task.name}", "sample", {"task": shard.task}, progress))
 
     def _judge(self, shard: Shard, judge: JudgeHandle) -> None:
-        """Hand a shard to the judge; one that asks the policy waits until nothing is left to sample."""
+        """Hand a shard to the judge; one that asks the policy waits until sampling is finished."""
         task = JudgeTask(shard.task.name, shard.task.path, shard.verdicts, shard.task.prompts)
         policy = ModelRef(shard.task.policy, shard.task.policy_hash)
         details: dict[str, Any] = {"task": task}
@@ -230,7 +230,7 @@ class WorkerPool:
             self.run.event("verdicts_remembered", job=job.name, calls=job.result["remembered"])
 
     def _missing(self, shards: Sequence[Shard], judge: JudgeHandle | None) -> tuple[deque[Shard], deque[Shard]]:
-        """Shards to sample, and shards that only lack verdicts; what was made with other settings is removed."""
+        """Shards to sample, and shards that only lack verdicts; those made with other settings are removed."""
         to_sample: deque[Shard] = deque()
         to_judge: deque[Shard] = deque()
         for shard in shards:

@@ -1,4 +1,4 @@
-"""Room loop, the driver's side of the workers: start, hand out jobs, notice crashes and stalls, retry, end.
+"""Driver side of the workers: start, send jobs, detect crashes and stalls, retry, stop.
 
 One worker per kind (engine, judge, trainer), started once per campaign and replaced only after a crash or a stall.
 """
@@ -87,7 +87,7 @@ class Worker:
         return [self._pipe, self._process.sentinel]
 
     def poll(self) -> Job | None:
-        """Take in what the worker has said; the job, once it is done. Raises UserError when it cannot be done."""
+        """Process the worker's messages; returns the job once done. Raises UserError if it fails."""
         while self.job is not None:
             try:
                 if not self._pipe.poll():

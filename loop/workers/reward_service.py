@@ -1,5 +1,5 @@
-"""Room loop, the pairs that a reward model is trained on: the config's `data` section comes in, preference data for the
-room `trainer` go out. Pairs of a campaign keep the token ids that were sampled; pairs of a file are rendered here.
+"""Train a reward model on the preference data that the config's `data` section names. Pairs of a campaign keep the
+sampled token ids; pairs from a file are tokenised here.
 """
 
 import shutil
@@ -122,7 +122,7 @@ class _Made:
     pairs: list[Pair] = field(default_factory=list)
 
     def add(self, id: str, where: str, talk: Conversations, margin: float | None) -> None:
-        """A row's pair; what is empty stays empty and is dropped and counted by the trainer."""
+        """Add a row's pair; empty ones are kept, for the trainer to drop and count."""
         prompt = tuple(self.renderer.prompt(talk.prompt, where)) if talk.prompt else ()
         group, responses = self.groups.setdefault(prompt, (id, {}))
         ids = [
@@ -153,7 +153,7 @@ class RewardService:
     """Trains one reward model."""
 
     def train(self, config: RewardConfig, work: Path, report: Report) -> dict[str, Any]:
-        """Train it (or what is missing of it); its summary."""
+        """Train it (or resume); returns its summary."""
         from transformers import AutoTokenizer
 
         from trainer.reward.round import RewardSpec, train_reward
@@ -224,7 +224,7 @@ def set_padding(tokenizer: Any, data: PreferenceData, *, base: Path, own: Path) 
 
 
 def described(config: RewardConfig) -> str:
-    """Base model and data in words, for the model card."""
+    """Base model and data, for the model card."""
     data = config.data
     if isinstance(data, RunPairs):
         of = f"iterations {_listed(data.iterations)}" if data.iterations else "all iterations"

@@ -1,4 +1,4 @@
-"""Room loop, the sample stage inside its worker: prompts and settings come in, one Parquet file of responses goes out.
+"""Sample stage inside its worker: generate responses to prompts and write them to one Parquet file.
 
 The shard is the unit of reproducibility: one generate call over a fixed list of requests, whose seeds derive from what
 the response is (campaign seed, iteration, purpose, prompt, index), never from the order of calls.
@@ -138,8 +138,8 @@ class EngineService:
         report: Report,
         roles: Roles | None = None,
     ) -> dict[str, Any]:
-        """Judge one shard here, this engine's model answering the judge's questions; returns what the judge's worker
-        would. `judging` is what the service of that worker is made of.
+        """Judge one shard here, with this engine's model answering the judge's questions; returns what the judge's
+        worker would. `judging`: arguments of that worker's service.
         """
         ask = self.answering(policy, policy_hash, report)
         return self._judge(judging).label(task, report, generate=ask, weights=policy_hash, roles=roles)
@@ -211,7 +211,7 @@ class Answering:
         max_tokens: int,
         schema: Mapping[str, Any] | None = None,
     ) -> list[Reply]:
-        """One reply per conversation; one that leaves no room for the reply gets none."""
+        """One reply per conversation; none if it leaves no room for one."""
         rows = [PromptRow("of the judge", messages, None, {}) for messages in conversations]
         rendered = [render(self.engine.tokenizer, row, self.chat_template_kwargs) for row in rows]
         room = self.settings.max_model_len - max_tokens

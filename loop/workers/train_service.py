@@ -1,6 +1,6 @@
-"""Room loop, the train stage inside its worker: pairs and responses on disk come in, a candidate model folder goes out.
+"""Train stage inside its worker: train a candidate model folder on the pairs and responses of a run.
 
-It reads the run's tables for the room `trainer`, which knows of no run folder.
+It reads the run's tables for the `trainer` package, which knows nothing of run folders.
 """
 
 import shutil
@@ -175,8 +175,8 @@ def read_preferences(
     leave_out: Collection[int] = (),
 ) -> PreferenceData:
     """The pairs, singles or groups and the responses they name, in the order of the shards; other responses are not
-    loaded, and of those that several files hold the first is taken. Relations whose source iteration is to be left out
-    are. Columns that a table of an earlier version lacks are unknown. The sampler's log-probs come with the `responses`
+    loaded, and of those that several files hold the first is taken. Relations from excluded source iterations
+    are dropped. Columns that an older table lacks are unknown. The sampler's log-probs come with the `responses`
     if it was the `own` model that sampled, the one that is trained: only then can they be compared with the trainer's;
     `others` never have them."""
     rows = [row for row in tables.read(pairs).to_pylist() if row["source_iteration"] not in leave_out]

@@ -132,11 +132,14 @@ ITEM = External().sheet([group("4")])[0]
     [
         (
             line(ITEM, "right", id="q-0"),
-            "line 1: no item to label has the id 'q-0'; is this the file of an",
+            "line 1: no item to label has the id 'q-0'; this may be the file of another iteration",
         ),
         (line(ITEM, "right", check="0"), "line 1: check of 'p-0' was edited; restore the original"),
         (line(ITEM, "right", response="5"), "line 1: response of 'p-0' was edited; restore the original"),
-        (line(ITEM, "right", prompt="?", response="5"), "line 1: prompt and response of 'p-0' was edited"),
+        (
+            line(ITEM, "right", prompt="?", response="5"),
+            "line 1: prompt and response of 'p-0' were edited; restore the original",
+        ),
         (json.dumps({"id": "p-0", "label": "right"}), "'p-0' has no `check`; copy it from the file to label"),
         (line(ITEM, "right") + line(ITEM, "wrong"), "lines 1 and 2 contradict each other about 'p-0', right and wrong"),
         (line(ITEM, "good"), "the label 'good' is invalid; expected right, wrong, unsure"),

@@ -177,7 +177,7 @@ def test_a_target_or_options_that_make_no_sense_stop_the_stage() -> None:
         judged("B", options="text")
     with pytest.raises(JudgeError, match=r"'choices'.* it holds None \(columns: named, options, text\)"):
         judged("B", options="choices")
-    with pytest.raises(JudgeError, match="letters: two or more different capital letters such as ABCD"):
+    with pytest.raises(JudgeError, match="letters: expected two or more different capital letters such as ABCD"):
         judged("B", letters="AAB")
 
 

@@ -14,7 +14,7 @@ import pytest
 from loop.config.load import load_config
 from loop.config.settings import TrackersConfig
 from loop.errors import UserError
-from loop.redact import flat_settings, scrub
+from loop.redact import flat_settings, redacted
 from loop.store.files import append_line, read_json, read_lines
 from loop.store.run_folder import RunFolder
 from loop.trackers.points import COLUMNS, Point, new_points, sample_table
@@ -235,8 +235,8 @@ def test_secret_values_of_the_environment_never_leave(monkeypatch: pytest.Monkey
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     monkeypatch.setenv("MY_TOKEN_LONGER", "0123456789abcdef-and-more")
     monkeypatch.setenv("KEY", "x")
-    assert scrub("a 0123456789abcdef x") == "a <WANDB_API_KEY> x"
-    assert scrub("0123456789abcdef-and-more") == "<MY_TOKEN_LONGER>"
+    assert redacted("a 0123456789abcdef x") == "a <WANDB_API_KEY> x"
+    assert redacted("0123456789abcdef-and-more") == "<MY_TOKEN_LONGER>"
     given = {"judge": {"args": {"headers": {"auth": "0123456789abcdef"}}}, "seed": 1, "none": None, "empty": {}}
     flat = {"judge.args.headers.auth": "<WANDB_API_KEY>", "seed": "1", "none": "None", "empty": "{}"}
     assert flat_settings(given) == flat

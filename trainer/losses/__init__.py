@@ -1,13 +1,13 @@
-"""Room `trainer/`, the losses: log-probs and relations in, one value per relation out. Pure functions, no reduction:
-the one division, by the relations of the whole optimizer step, happens in `step.py`.
+"""The losses: pure functions from log-probs and relations to one value per relation. They do not reduce: the one
+division, by the relations of the whole optimizer step, happens in `step.py`.
 
 table.py              every loss by its name in the config
 method.py             a row of the table: kind, function, needs, arguments with their defaults
-terms.py              what a config says of the loss, as a weighted sum of rows
+terms.py              the loss of a config as a weighted sum of rows
 table_contrastive.py  the rows of contrastive.py
 table_pairs.py        the rows of all losses over pairs
 methods_page.py       writes docs/methods.md from the table
-batch.py              what a loss is given
+batch.py              the inputs of a loss
 primitives.py         shared arithmetic
 contrastive.py        losses over the difference of both log-ratios (DPO and kin)
 log_ratios.py         losses over each log-ratio by itself (SPPO, APO, NCA and kin)

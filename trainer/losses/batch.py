@@ -1,4 +1,4 @@
-"""Room `trainer/`, the losses' input: log-probs of responses, and the three relations that losses are written over.
+"""Inputs of the losses: log-probs of responses, and the three kinds of relation that losses are defined on.
 
 Shapes: `P` pairs, `S` single responses, `G` groups of at most `K` responses; `L` tokens of the longest response. Below,
 `*N` stands for the shape of the relation: `P`, `S` or `G, K`. Everything is in nats; a `None` was not asked for by the
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def given(column: Tensor | None, need: str) -> Tensor:
-    """The column, which is there because the loss declares the need."""
+    """The column, present because the loss declares the need."""
     assert column is not None, f"the loss must declare the need `{need}`"
     return column
 
 
 @dataclass(frozen=True, slots=True)
 class Responses:
-    """What the models say of some responses. Only `logp`, `tokens`, `kl` and `value` carry a gradient."""
+    """Model outputs for some responses. Only `logp`, `tokens`, `kl` and `value` carry a gradient."""
 
     logp: Tensor
     """[*N] log-prob summed over the response's tokens, under the policy."""
@@ -51,7 +51,7 @@ class Responses:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Chosen (w) and rejected (l) response of each pair; the columns are what the data know about them."""
+    """Chosen (w) and rejected (l) response of each pair; the columns come from the data."""
 
     w: Responses
     l: Responses  # noqa: E741  the literature's letter

@@ -1,5 +1,4 @@
-"""Room `trainer/`, losses over `Δ`, the difference of both responses' log-ratios to the reference. In: pairs; out: one
-value per pair, [P].
+"""Losses over `Δ`, the difference of both responses' log-ratios to the reference: one value per pair, [P].
 
 Below, `z = βΔ` and `ell(z) = -log sigmoid(z)`. What depends on `Δ` alone pushes both log-probs equally
 hard; it does not say which of them moves.

@@ -1,5 +1,4 @@
-"""Room `trainer/`, losses that raise or lower a response's own likelihood, without a reference. In: pairs; out: one
-value per pair, [P]."""
+"""Losses that raise or lower a response's own likelihood, without a reference: one value per pair, [P]."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Room `trainer/`, losses over groups: several responses to one prompt, ranked or scored. One value per group.
+"""Losses over groups of ranked or scored responses to one prompt. One value per group.
 
 Shapes: `G` groups of at most `K` responses; the padding of shorter groups takes no part.
 """
@@ -59,7 +59,7 @@ def nca_rw(groups: Groups, *, beta: float, alpha: float) -> Tensor:
 
 
 def _choices(s_GK: Tensor, present_GK: Tensor) -> Tensor:
-    """[G, K] `logsumexp_{j>=k} s_j - s_k`: how surprising it is to choose k out of what is left; 0 for padding."""
+    """[G, K] `logsumexp_{j>=k} s_j - s_k`: the surprisal of choosing k from those left; 0 for padding."""
     rest_KK = torch.ones(s_GK.shape[-1], s_GK.shape[-1], dtype=torch.bool, device=s_GK.device).triu()
     itself_KK = torch.eye(s_GK.shape[-1], dtype=torch.bool, device=s_GK.device)
     left_GKK = rest_KK & (present_GK[:, None, :] | itself_KK)  # a padded place chooses itself out of itself
@@ -67,7 +67,7 @@ def _choices(s_GK: Tensor, present_GK: Tensor) -> Tensor:
 
 
 def _log_softmax(z_GK: Tensor, present_GK: Tensor) -> Tensor:
-    """Log-softmax over the responses that are there; 0 for padding."""
+    """Log-softmax over the actual responses; 0 for padding."""
     return z_GK.masked_fill(~present_GK, -torch.inf).log_softmax(-1).masked_fill(~present_GK, 0.0)
 
 

@@ -1,5 +1,5 @@
-"""Room `trainer/`, losses that see the two log-ratios `a` and `b` by themselves, so that the chosen response is pushed
-up (or held) and not only away from the rejected one. In: pairs; out: one value per pair, [P]."""
+"""Losses that use the two log-ratios `a` and `b` separately, so that the chosen response is pushed up (or held) and not
+only away from the rejected one. One value per pair, [P]."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Room `trainer/`, the table of losses: name, function, arguments with their defaults, what the trainer must compute.
+"""A row of the table of losses: name, function, arguments with their defaults, what the trainer must compute.
 
 No torch here: the functions are imported when a round starts. Adding a loss is one function, one row, one test.
 """
@@ -38,7 +38,7 @@ def number(default: float, about: str, **bounds: float) -> tuple[Any, Any]:
 
 
 def choice(default: str, about: str, *others: str) -> tuple[Any, Any]:
-    """An argument that is one of some words."""
+    """An argument with fixed choices."""
     return (Literal[(default, *others)], Field(default=default, description=about))
 
 

@@ -1,4 +1,4 @@
-"""Room `trainer/`, the page of all losses: the table comes in, docs/methods.md goes out. No torch here.
+"""Generate docs/methods.md, the page of all losses, from the table. No torch here.
 
 `python -m trainer.losses.methods_page` prints it. Names, needs, arguments and defaults are those of the rows
 themselves, so the page cannot differ from what the config accepts.

@@ -1,5 +1,5 @@
-"""Room `trainer/`, a loss whose reference follows the policy during the round (need `moving_reference`). One value per
-pair; the trainer moves the reference with `follow`."""
+"""A loss whose reference follows the policy during the round (need `moving_reference`). One value per pair; the trainer
+moves the reference with `follow`."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Room `trainer/`, the losses' arithmetic: what several of them share, written so that it does not overflow."""
+"""Arithmetic shared by several losses, written so that it does not overflow."""
 
 import torch
 from torch import Tensor

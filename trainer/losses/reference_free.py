@@ -1,5 +1,5 @@
-"""Room `trainer/`, losses over both responses' log-probs without a reference: only the data hold the policy back.
-In: pairs; out: one value per pair, [P]. Below, `u = logp / n`."""
+"""Losses over both responses' log-probs without a reference: only the data hold the policy back. One value per pair,
+[P]. Below, `u = logp / n`."""
 
 import torch
 from torch import Tensor

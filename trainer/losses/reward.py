@@ -1,5 +1,4 @@
-"""Room `trainer/`, the loss of reward models: rewards of chosen and rejected responses in, one value per pair out, [P].
-Not in the table of losses, which is for policies."""
+"""The loss of reward models: one value per pair, [P]. Not in the table of losses, which is for policies."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Room `trainer/`, losses over single responses with a label or a score. One value per response.
+"""Losses over single responses with a label or a score. One value per response.
 
 Shapes: `S` singles, `L` tokens. `h = logp - ref` (`Responses.gap`), `u = logp / length` (`Responses.mean`).
 """

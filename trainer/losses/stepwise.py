@@ -1,5 +1,5 @@
-"""Room `trainer/`, losses with a statistic of the whole optimizer step (need `step`): they are given all relations of
-the step at once, and evaluating them on parts of it is another loss. One value per relation.
+"""Losses with a statistic of the whole optimizer step (need `step`): they must see all relations of the step at once,
+since evaluating parts of it gives another loss. One value per relation.
 
 A running state over steps is a dict of numbers; `..._update(relation, state, ...)` makes the next one from a step.
 Shapes: `P` pairs, `S` singles.

@@ -1,4 +1,4 @@
-"""Room `trainer/`, the rows of the losses over `Δ` (functions in `contrastive.py`). No torch here."""
+"""Table rows of the losses over `Δ` (functions in `contrastive.py`). No torch here."""
 
 from trainer.losses.method import Method, Need, choice, number
 

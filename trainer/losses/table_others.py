@@ -1,4 +1,4 @@
-"""Room `trainer/`, rows of the table: losses over groups, over single responses, and over all pairs of a step at once.
+"""Table rows of the losses over groups, over single responses, and over all pairs of a step at once.
 
 No torch here.
 """

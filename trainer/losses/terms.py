@@ -1,5 +1,5 @@
-"""Room `trainer/`, from what a config says of the loss to a weighted sum of methods. In: a name, a name with arguments
-or a list of them; out: `LossTerm`s with every argument filled in, or a ValueError that says what is wrong. No torch."""
+"""Parse the loss of a config (a name, a name with arguments, or a list of them) into `LossTerm`s with every argument
+filled in. A mistake raises a ValueError that explains it. No torch."""
 
 import difflib
 import importlib
@@ -28,7 +28,7 @@ class LossTerm:
 
     @property
     def is_custom(self) -> bool:
-        """Is it the user's own function?"""
+        """Whether it is user-defined."""
         return ":" in self.name
 
     def method(self) -> Method:
@@ -41,7 +41,7 @@ class LossTerm:
 
 
 def loss(*, kind: Kind = "pairs", needs: Sequence[Need] = ("reference",)) -> Callable[[Any], Any]:
-    """Decorator for a loss of your own: over which relation it is written, and what it needs (see docs/training.md)."""
+    """Decorator for a loss of your own: its kind of relation and its needs (see docs/training.md)."""
     if kind not in get_args(Kind):
         raise ValueError(f"kind is {kind!r}; a loss is written over pairs, singles or groups")
     for need in needs:
@@ -134,7 +134,7 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 
 def _custom(name: str) -> Method:
-    """What the user's function declares: `@loss(kind=..., needs=...)`, its keyword-only parameters as arguments."""
+    """The row that a user's `@loss(kind=..., needs=...)` declares, keyword-only parameters as arguments."""
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)

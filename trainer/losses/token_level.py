@@ -1,5 +1,5 @@
-"""Room `trainer/`, losses of the DPO family that look at single tokens or at whole next-token distributions. In: pairs
-with `tokens`, `kl` or `collision`; out: one value per pair, [P]. `L` is the longest response."""
+"""DPO-family losses over single tokens or whole next-token distributions; pairs need `tokens`, `kl` or `collision`. One
+value per pair, [P]. `L` is the longest response."""
 
 import torch
 from torch import Tensor

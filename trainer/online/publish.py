@@ -1,6 +1,5 @@
-"""Room `trainer/`, weights on their way to a sampler. In: the model as it is trained now; out: a folder that an engine
-can load, in the number format in which it samples. Nothing is flushed to the disk or hashed: the folder is for now, and
-a round that is killed makes it again.
+"""Publish the current weights to a sampler as a folder its engine can load, in the number format it samples in. Nothing
+is flushed to the disk or hashed: the folder is temporary, and a round that is killed makes it again.
 
 A file of shared memory is costly to make and cheap to write over, so two of them take turns: one is read, the other
 written."""
@@ -26,7 +25,7 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I
 
 
 class Publisher:
-    """Hands over one model, again and again."""
+    """Publishes one model repeatedly."""
 
     def __init__(self) -> None:
         self.now: tuple[Path, dict[str, Tensor]] | None = None
@@ -36,7 +35,7 @@ class Publisher:
 
     @torch.no_grad()
     def publish(self, model: Any, folder: Path, *, policy: Path, number_format: Format) -> None:
-        """Make `folder` hold the model, adapters merged, beside the policy's tokenizer. It is complete once it has its
+        """Make `folder` hold the model, adapters merged, with the policy's tokenizer. It is complete once it has its
         name; the one handed over before keeps its files, those that are older lose them."""
         partial = folder.with_name(folder.name + PARTIAL)
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -62,7 +61,7 @@ class Publisher:
                 shutil.rmtree(other)
 
     def _put_aside(self) -> tuple[Path, dict[str, Tensor]] | None:
-        """The folder handed over before, under a name that says that it is not one to read."""
+        """Rename the previous folder, so that nobody reads it."""
         if self.now is None or not self.now[0].is_dir():
             return None
         folder, places = self.now
@@ -81,8 +80,8 @@ def fits(tensors: dict[str, Tensor], places: dict[str, Tensor], dtype: torch.dty
 
 
 def in_place(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name; writing to them writes to the file. Empty for a file with a kind of
-    number that is not known here."""
+    """The tensors of a safetensors file, by name; writing to them writes to the file. Empty for a file with an
+    unknown dtype."""
     with path.open("r+b") as file:
         memory = mmap.mmap(file.fileno(), 0)
     begin = 8 + int.from_bytes(memory[:8], "little")

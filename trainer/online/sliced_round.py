@@ -1,12 +1,11 @@
-"""Room `trainer/`, a round whose data come slice by slice, because later ones are sampled from weights that earlier
-ones have trained. In: the spec and how many slices of prompts there will be, then the preference data of each; out:
-between slices the weights for the sampler, at the end what `train_round` leaves. One optimizer, one schedule, one
+"""A round whose data arrive in slices, because later ones are sampled from weights that earlier ones have trained.
+Between slices the weights go to the sampler; the end result is that of `train_round`. One optimizer, one schedule, one
 reference.
 
 A slice's steps are those of a whole round (`run_steps`), so a round of one slice gives the same weights as
-`train_round`. The reference stays in memory beside the policy, in the number format of training: with adapters it is
-the policy with its adapters switched off. Killed at any moment and opened again, it goes on from its last checkpoint
-and asks for the slice that this one stands in."""
+`train_round`. The reference stays in memory with the policy, in the number format of training: with adapters it is
+the policy with its adapters switched off. Killed at any moment and opened again, it resumes from its last checkpoint
+and asks for the slice that this one is in."""
 
 import copy
 import hashlib
@@ -46,7 +45,7 @@ LAYOUT = "layout.json"
 
 @dataclass(frozen=True, slots=True)
 class SliceProgress:
-    """What the slices so far came to; a checkpoint keeps it."""
+    """Results of the slices so far; kept in checkpoints."""
 
     slices: int = 0
     """Slices that are done."""
@@ -78,7 +77,7 @@ class SlicedRound:
 
     @property
     def next(self) -> int:
-        """The slice that comes next, or is under way; as many as there are if none is left."""
+        """The next or current slice; the number of slices if none is left."""
         return self.seen.slices
 
     @property
@@ -158,8 +157,8 @@ class SlicedRound:
         return found
 
     def _anchor(self, model: Any, data: PreferenceData | None, layout: Layout) -> tuple[Any, LiveReference | None]:
-        """The reference as a model of its own, and as one that takes part in every step where the losses ask for it;
-        None where none is needed, or where the policy without its adapters is it."""
+        """The reference as a separate model, and as one used in every step where the losses need it;
+        None where none is needed, or where it is the policy without its adapters."""
         running, needs = self.running, self.running.objective.needs
         lives = bool(LIVE & needs)
         if not lives and "reference" not in needs:
@@ -204,15 +203,15 @@ class SlicedRound:
         return plan
 
     def _layout_for(self, data: PreferenceData) -> Layout:
-        """Trees as the probe allowed them; but it saw the first slice only, so that a window narrower than what a later
-        one needs calls for plain rows."""
+        """Trees as the probe allowed them; but it saw the first slice only, so a window too narrow for a later one
+        calls for plain rows."""
         layout: Layout = read_json(self.running.spec.work / LAYOUT)["layout"]
         longest = max(len(group.token_ids) + max(map(_tokens, group.responses)) for group in data.groups)
         needed = max(longest, self.running.spec.settings.row_tokens)
         return "plain" if self.window is not None and self.window < needed else layout
 
     def _score_reference(self, data: PreferenceData, plan: Plan) -> Reference | None:
-        """The reference's log-probs of the planned rows; None if no loss needs any, or asks a moving reference."""
+        """The reference's log-probs of the planned rows; None if no loss needs any, or the reference moves."""
         running, live = self.running, self.learner.live if self.learner else None
         needs = running.objective.needs
         if (live is not None and live.moves) or not (LIVE | {"reference"}) & needs:

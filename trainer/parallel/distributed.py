@@ -1,8 +1,8 @@
-"""Room `trainer/`, a team of several processes over torch.distributed: gloo on CPUs, NCCL on GPUs, one GPU each.
+"""A team of several processes over torch.distributed: gloo on CPUs, NCCL on GPUs, one GPU each.
 
-In: rank, size and a file to meet in; out: the `Team` that a round works with. Two ways to share the work: every
-process holds the whole model, and gradients are summed after the last row (`ddp`); or `fully_shard` leaves each process
-a part of every weight, gradient and optimizer state, and puts a layer together only while it runs (`fsdp`)."""
+Two ways to share the work: every process holds the whole model, and gradients are summed after the last row (`ddp`); or
+`fully_shard` leaves each process a part of every weight, gradient and optimizer state, and puts a layer together only
+while it runs (`fsdp`)."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ from trainer.parallel.team import Anything, Team
 
 @contextmanager
 def joined(rank: int, size: int, *, sharded: bool, meeting: Path) -> Iterator[Team]:
-    """Be process `rank` of `size`; all name the same file, which must not exist yet."""
+    """Join as process `rank` of `size`; all name the same file, which must be new."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     backend = "cpu:gloo"
     if torch.cuda.is_available():
@@ -40,7 +40,7 @@ class ProcessTeam(Team):
     """One process of torch's default process group."""
 
     def gather(self, value: Anything) -> list[Anything]:
-        """Everybody's value, by rank."""
+        """The values of all, by rank."""
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
@@ -74,7 +74,7 @@ class ProcessTeam(Team):
         return whole
 
     def part(self, whole: Tensor, *, like: Tensor) -> Tensor:
-        """Everybody has the whole tensor, so that nothing need be sent."""
+        """Every process has the whole tensor, so nothing is sent."""
         if not isinstance(like, DTensor):
             return whole
         return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

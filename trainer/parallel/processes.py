@@ -1,5 +1,5 @@
-"""Room `trainer/`, starting several processes on this machine and ending them. In: a function of a team; out: what it
-returns in the leading process. Each process writes to a log of its own.
+"""Run a function in several processes on this machine and return the leader's result. Each process writes to a log of
+its own.
 
 No process outlives the call, and none outlives a killed caller: each one watches for the caller's end. The first real
 cause of a failure is what the caller gets: a process that loses its partners complains too."""
@@ -41,7 +41,7 @@ class Work(Protocol):
     """What each process runs; it is pickled."""
 
     def __call__(self, *, team: Team, report: Report) -> Any:
-        """The leader's result goes to the caller, its reports too."""
+        """The leader's result and reports go to the caller."""
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class Member:
         return f"process {self.rank + 1} of {self.size}"
 
     def hear(self, report: Report) -> None:
-        """Take in one message. Raises TrainerError or ProcessError if the process cannot go on."""
+        """Handle one message. Raises TrainerError or ProcessError if the process failed."""
         try:
             kind, content = self.pipe.recv()
         except (EOFError, OSError):
@@ -117,7 +117,7 @@ def _start(rank: int, size: int, work: Work, sharded: bool, meeting: Path, logs:
 
 
 def _listen(members: Sequence[Member], report: Report) -> Any:
-    """Until all are done, or one cannot go on. An exception may be the echo of another process's end, so that end is
+    """Wait until all are done or one fails. An exception may be the echo of another process's end, so that end is
     waited for, and the first exception is the one that counts; a TrainerError is always a cause."""
     failures: list[ProcessError] = []
     deadline = float("inf")

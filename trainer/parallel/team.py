@@ -1,5 +1,5 @@
-"""Room `trainer/`, the processes that train a round together, as the round sees them. In: what this process has; out:
-what all of them have. Here is the team of one, which gives back what it is given; `distributed.py` has the others.
+"""The processes that train a round together, as the round sees them. The team of one is here and returns what it is
+given; `distributed.py` has the others.
 
 The plan of a step never depends on the team. Its rows are dealt out in turns: row 0 to process 0, row 1 to process 1
 and so on. Losses are divided by the counts of the whole step, so gradients are summed over processes, never averaged.
@@ -25,7 +25,7 @@ class RowTurn(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """One of `size` processes; process 0 leads: it alone writes files and speaks to the user."""
+    """One of `size` processes; process 0 leads: it alone writes files and reports to users."""
 
     rank: int = 0
     size: int = 1
@@ -34,11 +34,11 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Is this the process that writes?"""
+        """Whether this process writes."""
         return self.rank == 0
 
     def turns(self, rows: int) -> Iterator[RowTurn]:
-        """Which of so many rows this process reads."""
+        """The rows that this process reads."""
         for first in range(0, rows, self.size):
             mine = first + self.rank
             yield RowTurn(min(mine, rows - 1), idle=mine >= rows)
@@ -49,11 +49,11 @@ class Team:
         return [each[row % self.size][row // self.size] for row in range(rows)]
 
     def gather(self, value: Anything) -> list[Anything]:
-        """Everybody's value, by rank. Tensors in it must lie on the CPU if there are several processes."""
+        """The values of all, by rank. Tensors in it must lie on the CPU if there are several processes."""
         return [value]
 
     def wait(self) -> None:
-        """Until everybody is here."""
+        """Wait for all processes."""
         self.gather(None)
 
     def place(self, model: Any) -> Any:

@@ -1,5 +1,5 @@
-"""Room `trainer/`, pairs as a reward model reads them. In: checked pairs; out: the same with a place after each
-response's end, and divided by prompts into what is trained on and what is only measured."""
+"""Prepare checked pairs for a reward model: add a place after each response's end, and split them by prompt into
+training and held-out pairs."""
 
 import random
 from dataclasses import replace

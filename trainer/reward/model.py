@@ -1,5 +1,5 @@
-"""Room `trainer/`, reward models in and out. In: a causal model's folder; out: the same layers with a new linear head
-that reads a whole response's reward at its last token, and at the end an ordinary sequence-classification folder.
+"""Load and save reward models: the layers of a causal model with a new linear head that reads a whole response's reward
+at its last token, saved as an ordinary sequence-classification folder.
 
 Whoever loads that folder pads: transformers read the reward at the last token that is not the pad token. So the pad
 token must be one with which no response ends; with the common `pad = eos` every finished response would be read one
@@ -24,7 +24,7 @@ from trainer.tree.attention import use_tree_attention
 
 
 class RewardScorer(nn.Module):
-    """Rewards of the responses of a row, whose last place (`reward_data.with_end`) marks where each is read."""
+    """Rewards of the responses of a row, whose last place (`data.with_end`) marks where each is read."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

@@ -1,7 +1,6 @@
-"""Room `trainer/`, a reward model from start to end. In: a causal model's folder, pairs, settings, a seed; out: a
-sequence-classification folder that transformers load, with what it says of held-out pairs before and after training.
-Killed at any moment and called again, it goes on from its last checkpoint and ends with the same weights (same threads,
-CPU)."""
+"""Train a reward model from start to end: a sequence-classification folder that transformers can load, with its results
+on held-out pairs before and after training. Killed at any moment and called again, it resumes from its last checkpoint
+and ends with the same weights (same threads, CPU)."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -141,7 +140,7 @@ def _load(running: _Running) -> Any:
 
 
 def _choose_layout(running: _Running, model: Any, data: PreferenceData) -> tuple[Layout, float | None]:
-    """Trees if a probe proves them for this model: hidden states are compared, for a new head may be 0."""
+    """Trees if a probe finds them right for it: hidden states are compared, for a new head may be 0."""
     wanted = running.spec.settings.layout
     if wanted == "plain":
         return "plain", None

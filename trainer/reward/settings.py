@@ -1,5 +1,4 @@
-"""Room `trainer/`: what a user may set about the training of a reward model. In: YAML values; out: a frozen
-`RewardSettings`. No torch here."""
+"""User settings for training a reward model. No torch here."""
 
 from typing import Literal
 

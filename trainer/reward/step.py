@@ -1,5 +1,5 @@
-"""Room `trainer/`, one optimizer step of a reward model, and a look at pairs without one. In: a planned step; out:
-gradients of the mean loss over all its pairs, however many rows they lie in, and what the log says of them.
+"""One optimizer step of a reward model, and measuring pairs without one. Gradients are those of the mean loss over all
+pairs of the step, however many rows they lie in.
 
 Shapes: `R` responses of a row, `P` its pairs.
 """
@@ -35,7 +35,7 @@ class RewardContext:
 
 
 class RowRewards(NamedTuple):
-    """A row's pairs: rewards, and what the data say of them, all [P]; tokens that the model read."""
+    """A row's pairs: rewards and data columns, all [P]; tokens that the model read."""
 
     reward_w: Tensor
     reward_l: Tensor
@@ -69,7 +69,7 @@ def accumulate_rewards(
 
 @torch.no_grad()
 def measure_rewards(context: RewardContext, plan: Plan, tick: Callable[[], None]) -> dict[str, float]:
-    """What the model says of all pairs of a plan."""
+    """Evaluate all pairs of a plan."""
     seen: list[RowRewards] = []
     with context.arithmetic.autocast():
         for step in plan.steps:

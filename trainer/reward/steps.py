@@ -1,5 +1,5 @@
-"""Room `trainer/`, the optimizer steps of a reward model. In: the model with its head, the planned pairs; out: trained
-weights, one line of `steps.jsonl` per step, a checkpoint now and then. Starts where the last checkpoint stands."""
+"""The optimizer steps of a reward model: train on the planned pairs from the last checkpoint on, with one line of
+`steps.jsonl` per step and regular checkpoints."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from trainer.tree.rows import Plan
 
 @dataclass(frozen=True, slots=True)
 class RewardJob:
-    """What the steps of a reward model are made of."""
+    """Inputs of the steps of a reward model."""
 
     work: Path
     context: RewardContext

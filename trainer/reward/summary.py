@@ -1,5 +1,5 @@
-"""Room `trainer/`, what a reward model leaves behind besides weights. In: counts, times and measurements; out: a record
-as JSON, and a README.md that says what the model is, how well it orders held-out pairs and how to load it."""
+"""Metrics and reports of a reward model: a JSON record, and a README.md that describes the model, how well it orders
+held-out pairs and how to load it."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

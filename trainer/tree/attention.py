@@ -1,5 +1,5 @@
-"""Room `trainer/`, attention over prefix trees. In: queries, keys and values of a row and its branches; out: what dense
-attention with the tree mask gives, for a fraction of the work: each branch looks at its own prefix and nothing else.
+"""Attention over prefix trees: the result of dense attention with the tree mask for a fraction of the work, since each
+branch looks at its own prefix and nothing else.
 
 The branches travel as an attribute of the dense mask. Wherever they are missing, or a model asks for something unusual
 (soft caps, sinks, position biases, windows), the mask itself goes to torch's sdpa: slower, the same result.
@@ -30,7 +30,7 @@ class BranchTensors(NamedTuple):
 
 
 class TreeTensors(NamedTuple):
-    """All groups of a row, and where each token's output lies."""
+    """All groups of a row, and where each token's output is."""
 
     groups: tuple[BranchTensors, ...]
     place_T: Tensor
@@ -48,7 +48,7 @@ def to_tensors(branches: Branches, device: torch.device) -> TreeTensors:
 
 
 def attach(mask: Tensor, tree: TreeTensors) -> Tensor:
-    """The dense mask, with the branches that say the same."""
+    """The dense mask with its branches attached."""
     setattr(mask, BRANCHES, tree)
     return mask
 

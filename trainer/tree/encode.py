@@ -1,5 +1,5 @@
-"""Room `trainer/`, from sequences to one row of numbers. In: the trees of a row (a prompt and its responses, token
-ids); out: what the model reads and which of its outputs are scored.
+"""Encode the trees of a row (a prompt and its responses, token ids) as what the model reads and which outputs are
+scored.
 
 A tree row is a prefix tree over all its sequences: every distinct prefix is one token of the row, so a prompt, and
 whatever responses or prompts have in common from their start, is encoded once. A token sees exactly its own prefix,

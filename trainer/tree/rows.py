@@ -1,6 +1,5 @@
-"""Room `trainer/`, the plan of a round. In: checked data, settings, a seed; out: which relations (pairs, single
-responses, groups) make which optimizer step, and in which packed rows the model reads them. No torch: the same data,
-settings and seed give the same plan everywhere.
+"""Plan a round: which relations (pairs, single responses, groups) make up which optimizer step, and in which packed
+rows the model reads them. No torch: the same data, settings and seed give the same plan everywhere.
 
 All responses of a relation lie in one row, so each row's loss can go backward by itself. The reference pass walks
 exactly these rows; that is why later epochs repeat the same steps (in another order) instead of cutting new ones."""

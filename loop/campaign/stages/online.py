@@ -72,7 +72,7 @@ class OnlineWork:
 
     def walk(self) -> dict[str, Any]:
         """Go from the first slice to the candidate; return its summary and hash. Slices already trained are only paired
-        again; after a lost worker, the walk returns to the slice that the new one asks for."""
+        again; after a lost worker, it returns to the slice that the new one needs."""
         record, at = self.record, 0
         record.train.claim(record.identity)
         for folder in (record.samples, record.verdicts):
