@@ -23,13 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loop.campaign.stages.take_prompts import slice_for
 from loop.config.load import load_config
 from loop.config.settings import Config
 from loop.engines.base import chosen_engine
 from loop.errors import UserError
 from loop.prompts.chat_template import render
 from loop.prompts.row import PromptRow
-from loop.prompts.sets import build_prompt_sets, slice_for
+from loop.prompts.sets import build_prompt_sets
 from loop.workers.pool import shard_size
 from loop.workers.process import Job, Worker, call, last_lines
 from loop.workers.sampling_service import SampleTask

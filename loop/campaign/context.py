@@ -169,7 +169,7 @@ class Campaign:
 
 def refuse_changes(folder: StageFolder, then: dict[str, Any], now: dict[str, Any]) -> None:
     """UserError if a finished stage was made from settings or data that differ from the current ones."""
-    then, now = (in_todays_words(read_as_json(value)) for value in (then, now))
+    then, now = (read_as_json(value) for value in (then, now))
     changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
     if not changed:
         return
@@ -186,14 +186,6 @@ def refuse_changes(folder: StageFolder, then: dict[str, Any], now: dict[str, Any
         f"{folder} is finished, and these settings would invalidate it: {settings}. Set them back, change "
         f"them for later iterations only (per_iteration), {earlier}or start a new run with --name."
     )
-
-
-def in_todays_words(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Convert a round's inputs from before `start` existed: today's reference `incumbent` was called `previous`."""
-    if "reference" not in inputs or "start" in inputs:
-        return inputs
-    reference = "incumbent" if inputs["reference"] == "previous" else inputs["reference"]
-    return inputs | {"start": "incumbent", "reference": reference}
 
 
 def read_as_json(value: dict[str, Any]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def test_what_cannot_be_compared_is_refused_with_a_way_out(runs: Path) -> None:
     shutil.rmtree(runs / "two" / "iter-002" / "eval")
     (runs / "two" / "iter-002" / "promotion.json").unlink()
     for names, words in {
-        ("one",): "two runs or more",
+        ("one",): "at least two runs",
         ("one", "two@2"): "not evaluated yet",
         ("one", "tow"): "did you mean two",
         ("one", "two@9"): "it has: 0, 1, 2",

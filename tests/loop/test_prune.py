@@ -171,7 +171,7 @@ def test_the_command_asks_nobody_where_nobody_is_and_obeys_yes(run: RunFolder) -
     arguments = ["prune", str(run), "--no-keep-promoted", "--no-keep-best", "--keep-last", "0"]
     refused = CliRunner().invoke(app, arguments)
     assert isinstance(refused.exception, UserError)
-    assert "Say --yes" in str(refused.exception)
+    assert "Pass --yes" in str(refused.exception)
     assert weights(run) == [1, 2]
     told = CliRunner().invoke(app, [*arguments, "--json"])
     assert [r["what"] for r in json.loads(told.output)["removals"]] == ["weights of iteration 1"]

@@ -7,16 +7,15 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from loop.campaign.context import ModelRoles, in_todays_words
+from loop.campaign.context import ModelRoles
 from loop.commands.plan import make_plan
 from loop.config.load import load_config
 from loop.errors import UserError
-from loop.store.files import to_json
 from loop.store.model_folder import weights_hash
 from loop.store.model_refs import Model
 from loop.store.run_folder import RunFolder
 from tests.loop import tiny
-from tests.loop.campaigns import Cli, assert_same_results, copy_run, read, refusal, rows
+from tests.loop.campaigns import Cli, assert_same_results, read, refusal, rows
 
 BASE, ONE, TWO, ANCHOR = (Model(Path(name), name, k) for k, name in enumerate(("base", "one", "two", "anchor")))
 STANDING = ModelRoles(incumbent=ONE, initial=BASE, previous=TWO, anchor=ANCHOR)
@@ -80,31 +79,6 @@ def test_plan_says_in_words_what_is_trained_sampled_and_anchored_to(settings: di
     assert "from the last promoted model, temperature" in second["sample"]
     assert "starting from the base model" in second["train"]
     assert second["reference"] == "the average of base and promoted models (decay 0.9)"
-
-
-def test_the_words_of_older_runs_are_read_as_they_were_meant() -> None:
-    assert in_todays_words({"reference": "previous"}) == {"reference": "incumbent", "start": "incumbent"}
-    assert in_todays_words({"reference": "initial"}) == {"reference": "initial", "start": "incumbent"}
-    now = {"reference": "previous", "start": "previous"}
-    assert in_todays_words(now) == now
-    assert in_todays_words({"seed": 1}) == {"seed": 1}
-
-
-@pytest.mark.slow
-def test_a_run_of_an_older_version_is_continued(cli: Cli, settings: dict[str, Any], reference: Path) -> None:
-    run = copy_run(reference, cli)
-    stored = yaml.safe_load((run / "campaign.yaml").read_text(encoding="utf-8"))
-    for key in ("start", "reference_path", "reference_decay"):
-        del stored[key]
-    (run / "campaign.yaml").write_text(yaml.safe_dump(stored | {"reference": "previous"}), encoding="utf-8")
-    for path in run.glob("iter-*/train/manifest.json"):
-        manifest = read(path)
-        del manifest["inputs"]["start"]
-        manifest["inputs"]["reference"] = "previous"
-        path.write_bytes(to_json(manifest))
-    for config in (run, cli.write(settings)):
-        ended = cli("run", config)
-        assert (ended.code, ended.err, "is complete" in ended.out) == (0, "", True)
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def test_ctrl_c_ends_the_campaign_and_its_workers_at_once_and_the_lock_is_free_a
     ended = running.end()
     assert ended.code == 130
     assert "Traceback" not in ended.out + ended.err
-    assert "same command goes on" in ended.err
+    assert "run the same command to continue" in ended.err
     running.expect_no_worker()
     with RunFolder(cli.runs / "campaign").locked():
         pass

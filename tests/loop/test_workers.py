@@ -147,7 +147,7 @@ def test_two_workers_work_at_the_same_time(make_worker: Callable[..., Worker]) -
 DRIVER = """
 import sys
 from pathlib import Path
-from loop.workers import Job, Worker, wait
+from loop.workers.process import Job, Worker, wait
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
