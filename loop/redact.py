@@ -48,9 +48,13 @@ def is_secret(name: str) -> bool:
 
 
 def _without_secrets(text: str) -> str:
-    for name, value in sorted(os.environ.items(), key=lambda item: -len(item[1])):
-        if len(value) >= SHORTEST and value in text and SECRET_VARIABLES.search(name):
-            text = text.replace(value, f"<{name}>")
+    found = [
+        (name, value)
+        for name, value in os.environ.items()
+        if len(value) >= SHORTEST and value in text and SECRET_VARIABLES.search(name)
+    ]
+    for name, value in sorted(found, key=lambda item: -len(item[1])):  # a longer value may hold a shorter one
+        text = text.replace(value, f"<{name}>")
     return SECRET_PARAMETERS.sub(rf"\1{HIDDEN}", SECRET_VALUES.sub(HIDDEN, text))
 
 

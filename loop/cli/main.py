@@ -11,7 +11,7 @@ import typer
 
 from judges.types import JudgeError
 from loop.cli.judge_commands import judge_app
-from loop.cli.steer_commands import mount, mount_report
+from loop.cli.steer_commands import Runs, mount
 from loop.errors import AwaitingLabels, UserError
 from loop.redact import redacted
 from trainer.errors import TrainerError
@@ -41,7 +41,6 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. `train.beta=0.2`.")
 ]
 Name = Annotated[Optional[str], typer.Option("--name", help="Name of the run; default is the config's name.")]  # noqa: UP045
-Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.", envvar="PREFLOOP_RUNS")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Toy = Annotated[
     bool, typer.Option("--toy", help="Try the algorithm on a small model with arithmetic prompts: minutes, no network.")
@@ -195,7 +194,6 @@ def train_reward(
 
 
 mount(app)
-mount_report(app)
 
 
 def main() -> None:

@@ -25,13 +25,14 @@ EXAMPLES = {
     "prune": ("prune my", "prune my --no-keep-promoted --keep-last 2 --yes"),
     "recipes": ("recipes", "run recipes/sppo --toy"),
     "doctor": ("doctor", "doctor my.yaml", "doctor runs/my --json"),
+    "report": ("report my", "report my my-hot --out comparison.html", "report my --serve"),
 }
 """Examples shown in the help of each command."""
 
 
 def mount(app: typer.Typer) -> None:
     """Add the commands to `prefloop`."""
-    for command in (fork, compare, sweep, export, prune, recipes, doctor):
+    for command in (fork, compare, sweep, export, prune, recipes, doctor, report):
         examples = " · ".join(f"`prefloop {example}`" for example in EXAMPLES[command.__name__])
         app.command(epilog=f"Examples: {examples}")(command)
 
@@ -190,20 +191,11 @@ def doctor(
         raise typer.Exit(1)
 
 
-ReportRuns = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.", envvar="PREFLOOP_RUNS")]
-REPORT_EXAMPLES = ("report my", "report my my-hot --out comparison.html", "report my --serve")
-
-
-def mount_report(app: typer.Typer) -> None:
-    """Add the command to `prefloop`."""
-    app.command(epilog="Examples: " + " · ".join(f"`prefloop {example}`" for example in REPORT_EXAMPLES))(report)
-
-
 def report(
     entrants: Annotated[
         list[str], typer.Argument(metavar="RUN [RUN[@K]...]", help="One run, or several to compare with the first.")
     ],
-    runs: ReportRuns = Path("runs"),
+    runs: Runs = Path("runs"),
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="FILE", help="Output file; default: report.html in the run, comparison.html in runs."),

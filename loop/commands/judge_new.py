@@ -21,7 +21,7 @@ class CLASS(PointwiseJudge):
     """Right if the response holds the known answer and is short."""
 
     words: int = 50
-    """Longest response that counts, in words; higher allows more talk."""
+    """Longest response that counts, as a number of words; higher allows longer answers."""
 
     examples = (Example.on("Paris", "It is Paris.", 1.0), Example.on("Paris", "It is Rome.", 0.0))
 
