@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loop.report.page import write_report
 from loop.store.run_folder import RunFolder
-from tests.loop.made_runs import Made, make_run
+from tests.helpers.made_runs import Made, make_run
 
 ITERATIONS, EACH, TEST = 3, 8, 200
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PLUGIN = Path(__file__).parent / "plugin"
+PLUGIN = ROOT / "tests" / "helpers" / "plugin"
 PROGRAM = """
 import json, sys
 from judges import Group, Prompt, Response, build_judge, fingerprint, judge_groups, self_test

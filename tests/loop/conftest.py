@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.loop import tiny
-from tests.loop.campaigns import Cli
+from tests.helpers import tiny
+from tests.helpers.campaigns import Cli
 
 
 @pytest.fixture(scope="session")

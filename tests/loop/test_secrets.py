@@ -12,7 +12,7 @@ from loop.report.page import write_report
 from loop.store.run_folder import RunFolder
 from loop.view.describe import describe_judge
 from loop.view.status_tables import print_json
-from tests.loop.campaigns import Cli, copy_run
+from tests.helpers.campaigns import Cli, copy_run
 
 SECRETS = {
     "api_key": "plain-words-as-a-key",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.architectures import build
+from tests.helpers.architectures import build
 from tests.trainer.test_step import context_of, planned, reference_of
 from trainer.data import PreferenceData, Response
 from trainer.model import choose_arithmetic, load_model, make_trainable, trained_parameters

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.loop import tiny
+from tests.helpers import tiny
 from trainer.average import average_models
 from trainer.errors import TrainerError
 

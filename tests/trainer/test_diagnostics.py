@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.losses.cases import make_pairs, named
+from tests.helpers.loss_cases import make_pairs, named
 from trainer.data import PreferenceData
 from trainer.diagnostics import describe
 from trainer.losses.batch import Groups, Pairs, Responses, Singles

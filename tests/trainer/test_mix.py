@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainer.logs import log_of
+from tests.helpers.logs import log_of
 from trainer.checkpoint import REFERENCE
 from trainer.data import PreferenceData, PromptGroup, Response, Single
 from trainer.errors import TrainerError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.trainer.logs import log_of
+from tests.helpers.logs import log_of
 from trainer import reference as reference_module
 from trainer.data import Pair, PreferenceData
 from trainer.errors import TrainerError

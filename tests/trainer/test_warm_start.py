@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainer.logs import log_of
+from tests.helpers.logs import log_of
 from trainer.data import Pair, PreferenceData, Ranked, Response, Single
 from trainer.errors import TrainerError
 from trainer.round import train_round

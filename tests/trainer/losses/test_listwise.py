@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trainer.losses.relations import column, evaluate, gradients, groups, pairs
+from tests.helpers.loss_relations import column, evaluate, gradients, groups, pairs
 from trainer.losses.batch import Groups, Pairs, Responses
 from trainer.losses.contrastive import dpo
 from trainer.losses.table_others import GROUPS

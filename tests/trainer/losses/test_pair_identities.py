@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.trainer.losses.cases import gradients, loss, make_pairs, one_pair, tensor
+from tests.helpers.loss_cases import gradients, loss, make_pairs, one_pair, tensor
 from trainer.losses.batch import Pairs
 
 Row = tuple[float, ...]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.losses.cases import VARIANT_IDS, VARIANTS, every_column, every_leaf, loss
+from tests.helpers.loss_cases import VARIANT_IDS, VARIANTS, every_column, every_leaf, loss
 from trainer.losses.batch import Pairs, Responses
 
 DTYPES = (torch.float64, torch.float32)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tests.trainer.losses.cases import VARIANT_IDS, VARIANTS, every_column, every_leaf, loss
+from tests.helpers.loss_cases import VARIANT_IDS, VARIANTS, every_column, every_leaf, loss
 from trainer.losses import table_others, table_pairs
 from trainer.losses.batch import Pairs, Responses
 from trainer.losses.method import Need

@@ -1,4 +1,4 @@
-"""Losses over pairs against numbers worked out by hand, on the pairs A, B and C of `cases.py`."""
+"""Losses over pairs against numbers worked out by hand, on the pairs A, B and C of `loss_cases.py`."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.losses.cases import gradients, loss, named
+from tests.helpers.loss_cases import gradients, loss, named
 
 B01: dict[str, Any] = {"beta": 0.1}
 NLL: dict[str, Any] = {"normalise": "response"}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trainer.losses.cases import tensor
+from tests.helpers.loss_cases import tensor
 from trainer.losses.primitives import ell, log1mexp
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.trainer.losses.cases import tensor
+from tests.helpers.loss_cases import tensor
 from trainer.losses.reward import bradley_terry
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trainer.losses.relations import column, evaluate, gradients, halves, pairs, singles
+from tests.helpers.loss_relations import column, evaluate, gradients, halves, pairs, singles
 from trainer.losses.batch import Pairs, Responses, Singles
 from trainer.losses.moving import follow
 from trainer.losses.table_others import ROWS

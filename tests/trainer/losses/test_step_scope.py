@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.losses.relations import evaluate, mapped, random_relation
+from tests.helpers.loss_relations import evaluate, mapped, random_relation
 from trainer.losses.table_others import ROWS
 
 ARGUMENTS: dict[str, dict[str, Any]] = {

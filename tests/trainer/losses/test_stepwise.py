@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trainer.losses.relations import PAIRS, column, evaluate, gradients, halves, pairs, responses, singles
+from tests.helpers.loss_relations import PAIRS, column, evaluate, gradients, halves, pairs, responses, singles
 from trainer.losses.batch import Pairs, Responses
 from trainer.losses.contrastive import dpo
 from trainer.losses.stepwise import bco_update, beta_dpo_update

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.losses.relations import (
+from tests.helpers.loss_relations import (
     Relation,
     evaluate,
     gradients,

@@ -1,4 +1,4 @@
-"""TDPO, WPO and LD-DPO on the token-level toy of `cases.py`: three words in the vocabulary, two and three tokens."""
+"""TDPO, WPO and LD-DPO on the token-level toy of `loss_cases.py`: a vocabulary of three, two and three tokens."""
 
 import math
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.trainer.losses.cases import TOY_W, loss, tensor, toy
+from tests.helpers.loss_cases import TOY_W, loss, tensor, toy
 from trainer.losses.batch import Pairs, Responses
 
 DPO = 0.675472  # of the toy, at β = 0.1

@@ -1,0 +1,168 @@
+"""The transformers engine says what the model says: checked against plain forward passes of a tiny Llama."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from loop.config.settings import EngineConfig
+from loop.engines.base import Completion, Request, chosen_engine
+from loop.engines.transformers_engine import TransformersEngine
+from loop.errors import UserError
+from tests.helpers import tiny
+
+PROMPTS = ([104, 105], [49, 32, 43, 32, 50, 32, 61], [97], [120, 121, 122, 32, 61])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two folders with other weights of the same shape."""
+    return [tiny.save_model(tmp_path_factory.mktemp("model"), seed) for seed in (0, 1)]
+
+
+@pytest.fixture
+def make_engine(models: list[Path]) -> Callable[..., TransformersEngine]:
+    def make(folder: Path = models[0], batch: int = 8) -> TransformersEngine:
+        return TransformersEngine(folder, EngineConfig(kind="transformers", batch=batch, max_model_len=128))
+
+    return make
+
+
+def requests(temperature: float = 0.8, max_tokens: int = 10, top_p: float = 1.0) -> list[Request]:
+    return [
+        Request(ids, 7 * place + sample, temperature, top_p, max_tokens)
+        for place, ids in enumerate(PROMPTS)
+        for sample in range(4)
+    ]
+
+
+def run(engine: TransformersEngine, wanted: list[Request]) -> list[Completion]:
+    return engine.generate(wanted, lambda done, tokens: None)
+
+
+def logprobs_TV(folder: Path, ids: list[int]) -> torch.Tensor:
+    """log softmax of a plain forward over one sequence; T tokens, V vocabulary."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), dim=-1)
+
+
+def by_hand(folder: Path, prompt: list[int], max_tokens: int) -> list[int]:
+    """Greedy decoding, one full forward per token, without a cache."""
+    tokens: list[int] = []
+    while len(tokens) < max_tokens and tiny.EOS not in tokens:
+        tokens.append(int(logprobs_TV(folder, [*prompt, *tokens])[-1].argmax()))
+    return tokens
+
+
+def test_the_same_requests_give_the_same_completions(make_engine: Callable[..., TransformersEngine]) -> None:
+    engine = make_engine()
+    first = run(engine, requests())
+    assert run(engine, requests()) == first == run(make_engine(), requests())
+    assert len({tuple(c.token_ids) for c in first}) > 12, "seeds must matter"
+
+
+def test_completions_come_in_the_order_of_the_requests(make_engine: Callable[..., TransformersEngine]) -> None:
+    wanted = requests(temperature=0)
+    alone = [run(make_engine(), [request])[0].token_ids for request in wanted[::4]]
+    assert [c.token_ids for c in run(make_engine(batch=3), wanted)][::4] == alone
+
+
+def test_a_response_depends_on_its_own_seed_and_not_on_its_neighbours_seeds(
+    make_engine: Callable[..., TransformersEngine],
+) -> None:
+    wanted = requests()
+    other = [wanted[0], *(Request(r.prompt_ids, r.seed + 1000, r.temperature, 1.0, r.max_tokens) for r in wanted[1:])]
+    first, second = run(make_engine(), wanted), run(make_engine(), other)
+    assert first[0].token_ids == second[0].token_ids
+    assert [c.token_ids for c in first[1:]] != [c.token_ids for c in second[1:]]
+
+
+def test_temperature_0_is_the_models_argmax(make_engine: Callable[..., TransformersEngine], models: list[Path]) -> None:
+    found = run(make_engine(), requests(temperature=0))
+    for place, prompt in enumerate(PROMPTS):
+        assert found[4 * place].token_ids == by_hand(models[0], prompt, 10)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8, 1.5])
+def test_logprobs_are_the_models_own_before_temperature(
+    make_engine: Callable[..., TransformersEngine], models: list[Path], temperature: float
+) -> None:
+    wanted = requests(temperature=temperature, top_p=0.9)
+    for request, completion in zip(wanted, run(make_engine(), wanted), strict=True):
+        prompt = list(request.prompt_ids)
+        rows_TV = logprobs_TV(models[0], [*prompt, *completion.token_ids])[len(prompt) - 1 : -1]
+        expected_T = rows_TV.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+        assert completion.logprobs == pytest.approx(expected_T.tolist(), abs=1e-4)
+
+
+def test_the_end_token_is_there_exactly_if_the_response_stopped(
+    make_engine: Callable[..., TransformersEngine],
+) -> None:
+    found = run(make_engine(), requests(max_tokens=12))
+    for completion in found:
+        assert (completion.token_ids[-1] == tiny.EOS) == (completion.finish_reason == "stop")
+        assert tiny.EOS not in completion.token_ids[:-1]
+        assert len(completion.logprobs) == len(completion.token_ids)
+        assert completion.finish_reason == "stop" or len(completion.token_ids) == 12
+        assert "<eos>" not in completion.text
+    assert {c.finish_reason for c in found} == {"stop", "length"}
+
+
+def test_each_request_keeps_its_own_max_tokens(make_engine: Callable[..., TransformersEngine]) -> None:
+    long = requests(max_tokens=9)
+    mixed = [Request(r.prompt_ids, r.seed, 0.8, 1.0, 9 if i % 2 else 3) for i, r in enumerate(long)]
+    whole, cut = run(make_engine(batch=16), long), run(make_engine(batch=16), mixed)
+    for i, (a, b) in enumerate(zip(whole, cut, strict=True)):
+        assert b.token_ids == a.token_ids[: 9 if i % 2 else 3]
+        assert b.finish_reason == ("stop" if b.token_ids[-1] == tiny.EOS else "length")
+
+
+def test_top_p_leaves_only_likely_tokens(make_engine: Callable[..., TransformersEngine], models: list[Path]) -> None:
+    for completion in run(make_engine(), requests(temperature=1.0, top_p=1e-6, max_tokens=1)):
+        assert completion.token_ids in [by_hand(models[0], prompt, 1) for prompt in PROMPTS]
+
+
+def test_sampled_shares_are_the_models_probabilities(
+    make_engine: Callable[..., TransformersEngine], models: list[Path]
+) -> None:
+    probability = logprobs_TV(models[0], list(PROMPTS[0]))[-1].exp()
+    wanted = [Request(PROMPTS[0], seed, 1.0, 1.0, 1) for seed in range(3000)]
+    counts = torch.zeros_like(probability)
+    for completion in run(make_engine(batch=3000), wanted):
+        counts[completion.token_ids[0]] += 1
+    top = probability.topk(3).indices
+    assert (counts[top] / 3000 - probability[top]).abs().max() < 0.03
+
+
+def test_a_loaded_policy_answers_as_an_engine_that_began_with_it(
+    make_engine: Callable[..., TransformersEngine], models: list[Path]
+) -> None:
+    engine = make_engine()
+    before = run(engine, requests())
+    engine.load_policy(models[1])
+    after = run(engine, requests())
+    assert after != before
+    assert after == run(make_engine(models[1]), requests())
+    engine.load_policy(models[0])
+    assert run(engine, requests()) == before
+
+
+def test_an_engine_that_is_not_installed_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    import loop.engines.base
+
+    monkeypatch.setattr(loop.engines.base, "find_spec", lambda name: None)
+    assert chosen_engine(EngineConfig()) == "transformers"
+    with pytest.raises(UserError, match=r"engine\.kind=transformers"):
+        chosen_engine(EngineConfig(kind="vllm"))
