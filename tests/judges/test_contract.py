@@ -114,7 +114,7 @@ def test_an_exception_costs_one_response_its_verdict_and_says_where(error: BaseE
     assert [[v.kind for v in row] for row in verdicts] == [["score", "error", "score"], ["score"]]
     why = verdicts[0][1].why
     assert type(error).__name__ in why
-    assert "test_judge_contract.py:" in why
+    assert "test_contract.py:" in why
     assert "\n" not in why
     json.dumps(why).encode("utf-8")
 
