@@ -1,3 +1,4 @@
+# A package of prefloop; loop/cli/start.py looks for this line.
 """Runs campaigns: the order of the stages, the run folder, engines, pairing, promotion and the command line.
 
 Passes prompts and responses to `judges` and preference data to `trainer`; neither imports it. Importing this package

@@ -1,3 +1,4 @@
+# A package of prefloop; loop/cli/start.py looks for this line.
 """Training of candidate models from preference data. Knows nothing of judges, campaigns or run folders.
 
 The modules of a round (`round.py` lists its steps):

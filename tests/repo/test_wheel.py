@@ -43,7 +43,9 @@ def run_from_wheel(unpacked: Path, folder: Path, code: str) -> str:
 
 def test_the_wheel_holds_the_rooms_the_configs_and_the_license_only(unpacked: Path) -> None:
     (metadata,) = unpacked.glob("prefloop-*.dist-info")
-    assert sorted(path.name for path in unpacked.iterdir()) == sorted(["judges", "loop", "trainer", metadata.name])
+    assert sorted(path.name for path in unpacked.iterdir()) == sorted(
+        ["judges", "loop", "prefloop.py", "trainer", metadata.name]
+    )
     configs = unpacked / "loop" / "shipped"
     assert sorted(str(path.relative_to(configs)) for path in configs.rglob("*.*")) == CONFIG_NAMES
     assert (metadata / "licenses" / "LICENSE").read_text(encoding="utf-8").lstrip().startswith("Apache License")
@@ -53,7 +55,7 @@ def test_the_wheel_installs_the_command(unpacked: Path) -> None:
     (entry_points,) = unpacked.glob("prefloop-*.dist-info/entry_points.txt")
     parser = configparser.ConfigParser()
     parser.read_string(entry_points.read_text(encoding="utf-8"))
-    assert dict(parser["console_scripts"]) == {"prefloop": "loop.cli.main:main"}
+    assert dict(parser["console_scripts"]) == {"prefloop": "prefloop:main"}
 
 
 @pytest.mark.parametrize(
