@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 user error, 3 waiting for people, 130 interrupted. Command
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -153,21 +154,22 @@ def show(
         Optional[str],  # noqa: UP045
         typer.Option(help="Only prompts (with --cache: answers) that contain this."),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Number of prompts.")] = 5,
+    limit: Annotated[int, typer.Option(min=0, help="Number of prompts.")] = 5,
     as_json: AsJson = False,
 ) -> None:
     """Show prompts with their responses, verdicts and pairs, or the verdict cache."""
     from loop.store.locate import find_run, find_run_at
-    from loop.view.show import collect_cache, collect_prompts, print_cache, print_prompts
+    from loop.view.prompt_records import collect_prompts
+    from loop.view.show import collect_caches, print_caches, print_prompts
     from loop.view.status_tables import print_json
 
     if cache:
-        kept = collect_cache(find_run(run.partition("@")[0], runs), prompt, limit)
-        print_json(kept) if as_json else print_cache(kept)
+        caches = collect_caches(find_run(run.partition("@")[0], runs), prompt, limit)
+        print_json([asdict(one) for one in caches]) if as_json else print_caches(caches)
         return
     folder, iteration = find_run_at(run, runs)
-    found = collect_prompts(folder, iteration, which, prompt, limit)
-    print_json(found) if as_json else print_prompts(found)
+    prompts = collect_prompts(folder, iteration, which, prompt, limit)
+    print_json([asdict(one) for one in prompts]) if as_json else print_prompts(prompts)
 
 
 @app.command(

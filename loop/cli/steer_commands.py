@@ -66,11 +66,12 @@ def compare(
     """Compare the settings, metrics and test answers of runs, with paired tests and examples."""
     from rich.console import Console
 
-    from loop.view.comparison import compare_runs, print_comparison
+    from loop.view.comparison import compare_runs
+    from loop.view.comparison_tables import print_comparison
     from loop.view.status_tables import print_json
 
-    found = compare_runs(entrants, runs, limit)
-    print_json(found) if as_json else print_comparison(found, Console(soft_wrap=False))
+    comparison = compare_runs(entrants, runs, limit)
+    print_json(comparison.as_dict()) if as_json else print_comparison(comparison, Console(soft_wrap=False))
 
 
 def prune(

@@ -169,7 +169,7 @@ def take_base(member: Member, others: Sequence[RunFolder]) -> RunFolder | None:
 def summary(outcomes: Sequence[Outcome], runs: Path) -> dict[str, Any]:
     """Every run with how it ended, and the comparison of those that finished with the first of them."""
     finished = [str(outcome.member.run) for outcome in outcomes if outcome.stopped is None]
-    found = compare_runs(finished, runs, 0) if len(finished) > 1 else None
+    found = compare_runs(finished, runs, 0).as_dict() if len(finished) > 1 else None
     return {"runs": [outcome.as_dict() for outcome in outcomes], "comparison": found}
 
 

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from loop.report.data import RunData
-from loop.view.show import collect_prompts
+from loop.view.prompt_records import GreedyAnswer, greedy_answers
 
 EXAMPLES = 6
 """Number of examples shown of each kind."""
-
-EVERYTHING = 10**9
-"""More prompts than any test set holds."""
 
 LONGEST = 1200
 """Characters shown of a text in an example."""
@@ -22,26 +19,15 @@ WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A greedy answer with its verdict."""
+class MarkedAnswers:
+    """A test prompt that only one of two models answers right, with the differences of the answers marked."""
 
-    text: str
-    right: bool
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A test prompt whose verdict changed; `before` and `after` have their differences marked."""
-
-    prompt_id: str
     prompt: str
-    target: str | None
-    won: bool
-    before: Markup
-    after: Markup
-    why_before: str
-    why_after: str
+    first_right: bool
+    first: Markup
+    second: Markup
+    why_first: str
+    why_second: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,43 +39,28 @@ class Changes:
     lost: int
     same_text: int
     prompts: int
-    examples: list[Example]
+    examples: list[MarkedAnswers]
 
 
 def changes(data: RunData) -> Changes | None:
     """None if nothing was promoted, or the two models share no greedy answers."""
     if not data.best:
         return None
-    before, after = _greedy(data, 0), _greedy(data, data.best)
+    before, after = (greedy_answers(data.run, k, data.correct_at) for k in (0, data.best))
     both = sorted(before.keys() & after.keys())  # ids are hashes, so this order is unrelated to the data's
     if not both:
         return None
-    won = [id for id in both if after[id][1].right and not before[id][1].right]
-    lost = [id for id in both if before[id][1].right and not after[id][1].right]
-    shown = [*won[:EXAMPLES], *lost[:EXAMPLES]]
-    same = sum(before[id][1].text == after[id][1].text for id in both)
-    examples = [_example(id, before[id], after[id]) for id in shown]
+    won = [id for id in both if after[id].right and not before[id].right]
+    lost = [id for id in both if before[id].right and not after[id].right]
+    same = sum(before[id].text == after[id].text for id in both)
+    examples = [marked_answers(before[id], after[id]) for id in (*won[:EXAMPLES], *lost[:EXAMPLES])]
     return Changes(data.best, len(won), len(lost), same, len(both), examples)
 
 
-def _greedy(data: RunData, k: int) -> dict[str, tuple[dict[str, str | None], Answer]]:
-    """Prompt, target and greedy answer by prompt id, where the answer has a score."""
-    correct_at, found = data.correct_at, {}
-    for prompt in collect_prompts(data.run, k, "test", None, EVERYTHING):
-        for response in prompt["responses"]:
-            verdict = response["verdict"]
-            if response["temperature"] == 0 and verdict is not None and verdict["kind"] == "score":
-                answer = Answer(response["text"], verdict["score"] >= correct_at, verdict["why"] or "")
-                found[prompt["prompt_id"]] = ({"prompt": prompt["prompt"], "target": prompt["target"]}, answer)
-    return found
-
-
-def _example(
-    id: str, before: tuple[dict[str, str | None], Answer], after: tuple[dict[str, str | None], Answer]
-) -> Example:
-    row, old, new = before[0], before[1], after[1]
-    marked = marked_difference(cut(old.text), cut(new.text))
-    return Example(id, cut(row["prompt"] or ""), row["target"], new.right, *marked, old.why, new.why)
+def marked_answers(first: GreedyAnswer, second: GreedyAnswer) -> MarkedAnswers:
+    """Two answers to one prompt, side by side."""
+    texts = marked_difference(cut(first.text), cut(second.text))
+    return MarkedAnswers(cut(first.prompt), first.right, *texts, first.why or "", second.why or "")
 
 
 def cut(text: str) -> str:

@@ -3,17 +3,14 @@
 `loop/view/comparison.py` computes the comparison; this file draws it.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from loop.measure.evaluation import METRICS
-from loop.redact import redacted
-from loop.report.changes import cut, marked_difference
+from loop.measure.stats import Difference
+from loop.report.changes import MarkedAnswers, marked_answers
 from loop.report.data import IterationData, RunData, read_run
 from loop.report.figure import Figure, Missing, Table, keys_of, section, table_of
 from loop.report.figures_quality import describe_change, heights, hundred
@@ -25,60 +22,46 @@ from loop.report.scale import axis, number, percent, share_axis, whole_axis
 from loop.report.warnings import alarms
 from loop.store.files import write_file
 from loop.store.run_folder import RunFolder
-from loop.view.comparison import compare_runs
+from loop.view.comparison import Comparison, EntrantSummary, ModelDifference, compare_runs
+from loop.view.comparison_tables import setting_texts
 
 TONES = 8
-"""Runs beyond so many repeat colours; their lines are dashed."""
+"""Number of colours. Further runs repeat them with dashed lines."""
 
 
 @dataclass(frozen=True, slots=True)
-class Disagreement:
-    """A test prompt that only one of two models answers right; texts with their differences marked."""
-
-    prompt: str
-    target: str | None
-    first_right: bool
-    first: Markup
-    second: Markup
-    why_first: str
-    why_second: str
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One model against the first."""
+class DifferenceSection:
+    """What the page shows of one model against the first."""
 
     title: str
     first: str
     second: str
     table: Table
-    disagreements: list[Disagreement]
+    disagreements: list[MarkedAnswers]
     only_right: str
-    """Greedy answers that are right in one model only, in words; empty if the test sets differ."""
+    """Number of greedy answers that are right in one model only; empty if the test sets differ."""
 
 
 def write_comparison(names: Sequence[str], runs: Path, out: Path, limit: int) -> Path:
     """Write the comparison of these runs and iterations to `out`; its path. UserError as `compare_runs` has them."""
-    found = compare_runs(names, runs, limit)
-    write_file(out, render_comparison(found).encode("utf-8"))
+    write_file(out, render_comparison(compare_runs(names, runs, limit)).encode("utf-8"))
     return out
 
 
-def render_comparison(found: dict[str, Any]) -> str:
+def render_comparison(comparison: Comparison) -> str:
     """The page."""
-    data = list({entrant["run"]: read_run(RunFolder(Path(entrant["run"]))) for entrant in found["entrants"]}.values())
-    names = short_names([entrant["name"] for entrant in found["entrants"]])
-    others = zip(found["comparisons"], names[1:], strict=True)
-    compared = [_compared(one, names[0], name, found["confidence"]) for one, name in others]
+    data = [read_run(RunFolder(Path(run))) for run in dict.fromkeys(entrant.run for entrant in comparison.entrants)]
+    names = short_names([entrant.name for entrant in comparison.entrants])
+    others = list(zip(comparison.comparisons, names[1:], strict=True))
     return fill(
         "compare.html",
         title=" · ".join(names),
-        tiles=[_tile(entrant, name) for entrant, name in zip(found["entrants"], names, strict=True)],
-        sentences=[_sentence(one, names[0], name) for one, name in zip(found["comparisons"], names[1:], strict=True)],
+        tiles=[_tile(entrant, name) for entrant, name in zip(comparison.entrants, names, strict=True)],
+        sentences=[_sentence(one, names[0], name) for one, name in others],
         sections=[section("figures", "On shared axes", figures(data))],
         alarms=[(one.name, alarm) for one in data for alarm in alarms(one)],
-        compared=compared,
-        settings=_settings(found["settings"], names),
+        differences=[_difference_section(one, names[0], name, comparison.confidence) for one, name in others],
+        settings=Table(["key", *names], [[row.key, *setting_texts(row)] for row in comparison.settings]),
     )
 
 
@@ -183,51 +166,38 @@ def _drawn(
     return Figure(id, title, read, drawn, keys_of(series), table_of(x_name, series))
 
 
-def _tile(entrant: dict[str, Any], name: str) -> Tile:
-    metric = entrant["test"]["sampled_accuracy"]
-    what = f"iteration {entrant['iteration']}" if entrant["iteration"] else "base model"
+def _tile(entrant: EntrantSummary, name: str) -> Tile:
+    metric = entrant.test["sampled_accuracy"]
+    what = f"iteration {entrant.iteration}" if entrant.iteration else "base model"
     interval = "" if metric["value"] is None else f"[{percent(metric['low'])}, {percent(metric['high'])}], "
     return Tile(name, f"{percent(metric['value'])} %", f"{interval}{what}")
 
 
-def _sentence(compared: dict[str, Any], first: str, second: str) -> str:
-    found = compared["metrics"]["sampled_accuracy"]
+def _sentence(one: ModelDifference, first: str, second: str) -> str:
+    found = one.metrics["sampled_accuracy"]
     who = f"{second} against {first}"
-    if found["value"] is None:
+    if found.value is None or found.low is None or found.high is None:
         return f"{who}: sampled accuracy cannot be compared."
-    told = describe_change(found["value"], found["low"], found["high"])
-    sure = "a difference" if found["low"] > 0 or found["high"] < 0 else "no difference that these prompts can show"
-    return f"{who}: {told} of sampled test accuracy, p = {number(found['p_value'])}: {sure}."
+    change = describe_change(found.value, found.low, found.high)
+    sure = "a difference" if found.low > 0 or found.high < 0 else "no difference that these prompts can show"
+    return f"{who}: {change} of sampled test accuracy, p = {number(found.p_value)}: {sure}."
 
 
-def _compared(one: dict[str, Any], first: str, second: str, confidence: float) -> Compared:
-    prompts = one["test_prompts"]
-    how = f"paired on the same {prompts['first']} test prompts"
-    if not one["paired"]:
-        how = f"unpaired, as the test sets differ ({prompts['first']} and {prompts['second']} prompts)"
-    title = f"{second} against {first}: {how}, {100 * confidence:g} % intervals"
-    rows = [[metric.replace("_", " "), *_points(one["metrics"][metric])] for metric in METRICS]
-    table = Table(["metric", "points", "from", "to", "p"], rows)
-    disagreements = [_disagreement(example) for example in one["disagreements"]]
-    only = one["only_right"]
-    told = f"{only['first']} of {first}, {only['second']} of {second}" if one["paired"] else ""
-    return Compared(title, first, second, table, disagreements, told)
+def _difference_section(one: ModelDifference, first: str, second: str, confidence: float) -> DifferenceSection:
+    prompts, only = one.test_prompts, one.only_right
+    how = f"paired on the same {prompts.first} test prompts"
+    if not one.paired:
+        how = f"unpaired, as the test sets differ ({prompts.first} and {prompts.second} prompts)"
+    rows = [[metric.replace("_", " "), *_points(one.metrics[metric])] for metric in METRICS]
+    return DifferenceSection(
+        title=f"{second} against {first}: {how}, {100 * confidence:g} % intervals",
+        first=first,
+        second=second,
+        table=Table(["metric", "points", "from", "to", "p"], rows),
+        disagreements=[marked_answers(each.first, each.second) for each in one.disagreements],
+        only_right=f"{only.first} of {first}, {only.second} of {second}" if one.paired else "",
+    )
 
 
-def _points(difference: dict[str, Any]) -> list[float | None]:
-    return [*(hundred(difference[name]) for name in ("value", "low", "high")), difference["p_value"]]
-
-
-def _disagreement(example: dict[str, Any]) -> Disagreement:
-    first, second = example["first"], example["second"]
-    texts = marked_difference(cut(first["text"]), cut(second["text"]))
-    why = [one["verdict"]["why"] or "" for one in (first, second)]
-    return Disagreement(cut(example["prompt"]), example["target"], first["right"], *texts, *why)
-
-
-def _settings(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
-    shown = [
-        [row["key"], *(json.dumps(redacted(value, row["key"]), ensure_ascii=False) for value in row["values"])]
-        for row in rows
-    ]
-    return Table(["key", *names], shown)
+def _points(one: Difference) -> list[float | None]:
+    return [hundred(one.value), hundred(one.low), hundred(one.high), one.p_value]

@@ -1,33 +1,141 @@
 """Compare runs and iterations with the first one: settings, metrics, paired tests, examples of disagreement."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from loop.config.checks import PREFERENCE
 from loop.config.load import LoadedConfig, diff, load_config
 from loop.errors import UserError
-from loop.measure.evaluation import METRICS, metrics_of
 from loop.measure.evaluation import compare as paired
+from loop.measure.evaluation import metrics_of
 from loop.measure.stats import Difference, unpaired_difference
-from loop.redact import redacted
 from loop.store import tables
 from loop.store.files import read_json
 from loop.store.locate import find_run, find_run_at
 from loop.store.run_folder import RunFolder
-from loop.view.show import collect_prompts
+from loop.view.prompt_records import GreedyAnswer, greedy_answers
 from loop.view.status import collect, public
-from loop.view.status_tables import percent
 
-EVERYTHING = 10**9
-"""More prompts than any test set holds."""
+
+@dataclass(frozen=True, slots=True)
+class EntrantSummary:
+    """A compared model: an iteration of a run, with its metrics on both held-out sets."""
+
+    name: str
+    """As on the command line."""
+    run: str
+    iteration: int
+    incumbent: bool
+    """Whether it is the run's incumbent."""
+    parent: dict[str, Any] | None
+    """Run and iteration that the run was forked from."""
+    gate: dict[str, Any]
+    test: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedSetting:
+    """A key with its value in each of the compared models."""
+
+    key: str
+    values: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class IterationMetrics:
+    """Test metrics of one iteration in each run; None where a run has none."""
+
+    iteration: int
+    test: list[dict[str, Any] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCounts:
+    """Test prompts of the first and of the second model, and of both."""
+
+    first: int
+    second: int
+    both: int
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectInOne:
+    """Number of test prompts whose greedy response is correct in only one of two models."""
+
+    first: int
+    second: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A test prompt whose greedy response is correct in only one of two models."""
+
+    prompt_id: str
+    first: GreedyAnswer
+    second: GreedyAnswer
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        shared = {"prompt_id": self.prompt_id, "prompt": self.first.prompt, "target": self.first.target}
+        return shared | {"first": self.first.as_dict(), "second": self.second.as_dict()}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDifference:
+    """How the second model differs from the first on the test prompts."""
+
+    first: str
+    second: str
+    paired: bool
+    """Whether the test prompts are the same, so that the tests are paired by prompt."""
+    test_prompts: PromptCounts
+    evaluated_differently: list[ChangedSetting]
+    """Inputs of the evaluation that differ, other than model and prompts."""
+    metrics: dict[str, Difference]
+    only_right: CorrectInOne
+    disagreements: list[Disagreement]
+    """As many examples as were asked for."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "first": self.first,
+            "second": self.second,
+            "paired": self.paired,
+            "test_prompts": {
+                "first": self.test_prompts.first,
+                "second": self.test_prompts.second,
+                "in both": self.test_prompts.both,
+            },
+            "evaluated_differently": [asdict(one) for one in self.evaluated_differently],
+            "metrics": {name: asdict(difference) for name, difference in self.metrics.items()},
+            "only_right": asdict(self.only_right),
+            "disagreements": [one.as_dict() for one in self.disagreements],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Several models, each compared with the first."""
+
+    entrants: list[EntrantSummary]
+    confidence: float
+    settings: list[ChangedSetting]
+    """The settings that differ."""
+    iterations: list[IterationMetrics]
+    comparisons: list[ModelDifference]
+    """One for each entrant after the first."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "entrants": [asdict(one) for one in self.entrants],
+            "confidence": self.confidence,
+            "settings": [asdict(one) for one in self.settings],
+            "iterations": [asdict(one) for one in self.iterations],
+            "comparisons": [one.as_dict() for one in self.comparisons],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,30 +154,30 @@ class Entrant:
         return dict(read_json(self.run.latest(self.iteration, "eval").metrics))
 
     @property
-    def metrics(self) -> dict[str, Any]:
-        """Metrics on the test prompts."""
-        return dict(self.evaluation["test"])
-
-    @property
     def asked(self) -> set[str]:
         """Ids of the test prompts: hashes of their messages."""
         path = self.run.prompts().path / "test.parquet"
         return set(tables.read(path, ["id"])["id"].to_pylist())
 
+    @property
+    def greedy(self) -> dict[str, GreedyAnswer]:
+        """The greedy answers to the test prompts."""
+        return greedy_answers(self.run, self.iteration, self.loaded.base.pairs.correct_at)
 
-def compare_runs(names: Sequence[str], runs: Path, limit: int) -> dict[str, Any]:
-    """How the models differ, with up to `limit` examples per comparison. Raises UserError."""
+
+def compare_runs(names: Sequence[str], runs: Path, limit: int) -> Comparison:
+    """How the models differ, with up to `limit` examples for each. Raises UserError."""
     if len(names) < 2:
         raise UserError("compare needs at least two runs: `prefloop compare RUN RUN`, or RUN@K for an iteration.")
     entrants = [_entrant(name, runs) for name in names]
     first, *others = entrants
-    return {
-        "entrants": [_described(entrant) for entrant in entrants],
-        "confidence": first.loaded.base.promote.confidence,
-        "settings": _settings(entrants),
-        "iterations": _side_by_side(entrants),
-        "comparisons": [_compared(first, other, limit) for other in others],
-    }
+    return Comparison(
+        entrants=[_summary(entrant) for entrant in entrants],
+        confidence=first.loaded.base.promote.confidence,
+        settings=_changed_settings(entrants),
+        iterations=_by_iteration(entrants),
+        comparisons=[_difference(first, other, limit) for other in others],
+    )
 
 
 def _entrant(name: str, runs: Path) -> Entrant:
@@ -88,51 +196,52 @@ def _entrant(name: str, runs: Path) -> Entrant:
     return Entrant(name, run, iteration, load_config(run.config), state)
 
 
-def _described(entrant: Entrant) -> dict[str, Any]:
-    return {
-        "name": entrant.label,
-        "run": str(entrant.run),
-        "iteration": entrant.iteration,
-        "incumbent": entrant.iteration == entrant.state["incumbent"],
-        "parent": entrant.state["parent"],
+def _summary(entrant: Entrant) -> EntrantSummary:
+    return EntrantSummary(
+        name=entrant.label,
+        run=str(entrant.run),
+        iteration=entrant.iteration,
+        incumbent=entrant.iteration == entrant.state["incumbent"],
+        parent=entrant.state["parent"],
         **public(entrant.evaluation),
-    }
+    )
 
 
-def _settings(entrants: Sequence[Entrant]) -> list[dict[str, Any]]:
+def _changed_settings(entrants: Sequence[Entrant]) -> list[ChangedSetting]:
     """Keys that differ between entrants, with the value of each."""
     first, *others = entrants
     changes = [{key: (old, new) for key, old, new in diff(first.loaded.raw, other.loaded.raw)} for other in others]
     originals = {key: old for changed in changes for key, (old, _) in changed.items()}
     return [
-        {"key": key, "values": [old, *(changed.get(key, (old, old))[1] for changed in changes)]}
+        ChangedSetting(key, [old, *(changed.get(key, (old, old))[1] for changed in changes)])
         for key, old in originals.items()
     ]
 
 
-def _side_by_side(entrants: Sequence[Entrant]) -> list[dict[str, Any]]:
-    """Test metrics of every run by iteration; None where a run lacks the iteration."""
-    known = [{it["iteration"]: it for it in entrant.state["iterations"]} for entrant in entrants]
-    numbers = sorted({number for iterations in known for number in iterations})
-    return [{"iteration": k, "test": [(its.get(k) or {"test": None})["test"] for its in known]} for k in numbers]
+def _by_iteration(entrants: Sequence[Entrant]) -> list[IterationMetrics]:
+    known = [{it["iteration"]: it["test"] for it in entrant.state["iterations"]} for entrant in entrants]
+    numbers = sorted({number for tests in known for number in tests})
+    return [IterationMetrics(number, [tests.get(number) for tests in known]) for number in numbers]
 
 
-def _compared(first: Entrant, second: Entrant, limit: int) -> dict[str, Any]:
+def _difference(first: Entrant, second: Entrant, limit: int) -> ModelDifference:
     """Compare `second` with `first`: paired by prompt if the test prompts are the same, else unpaired."""
-    one, two = first.asked, second.asked
-    same, confidence = one == two, first.loaded.base.promote.confidence
-    how = paired if same else _unpaired
-    shared = metrics_of(first.metrics, second.metrics)
-    metrics = {name: asdict(how(first.metrics, second.metrics, name, confidence)) for name in shared}
-    return {
-        "first": first.label,
-        "second": second.label,
-        "paired": same,
-        "test_prompts": {"first": len(one), "second": len(two), "in both": len(one & two)},
-        "evaluated_differently": _evaluated_differently(first, second),
-        "metrics": metrics,
-        **_disagreements(first, second, limit),
-    }
+    asked, confidence = (first.asked, second.asked), first.loaded.base.promote.confidence
+    same = asked[0] == asked[1]
+    test = paired if same else _unpaired
+    one, two = first.evaluation["test"], second.evaluation["test"]
+    disagreements = _disagreements(first.greedy, second.greedy)
+    only_first = sum(example.first.right for example in disagreements)
+    return ModelDifference(
+        first=first.label,
+        second=second.label,
+        paired=same,
+        test_prompts=PromptCounts(len(asked[0]), len(asked[1]), len(asked[0] & asked[1])),
+        evaluated_differently=_evaluated_differently(first, second),
+        metrics={name: test(one, two, name, confidence) for name in metrics_of(one, two)},
+        only_right=CorrectInOne(only_first, len(disagreements) - only_first),
+        disagreements=disagreements[:limit],
+    )
 
 
 def _unpaired(first: dict[str, Any], second: dict[str, Any], metric: str, confidence: float) -> Difference:
@@ -140,128 +249,13 @@ def _unpaired(first: dict[str, Any], second: dict[str, Any], metric: str, confid
     return unpaired_difference((one[0], one[1]), (two[0], two[1]), confidence)
 
 
-def _evaluated_differently(first: Entrant, second: Entrant) -> list[dict[str, Any]]:
-    """Evaluation inputs that differ, other than model and prompts."""
+def _evaluated_differently(first: Entrant, second: Entrant) -> list[ChangedSetting]:
     manifests = [entrant.run.latest(entrant.iteration, "eval").manifest() for entrant in (first, second)]
     one, two = ({k: v for k, v in m.inputs.items() if k not in ("made from", "seed")} for m in manifests if m)
-    return [{"key": key, "values": [old, new]} for key, old, new in diff(one, two)]
+    return [ChangedSetting(key, [old, new]) for key, old, new in diff(one, two)]
 
 
-def _disagreements(first: Entrant, second: Entrant, limit: int) -> dict[str, Any]:
-    """Count prompts that only one model answers correctly (greedy), with examples."""
-    one, two = _greedy(first), _greedy(second)
-    examples: list[dict[str, Any]] = []
-    only = {"first": 0, "second": 0}
-    for prompt_id in sorted(one.keys() & two.keys()):  # ids are hashes, so this order is unrelated to the data's
-        a, b = one[prompt_id], two[prompt_id]
-        if a["right"] != b["right"]:
-            only["first" if a["right"] else "second"] += 1
-            examples.append({"prompt_id": prompt_id, "prompt": a.pop("prompt"), "target": a.pop("target")})
-            examples[-1] |= {"first": a, "second": {key: b[key] for key in ("text", "right", "verdict")}}
-    return {"only_right": only, "disagreements": examples[:limit]}
-
-
-def _greedy(entrant: Entrant) -> dict[str, dict[str, Any]]:
-    """The greedy response to each test prompt, with its verdict, by prompt id."""
-    correct_at, found = entrant.loaded.base.pairs.correct_at, {}
-    for prompt in collect_prompts(entrant.run, entrant.iteration, "test", None, EVERYTHING):
-        for response in prompt["responses"]:
-            verdict = response["verdict"]
-            if response["temperature"] == 0 and verdict is not None and verdict["kind"] == "score":
-                found[prompt["prompt_id"]] = {
-                    "prompt": prompt["prompt"],
-                    "target": prompt["target"],
-                    "text": response["text"],
-                    "right": verdict["score"] >= correct_at,
-                    "verdict": {key: verdict[key] for key in ("score", "extracted", "why")},
-                }
-    return found
-
-
-def print_comparison(found: dict[str, Any], console: Console) -> None:
-    """Print differing settings, metrics side by side, tests and examples."""
-    names = [entrant["name"] for entrant in found["entrants"]]
-    for entrant in found["entrants"]:
-        console.print(_who(entrant), markup=False, highlight=False)
-    console.print(_settings_table(found["settings"], names))
-    console.print(_metrics_table(found["iterations"], names))
-    for compared in found["comparisons"]:
-        _print_test(compared, found["confidence"], console)
-        for example in compared["disagreements"]:
-            _print_example(example, compared, console)
-
-
-def _who(entrant: dict[str, Any]) -> str:
-    k = entrant["iteration"]
-    model = f"the model of iteration {k}" if k else "the base model"
-    role = ", its incumbent" if entrant["incumbent"] else ""
-    parent = entrant["parent"]
-    origin = f"; forked from iteration {parent['iteration']} of {parent['run']}" if parent else ""
-    return f"{entrant['name']}: {model}{role}{origin}"
-
-
-def _settings_table(settings: list[dict[str, Any]], names: list[str]) -> Table | str:
-    if not settings:
-        return "\nAll settings are equal."
-    table = Table(title="settings that differ", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("key", *names):
-        table.add_column(column, overflow="fold")
-    for row in settings:
-        table.add_row(
-            row["key"], *(Text(json.dumps(redacted(value, row["key"]), ensure_ascii=False)) for value in row["values"])
-        )
-    return table
-
-
-def _metrics_table(iterations: list[dict[str, Any]], names: list[str]) -> Table:
-    table = Table(title="test prompts, in %, with intervals", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("iter", "metric", *names):
-        table.add_column(column, justify="left" if column == "metric" else "right")
-    for row in iterations:
-        for place, metric in enumerate((*METRICS, PREFERENCE)):
-            cells = [percent(test and test.get(metric)) for test in row["test"]]
-            if set(cells) != {"–"}:
-                table.add_row("" if place else str(row["iteration"]), metric.replace("_", " "), *cells)
-    return table
-
-
-def _print_test(compared: dict[str, Any], confidence: float, console: Console) -> None:
-    prompts = compared["test_prompts"]
-    how = f"paired on the same {prompts['first']} test prompts"
-    if not compared["paired"]:
-        how = (
-            f"UNPAIRED, because the test sets differ ({prompts['first']} and {prompts['second']} prompts, "
-            f"{prompts['in both']} in both)"
-        )
-    title = f"{compared['second']} against {compared['first']}, {how}, {100 * confidence:g} % intervals:"
-    console.print(title, markup=False, highlight=False)
-    for metric, difference in compared["metrics"].items():
-        console.print(f"  {metric.replace('_', ' ')}: {_in_points(difference)}", markup=False, highlight=False)
-    for row in compared["evaluated_differently"]:
-        was, now = row["values"]
-        console.print(f"  evaluated differently: {row['key']} {was!r} and {now!r}", markup=False, highlight=False)
-    only = compared["only_right"]
-    console.print(
-        f"  greedy responses correct in only one: {only['first']} of {compared['first']}, {only['second']} of "
-        f"{compared['second']}",
-        markup=False,
-        highlight=False,
-    )
-
-
-def _in_points(difference: dict[str, Any]) -> str:
-    if difference["value"] is None:
-        return "cannot be compared"
-    value, low, high = (100 * difference[name] for name in ("value", "low", "high"))
-    return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}], p = {difference['p_value']:.3g}"
-
-
-def _print_example(example: dict[str, Any], compared: dict[str, Any], console: Console) -> None:
-    console.print(Text(f"\n{example['prompt_id']}  {example['prompt']}", style="bold"))
-    console.print(Text(f"  target: {example['target']}"))
-    for side in ("first", "second"):
-        one = example[side]
-        style, mark = ("green", "right") if one["right"] else ("red", "wrong")
-        why = f" ({one['verdict']['why']})" if one["verdict"]["why"] else ""
-        line = Text(f"  {compared[side]} ").append(mark, style=style)
-        console.print(line.append(f"{why}: {' '.join(one['text'].split())}"))
+def _disagreements(first: Mapping[str, GreedyAnswer], second: Mapping[str, GreedyAnswer]) -> list[Disagreement]:
+    """In the order of the prompts' ids, which are hashes and so unrelated to the order of the data."""
+    both = sorted(first.keys() & second.keys())
+    return [Disagreement(id, first[id], second[id]) for id in both if first[id].right != second[id].right]

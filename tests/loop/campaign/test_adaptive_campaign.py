@@ -21,7 +21,7 @@ from loop.seeds import seed_for
 from loop.store import tables
 from loop.store.files import write_file
 from loop.store.run_folder import RunFolder
-from loop.view.show import collect_prompts
+from loop.view.prompt_records import collect_prompts
 from loop.view.status import collect
 from tests.helpers.campaigns import Cli, events, read, rows
 
@@ -73,7 +73,7 @@ def test_pairing_and_show_see_both_phases_of_a_prompt_together(run: Path) -> Non
     across = [pair for pair in pairs if (pair["chosen_id"] in members) != (pair["rejected_id"] in members)]
     assert across, "no pair of a probed and a further response"
     shown = collect_prompts(RunFolder(run), 1, "train", None, 16)
-    assert sum(len(prompt["responses"]) for prompt in shown) == len(sampled(run))
+    assert sum(len(prompt.responses) for prompt in shown) == len(sampled(run))
     assert len(shown) == 16
 
 

@@ -19,7 +19,7 @@ from loop.store.run_folder import RunFolder
 from loop.view.frame import in_percent, scores
 from loop.view.notebook import RunView
 from loop.view.progress import look
-from loop.view.show import collect_prompts
+from loop.view.prompt_records import collect_prompts
 from loop.workers.measure_service import read_logps
 from loop.workers.reward_service import read_run
 from loop.workers.train_service import read_preferences
@@ -141,8 +141,8 @@ def test_a_killed_campaign_on_given_pairs_ends_the_same(
 def test_show_and_export_know_given_pairs(parts: Path, tmp_path: Path) -> None:
     run = RunFolder(parts)
     (shown,) = collect_prompts(run, 1, "train", None, 1)
-    (chosen, rejected), *_ = shown["pairs"]
-    assert {chosen, rejected} <= {answer["response_id"] for answer in shown["responses"]}
+    (chosen, rejected), *_ = shown.pairs
+    assert {chosen, rejected} <= {answer.response_id for answer in shown.responses}
     assert len(collect_prompts(run, 2, "gate", None, 99)) == 5
     assert export_pairs(run, 2, tmp_path / "out.jsonl", "conversational") == len(pairs(parts, 2))
     exported = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]

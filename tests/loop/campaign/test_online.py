@@ -24,7 +24,7 @@ from loop.engines.base import number_format
 from loop.errors import UserError
 from loop.store.run_folder import RunFolder
 from loop.view.comparison import compare_runs
-from loop.view.show import collect_prompts
+from loop.view.prompt_records import collect_prompts
 from loop.view.status import collect
 from loop.workers.handover import handover_folder
 from loop.workers.process import Job, Worker
@@ -135,8 +135,8 @@ def test_whatever_reads_a_run_folder_reads_an_online_one(online: Path, tmp_path:
     assert (state["finished"], set(state["stages"].values())) == (True, {"finished"})
     shown = collect_prompts(run, 1, "train", None, 100)
     assert len(shown) == 12
-    assert sum(len(prompt["pairs"]) for prompt in shown) == manifest(online, "pair")["counts"]["pairs"]
-    assert len(compare_runs([str(online), str(online)], online.parent, 1)["entrants"]) == 2
+    assert sum(len(prompt.pairs) for prompt in shown) == manifest(online, "pair")["counts"]["pairs"]
+    assert len(compare_runs([str(online), str(online)], online.parent, 1).entrants) == 2
     assert fork(run, 1, RunFolder(tmp_path / "forked"), []).iteration == 1
     assert not list(online.glob("**/handed-over")) + list(online.glob("iter-001/train/work"))
 

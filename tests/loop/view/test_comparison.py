@@ -18,7 +18,8 @@ from loop.measure.evaluation import METRICS
 from loop.measure.stats import unpaired_difference
 from loop.store import tables
 from loop.store.run_folder import RunFolder
-from loop.view.comparison import compare_runs, print_comparison
+from loop.view.comparison import ChangedSetting, CorrectInOne, PromptCounts, compare_runs
+from loop.view.comparison_tables import print_comparison
 from tests.helpers.campaigns import Cli, copy_run, read, rows
 
 
@@ -35,34 +36,35 @@ def runs(reference: Path, cli: Cli) -> Path:
 
 def test_a_run_compared_with_itself_differs_in_nothing(runs: Path) -> None:
     found = compare_runs(["one", "one@2"], runs, 5)
-    (compared,) = found["comparisons"]
-    assert found["settings"] == []
-    assert compared["paired"]
-    assert {compared["metrics"][metric]["value"] for metric in METRICS} == {0.0}
-    assert compared["only_right"] == {"first": 0, "second": 0}
-    assert compared["disagreements"] == []
+    (compared,) = found.comparisons
+    assert found.settings == []
+    assert compared.paired
+    assert {compared.metrics[metric].value for metric in METRICS} == {0.0}
+    assert compared.only_right == CorrectInOne(0, 0)
+    assert compared.disagreements == []
 
 
 def test_settings_that_differ_have_a_value_for_every_run(runs: Path) -> None:
     found = compare_runs(["one", "two", "one"], runs, 0)
-    settings = {row["key"]: row["values"] for row in found["settings"]}
+    settings = {row.key: row.values for row in found.settings}
     assert settings == {"train.beta": [None, 0.3, None], "sampling.n": [4, 5, 4]}
 
 
 def test_iterations_are_the_models_named_and_the_difference_is_that_of_their_metrics(runs: Path) -> None:
     found = compare_runs(["one@0", "two"], runs, 0)
-    (compared,) = found["comparisons"]
-    assert [(e["iteration"], e["incumbent"]) for e in found["entrants"]] == [(0, False), (2, True)]
+    (compared,) = found.comparisons
+    assert [(e.iteration, e.incumbent) for e in found.entrants] == [(0, False), (2, True)]
     tests = [read(runs / "one" / f"iter-00{k}" / "eval" / "metrics.json")["test"] for k in (0, 2)]
     for metric in METRICS:
-        difference = compared["metrics"][metric]
-        assert difference["value"] == pytest.approx(tests[1][metric]["value"] - tests[0][metric]["value"])
-        assert difference["low"] <= difference["value"] <= difference["high"]
-    assert [row["iteration"] for row in found["iterations"]] == [0, 1, 2]
+        difference = compared.metrics[metric]
+        assert None not in (difference.value, difference.low, difference.high)
+        assert difference.value == pytest.approx(tests[1][metric]["value"] - tests[0][metric]["value"])
+        assert difference.low <= difference.value <= difference.high
+    assert [row.iteration for row in found.iterations] == [0, 1, 2]
 
 
 def test_disagreements_are_the_prompts_with_one_right_greedy_response(runs: Path) -> None:
-    (compared,) = compare_runs(["one@0", "two"], runs, 99)["comparisons"]
+    (compared,) = compare_runs(["one@0", "two"], runs, 99).comparisons
     right = []
     for k in (0, 2):
         folder = runs / "one" / f"iter-00{k}" / "eval"
@@ -70,12 +72,12 @@ def test_disagreements_are_the_prompts_with_one_right_greedy_response(runs: Path
         greedy = [row for row in rows(folder / "test-000.parquet") if row["temperature"] == 0]
         right.append({row["prompt_id"]: scores[row["response_id"]] >= 1 for row in greedy})
     expected = sorted(prompt for prompt in right[0] if right[0][prompt] != right[1][prompt])
-    assert [example["prompt_id"] for example in compared["disagreements"]] == expected
-    assert sum(compared["only_right"].values()) == len(expected)
-    for example in compared["disagreements"]:
-        assert example["first"]["right"] == right[0][example["prompt_id"]]
-        assert example["second"]["right"] == right[1][example["prompt_id"]]
-        assert example["second"]["text"] in {row["text"] for row in rows(runs / "one/iter-002/eval/test-000.parquet")}
+    assert [example.prompt_id for example in compared.disagreements] == expected
+    assert compared.only_right.first + compared.only_right.second == len(expected)
+    for example in compared.disagreements:
+        assert example.first.right == right[0][example.prompt_id]
+        assert example.second.right == right[1][example.prompt_id]
+        assert example.second.text in {row["text"] for row in rows(runs / "one/iter-002/eval/test-000.parquet")}
 
 
 def test_other_test_prompts_are_said_and_compared_unpaired(runs: Path) -> None:
@@ -86,9 +88,9 @@ def test_other_test_prompts_are_said_and_compared_unpaired(runs: Path) -> None:
     responses = tables.read(answers)
     asked = pc.not_equal(responses["prompt_id"], table["id"][0])
     answers.write_bytes(tables.table_bytes(responses.filter(asked)))
-    (compared,) = compare_runs(["one", "two@1"], runs, 0)["comparisons"]
-    assert not compared["paired"]
-    assert compared["test_prompts"] == {"first": 8, "second": 7, "in both": 7}
+    (compared,) = compare_runs(["one", "two@1"], runs, 0).comparisons
+    assert not compared.paired
+    assert compared.test_prompts == PromptCounts(first=8, second=7, both=7)
 
 
 def test_other_ways_of_evaluating_are_named(runs: Path) -> None:
@@ -96,8 +98,8 @@ def test_other_ways_of_evaluating_are_named(runs: Path) -> None:
     manifest = read(path)
     manifest["inputs"]["eval.temperature"] = 1.3
     path.write_text(json.dumps(manifest), encoding="utf-8")
-    (compared,) = compare_runs(["one", "two"], runs, 0)["comparisons"]
-    assert compared["evaluated_differently"] == [{"key": "eval.temperature", "values": [0.8, 1.3]}]
+    (compared,) = compare_runs(["one", "two"], runs, 0).comparisons
+    assert compared.evaluated_differently == [ChangedSetting("eval.temperature", [0.8, 1.3])]
 
 
 def test_what_cannot_be_compared_is_refused_with_a_way_out(runs: Path) -> None:
