@@ -7,10 +7,9 @@ Only one page and one shard's columns are kept in memory.
 
 import json
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -19,6 +18,7 @@ from loop.pairing.io import read_judged
 from loop.pairing.one_prompt import NO_ANSWERS, build_prompt
 from loop.pairing.records import Judged
 from loop.prompts.row import PromptRow, read_table
+from loop.report.book_entries import PromptEntry, ResponseEntry, SampledRow, VerdictRow
 from loop.report.data import SETS, RunData
 from loop.store import tables
 from loop.store.model_refs import read_model
@@ -56,9 +56,6 @@ PER_PAGE = 64
 
 ESCAPED = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
 """What could end a script or begin markup is written as JSON's own escapes; they may only stand inside strings."""
-
-COLUMNS = ("prompt_id", "response_id", "temperature", "token_ids", "text", "finish_reason", "logprobs")
-SAID = ("response_id", "kind", "score", "extracted", "why", "well_formed")
 
 Shard = list[tuple[Path, Path]]
 """Files of responses with their verdicts."""
@@ -105,10 +102,11 @@ class Book:
         for shard in self._shards():
             for page in self._of_shard(shard):
                 name = f"{self.name}-{number:03d}"
-                count = sum(len(prompt["r"]) for prompt in page)
-                known = {token for prompt in page for response in prompt["r"] for token in response["p"]}
-                whole = {"prompts": page, "tokens": {str(token): self.texts(token) for token in sorted(known)}}
-                yield Page(name, len(page), count, to_script_json(whole))
+                rows = [response.sampled for prompt in page for response in prompt.responses]
+                known = sorted({token for row in rows for token in row.token_ids})
+                texts = {str(token): self.texts(token) for token in known}
+                whole = {"prompts": [prompt.as_dict() for prompt in page], "tokens": texts}
+                yield Page(name, len(page), len(rows), to_script_json(whole))
                 number += 1
 
     def _shards(self) -> Iterator[Shard]:
@@ -120,32 +118,31 @@ class Book:
                 ids = _prompts_of(pair[0]) if further else set()
                 yield [pair, *(more for more, held in further if held & ids)]
 
-    def _of_shard(self, shard: Shard) -> Iterator[list[dict[str, Any]]]:
-        """The shard's prompts, some at a time."""
-        table = pa.concat_tables(tables.read(responses, COLUMNS) for responses, _ in shard)
+    def _of_shard(self, shard: Shard) -> Iterator[list[PromptEntry]]:
+        """The shard's prompts, PER_PAGE at a time."""
+        table = pa.concat_tables(tables.read(responses, _names(SampledRow)) for responses, _ in shard)
         ids = list(dict.fromkeys(tables.read(shard[0][0], ["prompt_id"])["prompt_id"].to_pylist()))
         rows: dict[str, list[int]] = {id: [] for id in ids}
         for row, prompt_id in enumerate(table["prompt_id"].to_pylist()):
             if prompt_id in rows:
                 rows[prompt_id].append(row)
-        said = (tables.read(verdicts, SAID).to_pylist() for _, verdicts in shard if verdicts.exists())
-        judged = {one["response_id"]: one for table in said for one in table}
+        judged = _verdicts(shard)
         reasons = self._reasons(shard, rows)
         for start in range(0, len(ids), PER_PAGE):
             wanted = ids[start : start + PER_PAGE]
             sampled = iter(table.take([row for id in wanted for row in rows[id]]).to_pylist())
-            groups = {id: [next(sampled) for _ in rows[id]] for id in wanted}
+            groups = {id: [SampledRow(**next(sampled)) for _ in rows[id]] for id in wanted}
             yield [self._prompt(id, group, judged, reasons) for id, group in groups.items()]
 
     def _prompt(
-        self, id: str, group: Sequence[dict[str, Any]], judged: Mapping[str, Any], reasons: Mapping[str, str]
-    ) -> dict[str, Any]:
+        self, id: str, group: Sequence[SampledRow], judged: Mapping[str, VerdictRow], reasons: Mapping[str, str]
+    ) -> PromptEntry:
         row = self.prompts.get(id)
-        places = {response["response_id"]: place for place, response in enumerate(group)}
-        trained = [[places.get(c, -1), places.get(r, -1)] for c, r in self._trained.pairs.get(id, [])]
-        pairs = [pair for pair in trained if pair != [-1, -1]]  # not those that are replayed or from the data
-        made = [_response(one, judged.get(one["response_id"]), reasons.get(one["response_id"])) for one in group]
-        return {"id": id, "q": asked(row), "t": row.target if row else None, "pairs": pairs, "r": made}
+        places = {response.response_id: place for place, response in enumerate(group)}
+        trained = [(places.get(c, -1), places.get(r, -1)) for c, r in self._trained.pairs.get(id, [])]
+        pairs = [pair for pair in trained if pair != (-1, -1)]  # not those that are replayed or from the data
+        entries = [ResponseEntry(one, judged.get(one.response_id), reasons.get(one.response_id)) for one in group]
+        return PromptEntry(id, prompt_text(row), row.target if row else None, pairs, entries)
 
     def _reasons(self, shard: Shard, ids: Container[str]) -> dict[str, str]:
         """Why each response to these prompts of a training shard was used or not: as the pair stage found, whose table
@@ -172,6 +169,16 @@ class Book:
     @cached_property
     def _trained(self) -> "TrainedIds":
         return read_trained(self.data, self.iteration) if self.which == "train" else TrainedIds(frozenset(), {})
+
+
+def _names(record: type) -> list[str]:
+    return [field.name for field in fields(record)]
+
+
+def _verdicts(shard: Shard) -> dict[str, VerdictRow]:
+    """The verdicts of a shard's files, by response."""
+    read = (tables.read(path, _names(VerdictRow)).to_pylist() for _, path in shard if path.exists())
+    return {row["response_id"]: VerdictRow(**row) for rows in read for row in rows}
 
 
 def _prompts_of(responses: Path) -> set[str]:
@@ -203,31 +210,7 @@ def read_trained(data: RunData, iteration: int) -> TrainedIds:
     return TrainedIds(frozenset(), {})
 
 
-def _response(row: Mapping[str, Any], verdict: Mapping[str, Any] | None, reason: str | None) -> dict[str, Any]:
-    """One response in short names: x text, g greedy, c cut off, p tokens, l log-probs (hundredths of a nat, negated),
-    k kind, s score, e extracted, w why, f well formed, u what became of it."""
-    logprobs = row["logprobs"] or []
-    found = {
-        "x": row["text"],
-        "g": int(row["temperature"] == 0),
-        "c": int(row["finish_reason"] == "length"),
-        "p": row["token_ids"],
-        "l": [round(-100 * value) if value == value and value > -1e6 else None for value in logprobs],
-        "u": reason,
-    }
-    if verdict is not None:
-        score = verdict["score"]
-        found |= {
-            "k": verdict["kind"],
-            "s": score,
-            "e": verdict["extracted"],
-            "w": verdict["why"],
-            "f": verdict["well_formed"],
-        }
-    return {name: value for name, value in found.items() if value not in (None, "")} | {"x": row["text"] or ""}
-
-
-def asked(row: PromptRow | None) -> str:
+def prompt_text(row: PromptRow | None) -> str:
     """A prompt as one text; several messages with their roles."""
     if row is None:
         return "(this prompt is not in the run's prompt sets)"

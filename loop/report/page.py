@@ -9,7 +9,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,39 @@ from loop.store.run_folder import RunFolder
 
 TEMPLATES = Path(__file__).with_name("templates")
 INLINE_BYTES = 4_500_000
-"""Samples that take more than this are put beside the page."""
+"""Samples that take more than this are stored in files next to the report."""
 TOKEN_BYTES, RESPONSE_BYTES = 14, 150
-"""What a token and a response take in the data, roughly."""
+"""Approximate size of a token and of a response in the data."""
+
+
+@dataclass(frozen=True, slots=True)
+class BookEntry:
+    """One book in the index: a prompt set of one iteration, and the names of its pages."""
+
+    name: str
+    set: str
+    iteration: int
+    pages: list[str]
+    prompts: int
+    responses: int
+    fingerprint: str | None
+    """Identifies the pages' sources; None while they may change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What the page knows of the books: an index, and the pages that lie inside it."""
+    """The samples of a report: an index of the books, and the pages that are stored inside the report."""
 
-    index: dict[str, Any]
+    correct_at: float
+    books: list[BookEntry]
+    folder: str = ""
+    """Folder of the pages that are not stored inside, next to the report."""
     inside: list[Page] = field(default_factory=list)
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """What the script reads."""
+        return {"correct_at": self.correct_at, "folder": self.folder, "books": [asdict(one) for one in self.books]}
 
 
 def write_report(run: RunFolder, out: Path | None = None) -> Path:
@@ -76,7 +98,7 @@ def render(data: RunData, samples: Samples) -> str:
         about=about,
         data=data,
         samples=samples,
-        sources="" if samples.inside or not samples.index["books"] else "'self' file:",
+        sources="" if samples.inside or not samples.books else "'self' file:",
     )
 
 
@@ -126,14 +148,12 @@ def alarms_of(figure: str, known: Sequence[Alarm]) -> list[Alarm]:
 def samples_of(data: RunData, path: Path) -> Samples:
     """Samples, inside the page or in separate files."""
     known = books(data)
-    index = {"correct_at": data.correct_at, "folder": "", "books": []}
     if size_of(data) <= INLINE_BYTES:
-        inside = {book.name: list(book.pages()) for book in known}
-        index["books"] = [described(book, inside[book.name]) for book in known]
-        return Samples(index, [page for pages in inside.values() for page in pages])
+        pages = {book.name: list(book.pages()) for book in known}
+        entries = [book_entry(book, pages[book.name]) for book in known]
+        return Samples(data.correct_at, entries, inside=[page for of_book in pages.values() for page in of_book])
     folder = path.with_name(f"{path.stem}-data")
-    index |= {"folder": folder.name, "books": beside(known, folder)}
-    return Samples(index)
+    return Samples(data.correct_at, write_pages(known, folder), folder.name)
 
 
 def size_of(data: RunData) -> int:
@@ -143,17 +163,17 @@ def size_of(data: RunData) -> int:
     return sum(TOKEN_BYTES * c.get("tokens", 0) + RESPONSE_BYTES * c.get("responses", 0) for c in counts)
 
 
-def beside(known: Sequence[Book], folder: Path) -> list[dict[str, Any]]:
-    """Write the pages that are not there yet or may have changed; the index of all."""
+def write_pages(known: Sequence[Book], folder: Path) -> list[BookEntry]:
+    """Write the pages that are missing or may have changed. Returns the index of all."""
     path = folder / "index.json"
-    written = {one["name"]: one for one in (read_json(path) if path.exists() else [])}
+    written = {one["name"]: BookEntry(**one) for one in (read_json(path) if path.exists() else [])}
     found = []
     for book in known:
         old = written.get(book.name)
-        if old is None or old["fingerprint"] is None or old["fingerprint"] != book.fingerprint:
-            old = described(book, [_write(page, folder) for page in book.pages()])
+        if old is None or old.fingerprint is None or old.fingerprint != book.fingerprint:
+            old = book_entry(book, [_write(page, folder) for page in book.pages()])
         found.append(old)
-    write_file(path, to_json(found))
+    write_file(path, to_json([asdict(one) for one in found]))
     return found
 
 
@@ -166,14 +186,14 @@ def _write(page: Page, folder: Path) -> Page:
     return Page(page.name, page.prompts, page.responses, "")
 
 
-def described(book: Book, pages: Sequence[Page]) -> dict[str, Any]:
-    """A book as the index has it."""
-    return {
-        "name": book.name,
-        "set": book.which,
-        "iteration": book.iteration,
-        "pages": [page.name for page in pages],
-        "prompts": sum(page.prompts for page in pages),
-        "responses": sum(page.responses for page in pages),
-        "fingerprint": book.fingerprint,
-    }
+def book_entry(book: Book, pages: Sequence[Page]) -> BookEntry:
+    """A book as the index lists it."""
+    return BookEntry(
+        name=book.name,
+        set=book.which,
+        iteration=book.iteration,
+        pages=[page.name for page in pages],
+        prompts=sum(page.prompts for page in pages),
+        responses=sum(page.responses for page in pages),
+        fingerprint=book.fingerprint,
+    )
