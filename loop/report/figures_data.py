@@ -1,6 +1,6 @@
 """Figures on the training supply (samples, pairs) and on the judge."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from loop.measure.estimators import QUANTILES
 from loop.pairing.reasons import PROMPT_OUTCOMES, RESPONSE_REASONS
@@ -93,19 +93,26 @@ def parts(
     if not any(counts.values()):
         return Missing(title, otherwise)
     names = [name for name in words if any(count.get(name) for count in counts.values())]
-    largest = sorted(names, key=lambda name: -sum(count.get(name, 0) for count in counts.values()))
-    shown = [name for name in names if name in largest[: len(TONES) - 1]] if len(names) > len(TONES) else names
+    shown = most_frequent(names, counts.values(), len(TONES) - 1) if len(names) > len(TONES) else names
+    tones = list(zip(shown, TONES, strict=False))
+    hidden = [name for name in names if name not in shown]
     bars = []
     for k, count in counts.items():
-        made = [(float(count.get(name, 0)), tone, words[name]) for name, tone in zip(shown, TONES, strict=False)]
-        rest = sum(count.get(name, 0) for name in names if name not in shown)
-        bars.append(Row(str(k), [*made, (float(rest), TONES[-1], "other reasons")] if rest else made))
-    keys = [Key(words[name], tone, box=True) for name, tone in zip(shown, TONES, strict=False)]
-    keys += [Key("other reasons", TONES[-1], box=True)] if len(shown) < len(names) else []
-    table = Table(
-        ["iteration", *(words[n] for n in names)], [[k, *(c.get(n, 0) for n in names)] for k, c in counts.items()]
-    )
+        bar = [(float(count.get(name, 0)), tone, words[name]) for name, tone in tones]
+        rest = sum(count.get(name, 0) for name in hidden)
+        bars.append(Row(str(k), [*bar, (float(rest), TONES[-1], "other reasons")] if rest else bar))
+    keys = [Key(words[name], tone, box=True) for name, tone in tones]
+    keys += [Key("other reasons", TONES[-1], box=True)] if hidden else []
+    rows = [[k, *(count.get(name, 0) for name in names)] for k, count in counts.items()]
+    table = Table(["iteration", *(words[name] for name in names)], rows)
     return Figure(id, title, read, stacked(title, bars, unit=unit), keys, table)
+
+
+def most_frequent(names: Sequence[str], counts: Collection[Mapping[str, int]], most: int) -> list[str]:
+    """The names with the highest totals, in their own order."""
+    total = {name: sum(count.get(name, 0) for count in counts) for name in names}
+    largest = sorted(names, key=lambda name: -total[name])[:most]
+    return [name for name in names if name in largest]
 
 
 def solve_rates(data: RunData) -> Figure | Missing:

@@ -267,7 +267,7 @@ def frontier(data: RunData) -> Figure | Missing:
         line=False,
         whiskers=True,
         hollow=frozenset(i for i, t in enumerate(turns) if t.state["promoted"] is False),
-        told=[f"iteration {t.number}: KL {t.measured['kl']:.3g}, score {_score(t)[0]:.3g}" for t in turns],
+        titles=[f"iteration {t.number}: KL {t.measured['kl']:.3g}, score {_score(t)[0]:.3g}" for t in turns],
     )
     line = best_of_line(data)
     series = [own, Series("best of N from the base model", line, 2, dashed=True)] if line else [own]

@@ -7,22 +7,17 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
-
-from loop.measure.estimators import dpo_field, thin
+from loop.measure.estimators import thin
 from loop.report.data import RunData
-from loop.report.figure import Figure, Missing, Table, keys_of, table_of
+from loop.report.figure import Figure, Missing, keys_of, table_of
+from loop.report.figures_gradient import gradient_field
 from loop.report.figures_quality import heights
-from loop.report.marks import LEFT, TOP, Point, Series, arrow, chart, element, plot_x, plot_y
+from loop.report.marks import Point, Series, chart, plot_x, plot_y
 from loop.report.scale import Axis, axis
 from trainer.losses.table import METHODS
 
 POINTS = 72
 """Points drawn per curve; each is the mean of its neighbours, with their range as a band."""
-
-MOST_STEPS = 200
-MOST_PAIRS = 400
-"""Most step means and single pairs in the gradient field; longer rounds are thinned evenly."""
 
 LABELS = 12
 """Most iterations marked in a figure."""
@@ -224,76 +219,3 @@ def watched(data: RunData) -> Figure | Missing:
         "How training changes pairs that it does not see; if they behave unlike the trained pairs, the model memorises."
     )
     return Figure("watched", title, read, drawn, keys_of(series), table_of("step", series))
-
-
-def gradient_field(data: RunData) -> Figure | Missing:
-    """The DPO gradient over both probability ratios, with the last round's pairs (arXiv:2404.04626)."""
-    title = "The DPO gradient field and the last round"
-    trained = [turn for turn in data.rounds if any("chosen_log_ratio" in row for row in turn.steps)]
-    if not trained:
-        return Missing(title, "no round has logged log-ratios to a reference")
-    last = trained[-1]
-    settings = data.settings(last.number).train
-    if not isinstance(settings.loss, str) or not settings.loss.startswith("dpo") or not settings.beta:
-        return Missing(title, f"only defined for DPO; train.loss of iteration {last.number} is {settings.loss}")
-    rows = [row for row in last.steps if "chosen_log_ratio" in row and "rejected_log_ratio" in row]
-    rows = rows[:: math.ceil(len(rows) / MOST_STEPS)]
-    path = [(row["chosen_log_ratio"] / math.log(10), row["rejected_log_ratio"] / math.log(10)) for row in rows]
-    every = [(row["step"], pair) for row in last.steps for pair in row.get("log_ratios", ())]
-    every = every[:: max(1, math.ceil(len(every) / MOST_PAIRS))]
-    pairs = [(a / math.log(10), b / math.log(10)) for _, (a, b) in every]
-    x, y = _around([a for a, _ in path + pairs], *plot_x()), _around([b for _, b in path + pairs], *plot_y())
-    drawn_pairs = Series(
-        f"pairs, iteration {last.number}",
-        pairs,
-        4,
-        line=False,
-        told=[f"a pair of step {step}: {_ratios(pair)}" for (step, _), pair in zip(every, pairs, strict=True)],
-    )
-    steps = Series(
-        f"mean pair of each step, iteration {last.number}",
-        path,
-        2,
-        line=False,
-        told=[f"step {row['step']}: {_ratios(pair)}" for row, pair in zip(rows, path, strict=True)],
-    )
-    shown = [drawn_pairs, steps] if pairs else [steps]
-    field = _field(x, y, float(settings.beta))
-    drawn = chart(title, shown, x, y, x_label="log10 x1 (chosen)", y_label="log10 x2 (rejected)", under=field)
-    read = (
-        "x = π / π_ref of a response. Arrows show where DPO moves x1 and x2, most strongly in dark cells: below the "
-        "diagonal almost all point down, so the rejected side falls faster than the chosen side rises."
-    )
-    told = [(row["step"], "mean", pair) for row, pair in zip(rows, path, strict=True)]
-    told += [(step, "one pair", pair) for (step, _), pair in zip(every, pairs, strict=True)]
-    table = Table(["step", "what", "log10 x1", "log10 x2"], [[step, what, a, b] for step, what, (a, b) in told])
-    return Figure("gradient-field", title, read, drawn, keys_of(shown), table)
-
-
-def _ratios(pair: tuple[float, float]) -> str:
-    return f"x1 = {10 ** pair[0]:.3g}, x2 = {10 ** pair[1]:.3g}"
-
-
-def _around(values: Sequence[float], start: float, end: float) -> Axis:
-    """An axis around the values that includes -1..1, so the reference at 0 is well inside."""
-    return axis([*values, -1.0, 1.0], start, end)
-
-
-def _field(x: Axis, y: Axis, beta: float, columns: int = 14, rows: int = 9) -> list[Markup]:
-    """Cells shaded by log10 of the gradient norm, with arrows in the descent direction."""
-    wide, tall = abs(x.end - x.start) / columns, abs(y.end - y.start) / rows
-    cells = []
-    for i in range(columns):
-        for j in range(rows):
-            at = (x.low + (i + 0.5) / columns * (x.high - x.low), y.high - (j + 0.5) / rows * (y.high - y.low))
-            d1, d2 = dpo_field(10 ** at[0], 10 ** at[1], beta)
-            cells.append((LEFT + 4 + wide * i, TOP + tall * j, math.log10(math.hypot(d1, d2)), math.atan2(-d2, -d1)))
-    low, high = min(c[2] for c in cells), max(c[2] for c in cells)
-    drawn = []
-    for left, top, size, angle in cells:
-        shade = 0.04 + 0.5 * (size - low) / ((high - low) or 1)
-        box = {"x": f"{left:.1f}", "y": f"{top:.1f}", "width": f"{wide:.1f}", "height": f"{tall:.1f}"}
-        drawn.append(element("rect", class_="bar t1", fill_opacity=f"{shade:.2f}", **box))
-        dx, dy = 8 * math.cos(angle), -8 * math.sin(angle)
-        drawn.append(arrow(left + wide / 2 - dx / 2, top + tall / 2 - dy / 2, dx, dy))
-    return drawn

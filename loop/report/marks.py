@@ -20,6 +20,8 @@ CROWDED = 40
 """A line of more points has no dots, but for rings."""
 
 Point = tuple[float, float | None]
+Spot = tuple[int, float, float]
+"""Place of a point in its series, x, y."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +38,14 @@ class Series:
     whiskers: bool = False
     hollow: frozenset[int] = frozenset()
     """Places of the points that are drawn as rings."""
-    told: Sequence[str] = ()
-    """What a pointer on each point is told, instead of its numbers."""
+    titles: Sequence[str] = ()
+    """Tooltip of each point, instead of its numbers."""
 
 
 def element(tag: str, *children: object, **attributes: Any) -> Markup:
     """An element with everything escaped; `class_` and names with `_` become class and names with `-`."""
-    said = "".join(f' {name.strip("_").replace("_", "-")}="{escape(value)}"' for name, value in attributes.items())
-    return Markup(f"<{tag}{said}>{''.join(map(escape, children))}</{tag}>")
+    written = "".join(f' {name.strip("_").replace("_", "-")}="{escape(value)}"' for name, value in attributes.items())
+    return Markup(f"<{tag}{written}>{''.join(map(escape, children))}</{tag}>")
 
 
 def drawing(title: str, *children: object, height: float = HEIGHT) -> Markup:
@@ -114,17 +116,21 @@ def _series(one: Series, x: Axis, y: Axis) -> Iterator[Markup]:
         yield from (_band([(px, one.spread[place]) for place, px, _ in run], x, y, tone) for run in unbroken)
     if one.line:
         yield from (_path([(px, py) for _, px, py in run], x, y, f"line {tone}{dash}") for run in unbroken)
-    for place, px, py in known if one.dots else ():
-        if one.line and len(known) > CROWDED and place not in one.hollow:
-            continue
-        ring = " ring" if place in one.hollow else ""
-        told = one.told[place] if one.told else f"{one.name}: {number(px)}, {number(py)}"
-        yield element("circle", element("title", told), cx=x.at(px), cy=y.at(py), r=3.2, class_=f"dot {tone}{ring}")
+    if one.dots:
+        crowded = one.line and len(known) > CROWDED
+        yield from (_dot(one, spot, x, y) for spot in known if not crowded or spot[0] in one.hollow)
 
 
-def runs(points: Sequence[Point]) -> list[list[tuple[int, float, float]]]:
-    """The points with their places, as unbroken runs: where a value is missing the line is broken."""
-    found: list[list[tuple[int, float, float]]] = [[]]
+def _dot(one: Series, spot: Spot, x: Axis, y: Axis) -> Markup:
+    place, px, py = spot
+    ring = " ring" if place in one.hollow else ""
+    text = one.titles[place] if one.titles else f"{one.name}: {number(px)}, {number(py)}"
+    return element("circle", element("title", text), cx=x.at(px), cy=y.at(py), r=3.2, class_=f"dot t{one.tone}{ring}")
+
+
+def runs(points: Sequence[Point]) -> list[list[Spot]]:
+    """The points with their places, as unbroken runs: a missing value breaks the line."""
+    found: list[list[Spot]] = [[]]
     for place, (px, py) in enumerate(points):
         if py is None:
             found.append([])
@@ -177,10 +183,10 @@ def _parts(row: Row, top: float, height: float, scale: float) -> Iterator[Markup
     at = LEFT
     for value, tone, name in row.parts:
         wide = value * scale
-        told = element("title", f"{row.label}, {name}: {number(value)}")
+        title = element("title", f"{row.label}, {name}: {number(value)}")
         if value > 0:
             box = {"x": round(at, 1), "y": round(top, 1), "width": round(max(wide, 0.5), 1), "height": round(height, 1)}
-            yield element("rect", told, class_=f"bar t{tone}", **box)
+            yield element("rect", title, class_=f"bar t{tone}", **box)
         if wide > 34 and height > 14:
             yield element("text", number(value), x=round(at + wide / 2, 1), y=top + height * 0.7, class_="inside")
         at += wide

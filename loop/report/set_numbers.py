@@ -80,7 +80,7 @@ def _take(into: Collected, responses: Path, verdicts: Path, correct_at: float) -
     """Add one shard."""
     names = ["response_id", "kind", "score", "extracted", "parts"]
     ids, *rest = (column.to_pylist() for column in tables.read(verdicts, names).select(names).columns)
-    words = dict(zip(ids, zip(*rest, strict=True), strict=True))
+    judged = dict(zip(ids, zip(*rest, strict=True), strict=True))
     names = ["prompt_id", "response_id", "temperature", "finish_reason"]
     table = tables.read(responses, [*names, "token_ids"])
     lengths = [n for chunk in table["token_ids"].chunks for n in chunk.value_lengths().to_pylist()]
@@ -88,32 +88,32 @@ def _take(into: Collected, responses: Path, verdicts: Path, correct_at: float) -
     for prompt_id, response_id, temperature, finish, length in rows:
         if temperature == 0:
             continue
-        kind, score, extracted, parts = words[response_id]
+        kind, score, extracted, parts = judged[response_id]
         into.kinds[kind] += 1
         into.truncated += finish == "length"
         into.unparsable += kind == "score" and extracted is None
         if "order_consistent" in (parts or ""):
             into.consistent.append(json.loads(parts)["order_consistent"])
-        heard = ScoredResponse(length, score, score is not None and score >= correct_at, extracted)
-        into.groups.setdefault(prompt_id, []).append(heard)
+        response = ScoredResponse(length, score, score is not None and score >= correct_at, extracted)
+        into.groups.setdefault(prompt_id, []).append(response)
     notes = tables.notes_of(verdicts).get("used", {})
     into.used.update({name: value for name, value in notes.items() if isinstance(value, int | float)})
 
 
 def _summary(found: Collected, confidence: float) -> SetNumbers:
     groups = list(found.groups.values())
-    scored = [[one for one in group if one.score is not None] for group in groups]
-    scored = [group for group in scored if group]
+    scored = [kept for group in groups if (kept := [one for one in group if one.score is not None])]
     scores = [[float(one.score or 0.0) for one in group] for group in scored]
     lengths = [one.tokens for group in groups for one in group]
+    correct = [(len(group), sum(one.correct for one in group)) for group in scored]
     return SetNumbers(
         responses=len(lengths),
         lengths=quantiles(lengths),
         mean_length=_mean(lengths),
         truncated=found.truncated / len(lengths),
         score=mean_interval([sum(group) / len(group) for group in scores], confidence),
-        solved=dict(sorted(Counter(sum(one.correct for one in group) / len(group) for group in scored).items())),
-        passed=pass_curve([(len(group), sum(one.correct for one in group)) for group in scored]),
+        solved=dict(sorted(Counter(right / count for count, right in correct).items())),
+        passed=pass_curve(correct),
         voted=majority_curve([[(one.extracted, one.correct) for one in group] for group in scored]),
         best=best_of_curve(scores),
         within=within_sums([[(one.tokens, one.score or 0.0) for one in group] for group in scored]),
