@@ -6,7 +6,6 @@ Starting and resuming are the same walk: every stage first looks in the run fold
 import time
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from judges.context import ModelRef
 from loop.campaign.context import Campaign, ModelRoles, StopPoint
@@ -25,6 +24,8 @@ from loop.prompts.row import PromptRow
 from loop.report.model_card import describe_model, describe_models
 from loop.store.lineage import inherited_caches
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Evaluation
+from loop.store.run_state import RunState
 from loop.store.stage import Manifest
 from loop.trackers.driver import Trackers
 from loop.view.describe import describe_data
@@ -44,7 +45,7 @@ def run_campaign(
     verify: bool = False,
     repair: bool = False,
     until: StopPoint | None = None,
-) -> dict[str, Any]:
+) -> RunState:
     """Run the configured iterations, or stop after `until`, and return the state that `prefloop status` shows.
 
     Raises UserError, JudgeError or TrainerError with a one-paragraph message, and WaitingForPeople while human labels
@@ -133,7 +134,7 @@ def run_iteration(
     k: int,
     standing: ModelRoles,
     sets: dict[str, list[PromptRow]],
-    measured: dict[int, dict[str, Any]],
+    measured: dict[int, Evaluation],
 ) -> ModelRoles:
     """Run one iteration, from the incumbent to the next one."""
     was_working, started = campaign.working, time.monotonic()

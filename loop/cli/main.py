@@ -85,7 +85,7 @@ def run(
         display.say(f"{'continuing' if folder.exists() else 'starting'} {folder} from {loaded.source}")
     state = run_campaign(folder, loaded, display, verify=verify, repair=repair, until=goal)
     if as_json:
-        print_json(state)
+        print_json(state.as_json())
     else:
         print_status(state, Console())
 
@@ -124,7 +124,7 @@ def status(
     from loop.view.status_tables import print_json, print_status
 
     state = collect(find_run(run, runs))
-    print_json(state) if as_json else print_status(state, Console())
+    print_json(state.as_json()) if as_json else print_status(state, Console())
 
 
 @app.command(epilog="Examples: `prefloop watch quickstart` · `prefloop watch runs/my-1 --once`")

@@ -155,7 +155,8 @@ def sweep(
         return
     outcomes = run_sweep(members, Display(quiet=as_json))
     found = summary(outcomes, runs)
-    print_json(found) if as_json else print_summary(found, members[0].loaded.base.promote.metric, Console())
+    metric = members[0].loaded.base.promote.metric
+    print_json(found.as_dict()) if as_json else print_summary(found.comparison, metric, Console())
     refuse_stopped(outcomes)
 
 

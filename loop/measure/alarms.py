@@ -1,10 +1,10 @@
 """Alarms of a campaign: what is wrong in its latest iteration, with the number, the threshold and what to do."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from loop.config.settings import AlarmsConfig
+from loop.store.run_state import Alarm
 
 Numbers = Mapping[str, float | None]
 """One iteration's, by name; what was not measured is missing or None."""
@@ -102,18 +102,6 @@ RULES: dict[str, Rule] = {
     ),
 }
 """Every alarm; the keys are those of AlarmsConfig."""
-
-
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """One thing that is wrong."""
-
-    name: str
-    stage: Stage
-    value: float
-    threshold: float
-    text: str
-    """What is wrong and what to do, for a person."""
 
 
 def alarms(history: Sequence[Numbers], settings: AlarmsConfig) -> list[Alarm]:

@@ -6,16 +6,14 @@ are kept, so that two models can be compared prompt by prompt later.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from loop.config.checks import PREFERENCE
 from loop.measure.stats import (
     Array,
-    Difference,
     majority_at_k,
     paired_difference,
     paired_ratio,
@@ -23,10 +21,9 @@ from loop.measure.stats import (
     ratio_interval,
 )
 from loop.store import tables
+from loop.store.run_records import Counts, Difference, Evaluation, Interval, Ratio, SetMetrics, read_record
 
 METRICS = ("sampled_accuracy", "greedy_accuracy", "well_formed_share", "accuracy_among_well_formed")
-Counts = dict[str, dict[str, list[int]]]
-"""metric -> prompt id -> [successes, trials]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,26 +63,38 @@ def read_answers(responses: Sequence[Path], verdicts: Sequence[Path], correct_at
     return answers
 
 
-def measure(answers: Sequence[Answer], confidence: float) -> dict[str, Any]:
+def measure(answers: Sequence[Answer], confidence: float) -> SetMetrics:
     """All metrics of one prompt set; `counts` holds successes and trials per prompt for paired comparisons."""
     counts = count(answers)
     sampled = [a for a in answers if not a.greedy]
-    metrics: dict[str, Any] = {name: asdict(_interval(counts[name], confidence)) for name in METRICS}
-    return metrics | {
-        **_at_k(sampled),
-        "mean_length": _mean(a.tokens for a in sampled),
-        "truncated_share": _mean(a.truncated for a in sampled),
-        "abstained_share": _mean(a.kind == "abstain" for a in sampled),
-        "error_share": _mean(a.kind == "error" for a in sampled),
-        "unparsable_share": _mean(a.kind == "score" and a.extracted is None for a in sampled),
-        "prompts": len({a.prompt_id for a in answers}),
-        "counts": counts,
-    }
+    k, passed, voted = _at_k(sampled)
+    sampled_accuracy, greedy, well_formed, among_well_formed = (_interval(counts[m], confidence) for m in METRICS)
+    return SetMetrics(
+        sampled_accuracy=sampled_accuracy,
+        greedy_accuracy=greedy,
+        well_formed_share=well_formed,
+        accuracy_among_well_formed=among_well_formed,
+        k=k,
+        pass_at_k=passed,
+        maj_at_k=voted,
+        mean_length=_mean(a.tokens for a in sampled),
+        truncated_share=_mean(a.truncated for a in sampled),
+        abstained_share=_mean(a.kind == "abstain" for a in sampled),
+        error_share=_mean(a.kind == "error" for a in sampled),
+        unparsable_share=_mean(a.kind == "score" and a.extracted is None for a in sampled),
+        prompts=len({a.prompt_id for a in answers}),
+        counts=counts,
+    )
 
 
-def metrics_of(*evaluations: dict[str, Any]) -> list[str]:
+def read_evaluation(path: Path) -> Evaluation:
+    """The metrics.json of an eval stage. UserError if it is missing or damaged."""
+    return read_record(path, Evaluation)
+
+
+def metrics_of(*evaluations: SetMetrics) -> list[str]:
     """The metrics that all of these results have counts for, in their order."""
-    return [name for name in (*METRICS, PREFERENCE) if all(name in one["counts"] for one in evaluations)]
+    return [name for name in (*METRICS, PREFERENCE) if all(name in one.counts for one in evaluations)]
 
 
 def count(answers: Iterable[Answer]) -> Counts:
@@ -104,14 +113,14 @@ def count(answers: Iterable[Answer]) -> Counts:
     return counts
 
 
-def compare(first: dict[str, Any], second: dict[str, Any], metric: str, confidence: float) -> Difference:
+def compare(first: SetMetrics, second: SetMetrics, metric: str, confidence: float) -> Difference:
     """`second` minus `first`, two results of `measure` on the same prompts, paired by prompt."""
     return paired_difference(*_paired(first, second, metric), confidence=confidence)
 
 
-def ratio(first: dict[str, Any], second: dict[str, Any], metric: str, confidence: float) -> dict[str, Any]:
+def ratio(first: SetMetrics, second: SetMetrics, metric: str, confidence: float) -> Ratio:
     """`second` over `first`, paired by prompt."""
-    return asdict(paired_ratio(*_paired(first, second, metric), confidence=confidence))
+    return paired_ratio(*_paired(first, second, metric), confidence=confidence)
 
 
 def shadow_change(before: Sequence[tuple[Path, Path]], after: Sequence[tuple[Path, Path]], part: str) -> float | None:
@@ -134,30 +143,30 @@ def score_means(shards: Sequence[tuple[Path, Path]], part: str) -> dict[str, flo
     return {id: sum(scores) / len(scores) for id, scores in found.items()}
 
 
-def _paired(first: dict[str, Any], second: dict[str, Any], metric: str) -> tuple[Array, Array, Array, Array]:
-    a, b = first["counts"][metric], second["counts"][metric]
+def _paired(first: SetMetrics, second: SetMetrics, metric: str) -> tuple[Array, Array, Array, Array]:
+    a, b = first.counts[metric], second.counts[metric]
     ids = sorted(a.keys() & b.keys())
     columns = [[side[i][j] for i in ids] for side in (a, b) for j in (0, 1)]
     s1, m1, s2, m2 = (np.array(column, dtype=float) for column in columns)
     return s1, m1, s2, m2
 
 
-def _interval(cells: dict[str, list[int]], confidence: float) -> Any:
+def _interval(cells: Mapping[str, Sequence[float]], confidence: float) -> Interval:
     ids = sorted(cells)
     return ratio_interval([cells[i][0] for i in ids], [cells[i][1] for i in ids], confidence)
 
 
-def _at_k(sampled: Sequence[Answer]) -> dict[str, Any]:
-    """pass@k and maj@k at the number of samples, as means over prompts."""
+def _at_k(sampled: Sequence[Answer]) -> tuple[int, float | None, float | None]:
+    """The number of samples k, and pass@k and maj@k as means over prompts."""
     groups: dict[str, list[Answer]] = {}
     for a in sampled:
         groups.setdefault(a.prompt_id, []).append(a)
     k = min(map(len, groups.values()), default=0)
     if not k:
-        return {"k": 0, "pass_at_k": None, "maj_at_k": None}
+        return 0, None, None
     passed = _mean(pass_at_k(len(g), sum(a.correct for a in g), k) for g in groups.values())
     voted = _mean(majority_at_k([a.extracted for a in g], [a.correct for a in g], k) for g in groups.values())
-    return {"k": k, "pass_at_k": passed, "maj_at_k": voted}
+    return k, passed, voted
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -171,7 +180,7 @@ Names = tuple[str, str, str]
 
 def measure_preferences(
     pairs: Sequence[Names], policy: Mapping[str, float], base: Mapping[str, float], confidence: float
-) -> dict[str, Any]:
+) -> SetMetrics:
     """All metrics of one prompt set; pairs without the log-probs are counted and left out. `counts` holds successes and
     trials per prompt for paired comparisons, as those of judged evaluations do.
 
@@ -182,23 +191,22 @@ def measure_preferences(
     known = [(p, c, r) for p, c, r in pairs if all(id in side for id in (c, r) for side in (policy, base))]
     own = [policy[c] - policy[r] for _, c, r in known]
     margins = [ratio - (base[c] - base[r]) for ratio, (_, c, r) in zip(own, known, strict=True)]
-    cells: dict[str, list[float]] = {}
+    cells: dict[str, list[int | float]] = {}
     for (prompt_id, _, _), margin in zip(known, margins, strict=True):
         cell = cells.setdefault(prompt_id, [0.0, 0])
         cell[0] += half(margin)
         cell[1] += 1
-    ids = sorted(cells)
-    interval = ratio_interval([cells[i][0] for i in ids], [cells[i][1] for i in ids], confidence)
-    return measure([], confidence) | {
-        PREFERENCE: asdict(interval),
-        "mean_margin": mean(margins),
-        "log_ratio": mean(own),
-        "likelihood_accuracy": mean([half(ratio) for ratio in own]),
-        "prompts": len(ids),
-        "pairs": len(known),
-        "pairs_too_long": len(pairs) - len(known),
-        "counts": {PREFERENCE: cells},
-    }
+    return replace(
+        measure([], confidence),
+        preference_accuracy=_interval(cells, confidence),
+        mean_margin=mean(margins),
+        log_ratio=mean(own),
+        likelihood_accuracy=mean([half(ratio) for ratio in own]),
+        prompts=len(cells),
+        pairs=len(known),
+        pairs_too_long=len(pairs) - len(known),
+        counts={PREFERENCE: cells},
+    )
 
 
 def half(difference: float) -> float:

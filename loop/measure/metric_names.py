@@ -5,7 +5,11 @@ no entry.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
+
+from loop.store.run_records import SetMetrics
+from loop.store.run_state import IterationState
 
 ACCURACIES = {
     "sampled_accuracy": "sampled",
@@ -43,42 +47,47 @@ GROUPS = ("eval", "sample", "judge", "pair", "promote", "time")
 """First parts of the names that have one value per iteration; those of `train` have one per step."""
 
 
-def labelled_metrics(counts: Mapping[str, Any]) -> dict[str, float]:
-    """Results of sampling, judging and pairing: the `counts` of an iteration's stages."""
-    known = {stage: counts.get(stage, {}) for stage in COUNTED}
-    found = {f"{stage}/{name}": known[stage].get(name) for stage, names in COUNTED.items() for name in names}
-    found["pair/prompts"] = known["pair"].get("prompts", {}).get("paired")
+def labelled_metrics(state: IterationState) -> dict[str, float]:
+    """Results of sampling, judging and pairing."""
+    stages = {"sample": state.sampled, "judge": state.judged, "pair": state.paired}
+    found = {
+        f"{stage}/{name}": getattr(counts, name)
+        for stage, counts in stages.items()
+        for name in COUNTED[stage]
+        if counts is not None
+    }
+    found["pair/prompts"] = state.paired.prompts.get("paired") if state.paired else None
     return _numbers(found)
 
 
-def eval_metrics(metrics: Mapping[str, Any], name: str) -> dict[str, float]:
+def eval_metrics(metrics: SetMetrics, name: str) -> dict[str, float]:
     """The evaluation on the prompts `name` (gate or test), intervals as `_low` and `_high`."""
-    found: dict[str, Any] = {}
+    found: dict[str, float | None] = {}
     for metric, short in ACCURACIES.items():
-        interval = metrics.get(metric, {"value": None, "low": None, "high": None})
-        ends = {f"{short}_low": interval["low"], f"{short}_high": interval["high"]}
-        found |= {short: interval["value"]} | (ends if interval["value"] is not None else {})
-    found |= {short: metrics.get(metric) for metric, short in SHARES.items()}
+        interval = metrics.metric(metric)
+        if interval is not None and interval.value is not None:
+            found |= {short: interval.value, f"{short}_low": interval.low, f"{short}_high": interval.high}
+    found |= {short: getattr(metrics, metric) for metric, short in SHARES.items()}
     return _numbers({f"eval/{name}/{short}": value for short, value in found.items()})
 
 
-def decided_metrics(state: Mapping[str, Any]) -> dict[str, float]:
-    """Evaluation, decision and times of an iteration; `state` is what `status.iteration_state` tells of it."""
-    sets = [eval_metrics(state[name], name) for name in ("gate", "test") if state[name] is not None]
-    gain = state["gain"] or {}
-    found: dict[str, Any] = {f"promote/gain{end}": gain.get(key) for key, end in _ENDS.items()}
-    if state["iteration"]:
-        found |= {"promote/promoted": state["promoted"], "promote/attempts": state["attempts_begun"]}
-    found |= {f"time/{part}": seconds for part, seconds in state["time"].items()}
-    return {name: value for one in sets for name, value in one.items()} | _numbers(found)
+def decided_metrics(state: IterationState) -> dict[str, float]:
+    """Evaluation, decision and times of an iteration."""
+    sets = [("gate", state.gate), ("test", state.test)]
+    evaluated = [eval_metrics(metrics, name) for name, metrics in sets if metrics is not None]
+    found: dict[str, float | None] = {}
+    if state.gain is not None:
+        gain = state.gain
+        found |= {"promote/gain": gain.value, "promote/gain_low": gain.low, "promote/gain_high": gain.high}
+    if state.iteration:
+        found |= {"promote/promoted": state.promoted, "promote/attempts": state.attempts_begun}
+    found |= {f"time/{part}": seconds for part, seconds in asdict(state.time).items()}
+    return {name: value for one in evaluated for name, value in one.items()} | _numbers(found)
 
 
-_ENDS = {"value": "", "low": "_low", "high": "_high"}
-
-
-def iteration_metrics(state: Mapping[str, Any]) -> dict[str, float]:
+def iteration_metrics(state: IterationState) -> dict[str, float]:
     """All numbers of an iteration, by name."""
-    return {ITERATION: state["iteration"], **labelled_metrics(state["counts"]), **decided_metrics(state)}
+    return {ITERATION: state.iteration, **labelled_metrics(state), **decided_metrics(state)}
 
 
 def step_metrics(line: Mapping[str, Any], prefix: str = "train") -> dict[str, float]:

@@ -5,17 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loop.config.promote_section import LARGEST, LimitSettings, PromoteConfig
-from loop.measure.stats import Difference
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """One limit: the measured value (None: unavailable), the allowed value, and the verdict."""
-
-    name: str
-    value: float | None
-    limit: float
-    within: bool
+from loop.store.run_records import Difference, Limit, Numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +17,7 @@ class Decision:
     limits: tuple[Limit, ...] = ()
 
 
-def check_limits(settings: LimitSettings, measured: dict[str, float | None]) -> tuple[Limit, ...]:
+def check_limits(settings: LimitSettings, measured: Numbers) -> tuple[Limit, ...]:
     """Check every limit that is set against `measured`, by name; a missing value is not within its limit."""
     limits = [
         Limit(name, measured.get(name), most, _known(measured.get(name)) <= most)

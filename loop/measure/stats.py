@@ -8,44 +8,14 @@ quantiles at prompts - 1 degrees of freedom. Only prompts that have trials count
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from loop.store.run_records import Difference, Interval, Ratio
+
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A metric with its confidence interval over `n` trials; all three are None where there was no trial."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Second minus first on the same `n` prompts; everything is None where one side has no trial."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    p_value: float | None
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """Second over first on the same `n` prompts; None where the first has no success, or a bound cannot be known."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
 
 
 def ratio_interval(successes: ArrayLike, trials: ArrayLike, confidence: float) -> Interval:

@@ -8,6 +8,8 @@ from typing import Any
 from loop.redact import redacted
 from loop.report.data import IterationData, RunData
 from loop.report.figure import Table
+from loop.store.lineage import Change
+from loop.store.run_records import ModelRecord
 
 
 def settings(data: RunData) -> Table:
@@ -31,16 +33,13 @@ def _shown(value: Any) -> str:
 
 def starts(data: RunData) -> Table:
     """Every start of the run: time, config and changed settings."""
-    rows = [
-        [moment(start["time"]), start.get("config", ""), "; ".join(_change(one) for one in start.get("changes", []))]
-        for start in data.lineage.get("starts", [])
-    ]
+    rows = [[moment(start.time), start.config, "; ".join(map(_change, start.changes))] for start in data.lineage.starts]
     return Table(["started (UTC)", "config", "changed settings"], rows)
 
 
-def _change(change: dict[str, Any]) -> str:
-    old, new = (_shown(redacted(change[side], change["key"])) for side in ("from", "to"))
-    return f"{change['key']}: {old} → {new}"
+def _change(change: Change) -> str:
+    old, new = (_shown(redacted(value, change.key)) for value in (change.old, change.new))
+    return f"{change.key}: {old} → {new}"
 
 
 def moment(seconds: float) -> str:
@@ -50,7 +49,7 @@ def moment(seconds: float) -> str:
 
 def versions(data: RunData) -> Table:
     """Package versions that affect results, at each start."""
-    known = [start.get("versions", {}) for start in data.lineage.get("starts", [])]
+    known = [start.versions for start in data.lineage.starts]
     names = sorted({name for one in known for name in one})
     heads = ["package", *(f"start {i}" for i in range(1, len(known) + 1))] if len(known) > 1 else ["package", "version"]
     return Table(heads, [[name, *(one.get(name) for one in known)] for name in names])
@@ -63,10 +62,12 @@ def models(data: RunData) -> Table:
 
 
 def _models(turn: IterationData) -> list[object]:
-    named = [_named(turn.promotion.get(role)) for role in ("candidate", "incumbent", "reference", "policy")]
+    decision = turn.promotion
+    before = [decision.candidate, decision.incumbent, decision.reference] if decision else [None] * 3
+    named = [_named(record) for record in (*before, turn.policy)]
     digests = [turn.manifests[stage].digest[:12] if stage in turn.manifests else None for stage in ("pair", "train")]
     return [turn.number, *named, *digests]
 
 
-def _named(record: dict[str, Any] | None) -> str | None:
-    return f"{record['hash'][:12]} (iteration {record['iteration']})" if record else None
+def _named(record: ModelRecord | None) -> str | None:
+    return f"{record.hash[:12]} (iteration {record.iteration})" if record else None

@@ -21,7 +21,7 @@ from loop.prompts.row import PromptRow, read_table
 from loop.report.book_entries import PromptEntry, ResponseEntry, SampledRow, VerdictRow
 from loop.report.data import SETS, RunData
 from loop.store import tables
-from loop.store.model_refs import read_model
+from loop.store.model_refs import model_of
 from loop.store.stage import is_further
 
 FILE = "tokenizer.json"
@@ -47,7 +47,7 @@ def token_texts(data: RunData) -> TokenTexts:
 def _folders(data: RunData) -> list[Path]:
     """Where models of the run lie, its base model last."""
     own = [data.run.stage(turn.number, "train").model for turn in data.rounds]
-    base = [read_model(data.run, t.promotion["policy"]).path for t in data.turns if t.number == 0 and t.promotion]
+    base = [model_of(data.run, turn.policy).path for turn in data.turns if turn.number == 0 and turn.policy]
     return [*own, *base]
 
 

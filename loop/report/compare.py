@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from loop.measure.evaluation import METRICS
-from loop.measure.stats import Difference
 from loop.report.changes import MarkedAnswers, marked_answers
 from loop.report.data import IterationData, RunData, read_run
 from loop.report.figure import Figure, Missing, Table, keys_of, section, table_of
@@ -22,6 +21,7 @@ from loop.report.scale import axis, number, percent, share_axis, whole_axis
 from loop.report.warnings import alarms
 from loop.store.files import write_file
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Difference
 from loop.view.comparison import Comparison, EntrantSummary, ModelDifference, compare_runs
 from loop.view.comparison_tables import setting_texts
 
@@ -80,7 +80,7 @@ def figures(data: Sequence[RunData]) -> list[Figure | Missing]:
         _metric_figure(data, "test", "well_formed_share", "Well formed"),
         over_time(data),
         _plain_figure(data, "lengths", "Mean length", "tokens, test", _mean_length),
-        _plain_figure(data, "pairs", "Pairs", "count", lambda t: t.counts("pair").get("pairs")),
+        _plain_figure(data, "pairs", "Pairs", "count", lambda t: t.state.paired.pairs if t.state.paired else None),
         _step_figure(data, "margin", "Margin", "β × nats"),
         _step_figure(data, "chosen_logp", "Log-prob of chosen responses", "nats per response"),
         _step_figure(data, "rejected_logp", "Log-prob of rejected responses", "nats per response"),
@@ -96,10 +96,12 @@ def _metric_figure(data: Sequence[RunData], which: str, metric: str, title: str)
     series = []
     for place, one in enumerate(data):
         found = [
-            (t.number, t.state[which][metric]) for t in one.evaluated if t.state[which][metric]["value"] is not None
+            (t.number, interval)
+            for t in one.evaluated
+            if (metrics := getattr(t, which)) and (interval := metrics.metric(metric)) and interval.value is not None
         ]
-        spread = [(100 * m["low"], 100 * m["high"]) for _, m in found]
-        series.append(_line(place, one.name, [(float(k), hundred(m["value"])) for k, m in found], spread=spread))
+        spread = [(100 * m.low, 100 * m.high) for _, m in found]
+        series.append(_line(place, one.name, [(float(k), hundred(m.value)) for k, m in found], spread=spread))
     read = (
         "Same iteration, same height of training: bands that do not overlap are a clear difference; the tests"
         " are below."
@@ -119,7 +121,7 @@ def _plain_figure(
 
 
 def _mean_length(turn: IterationData) -> float | None:
-    return turn.test["mean_length"] if turn.test else None
+    return turn.test.mean_length if turn.test else None
 
 
 def over_time(data: Sequence[RunData]) -> Figure | Missing:
@@ -128,8 +130,8 @@ def over_time(data: Sequence[RunData]) -> Figure | Missing:
     for place, one in enumerate(data):
         spent, points = 0.0, []
         for turn in one.evaluated:
-            spent += turn.state["time"]["wall"] / 60
-            points.append((round(spent, 2), hundred(turn.test["sampled_accuracy"]["value"]) if turn.test else None))
+            spent += turn.state.time.wall / 60
+            points.append((round(spent, 2), hundred(turn.test.sampled_accuracy.value) if turn.test else None))
         series.append(_line(place, one.name, points))
     read = "What an hour buys: the run that is further left and up is the cheaper one, if the machines were the same."
     return _drawn("time", "Test accuracy against wall time", read, series, "minutes", "%", share=True, whole=False)
@@ -167,10 +169,10 @@ def _drawn(
 
 
 def _tile(entrant: EntrantSummary, name: str) -> Tile:
-    metric = entrant.test["sampled_accuracy"]
+    metric = entrant.test.sampled_accuracy
     what = f"iteration {entrant.iteration}" if entrant.iteration else "base model"
-    interval = "" if metric["value"] is None else f"[{percent(metric['low'])}, {percent(metric['high'])}], "
-    return Tile(name, f"{percent(metric['value'])} %", f"{interval}{what}")
+    interval = "" if metric.value is None else f"[{percent(metric.low)}, {percent(metric.high)}], "
+    return Tile(name, f"{percent(metric.value)} %", f"{interval}{what}")
 
 
 def _sentence(one: ModelDifference, first: str, second: str) -> str:

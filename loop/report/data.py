@@ -12,10 +12,11 @@ from loop.config.checks import PREFERENCE
 from loop.config.load import LoadedConfig, load_config
 from loop.config.settings import Config
 from loop.report.set_numbers import SetNumbers, set_numbers
-from loop.store.files import read_json
-from loop.store.lineage import read_lineage
+from loop.store.lineage import Lineage, read_lineage
 from loop.store.run_folder import RunFolder
-from loop.store.stage import STAGES, StageFolder
+from loop.store.run_records import ModelRecord, Numbers, PromotionRecord, SetMetrics
+from loop.store.run_state import IterationState, RunState
+from loop.store.stage import STAGES, Manifest, StageFolder
 from loop.view.status import collect
 
 SETS = ("train", "gate", "test")
@@ -26,40 +27,32 @@ class IterationData:
     """One iteration (0: the base model)."""
 
     number: int
-    state: dict[str, Any]
-    """As `status.collect` has it."""
-    metrics: dict[str, Any]
-    """"gate" and "test" with their counts per prompt; empty before the evaluation."""
-    promotion: dict[str, Any]
-    """Empty before the decision."""
+    state: IterationState
+    promotion: PromotionRecord | None
+    """None before the decision, and for the base model."""
+    policy: ModelRecord | None
+    """The incumbent after the iteration; None before the decision."""
     steps: list[dict[str, Any]]
     """The training log of the last attempt."""
     sets: dict[str, SetNumbers]
     """By set, what was sampled and judged."""
-    manifests: dict[str, Any]
+    manifests: dict[str, Manifest]
     """By stage, the manifest of the last attempt, where it is finished."""
 
     @property
-    def test(self) -> dict[str, Any] | None:
-        """The test metrics."""
-        found: dict[str, Any] | None = self.state["test"]
-        return found
+    def test(self) -> SetMetrics | None:
+        """The test metrics; None before the evaluation."""
+        return self.state.test
 
     @property
-    def gate(self) -> dict[str, Any] | None:
-        """The gate metrics."""
-        found: dict[str, Any] | None = self.state["gate"]
-        return found
-
-    def counts(self, stage: str) -> dict[str, Any]:
-        """What a finished stage counted; empty otherwise."""
-        return dict(self.state["counts"].get(stage, {}))
+    def gate(self) -> SetMetrics | None:
+        """The gate metrics; None before the evaluation."""
+        return self.state.gate
 
     @property
-    def measured(self) -> dict[str, Any]:
+    def measured(self) -> Numbers:
         """What the gate's limits measured of the candidate, e.g. `kl` in nats."""
-        attempts = self.promotion.get("attempts") or [{}]
-        return dict(attempts[-1].get("measured") or {})
+        return self.promotion.attempts[-1].measured if self.promotion else {}
 
     @property
     def sampler(self) -> str | None:
@@ -74,8 +67,8 @@ class RunData:
 
     run: RunFolder
     loaded: LoadedConfig
-    state: dict[str, Any]
-    lineage: dict[str, Any]
+    state: RunState
+    lineage: Lineage
     turns: list[IterationData]
     configs: dict[int, Config] = field(default_factory=dict)
 
@@ -108,7 +101,7 @@ class RunData:
     @property
     def confidence(self) -> float:
         """Of every interval."""
-        return float(self.state["confidence"])
+        return self.state.confidence
 
     @property
     def evaluated(self) -> list[IterationData]:
@@ -123,7 +116,7 @@ class RunData:
     @property
     def best(self) -> int:
         """The incumbent's iteration."""
-        return int(self.state["incumbent"])
+        return self.state.incumbent
 
     def turn(self, number: int) -> IterationData | None:
         """An iteration, if it is there."""
@@ -134,12 +127,12 @@ def read_run(run: RunFolder) -> RunData:
     """Everything known of a run. UserError if there is none, or a file of it is damaged."""
     state, loaded = collect(run), load_config(run.config)
     first = loaded.base
-    turns = [_turn(run, it, first) for it in state["iterations"]]
+    turns = [_turn(run, it, first) for it in state.iterations]
     return RunData(run, loaded, state, read_lineage(run), turns, {1: first})
 
 
-def _turn(run: RunFolder, state: dict[str, Any], first: Config) -> IterationData:
-    k = state["iteration"]
+def _turn(run: RunFolder, state: IterationState, first: Config) -> IterationData:
+    k = state.iteration
     folders = {stage: run.latest(k, stage) for stage in STAGES}
     manifests = {stage: found for stage in STAGES if (found := folders[stage].manifest())}
     correct_at, confidence = first.pairs.correct_at, first.promote.confidence
@@ -147,8 +140,8 @@ def _turn(run: RunFolder, state: dict[str, Any], first: Config) -> IterationData
     return IterationData(
         number=k,
         state=state,
-        metrics=read_json(folders["eval"].metrics) if "eval" in manifests else {},
-        promotion=read_json(run.promotion(k)) if run.promotion(k).exists() else {},
+        promotion=run.decision(k) if k else None,
+        policy=run.policy(k) if run.promotion(k).exists() else None,
         steps=_read_steps(folders["train"]),
         sets={which: found for which, found in sets.items() if found is not None},
         manifests=manifests,

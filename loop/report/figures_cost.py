@@ -1,7 +1,6 @@
 """Figures on where time and tokens went."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from loop.report.data import IterationData, RunData
 from loop.report.figure import Figure, Key, Missing, Table
@@ -28,10 +27,13 @@ def ledger_figures(data: RunData) -> list[Figure | Missing]:
 def time_spent(data: RunData) -> Figure | Missing:
     """Seconds of each iteration by activity."""
     title = "Time"
-    turns = [turn for turn in data.turns if turn.state["time"]["wall"]]
+    turns = [turn for turn in data.turns if turn.state.time.wall]
     if not turns:
         return Missing(title, "no stage is finished yet")
-    rows = [Row(str(t.number), [(round(t.state["time"][key]), tone, name) for key, name, tone in PARTS]) for t in turns]
+    rows = [
+        Row(str(t.number), [(round(getattr(t.state.time, key)), tone, name) for key, name, tone in PARTS])
+        for t in turns
+    ]
     read = (
         "Overhead is wall time spent on neither generation, judging nor training: loading, saving, hashing, "
         "starting up."
@@ -43,7 +45,7 @@ def time_spent(data: RunData) -> Figure | Missing:
 
 
 def _seconds(turn: IterationData) -> list[float | None]:
-    found: Mapping[str, Mapping[str, float]] = turn.state["seconds"]
+    found = turn.state.seconds
     return [_stage_seconds(stage, found[stage]) if stage in found else None for stage in STAGES]
 
 
@@ -52,14 +54,14 @@ def _stage_seconds(stage: str, seconds: Mapping[str, float]) -> float:
 
 
 def _time(turn: IterationData) -> list[str]:
-    time = turn.state["time"]
-    return [clock(time["wall"]), clock(time["overhead"]), percent(time["overhead_share"])]
+    time = turn.state.time
+    return [clock(time.wall), clock(time.overhead), percent(time.overhead_share)]
 
 
 def tokens_spent(data: RunData) -> Figure | Missing:
     """Tokens sampled and trained on, by iteration."""
     title = "Tokens"
-    turns = [turn for turn in data.turns if turn.state["counts"]]
+    turns = [turn for turn in data.turns if turn.state.counts]
     if not turns:
         return Missing(title, "no stage is finished yet")
     named = (("sampled for training", 1), ("sampled for evaluation", 5), ("trained on", 3))
@@ -80,26 +82,26 @@ def tokens_spent(data: RunData) -> Figure | Missing:
 
 def _tokens(turn: IterationData) -> list[float | None]:
     """Sampled, evaluated, trained (each token once), trained (pair by pair), and the first and third per second."""
-    sampled, train = turn.counts("sample").get("tokens"), turn.counts("train")
-    evaluated = sum(one.get("tokens", 0) for one in turn.counts("eval").values()) or None
-    seconds = turn.state["seconds"]
+    state = turn.state
+    sampled = state.sampled.tokens if state.sampled else None
+    encoded, plain = (state.trained.encoded_tokens, state.trained.plain_tokens) if state.trained else (None, None)
     return [
         sampled,
-        evaluated,
-        train.get("encoded_tokens"),
-        train.get("plain_tokens"),
-        _rate(sampled, seconds.get("sample", {}).get("generate")),
-        _rate(train.get("plain_tokens"), seconds.get("train", {}).get("compute")),
+        sum(one.tokens for one in state.evaluated.values()) or None,
+        encoded,
+        plain,
+        _rate(sampled, state.seconds.get("sample", {}).get("generate")),
+        _rate(plain, state.seconds.get("train", {}).get("compute")),
     ]
 
 
-def _rate(tokens: Any, seconds: float | None) -> float | None:
+def _rate(tokens: float | None, seconds: float | None) -> float | None:
     return round(tokens / seconds) if tokens and seconds else None
 
 
 def sampler_gap(data: RunData) -> Figure | Missing:
     """Mean absolute difference of sampler and trainer log-probs on the same tokens."""
-    known = [(t.number, t.counts("train").get("sampler_gap")) for t in data.rounds]
+    known = [(t.number, t.state.trained.sampler_gap) for t in data.rounds if t.state.trained]
     points = [(float(k), gap) for k, gap in known if gap is not None]
     if not points:
         return Missing(SAMPLER_GAP, "no round has compared sampler and trainer log-probs")

@@ -30,7 +30,7 @@ def judge_figures(data: RunData) -> list[Figure | Missing]:
 
 def paired_turns(data: RunData) -> list[IterationData]:
     """The iterations whose pair stage is finished."""
-    return [turn for turn in data.rounds if turn.counts("pair")]
+    return [turn for turn in data.rounds if turn.state.paired]
 
 
 def funnel(data: RunData) -> Figure | Missing:
@@ -38,10 +38,10 @@ def funnel(data: RunData) -> Figure | Missing:
     title = "From prompts to pairs"
     if not data.settings(1).samples:
         return Missing(title, "nothing is sampled: the pairs come from the data")
-    turns = [turn for turn in data.rounds if turn.counts("sample")]
+    turns = [turn for turn in data.rounds if turn.state.sampled]
     if not turns:
         return Missing(title, "nothing has been sampled yet")
-    kind = next((str(t.counts("pair").get("kind", "pairs")) for t in turns if t.counts("pair")), "pairs")
+    kind = next((t.state.paired.kind for t in turns if t.state.paired), "pairs")
     names = ("responses", "with a score", "used", kind)
     values = [list(_funnel(turn)) for turn in turns]
     series = [
@@ -51,14 +51,18 @@ def funnel(data: RunData) -> Figure | Missing:
     x = whole_axis([turn.number for turn in turns], *plot_x())
     drawn = chart(title, series, x, axis(heights(series), *plot_y(), zero=True), x_label="iteration", y_label="count")
     read = "If the lines approach 0 over the iterations, the training signal is drying up."
-    rows = [[t.number, t.counts("sample").get("prompts"), *row] for t, row in zip(turns, values, strict=True)]
+    rows = [[t.number, t.state.sampled and t.state.sampled.prompts, *row] for t, row in zip(turns, values, strict=True)]
     return Figure("funnel", title, read, drawn, keys_of(series), Table(["iteration", "prompts", *names], rows))
 
 
 def _funnel(turn: IterationData) -> tuple[int | None, int | None, int | None, int | None]:
-    pair = turn.counts("pair")
-    used = pair.get("responses", {}).get("used")
-    return turn.counts("sample").get("responses"), turn.counts("judge").get("score"), used, pair.get("pairs")
+    sample, judge, pair = turn.state.sampled, turn.state.judged, turn.state.paired
+    return (
+        sample.responses if sample else None,
+        judge.score if judge else None,
+        pair.responses.get("used") if pair else None,
+        pair.pairs if pair else None,
+    )
 
 
 def prompts(data: RunData) -> Figure | Missing:
@@ -68,7 +72,7 @@ def prompts(data: RunData) -> Figure | Missing:
         "Only prompts with both better and worse responses give a training signal; the others show whether the "
         "task is too hard or too easy."
     )
-    counts = {turn.number: turn.counts("pair").get("prompts", {}) for turn in paired_turns(data)}
+    counts = {turn.number: turn.state.paired.prompts for turn in data.rounds if turn.state.paired}
     return parts("prompts", title, read, counts, PROMPT_OUTCOMES, "prompts", "no iteration has been paired yet")
 
 
@@ -76,7 +80,7 @@ def responses(data: RunData) -> Figure | Missing:
     """Responses by outcome."""
     title = "Responses by outcome"
     read = "Shows why responses were used or left out; many duplicates mean that the samples are no longer diverse."
-    counts = {turn.number: turn.counts("pair").get("responses", {}) for turn in paired_turns(data)}
+    counts = {turn.number: turn.state.paired.responses for turn in data.rounds if turn.state.paired}
     return parts("responses", title, read, counts, RESPONSE_REASONS, "responses", "no iteration has been paired yet")
 
 

@@ -1,7 +1,6 @@
 """Figures on whether the campaign works: accuracy, gate, reward, KL."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from loop.config.checks import PREFERENCE
 from loop.measure.estimators import best_of_kl, length_controlled
@@ -9,6 +8,7 @@ from loop.report.data import IterationData, RunData
 from loop.report.figure import Figure, Missing, Table, keys_of, table_of
 from loop.report.marks import Series, chart, plot_x, plot_y
 from loop.report.scale import axis, share_axis, signed, whole_axis
+from loop.store.run_records import Interval, SetMetrics
 
 Spread = tuple[float, float] | None
 PER_CENT = "%"
@@ -31,7 +31,7 @@ def quality_figures(data: RunData) -> list[Figure | Missing]:
 def by_iteration(
     data: RunData,
     name: str,
-    value: Callable[[IterationData], dict[str, Any] | float | None],
+    value: Callable[[IterationData], Interval | float | None],
     tone: int,
     *,
     dashed: bool = False,
@@ -42,11 +42,11 @@ def by_iteration(
     spread: list[Spread] = []
     for turn in data.evaluated:
         found = value(turn)
-        metric = found if isinstance(found, dict) else {"value": found, "low": None, "high": None}
-        points.append((turn.number, hundred(metric["value"])))
-        low, high = hundred(metric["low"]), hundred(metric["high"])
+        metric = found if isinstance(found, Interval) else Interval(found, None, None, 0)
+        points.append((turn.number, hundred(metric.value)))
+        low, high = hundred(metric.low), hundred(metric.high)
         spread.append(None if low is None or high is None else (low, high))
-    rejected = frozenset(place for place, turn in enumerate(data.evaluated) if turn.state["promoted"] is False)
+    rejected = frozenset(place for place, turn in enumerate(data.evaluated) if turn.state.promoted is False)
     shown = spread if band and any(spread) else ()
     return Series(name, points, tone, shown, dashed=dashed, hollow=rejected)
 
@@ -101,51 +101,52 @@ def preferences(data: RunData) -> Figure | Missing:
     series = [
         by_iteration(data, "test", lambda t: _metric(t.test, PREFERENCE), 1),
         by_iteration(data, "gate", lambda t: _metric(t.gate, PREFERENCE), 3, dashed=True, band=False),
-        by_iteration(data, "test, chosen more likely", lambda t: t.test and t.test["likelihood_accuracy"], 5),
+        by_iteration(data, "test, chosen more likely", lambda t: t.test.likelihood_accuracy if t.test else None, 5),
     ]
     return shares("accuracy", "Preference accuracy", read, data, series, "held-out pairs, %")
 
 
-def _metric(metrics: dict[str, Any] | None, name: str) -> dict[str, Any] | None:
-    return None if metrics is None else metrics[name]
+def _metric(metrics: SetMetrics | None, name: str) -> Interval | None:
+    return None if metrics is None else metrics.metric(name)
 
 
 def gate(data: RunData) -> Figure | Missing:
     """The paired gain of each candidate over its incumbent, with the threshold of the rule."""
     title = "The gate: gain over the incumbent"
-    decided = [t for t in data.rounds if (t.promotion.get("gain") or {}).get("value") is not None]
+    decided = [(t, t.promotion) for t in data.rounds if t.promotion and t.promotion.gain.value is not None]
     if not decided:
         return Missing(title, "no candidate has been compared with its incumbent yet")
-    points = [(float(t.number), 100 * t.promotion["gain"]["value"]) for t in decided]
-    spread = [(100 * t.promotion["gain"]["low"], 100 * t.promotion["gain"]["high"]) for t in decided]
-    rejected = frozenset(i for i, t in enumerate(decided) if not t.promotion["promoted"])
-    told = [f"iteration {t.number} {t.promotion['reason']}" for t in decided]
+    gains = [decision.gain for _, decision in decided]
+    points = [(float(t.number), hundred(gain.value)) for (t, _), gain in zip(decided, gains, strict=True)]
+    spread = [(100 * (gain.low or 0.0), 100 * (gain.high or 0.0)) for gain in gains]
+    rejected = frozenset(i for i, (_, decision) in enumerate(decided) if not decision.promoted)
+    told = [f"iteration {t.number} {decision.reason}" for t, decision in decided]
     one = Series("candidate minus incumbent", points, 1, spread, False, True, False, True, rejected, told)
-    settings = data.settings(decided[-1].number).promote
+    settings = data.settings(decided[-1][0].number).promote
     bound = {"better": 0.0, "not_worse": -100 * settings.margin}.get(settings.rule)
     levels = [(0.0, "")] if bound is None else [(0.0, ""), (bound, f"must be above ({settings.rule})")]
     y = axis([*heights([one]), 0.0, bound or 0.0], *plot_y())
-    x = whole_axis([t.number for t in decided], *plot_x())
+    x = whole_axis([t.number for t, _ in decided], *plot_x())
     drawn = chart(title, [one], x, y, x_label="iteration", y_label="percentage points", levels=levels)
     read = (
         f"Each bar is the interval of the change in {settings.metric.replace('_', ' ')} on the same gate prompts. A "
         "candidate whose whole bar is above the line is promoted; a ring was rejected."
     )
-    rows = [[t.number, *points[i][1:], *spread[i], t.promotion["reason"]] for i, t in enumerate(decided)]
+    rows = [[t.number, *points[i][1:], *spread[i], decision.reason] for i, (t, decision) in enumerate(decided)]
     return Figure("gate", title, read, drawn, (), Table(["iteration", "points", "from", "to", "decision"], rows))
 
 
 def pass_and_majority(data: RunData) -> Figure | Missing:
     """pass@k and maj@k on the test prompts."""
     title = "pass@k and maj@k on the test prompts"
-    ks = {t.test["k"] for t in data.evaluated if t.test}
+    ks = {t.test.k for t in data.evaluated if t.test}
     if not ks or max(ks) < 2:
         return Missing(title, "needs eval.samples of at least 2")
     k = max(ks)
     series = [
-        by_iteration(data, f"pass@{k}", lambda t: t.test and t.test["pass_at_k"], 3),
+        by_iteration(data, f"pass@{k}", lambda t: t.test.pass_at_k if t.test else None, 3),
         by_iteration(data, "pass@1", lambda t: _metric(t.test, "sampled_accuracy"), 1, band=False),
-        by_iteration(data, f"maj@{k}", lambda t: t.test and t.test["maj_at_k"], 2, dashed=True),
+        by_iteration(data, f"maj@{k}", lambda t: t.test.maj_at_k if t.test else None, 2, dashed=True),
     ]
     read = (
         f"Probability that one of {k} samples is correct, and that the majority is (unbiased estimates): if pass@k "
@@ -163,7 +164,7 @@ def form(data: RunData) -> Figure | Missing:
     series = [
         by_iteration(data, "well formed", lambda t: _metric(t.test, "well_formed_share"), 5),
         by_iteration(data, "correct among well formed", lambda t: _metric(t.test, "accuracy_among_well_formed"), 1),
-        by_iteration(data, "truncated", lambda t: t.test and t.test["truncated_share"], 4, dashed=True),
+        by_iteration(data, "truncated", lambda t: t.test.truncated_share if t.test else None, 4, dashed=True),
     ]
     return shares("form", "Format and skill", read, data, series, "test, sampled, %")
 
@@ -201,10 +202,12 @@ def moved(data: RunData) -> Figure | Missing:
     """Prompts that only the candidate or only its incumbent answers correctly."""
     title = "Prompts won and lost"
     rounds = [] if data.unjudged else data.rounds
-    pairs = [(t, before) for t in rounds if (before := _incumbent(data, t)) is not None and t.metrics]
+    pairs = [
+        (t.number, before.test, t.test) for t in rounds if (before := _incumbent(data, t)) and before.test and t.test
+    ]
     if not pairs:
         return Missing(title, "needs two models with judged answers")
-    found = [(t.number, *won_and_lost(before.metrics["test"], t.metrics["test"])) for t, before in pairs]
+    found = [(k, *won_and_lost(before, after)) for k, before, after in pairs]
     series = [
         Series("won", [(float(k), float(won)) for k, won, _ in found], 3),
         Series("lost", [(float(k), -float(lost)) for k, _, lost in found], 4),
@@ -222,14 +225,12 @@ def moved(data: RunData) -> Figure | Missing:
 
 
 def _incumbent(data: RunData, turn: IterationData) -> IterationData | None:
-    number = (turn.promotion.get("incumbent") or {}).get("iteration")
-    before = None if number is None else data.turn(number)
-    return before if before is not None and before.metrics else None
+    return None if turn.promotion is None else data.turn(turn.promotion.incumbent.iteration)
 
 
-def won_and_lost(before: dict[str, Any], after: dict[str, Any]) -> tuple[int, int]:
+def won_and_lost(before: SetMetrics, after: SetMetrics) -> tuple[int, int]:
     """Number of prompts whose greedy answer is right only after, and only before."""
-    first, second = (side["counts"]["greedy_accuracy"] for side in (before, after))
+    first, second = (side.counts["greedy_accuracy"] for side in (before, after))
     changes = [second[id][0] - first[id][0] for id in first.keys() & second.keys() if first[id][1] and second[id][1]]
     return sum(change > 0 for change in changes), sum(change < 0 for change in changes)
 
@@ -237,15 +238,14 @@ def won_and_lost(before: dict[str, Any], after: dict[str, Any]) -> tuple[int, in
 def kl(data: RunData) -> Figure | Missing:
     """KL divergence from the base model, where promote.limits.kl measures it."""
     title = "KL divergence from the base model"
-    turns = [t for t in data.rounds if t.measured.get("kl") is not None]
+    turns = [(t, value) for t in data.rounds if (value := t.measured.get("kl")) is not None]
     if not turns:
         return Missing(title, "needs promote.limits.kl, which measures it")
-    errors = [t.measured.get("kl_error") or 0.0 for t in turns]
-    values = [float(t.measured["kl"]) for t in turns]
-    spread = [(v - 2 * e, v + 2 * e) for v, e in zip(values, errors, strict=True)]
-    points = [(float(t.number), v) for t, v in zip(turns, values, strict=True)]
+    errors = [t.measured.get("kl_error") or 0.0 for t, _ in turns]
+    spread = [(value - 2 * e, value + 2 * e) for (_, value), e in zip(turns, errors, strict=True)]
+    points = [(float(t.number), value) for t, value in turns]
     one = Series("KL to the base model", points, 1, spread)
-    x = whole_axis([t.number for t in turns], *plot_x())
+    x = whole_axis([t.number for t, _ in turns], *plot_x())
     drawn = chart(
         title, [one], x, axis(heights([one]), *plot_y(), zero=True), x_label="iteration", y_label="nats per response"
     )
@@ -261,13 +261,13 @@ def frontier(data: RunData) -> Figure | Missing:
         return Missing(title, "needs the KL divergence, which promote.limits.kl measures")
     own = Series(
         "candidates",
-        [(float(t.measured["kl"]), _score(t)[0]) for t in turns],
+        [(_kl(t), _score(t)[0]) for t in turns],
         1,
         [_score(t)[1:] for t in turns],
         line=False,
         whiskers=True,
-        hollow=frozenset(i for i, t in enumerate(turns) if t.state["promoted"] is False),
-        titles=[f"iteration {t.number}: KL {t.measured['kl']:.3g}, score {_score(t)[0]:.3g}" for t in turns],
+        hollow=frozenset(i for i, t in enumerate(turns) if t.state.promoted is False),
+        titles=[f"iteration {t.number}: KL {_kl(t):.3g}, score {_score(t)[0]:.3g}" for t in turns],
     )
     line = best_of_line(data)
     series = [own, Series("best of N from the base model", line, 2, dashed=True)] if line else [own]
@@ -277,12 +277,18 @@ def frontier(data: RunData) -> Figure | Missing:
     return Figure("frontier", title, read, drawn, keys_of(series), table_of("KL", series))
 
 
+def _kl(turn: IterationData) -> float:
+    value = turn.measured["kl"]
+    assert value is not None, turn.number
+    return value
+
+
 def best_of_line(data: RunData) -> list[tuple[float, float | None]]:
     """KL bound and expected best score for N = 1, 2, …, from the base model's training samples or else test samples."""
     base = data.turn(0)
-    if base is None or "policy" not in base.promotion:
+    if base is None or base.policy is None:
         return []
-    hash = base.promotion["policy"]["hash"]
+    hash = base.policy.hash
     sampled = [t.sets["train"].best for t in data.rounds if "train" in t.sets and t.sampler == hash]
     curve = sampled[0] if sampled else base.sets["test"].best if "test" in base.sets else {}
     return [(best_of_kl(n), value) for n, value in curve.items()]

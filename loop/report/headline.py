@@ -1,11 +1,12 @@
 """The top of the report: a verdict sentence, summary tiles and the gate decisions."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from loop.report.data import IterationData, RunData
 from loop.report.figures_quality import describe_change
 from loop.report.scale import clock, number, percent
+from loop.store.run_records import NO_TRIALS, Interval
+from loop.store.run_state import RunState
 from loop.view.status_tables import percent as with_interval
 
 
@@ -50,19 +51,20 @@ def _sentence(data: RunData) -> tuple[str, str]:
         return "Nothing has been evaluated yet.", "early"
     if not any(turn.test for turn in data.rounds):
         return "The base model is evaluated; no iteration has finished yet.", "early"
-    if not data.best or "gains" not in data.state:
+    gain = (data.state.gains or {}).get(data.metric)
+    if not data.best or gain is None:
         return "No candidate has been promoted; the base model is still the incumbent.", "flat"
-    gain = data.state["gains"][data.metric]["difference"]
-    if gain["value"] is None:
+    change = gain.difference
+    if change.value is None or change.low is None or change.high is None:
         return (
             f"Iteration {data.best} is the incumbent; its test accuracy cannot be compared with the base model's.",
             "flat",
         )
-    what, change = data.metric.replace("_", " "), describe_change(gain["value"], gain["low"], gain["high"])
-    told = f"{what} on the test prompts changed by {change}"
-    if gain["low"] > 0:
+    points = describe_change(change.value, change.low, change.high)
+    told = f"{data.metric.replace('_', ' ')} on the test prompts changed by {points}"
+    if change.low > 0:
         return f"It works: from the base model to iteration {data.best}, {told}.", "good"
-    if gain["high"] < 0:
+    if change.high < 0:
         return f"It got worse: from the base model to iteration {data.best}, {told}.", "bad"
     return (
         f"Not shown to work: from the base model to iteration {data.best}, {told}, which may be due to chance.",
@@ -75,54 +77,56 @@ def _tiles(data: RunData) -> list[Tile]:
     tiles = [_accuracy(data, "base model", base)] if base is not None and base.test else []
     if best is not None and best.number and best.test:
         tiles += [_accuracy(data, f"best, iteration {best.number}", best), *_gain(data)]
-    wall = sum(turn.state["time"]["wall"] for turn in data.turns)
-    share = sum(turn.state["time"]["overhead"] for turn in data.turns) / wall if wall else None
-    done = sum(turn.state["finished"] for turn in data.rounds)
-    tiles.append(Tile("iterations", f"{done} of {data.state['planned_iterations']}", _promoted(data)))
+    wall = sum(turn.state.time.wall for turn in data.turns)
+    share = sum(turn.state.time.overhead for turn in data.turns) / wall if wall else None
+    done = sum(turn.state.finished for turn in data.rounds)
+    tiles.append(Tile("iterations", f"{done} of {data.state.planned_iterations}", _promoted(data)))
     tiles.append(Tile("time", clock(wall), f"{percent(share)} % overhead"))
-    return [*tiles, *_judge(data.state["judge_spent"])]
+    return [*tiles, *_judge(data.state)]
 
 
-def _judge(spent: dict[str, int]) -> list[Tile]:
+def _judge(state: RunState) -> list[Tile]:
     """Paid judge calls and tokens so far."""
-    tokens = spent["prompt_tokens"] + spent["completion_tokens"]
-    return [Tile("judge", f"{number(spent['calls'])} calls", f"{number(tokens)} paid tokens")] if spent["calls"] else []
+    spent = state.judge_spent
+    return [Tile("judge", f"{number(spent.calls)} calls", f"{number(spent.tokens)} paid tokens")] if spent.calls else []
 
 
 def _accuracy(data: RunData, name: str, turn: IterationData) -> Tile:
     assert turn.test is not None
-    metric = turn.test[data.metric]
-    note = f"; greedy {with_interval(turn.test['greedy_accuracy'])} %" if not data.unjudged else " of held-out pairs"
-    return Tile(name, f"{percent(metric['value'])} %", f"{_interval(metric)}{note}")
+    metric = turn.test.metric(data.metric) or NO_TRIALS
+    note = f"; greedy {with_interval(turn.test.greedy_accuracy)} %" if not data.unjudged else " of held-out pairs"
+    return Tile(name, f"{percent(metric.value)} %", f"{_interval(metric)}{note}")
 
 
-def _interval(metric: dict[str, Any]) -> str:
-    return "no data" if metric["value"] is None else f"[{percent(metric['low'])}, {percent(metric['high'])}]"
+def _interval(metric: Interval) -> str:
+    return "no data" if metric.value is None else f"[{percent(metric.low)}, {percent(metric.high)}]"
 
 
 def _gain(data: RunData) -> list[Tile]:
-    gain = data.state.get("gains", {}).get(data.metric, {})
-    difference, ratio = gain.get("difference", {}), gain.get("ratio", {})
-    if difference.get("value") is None:
+    gain = (data.state.gains or {}).get(data.metric)
+    if gain is None:
         return []
-    told = describe_change(difference["value"], difference["low"], difference["high"])
+    difference, factor = gain.difference, gain.ratio.value
+    if difference.value is None or difference.low is None or difference.high is None:
+        return []
+    told = describe_change(difference.value, difference.low, difference.high)
     points, _, interval = told.partition(" [")
-    times = f", {number(ratio['value'])} times" if ratio.get("value") is not None else ""
+    times = f", {number(factor)} times" if factor is not None else ""
     return [Tile("gain on test", points.replace(" points", ""), f"points [{interval}{times}")]
 
 
 def _promoted(data: RunData) -> str:
-    promoted = sum(turn.state["promoted"] is True for turn in data.rounds)
-    rejected = sum(turn.state["promoted"] is False for turn in data.rounds)
+    promoted = sum(turn.state.promoted is True for turn in data.rounds)
+    rejected = sum(turn.state.promoted is False for turn in data.rounds)
     return f"{promoted} promoted, {rejected} rejected"
 
 
 def _verdict(turn: IterationData) -> GateDecision:
-    if turn.state["promoted"] is None:
-        begun = [stage for stage, state in turn.state["stages"].items() if state != "waiting"]
+    if turn.state.promoted is None:
+        begun = [stage for stage, state in turn.state.stages.items() if state != "waiting"]
         return GateDecision(turn.number, None, f"in progress: {begun[-1] if begun else 'sample'}")
-    reason, tried = turn.state["reason"] or "", len(turn.state["attempts"])
+    reason, tried = turn.state.reason or "", len(turn.state.attempts)
     again = f"attempt {tried}: " if tried > 1 else ""
     return GateDecision(
-        turn.number, turn.state["promoted"], again + reason.removeprefix("not ").removeprefix("promoted: ")
+        turn.number, turn.state.promoted, again + reason.removeprefix("not ").removeprefix("promoted: ")
     )

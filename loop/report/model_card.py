@@ -3,16 +3,16 @@
 import json
 from typing import Any
 
-from loop.config.checks import PREFERENCE
 from loop.config.load import load_config
 from loop.config.settings import Config
 from loop.config.yaml_text import to_yaml
 from loop.measure.evaluation import metrics_of
 from loop.measure.metric_names import iteration_metrics
 from loop.redact import publishable
-from loop.store.files import read_json, to_json, write_file
+from loop.store.files import to_json, write_file
 from loop.store.lineage import read_lineage
 from loop.store.run_folder import RunFolder
+from loop.store.run_state import PairCounts, TrainCounts
 from loop.store.stage import StageFolder
 from loop.view.describe import describe_judge, describe_loss, describe_prompts
 from loop.view.status import gains, iteration_state
@@ -65,26 +65,24 @@ def _header(config: Config) -> str:
 
 def _lineage(run: RunFolder, k: int) -> str:
     """From the base model to this one: each decision with its reason, and the fork that the run may be."""
-    base = read_json(run.promotion(0))
-    lines = [f"- Base model: `{publishable(base['base'])}`, hash `{base['policy']['hash'][:16]}`."]
-    if parent := read_lineage(run).get("parent"):
+    base = run.base()
+    lines = [f"- Base model: `{publishable(base.base)}`, hash `{base.policy.hash[:16]}`."]
+    if parent := read_lineage(run).parent:
         changes = (
-            f"`{c['key']}`: " + " → ".join(json.dumps(publishable(c[side], c["key"])) for side in ("from", "to"))
-            for c in parent["changes"]
+            f"`{c.key}`: " + " → ".join(json.dumps(publishable(value, c.key)) for value in (c.old, c.new))
+            for c in parent.changes
         )
         changed = "; ".join(changes) or "nothing changed"
-        lines.append(
-            f"- The run is a fork of iteration {parent['iteration']} of `{publishable(parent['run'])}` ({changed})."
-        )
+        lines.append(f"- The run is a fork of iteration {parent.iteration} of `{publishable(parent.run)}` ({changed}).")
     for i in range(1, k + 1):
-        if not run.promotion(i).exists():
+        decision = run.decision(i)
+        if decision is None:
             lines.append(f"- Iteration {i}: not decided yet.")
             continue
-        made = read_json(run.promotion(i))
-        start = made.get("start", made["incumbent"])["iteration"]  # earlier versions always started from the incumbent
+        start = decision.start.iteration
         origin = f"iteration {start}" if start else "the base model"
-        digest = made["candidate"]["hash"][:16]
-        lines.append(f"- Iteration {i}: trained from {origin}; {made['reason']}. Hash `{digest}`.")
+        digest = decision.candidate.hash[:16]
+        lines.append(f"- Iteration {i}: trained from {origin}; {decision.reason}. Hash `{digest}`.")
     return "\n".join(lines)
 
 
@@ -111,10 +109,11 @@ def _training(run: RunFolder, k: int, config: Config) -> str:
     pairs, train = (run.latest(k, stage).manifest() for stage in ("pair", "train"))
     assert pairs is not None
     assert train is not None
-    t, kind = _settings_of_round(run, k, config), pairs.counts.get("kind", "pairs")
+    t, counts, steps = _settings_of_round(run, k, config), pairs.counted(PairCounts), train.counted(TrainCounts).steps
+    kind = counts.kind
     how = f"LoRA of rank {t.lora.rank}, merged" if t.lora else "all weights"
     return (
-        f"{pairs.counts['pairs']} {kind} ({config.pairs.rule}), {train.counts['steps']} steps of {t.batch_pairs} "
+        f"{counts.pairs} {kind} ({config.pairs.rule}), {steps} steps of {t.batch_pairs} "
         f"{kind}, {describe_loss(t)}, {how}, learning rate {t.learning_rate:g}, reference `{config.reference}`. "
         f"Versions: {', '.join(f'{name} {number}' for name, number in train.versions.items())}."
     )
@@ -122,25 +121,27 @@ def _training(run: RunFolder, k: int, config: Config) -> str:
 
 def _settings_of_round(run: RunFolder, k: int, config: Config) -> TrainSettings:
     """Settings of the decided attempt."""
-    decision = read_json(run.promotion(k)) if run.promotion(k).exists() else {}
-    changes = decision.get("attempts", [{"changes": {}}])[-1]["changes"]
+    decision = run.decision(k)
+    changes = decision.attempts[-1].changes if decision else {}
     return TrainSettings.model_validate(config.train.model_dump() | changes)
 
 
 def _results(run: RunFolder, k: int, config: Config) -> str:
     """This model and the base model on the same test prompts, and the paired difference."""
     base, model = iteration_state(run, 0), iteration_state(run, k)
-    confidence, test = config.promote.confidence, model["test"]
+    confidence, test, before = config.promote.confidence, model.test, base.test
+    assert test is not None
+    assert before is not None
     lines = ["| in % | base model | this model |", "|---|---|---|"]
-    for metric in metrics_of(base["test"], test):
-        cells = " | ".join(percent(side["test"][metric]) for side in (base, model))
+    for metric in metrics_of(before, test):
+        cells = " | ".join(percent(side.metric(metric)) for side in (before, test))
         lines.append(f"| {metric.replace('_', ' ')} | {cells} |")
-    compared = [gain_line(metric, gain) for metric, gain in gains(base, model, confidence).items()]
-    if PREFERENCE in test:
-        how = f"{test['pairs']} held-out pairs of {test['prompts']} prompts; {100 * confidence:g} % intervals:"
+    compared = [gain_line(metric, gain) for metric, gain in (gains(base, model, confidence) or {}).items()]
+    if test.preference_accuracy is not None:
+        how = f"{test.pairs} held-out pairs of {test.prompts} prompts; {100 * confidence:g} % intervals:"
         return "\n".join([*lines, "", how, "", *(f"- {line.strip()}" for line in compared)])
     how = (
-        f"{test['prompts']} held-out test prompts, one greedy response and {config.eval.samples} sampled ones "
+        f"{test.prompts} held-out test prompts, one greedy response and {config.eval.samples} sampled ones "
         f"(temperature {config.eval.temperature:g}) to each; {100 * confidence:g} % intervals over prompts. Against "
         "the base model, paired by prompt:"
     )
@@ -151,15 +152,15 @@ CARD, METRICS = "README.md", "metrics.json"
 
 
 def describe_models(run: RunFolder) -> None:
-    """Give every promoted model what it lacks: of a run that was killed at that point, or of an old one."""
+    """Give every promoted model the files it lacks, because the run was killed before they were written."""
     for k in run.iterations():
         describe_model(run, k)
 
 
 def describe_model(run: RunFolder, k: int) -> None:
     """Write the files of iteration `k`'s model, if it was promoted and has none."""
-    folder = run.latest(k, "train")
-    if not k or not run.promotion(k).exists() or not read_json(run.promotion(k))["promoted"]:
+    folder, decision = run.latest(k, "train"), run.decision(k) if k else None
+    if decision is None or not decision.promoted:
         return
     missing = [name for name in (CARD, METRICS) if not (folder.model / name).exists()]
     if missing and has_weights(folder):
@@ -180,17 +181,16 @@ def model_files(run: RunFolder, k: int) -> dict[str, bytes]:
 
 def model_metrics(run: RunFolder, k: int) -> dict[str, Any]:
     """The numbers of the card for programs: this model's and the base model's, under the names of docs/watch.md."""
-    path, manifest = run.promotion(k), run.latest(k, "train").manifest()
+    decision, manifest = run.decision(k), run.latest(k, "train").manifest()
     assert manifest is not None
-    decision = read_json(path) if path.exists() else {}
-    start = decision.get("start", decision.get("incumbent"))  # earlier versions always started from the incumbent
+    start = decision and {"iteration": decision.start.iteration, "weights_hash": decision.start.hash}
     return {
         "run": run.name,
         "iteration": k,
-        "weights_hash": manifest.counts["weights_hash"],
-        "trained_from": start and {"iteration": start["iteration"], "weights_hash": start["hash"]},
-        "promoted": decision.get("promoted"),
-        "reason": decision.get("reason"),
+        "weights_hash": manifest.counted(TrainCounts).weights_hash,
+        "trained_from": start,
+        "promoted": decision and decision.promoted,
+        "reason": decision and decision.reason,
         "confidence": load_config(run.config).base.promote.confidence,
         "metrics": iteration_metrics(iteration_state(run, k)),
         "base_metrics": iteration_metrics(iteration_state(run, 0)),

@@ -158,9 +158,9 @@ def samples_of(data: RunData, path: Path) -> Samples:
 
 def size_of(data: RunData) -> int:
     """About how many bytes the samples take, from the stages' counts."""
-    counts = [turn.counts("sample") for turn in data.turns]
-    counts += [one for turn in data.turns for one in turn.counts("eval").values()]
-    return sum(TOKEN_BYTES * c.get("tokens", 0) + RESPONSE_BYTES * c.get("responses", 0) for c in counts)
+    counts = [turn.state.sampled for turn in data.turns if turn.state.sampled is not None]
+    counts += [one for turn in data.turns for one in turn.state.evaluated.values()]
+    return sum(TOKEN_BYTES * one.tokens + RESPONSE_BYTES * one.responses for one in counts)
 
 
 def write_pages(known: Sequence[Book], folder: Path) -> list[BookEntry]:

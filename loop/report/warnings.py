@@ -74,9 +74,9 @@ def alarms(data: RunData) -> list[Alarm]:
 
 def _rung(data: RunData, name: str) -> Iterator[str]:
     for turn in data.rounds:
-        for alarm in turn.state.get("alarms", []):
-            if alarm["name"] == name:
-                yield f"iteration {turn.number}: {alarm['text']}"
+        for alarm in turn.state.alarms:
+            if alarm.name == name:
+                yield f"iteration {turn.number}: {alarm.text}"
 
 
 def _summed(told: Sequence[str]) -> str:
@@ -93,23 +93,22 @@ def _each(data: RunData, rule: Callable[[RunData, IterationData], str | None]) -
 
 
 def _incumbent(data: RunData, turn: IterationData) -> IterationData | None:
-    number = (turn.promotion.get("incumbent") or {}).get("iteration")
-    return None if number is None else data.turn(number)
+    return None if turn.promotion is None else data.turn(turn.promotion.incumbent.iteration)
 
 
 def _collapse(data: RunData, turn: IterationData) -> str | None:
     base = data.turn(0)
     if not turn.test or base is None or not base.test:
         return None
-    now, then = turn.test[data.metric], base.test[data.metric]
-    if now["high"] is None or then["low"] is None or now["high"] >= then["low"]:
+    now, then = turn.test.metric(data.metric), base.test.metric(data.metric)
+    if now is None or then is None or now.high is None or then.low is None or now.high >= then.low:
         return None
-    return f"test accuracy {percent(now['value'])} % is below the base model's {percent(then['value'])} %"
+    return f"test accuracy {percent(now.value)} % is below the base model's {percent(then.value)} %"
 
 
 def _entropy(data: RunData, turn: IterationData) -> str | None:
     first, last = ends(turn.steps, "entropy")
-    gained = (turn.promotion.get("gain") or {}).get("low")
+    gained = turn.promotion.gain.low if turn.promotion else None
     if first is None or last is None or last >= COLLAPSED * first or (gained is not None and gained > 0):
         return None
     return f"entropy fell from {number(first)} to {number(last)} nats per token without a gain on the gate"
@@ -117,22 +116,22 @@ def _entropy(data: RunData, turn: IterationData) -> str | None:
 
 def _longer(data: RunData, turn: IterationData) -> str | None:
     before = _incumbent(data, turn)
-    then = before.test["mean_length"] if before is not None and before.test else None
-    now = turn.test["mean_length"] if turn.test else None
+    then = before.test.mean_length if before is not None and before.test else None
+    now = turn.test.mean_length if turn.test else None
     if not now or not then or now <= LONGER * then:
         return None
     return f"{number(now)} tokens on average, {percent(now / then - 1)} % more than the incumbent"
 
 
 def _cut(data: RunData, turn: IterationData) -> str | None:
-    share = turn.test["truncated_share"] if turn.test else None
+    share = turn.test.truncated_share if turn.test else None
     return (
         f"{percent(share)} % of the test responses hit the token limit" if share is not None and share > CUT else None
     )
 
 
 def _paired_share(turn: IterationData) -> float | None:
-    counts = turn.counts("pair").get("prompts", {})
+    counts = turn.state.paired.prompts if turn.state.paired else {}
     total = sum(counts.values())
     return counts.get("paired", 0) / total if total else None
 

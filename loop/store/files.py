@@ -111,9 +111,11 @@ def to_json(value: object) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON at `path`. UserError if it is damaged."""
+    """The JSON at `path`. UserError if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise damaged(path, "it is missing") from error
     except ValueError as error:
         raise damaged(path, str(error)) from error
 

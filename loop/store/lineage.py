@@ -2,32 +2,116 @@
 iteration it comes from."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from loop.config.load import LoadedConfig, diff
 from loop.config.yaml_text import parse_yaml, to_yaml
-from loop.store.files import read_json, to_json, write_file
+from loop.store.files import to_json, write_file
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Json, ModelRecord, read_record
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A setting that changed, by its dotted key; the file calls the values `from` and `to`."""
+
+    key: str
+    old: Annotated[Any, Field(validation_alias="from")] = None
+    new: Annotated[Any, Field(validation_alias="to")] = None
+
+    def as_json(self) -> Json:
+        """Plain values."""
+        return {"key": self.key, "from": self.old, "to": self.new}
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One start of a run."""
+
+    time: float
+    """Seconds since 1970."""
+    config: str
+    """The file or name that the settings came from."""
+    changes: tuple[Change, ...]
+    """What differs from the settings of the last start."""
+    versions: dict[str, str]
+    """Versions of the packages that affect results."""
+
+    def as_json(self) -> Json:
+        """Plain values."""
+        return asdict(self) | {"changes": [change.as_json() for change in self.changes]}
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """Where a fork comes from."""
+
+    run: str
+    """Folder of the run that was forked."""
+    iteration: int
+    """The last iteration that was taken over."""
+    time: float
+    policy: ModelRecord
+    """The incumbent after that iteration."""
+    digests: dict[str, str]
+    """Digests of the manifests that were taken over, by stage."""
+    changes: tuple[Change, ...]
+
+    def as_json(self) -> Json:
+        """Plain values."""
+        changes = [change.as_json() for change in self.changes]
+        return asdict(self) | {"policy": self.policy.as_json(), "changes": changes}
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """lineage.json."""
+
+    name: str = ""
+    starts: tuple[Start, ...] = ()
+    parent: Parent | None = None
+    verdict_caches: tuple[str, ...] = ()
+    """Verdict caches of the runs that a fork descends from, the nearest first."""
+
+    def as_json(self) -> Json:
+        """Plain values; only a fork has `parent` and `verdict_caches`."""
+        found: Json = {"name": self.name, "starts": [start.as_json() for start in self.starts]}
+        if self.parent is not None:
+            found |= {"parent": self.parent.as_json(), "verdict_caches": list(self.verdict_caches)}
+        return found
+
+
+def changes_of(changed: Sequence[tuple[str, object, object]]) -> tuple[Change, ...]:
+    """Records of what `diff` found."""
+    return tuple(Change(key, old, new) for key, old, new in changed)
 
 
 def record_settings(run: RunFolder, loaded: LoadedConfig, versions: dict[str, str]) -> None:
     """Make today's settings the run's, and note when they or the versions differ from the last start's."""
     known = read_lineage(run)
-    starts: list[dict[str, Any]] = known.get("starts", [])
     before = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config)) if run.config.exists() else loaded.raw
-    changes = [{"key": key, "from": old, "to": new} for key, old, new in diff(before, loaded.raw)]
-    if not starts or changes or starts[-1]["versions"] != versions:
-        entry = {"time": round(time.time(), 3), "config": str(loaded.source), "changes": changes, "versions": versions}
-        write_file(run.lineage, to_json({**known, "name": run.name, "starts": [*starts, entry]}))
+    changes = changes_of(diff(before, loaded.raw))
+    if not known.starts or changes or known.starts[-1].versions != versions:
+        start = Start(round(time.time(), 3), str(loaded.source), changes, versions)
+        write_lineage(run, replace(known, name=run.name, starts=(*known.starts, start)))
     write_file(run.config, to_yaml(loaded.raw).encode("utf-8"))
 
 
-def read_lineage(run: RunFolder) -> dict[str, Any]:
-    """What is recorded: `starts`, and of a fork `parent` and `verdict_caches`. Empty before the first start."""
-    return dict(read_json(run.lineage)) if run.lineage.exists() else {}
+def read_lineage(run: RunFolder) -> Lineage:
+    """What is recorded; nothing before the first start. UserError if the file is damaged."""
+    return read_record(run.lineage, Lineage) if run.lineage.exists() else Lineage()
+
+
+def write_lineage(run: RunFolder, lineage: Lineage) -> None:
+    """Replace lineage.json."""
+    write_file(run.lineage, to_json(lineage.as_json()))
 
 
 def inherited_caches(run: RunFolder) -> tuple[Path, ...]:
     """The verdict caches of the runs that this one was forked from, the nearest first."""
-    return tuple(Path(path) for path in read_lineage(run).get("verdict_caches", ()))
+    return tuple(map(Path, read_lineage(run).verdict_caches))

@@ -4,11 +4,10 @@ exist, and prune keeps them.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loop.config.settings import Config
-from loop.store.files import read_json
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import ModelRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,27 +29,26 @@ class Model:
         return f"{self} ({self.hash[:8]})"
 
 
-def read_model(run: RunFolder, record: dict[str, Any]) -> Model:
-    """Read a model's record in promotion.json; paths inside the run folder are relative to it."""
-    return Model(run.root / record["path"], record["hash"], record["iteration"], record.get("what", ""))
+def model_of(run: RunFolder, record: ModelRecord) -> Model:
+    """The model that a decision names; paths inside the run folder are relative to it."""
+    return Model(run.root / record.path, record.hash, record.iteration, record.what)
 
 
-def model_record(run: RunFolder, model: Model) -> dict[str, Any]:
-    """The model's record in promotion.json."""
+def model_record(run: RunFolder, model: Model) -> ModelRecord:
+    """The model as a decision names it."""
     inside = model.path.is_relative_to(run.root)
     path = model.path.relative_to(run.root) if inside else model.path
-    what = {"what": model.what} if model.what else {}
-    return {"path": str(path), "hash": model.hash, "iteration": model.iteration, **what}
+    return ModelRecord(str(path), model.hash, model.iteration, model.what)
 
 
 def models_needed(run: RunFolder, k: int, config: Config) -> list[Model]:
     """The models that an iteration after `k` finished ones starts from, samples from or is anchored to, the base model
     first. (A reference of the user's own is found and checked when it is used.)"""
-    decision = read_json(run.promotion(k))
-    records = [read_json(run.promotion(0))["policy"], decision["policy"]]
-    if k and "previous" in (config.start, config.reference):
-        records.append(decision["candidate"])
-    models = [read_model(run, record) for record in records]
+    records = [run.base().policy, run.policy(k)]
+    decision = run.decision(k) if k else None
+    if decision and "previous" in (config.start, config.reference):
+        records.append(decision.candidate)
+    models = [model_of(run, record) for record in records]
     return list(dict.fromkeys(models + (averages(run, k)[-1:] if config.reference == "ema" else [])))
 
 

@@ -20,11 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from loop.errors import UserError
-from loop.store.files import (
-    append_line,
-    read_json,
-    read_lines,
-)
+from loop.store.files import append_line, read_lines
+from loop.store.run_records import BaseRecord, Event, ModelRecord, PromotionRecord, as_record, read_record
 from loop.store.stage import REPEATED, STAGES, StageFolder
 
 
@@ -107,10 +104,11 @@ class RunFolder:
         return max((int(path.name[8:]) for path in folders), default=1)
 
     def attempts(self, iteration: int) -> int:
-        """Number of the attempt that was decided on, or of the last one begun while nothing is
-        decided."""
-        path = self.promotion(iteration)
-        return len(read_json(path).get("attempts", [None])) if path.exists() else self.begun(iteration)
+        """Number of the attempt that was decided on, or of the last one begun while nothing is decided."""
+        if iteration == 0:
+            return 1
+        decision = self.decision(iteration)
+        return len(decision.attempts) if decision else self.begun(iteration)
 
     def latest(self, iteration: int, stage: str) -> StageFolder:
         """The folder of a stage as it stands: of what a retry repeats, that of the last attempt."""
@@ -151,6 +149,19 @@ class RunFolder:
         """The decision that ends an iteration: all the next one reads."""
         return self.root / f"iter-{iteration:03d}" / "promotion.json"
 
+    def decision(self, iteration: int) -> PromotionRecord | None:
+        """The decision on an iteration's candidate; None until it is made. UserError if the file is damaged."""
+        path = self.promotion(iteration)
+        return read_record(path, PromotionRecord) if path.exists() else None
+
+    def base(self) -> BaseRecord:
+        """The base model. UserError if the file is missing or damaged."""
+        return read_record(self.promotion(0), BaseRecord)
+
+    def policy(self, iteration: int) -> ModelRecord:
+        """The incumbent after a decided iteration; after iteration 0, the base model."""
+        return (read_record(self.promotion(iteration), PromotionRecord) if iteration else self.base()).policy
+
     @property
     def named_reference(self) -> Path:
         """What `reference: path` resolved to."""
@@ -183,9 +194,9 @@ class RunFolder:
         """Append a line to events.jsonl."""
         append_line(self.events, {"time": round(time.time(), 3), "event": what, **details})
 
-    def read_events(self) -> list[dict[str, Any]]:
-        """The lines of events.jsonl."""
-        return read_lines(self.events)
+    def read_events(self) -> list[Event]:
+        """The lines of events.jsonl. UserError if one has another shape."""
+        return [as_record(line, Event, self.events) for line in read_lines(self.events)]
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the run for this process alone. UserError if another one has it."""

@@ -3,11 +3,13 @@
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from loop.store.files import FileRecord, is_intact, read_json, record_of, sha256_of, to_json, write_file
+from loop.store.run_records import as_record, read_record
 from loop.store.tables import damaged, digest
 
+T = TypeVar("T")
 STAGES = ("sample", "judge", "pair", "train", "eval")
 REPEATED = ("train", "eval", "guard")
 """Stages that a retry of a round goes through again."""
@@ -33,6 +35,10 @@ class Manifest:
     def digest(self) -> str:
         """Identity of the stage's content: equal outputs, equal digest."""
         return digest({name: record.sha256 for name, record in self.outputs.items()})
+
+    def counted(self, kind: type[T]) -> T:
+        """What the stage counted, as a record. UserError if the manifest does not have its shape."""
+        return as_record(self.counts, kind, f"The manifest of stage {self.stage} of iteration {self.iteration}")
 
     @property
     def shards(self) -> list[str]:
@@ -177,8 +183,7 @@ class StageFolder:
         """The manifest, or None while the stage is not finished."""
         if not self.manifest_path.exists():
             return None
-        raw = read_json(self.manifest_path)
-        return Manifest(**{**raw, "outputs": {name: FileRecord(**r) for name, r in raw["outputs"].items()}})
+        return read_record(self.manifest_path, Manifest)
 
     def present(self, manifest: Manifest) -> dict[str, FileRecord]:
         """The outputs that have to be there: all but those that were pruned."""

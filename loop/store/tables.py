@@ -130,7 +130,7 @@ def notes_of(path: Path) -> dict[str, Any]:
     return json.loads(metadata.get(b"prefloop", b"{}"))
 
 
-def damaged(path: Path, why: str) -> UserError:
+def damaged(path: Path | str, why: str) -> UserError:
     """The message for a file that cannot be what was written."""
     reason = " ".join(why.split())[:200]
     return UserError(

@@ -14,6 +14,7 @@ from loop.prompts.row import read_table
 from loop.store import tables
 from loop.store.files import read_lines
 from loop.store.run_folder import RunFolder
+from loop.store.run_state import TrainCounts
 from loop.store.stage import StageFolder
 from loop.view.status import iteration_state
 
@@ -88,7 +89,7 @@ def new_points(run: RunFolder, told: Mapping[str, int], *, samples: int) -> Iter
     steps = 0
     for k in run.iterations():
         if k and _is_new(told, f"{k} labelled") and run.stage(k, "pair").manifest():
-            yield _of_iteration(k, "labelled", labelled_metrics(iteration_state(run, k)["counts"]))
+            yield _of_iteration(k, "labelled", labelled_metrics(iteration_state(run, k)))
         for attempt in range(1, run.attempts(k) + 1) if k else ():
             folder = run.stage(k, "train", attempt)
             finished = steps_of(folder)
@@ -125,7 +126,7 @@ def series_of(folder: StageFolder) -> str:
 def steps_of(folder: StageFolder) -> int:
     """How many steps a finished round has; 0 for one that still runs, because no other follows it."""
     manifest = folder.manifest()
-    return 0 if manifest is None else int(manifest.counts["steps"])
+    return 0 if manifest is None else manifest.counted(TrainCounts).steps
 
 
 def _decided(run: RunFolder, k: int, told: Mapping[str, int], samples: int) -> Iterator[Point]:

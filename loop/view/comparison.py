@@ -8,14 +8,16 @@ from typing import Any
 from loop.config.load import LoadedConfig, diff, load_config
 from loop.errors import UserError
 from loop.measure.evaluation import compare as paired
-from loop.measure.evaluation import metrics_of
-from loop.measure.stats import Difference, unpaired_difference
+from loop.measure.evaluation import metrics_of, read_evaluation
+from loop.measure.stats import unpaired_difference
 from loop.store import tables
-from loop.store.files import read_json
+from loop.store.lineage import Parent
 from loop.store.locate import find_run, find_run_at
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Difference, Evaluation, SetMetrics
+from loop.store.run_state import RunState
 from loop.view.prompt_records import GreedyAnswer, greedy_answers
-from loop.view.status import collect, public
+from loop.view.status import collect
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +30,18 @@ class EntrantSummary:
     iteration: int
     incumbent: bool
     """Whether it is the run's incumbent."""
-    parent: dict[str, Any] | None
+    parent: Parent | None
     """Run and iteration that the run was forked from."""
-    gate: dict[str, Any]
-    test: dict[str, Any]
+    gate: SetMetrics
+    test: SetMetrics
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, without the counts per prompt."""
+        return asdict(self) | {
+            "parent": self.parent and self.parent.as_json(),
+            "gate": self.gate.as_json(counts=False),
+            "test": self.test.as_json(counts=False),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +57,11 @@ class IterationMetrics:
     """Test metrics of one iteration in each run; None where a run has none."""
 
     iteration: int
-    test: list[dict[str, Any] | None]
+    test: list[SetMetrics | None]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, without the counts per prompt."""
+        return {"iteration": self.iteration, "test": [one and one.as_json(counts=False) for one in self.test]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +144,10 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
-            "entrants": [asdict(one) for one in self.entrants],
+            "entrants": [one.as_dict() for one in self.entrants],
             "confidence": self.confidence,
             "settings": [asdict(one) for one in self.settings],
-            "iterations": [asdict(one) for one in self.iterations],
+            "iterations": [one.as_dict() for one in self.iterations],
             "comparisons": [one.as_dict() for one in self.comparisons],
         }
 
@@ -146,12 +160,12 @@ class Entrant:
     run: RunFolder
     iteration: int
     loaded: LoadedConfig
-    state: dict[str, Any]
+    state: RunState
 
     @property
-    def evaluation(self) -> dict[str, Any]:
-        """Metrics on the "gate" and "test" prompts, with counts per prompt."""
-        return dict(read_json(self.run.latest(self.iteration, "eval").metrics))
+    def evaluation(self) -> Evaluation:
+        """Metrics on the gate and test prompts, with counts per prompt."""
+        return read_evaluation(self.run.latest(self.iteration, "eval").metrics)
 
     @property
     def asked(self) -> set[str]:
@@ -187,7 +201,7 @@ def _entrant(name: str, runs: Path) -> Entrant:
     else:
         run = find_run(name, runs)
         state = collect(run)
-        iteration = state["incumbent"]
+        iteration = state.incumbent
     if run.latest(iteration, "eval").manifest() is None:
         raise UserError(
             f"Iteration {iteration} of {run} is not evaluated yet, so it cannot be compared; continue the run with "
@@ -201,9 +215,10 @@ def _summary(entrant: Entrant) -> EntrantSummary:
         name=entrant.label,
         run=str(entrant.run),
         iteration=entrant.iteration,
-        incumbent=entrant.iteration == entrant.state["incumbent"],
-        parent=entrant.state["parent"],
-        **public(entrant.evaluation),
+        incumbent=entrant.iteration == entrant.state.incumbent,
+        parent=entrant.state.parent,
+        gate=entrant.evaluation.gate,
+        test=entrant.evaluation.test,
     )
 
 
@@ -219,7 +234,7 @@ def _changed_settings(entrants: Sequence[Entrant]) -> list[ChangedSetting]:
 
 
 def _by_iteration(entrants: Sequence[Entrant]) -> list[IterationMetrics]:
-    known = [{it["iteration"]: it["test"] for it in entrant.state["iterations"]} for entrant in entrants]
+    known = [{it.iteration: it.test for it in entrant.state.iterations} for entrant in entrants]
     numbers = sorted({number for tests in known for number in tests})
     return [IterationMetrics(number, [tests.get(number) for tests in known]) for number in numbers]
 
@@ -229,7 +244,7 @@ def _difference(first: Entrant, second: Entrant, limit: int) -> ModelDifference:
     asked, confidence = (first.asked, second.asked), first.loaded.base.promote.confidence
     same = asked[0] == asked[1]
     test = paired if same else _unpaired
-    one, two = first.evaluation["test"], second.evaluation["test"]
+    one, two = first.evaluation.test, second.evaluation.test
     disagreements = _disagreements(first.greedy, second.greedy)
     only_first = sum(example.first.right for example in disagreements)
     return ModelDifference(
@@ -244,8 +259,8 @@ def _difference(first: Entrant, second: Entrant, limit: int) -> ModelDifference:
     )
 
 
-def _unpaired(first: dict[str, Any], second: dict[str, Any], metric: str, confidence: float) -> Difference:
-    one, two = (tuple(zip(*side["counts"][metric].values(), strict=True)) or ((), ()) for side in (first, second))
+def _unpaired(first: SetMetrics, second: SetMetrics, metric: str, confidence: float) -> Difference:
+    one, two = (tuple(zip(*side.counts[metric].values(), strict=True)) or ((), ()) for side in (first, second))
     return unpaired_difference((one[0], one[1]), (two[0], two[1]), confidence)
 
 

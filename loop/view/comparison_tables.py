@@ -10,8 +10,8 @@ from rich.text import Text
 
 from loop.config.checks import PREFERENCE
 from loop.measure.evaluation import METRICS
-from loop.measure.stats import Difference
 from loop.redact import redacted
+from loop.store.run_records import Difference
 from loop.view.comparison import (
     ChangedSetting,
     Comparison,
@@ -42,7 +42,7 @@ def _who(entrant: EntrantSummary) -> str:
     model = f"the model of iteration {entrant.iteration}" if entrant.iteration else "the base model"
     role = ", its incumbent" if entrant.incumbent else ""
     parent = entrant.parent
-    origin = f"; forked from iteration {parent['iteration']} of {parent['run']}" if parent else ""
+    origin = f"; forked from iteration {parent.iteration} of {parent.run}" if parent else ""
     return f"{entrant.name}: {model}{role}{origin}"
 
 
@@ -68,7 +68,7 @@ def _metrics_table(iterations: Sequence[IterationMetrics], names: Sequence[str])
         table.add_column(column, justify="left" if column == "metric" else "right")
     for row in iterations:
         for place, metric in enumerate((*METRICS, PREFERENCE)):
-            cells = [percent(test and test.get(metric)) for test in row.test]
+            cells = [percent(test.metric(metric) if test else None) for test in row.test]
             if set(cells) != {"–"}:
                 table.add_row("" if place else str(row.iteration), metric.replace("_", " "), *cells)
     return table

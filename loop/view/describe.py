@@ -1,7 +1,6 @@
 """Describe in a clause what an iteration trains on, from settings or a manifest's counts. Plan, run and status share
 these texts."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from loop.config.promote_section import LARGEST, settings_of_attempt
@@ -9,6 +8,7 @@ from loop.config.prompts_section import MixturePrompts, PreferencePrompts, rate_
 from loop.config.settings import Config
 from loop.prompts.sets import names_of, source_name
 from loop.redact import redacted
+from loop.store.run_state import PairCounts, SampleCounts
 from trainer.settings import TrainSettings
 
 
@@ -64,16 +64,16 @@ def describe_data(config: Config, k: int) -> str:
     return "; ".join(words)
 
 
-def describe_sources(counts: Mapping[str, Any]) -> str:
-    """Of a finished sample stage of a mixture, how many prompts each source gave; empty for a single source."""
-    return ", ".join(f"{count} of {name}" for name, count in counts.get("sources", {}).items())
+def describe_sources(counts: SampleCounts) -> str:
+    """How many prompts each source of a mixture gave; empty for a single source."""
+    return ", ".join(f"{count} of {name}" for name, count in counts.sources.items())
 
 
-def describe_extra_pairs(counts: Mapping[str, Any]) -> str:
-    """Pairs of a finished pair stage besides the iteration's own, e.g. ` (12 replayed, 30 offline)`; empty if none."""
-    words = [f"{count} replayed from iteration {source}" for source, count in counts.get("replayed", {}).items()]
-    words += [f"{counts['offline']} offline"] if "offline" in counts else []
-    return f" ({', '.join(words)})" if words else ""
+def describe_extra_pairs(counts: PairCounts) -> str:
+    """Pairs besides the iteration's own, e.g. ` (12 replayed from iteration 1, 30 offline)`; empty if none."""
+    parts = [f"{count} replayed from iteration {source}" for source, count in counts.replayed.items()]
+    parts += [f"{counts.offline} offline"] if counts.offline is not None else []
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def describe_changes(changes: dict[str, Any]) -> str:

@@ -14,9 +14,10 @@ from loop.errors import UserError
 from loop.measure.metric_names import ITERATION, iteration_metrics, step_metrics
 from loop.prompts.row import read_table
 from loop.store import tables
-from loop.store.files import read_json, read_lines
+from loop.store.files import read_lines
 from loop.store.locate import find_run
 from loop.store.run_folder import RunFolder
+from loop.store.run_state import PairCounts
 from loop.view.frame import time_left
 from loop.view.progress import look
 from loop.view.status import iteration_state
@@ -135,7 +136,7 @@ def pair_batches(run: RunFolder, k: int) -> Iterator[pa.Table]:
     folder = run.stage(k, "pair")
     if not folder.pairs.exists():
         manifest = folder.manifest()
-        made = manifest.counts.get("kind", "pairs") if manifest else "pairs"
+        made = manifest.counted(PairCounts).kind if manifest else "pairs"
         raise UserError(f"Iteration {k} of {run} has no pairs: its rule makes {made}, in {folder.relations(made)}.")
     pairs = tables.read(folder.pairs)
     prompts, texts = prompt_texts(run, "train"), _texts(run, k)
@@ -213,13 +214,13 @@ class RunView:
 
     def decision(self, iteration: int) -> dict[str, Any] | None:
         """The decision on an iteration and the reason; None until it is made."""
-        path = self._run.promotion(iteration)
-        return dict(read_json(path)) if path.exists() else None
+        found = self._run.decision(iteration) if iteration else None
+        return None if found is None else found.as_json()
 
     def model(self, iteration: int) -> Path:
         """The folder of the model that an iteration has trained; of iteration 0 the base model's."""
         if iteration == 0:
-            return self.path / read_json(self._run.promotion(0))["policy"]["path"]  # absolute, if it lies elsewhere
+            return self.path / self._run.base().policy.path  # absolute, if it lies elsewhere
         return self._run.latest(iteration, "train").model
 
     def metrics(self) -> Rows:
@@ -252,7 +253,7 @@ class RunView:
     @staticmethod
     def _metrics(run: RunFolder, k: int) -> Iterator[pa.Table]:
         state = iteration_state(run, k)
-        yield of_dicts([iteration_metrics(state) | {"reason": state["reason"]}])
+        yield of_dicts([iteration_metrics(state) | {"reason": state.reason}])
 
     @staticmethod
     def _steps(run: RunFolder, k: int) -> Iterator[pa.Table]:

@@ -13,10 +13,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from loop.config.checks import PREFERENCE
 from loop.config.load import LoadedConfig
 from loop.store.files import read_lines
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Event, Numbers, SetMetrics, as_record
+from loop.store.run_state import IterationState
 from loop.store.stage import STAGES, StageFolder
 
 ALARMS = 3
@@ -77,7 +78,8 @@ def look(run: RunFolder, loaded: LoadedConfig) -> Snapshot:
     """Where the run stands now."""
     planned = loaded.iterations
     k = iteration_in_progress(run, planned)
-    rows, events = read_lines(run.metrics), run.read_events()
+    events = run.read_events()
+    states = [as_record(row, IterationState, run.metrics) for row in read_lines(run.metrics)]
     return Snapshot(
         name=run.name,
         planned=planned,
@@ -85,15 +87,15 @@ def look(run: RunFolder, loaded: LoadedConfig) -> Snapshot:
         attempt=run.attempts(k),
         complete=run.promotion(planned).exists() or stopped_by_rejection(events),
         stages=stage_states(run, k),
-        scores=tuple((row["iteration"], scores_on_test_set(row["test"])) for row in rows),
-        typical=typical_seconds(rows),
+        scores=tuple((state.iteration, scores_on_test_set(state.test)) for state in states if state.test is not None),
+        typical=typical_seconds(states),
         alarms=alarms_in(events),
     )
 
 
-def stopped_by_rejection(events: Sequence[dict[str, Any]]) -> bool:
+def stopped_by_rejection(events: Sequence[Event]) -> bool:
     """Whether a rejected candidate has ended the campaign (`promote.on_reject: stop`)."""
-    return bool(events) and events[-1]["event"] == "campaign_stopped"
+    return bool(events) and events[-1].event == "campaign_stopped"
 
 
 def iteration_in_progress(run: RunFolder, planned: int) -> int:
@@ -113,27 +115,28 @@ def stage_states(run: RunFolder, k: int) -> dict[str, str]:
     return found
 
 
-def scores_on_test_set(test: dict[str, Any]) -> dict[str, float | None]:
+def scores_on_test_set(test: SetMetrics) -> Numbers:
     """The accuracies that a glance needs."""
-    names = ("preference",) if PREFERENCE in test else ("sampled", "greedy")
-    return {short: test[f"{short}_accuracy"]["value"] for short in names}
+    if test.preference_accuracy is not None:
+        return {"preference": test.preference_accuracy.value}
+    return {"sampled": test.sampled_accuracy.value, "greedy": test.greedy_accuracy.value}
 
 
-def typical_seconds(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Mean wall time of each stage over the finished iterations among the rows of metrics.jsonl."""
-    finished = [row["seconds"] for row in rows if row["iteration"] and row["finished"]]
+def typical_seconds(states: Sequence[IterationState]) -> dict[str, float]:
+    """Mean wall time of each stage over the finished iterations; empty before there is one."""
+    finished = [state.seconds for state in states if state.iteration and state.finished]
     if not finished:
         return {}
     return {stage: sum(seconds[stage]["wall"] for seconds in finished) / len(finished) for stage in STAGES}
 
 
-def alarms_in(events: Sequence[dict[str, Any]]) -> tuple[Notice, ...]:
+def alarms_in(events: Sequence[Event]) -> tuple[Notice, ...]:
     """The last warnings and lost workers."""
-    texts = {
-        "warning": lambda event: event["text"],
-        "worker_lost": lambda event: f"the {event['worker']} worker was lost at {event['job']}: {event['why']}",
-    }
-    found = [Notice(event["time"], texts[event["event"]](event)) for event in events if event["event"] in texts]
+    found = [
+        Notice(event.time, event.text or f"the {event.worker} worker was lost at {event.job}: {event.why}")
+        for event in events
+        if event.event in ("warning", "worker_lost")
+    ]
     return tuple(found[-ALARMS:])
 
 
@@ -187,17 +190,17 @@ def last_sign(run: RunFolder) -> float:
     """When the run last changed, in seconds since 1970: events, logs, and the files of the stage in progress."""
     files = [run.events, *run.root.glob("logs/*")]
     if started := stage_in_progress(run.read_events()):
-        folder = run.root / started["folder"]
+        folder = run.root / started.folder
         files += [folder, *folder.glob("*"), StageFolder(folder, "", 0).running_steps]
     return max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
 
 
-def stage_in_progress(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The event that began what is worked on; None between two stages."""
+def stage_in_progress(events: Sequence[Event]) -> Event | None:
+    """The event that began the stage in progress; None between two stages."""
     for event in reversed(events):
-        if event["event"] == "stage_started":
+        if event.event == "stage_started":
             return event
-        if event["event"] in ("stage_finished", "campaign_finished", "campaign_stopped"):
+        if event.event in ("stage_finished", "campaign_finished", "campaign_stopped"):
             return None
     return None
 
@@ -208,28 +211,23 @@ def work_in_progress(run: RunFolder) -> Work | None:
     started = stage_in_progress(events)
     if started is None:
         return None
-    folder = StageFolder(run.root / started["folder"], started["stage"], started["iteration"])
-    if started["unit"] == "steps":
-        planned = [event["total"] for event in events if event["event"] == "stage_planned"]
-        total = planned[-1] if events.index(started) < _last(events, "stage_planned") else None
-        return trained(started, read_lines(folder.running_steps), total)
+    folder = StageFolder(run.root / started.folder, started.stage, started.iteration)
+    if started.unit == "steps":
+        planned = [event.total for event in events[events.index(started) :] if event.event == "stage_planned"]
+        return trained(started, read_lines(folder.running_steps), planned[-1] if planned else None)
     return sampled(started, folder.responses)
 
 
-def _last(events: Sequence[dict[str, Any]], what: str) -> int:
-    return max((place for place, event in enumerate(events) if event["event"] == what), default=-1)
-
-
-def sampled(started: dict[str, Any], shards: Sequence[Path]) -> Work:
+def sampled(started: Event, shards: Sequence[Path]) -> Work:
     """Responses in whole shards; the rate is that of the shards written since the stage began."""
     rows = {path: pq.read_metadata(path) for path in shards}
-    new = [path for path in shards if path.stat().st_mtime > started["time"]]
-    seconds = max((path.stat().st_mtime - started["time"] for path in new), default=0.0)
+    new = [path for path in shards if path.stat().st_mtime > started.time]
+    seconds = max((path.stat().st_mtime - started.time for path in new), default=0.0)
     return Work(
-        title=started["title"],
-        unit=started["unit"],
+        title=started.title,
+        unit=started.unit,
         done=sum(found.num_rows for found in rows.values()),
-        total=started["total"],
+        total=started.total,
         per_second=sum(rows[path].num_rows for path in new) / seconds if seconds else None,
         tokens_per_second=sum(tokens_in(rows[path]) for path in new) / seconds if seconds else None,
     )
@@ -242,13 +240,13 @@ def tokens_in(metadata: pq.FileMetaData) -> int:
     return sum(column.num_values for column in columns if column.path_in_schema.split(".")[0] == "token_ids")
 
 
-def trained(started: dict[str, Any], steps: Sequence[dict[str, Any]], total: int | None) -> Work:
+def trained(started: Event, steps: Sequence[dict[str, Any]], total: int | None) -> Work:
     """Steps of the round; one that was taken back by a resume is there once."""
     last = steps[-LAST_STEPS:]
     seconds = sum(step["seconds"] for step in last)
     return Work(
-        title=started["title"],
-        unit=started["unit"],
+        title=started.title,
+        unit=started.unit,
         done=len(steps),
         total=total,
         per_second=len(last) / seconds if last else None,

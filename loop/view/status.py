@@ -4,90 +4,95 @@
 """
 
 from collections import Counter
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from loop.config.load import load_config
 from loop.config.settings import AlarmsConfig
 from loop.errors import UserError
 from loop.measure.alarms import alarms
-from loop.measure.evaluation import compare, metrics_of, ratio
-from loop.store.files import read_json, to_json, write_file
+from loop.measure.evaluation import compare, metrics_of, ratio, read_evaluation
+from loop.store.files import to_json, write_file
 from loop.store.lineage import read_lineage
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Gain, Numbers, read_record
+from loop.store.run_state import IterationState, PairCounts, RunState, TimeSplit, TrainCounts
 from loop.store.stage import REPEATED, STAGES, StageFolder
 from loop.store.verdict_cache import spent_in
 
 
-def collect(run: RunFolder) -> dict[str, Any]:
-    """The state of a run; `iterations` starts with the base model at 0. Raises UserError if there is no run."""
+def collect(run: RunFolder) -> RunState:
+    """The state of a run. UserError if there is none, or a file of it is damaged."""
     if not run.exists():
         raise UserError(f"There is no run in {run}. Start one with `prefloop run CONFIG`; runs are kept in runs/.")
     loaded = load_config(run.config)
-    present = run.iterations()
-    iterations = [iteration_state(run, k) for k in present]
-    add_alarms(iterations, loaded.base.alarms)
-    best = max((it["incumbent"] for it in iterations if it["incumbent"] is not None), default=0)
-    state = {
-        "run": run.name,
-        "path": str(run),
-        "parent": read_lineage(run).get("parent"),
-        "planned_iterations": loaded.iterations,
-        "complete": sum(it["finished"] for it in iterations if it["iteration"]) >= loaded.iterations,
-        "incumbent": best,
-        "confidence": loaded.base.promote.confidence,
-        "judge_spent": asdict(spent_in(run.verdict_cache)),
-        "iterations": [public(it) for it in iterations],
-    }
-    if 0 in present and best and len(iterations) > best:
-        state["gains"] = gains(iterations[0], iterations[best], loaded.base.promote.confidence)
-    return state
+    confidence = loaded.base.promote.confidence
+    iterations = with_alarms([iteration_state(run, k) for k in run.iterations()], loaded.base.alarms)
+    best = max((it.incumbent for it in iterations if it.incumbent is not None), default=0)
+    known = {it.iteration: it for it in iterations}
+    return RunState(
+        run=run.name,
+        path=str(run),
+        parent=read_lineage(run).parent,
+        planned_iterations=loaded.iterations,
+        complete=sum(it.finished for it in iterations if it.iteration) >= loaded.iterations,
+        incumbent=best,
+        confidence=confidence,
+        judge_spent=spent_in(run.verdict_cache),
+        iterations=tuple(iterations),
+        gains=gains(known[0], known[best], confidence) if best and {0, best} <= known.keys() else None,
+    )
 
 
-def iteration_state(run: RunFolder, k: int) -> dict[str, Any]:
-    """The state of one iteration, with per-prompt counts in its metrics."""
+def iteration_state(run: RunFolder, k: int) -> IterationState:
+    """The state of one iteration, without alarms; its metrics have the counts per prompt."""
     folders = {stage: run.latest(k, stage) for stage in STAGES}
     manifests = {stage: manifest for stage in STAGES if (manifest := folders[stage].manifest())}
-    promotion = read_json(run.promotion(k)) if run.promotion(k).exists() else None
-    metrics = read_json(folders["eval"].metrics) if "eval" in manifests else {"gate": None, "test": None}
+    decision = run.decision(k) if k else None
+    evaluation = read_evaluation(folders["eval"].metrics) if "eval" in manifests else None
     seconds = {stage: _over_attempts(run, k, stage, manifest.seconds) for stage, manifest in manifests.items()}
-    return {
-        "iteration": k,
-        "finished": promotion is not None and "eval" in manifests,
-        "stages": {stage: "finished" if stage in manifests else _started(folders[stage]) for stage in _stages_of(k)},
-        "promoted": promotion["promoted"] if promotion else None,
-        "reason": promotion.get("reason") if promotion else None,
-        "gain": promotion.get("gain") if promotion else None,
-        "limits": promotion.get("limits", []) if promotion else [],
-        "attempts": promotion.get("attempts", []) if promotion else [],
-        "attempts_begun": run.attempts(k),
-        "incumbent": promotion["policy"]["iteration"] if promotion else None,
-        "counts": {stage: manifest.counts for stage, manifest in manifests.items()},
-        "signal": numbers_of(run, k) if k else {},
-        "seconds": seconds,
-        "time": time_of(seconds),
-        **metrics,
-    }
+    decided = decision is not None if k else run.promotion(0).exists()
+    return IterationState(
+        iteration=k,
+        finished=decided and evaluation is not None,
+        stages={stage: "finished" if stage in manifests else _started(folders[stage]) for stage in _stages_of(k)},
+        promoted=decision.promoted if decision else decided or None,
+        reason=decision.reason if decision else None,
+        gain=decision.gain if decision else None,
+        limits=decision.limits if decision else (),
+        attempts=decision.attempts if decision else (),
+        attempts_begun=run.attempts(k),
+        incumbent=run.policy(k).iteration if decided else None,
+        counts={stage: manifest.counts for stage, manifest in manifests.items()},
+        signal=numbers_of(run, k) if k else {},
+        seconds=seconds,
+        time=time_of(seconds),
+        gate=evaluation.gate if evaluation else None,
+        test=evaluation.test if evaluation else None,
+    )
 
 
-def numbers_of(run: RunFolder, k: int) -> dict[str, float | None]:
+def numbers_of(run: RunFolder, k: int) -> Numbers:
     """Training-signal metrics of an iteration (docs/signal.md), from its last training attempt."""
     paired, trained = run.stage(k, "pair").manifest(), run.latest(k, "train").manifest()
-    guarded = run.latest(k, "guard")
-    numbers: dict[str, float | None] = dict(paired.counts.get("signal", {})) if paired else {}
+    limits = run.latest(k, "guard")
+    numbers: Numbers = dict(paired.counted(PairCounts).signal) if paired else {}
     if trained:
-        numbers |= {name: trained.counts.get(name) for name in ("displacement", "sampler_gap")}
-    if guarded.manifest():
-        numbers["kl"] = read_json(guarded.metrics).get("kl")
+        counts = trained.counted(TrainCounts)
+        numbers |= {"displacement": counts.displacement, "sampler_gap": counts.sampler_gap}
+    if limits.manifest():
+        numbers["kl"] = read_record(limits.metrics, Numbers).get("kl")
     return numbers
 
 
-def add_alarms(iterations: list[dict[str, Any]], settings: AlarmsConfig) -> None:
-    """Add to every iteration the alarms that the current thresholds raise."""
-    history: list[dict[str, float | None]] = []
+def with_alarms(iterations: Sequence[IterationState], settings: AlarmsConfig) -> list[IterationState]:
+    """Every iteration with the alarms that the current thresholds raise."""
+    history: list[Numbers] = []
+    found = []
     for it in iterations:
-        history += [it["signal"]] if it["iteration"] else []
-        it["alarms"] = [asdict(alarm) for alarm in alarms(history, settings)] if it["iteration"] else []
+        history += [it.signal] if it.iteration else []
+        found.append(replace(it, alarms=tuple(alarms(history, settings))) if it.iteration else it)
+    return found
 
 
 def _stages_of(k: int) -> tuple[str, ...]:
@@ -107,44 +112,32 @@ def _over_attempts(run: RunFolder, k: int, stage: str, last: dict[str, float]) -
     return dict(total)
 
 
-def time_of(seconds: dict[str, dict[str, float]]) -> dict[str, float]:
+def time_of(seconds: Mapping[str, Mapping[str, float]]) -> TimeSplit:
     """Split an iteration's wall time into generation, judging, compute and the remaining overhead."""
-    wall = sum(s.get("wall", 0.0) for s in seconds.values())
-    generate = sum(s.get("generate", 0.0) for s in seconds.values())
-    judge = sum(s.get("judge_after_sampling", 0.0) for s in seconds.values())
-    compute = sum(sum(s.get(part, 0.0) for part in ("compute", "reference", "warm start")) for s in seconds.values())
+    wall, generate, judge = (_sum_of(seconds, part) for part in ("wall", "generate", "judge_after_sampling"))
+    compute = sum(_sum_of(seconds, part) for part in ("compute", "reference", "warm start"))
     overhead = max(0.0, wall - generate - judge - compute)
-    parts = {
-        "wall": wall,
-        "generate": generate,
-        "judge_after_sampling": judge,
-        "compute": compute,
-        "overhead": overhead,
+    wall_s, generate_s, judge_s, compute_s, overhead_s = (
+        round(value, 3) for value in (wall, generate, judge, compute, overhead)
+    )
+    return TimeSplit(wall_s, generate_s, judge_s, compute_s, overhead_s, overhead / wall if wall else 0.0)
+
+
+def _sum_of(seconds: Mapping[str, Mapping[str, float]], part: str) -> float:
+    return sum(stage.get(part, 0.0) for stage in seconds.values())
+
+
+def gains(base: IterationState, best: IterationState, confidence: float) -> dict[str, Gain] | None:
+    """Paired difference and ratio of each test metric, incumbent against base model; None before both are evaluated."""
+    if base.test is None or best.test is None:
+        return None
+    return {
+        metric: Gain(compare(base.test, best.test, metric, confidence), ratio(base.test, best.test, metric, confidence))
+        for metric in metrics_of(base.test, best.test)
     }
-    return {name: round(value, 3) for name, value in parts.items()} | {
-        "overhead_share": overhead / wall if wall else 0.0
-    }
 
 
-def gains(base: dict[str, Any], best: dict[str, Any], confidence: float) -> dict[str, Any]:
-    """Paired difference and ratio of each test metric, incumbent against base model."""
-    found = {}
-    for metric in metrics_of(base["test"], best["test"]):
-        difference = asdict(compare(base["test"], best["test"], metric, confidence))
-        found[metric] = {"difference": difference, "ratio": ratio(base["test"], best["test"], metric, confidence)}
-    return found
-
-
-def public(iteration: dict[str, Any]) -> dict[str, Any]:
-    """The state without the per-prompt counts."""
-    shown = dict(iteration)
-    for name in ("gate", "test"):
-        if shown[name] is not None:
-            shown[name] = {key: value for key, value in shown[name].items() if key != "counts"}
-    return shown
-
-
-def write_metrics(run: RunFolder, state: dict[str, Any]) -> None:
+def write_metrics(run: RunFolder, state: RunState) -> None:
     """Rewrite metrics.jsonl: one row per evaluated iteration."""
-    rows = [it for it in state["iterations"] if it["test"] is not None]
+    rows = [it.as_json() for it in state.iterations if it.test is not None]
     write_file(run.metrics, b"".join(to_json(row).replace(b"\n", b"").rstrip() + b"\n" for row in rows))

@@ -14,9 +14,9 @@ from loop.errors import UserError
 from loop.prompts.chat_template import Renderer
 from loop.prompts.preferences import Conversations, PairReader
 from loop.prompts.sources import read_hub, read_rows
-from loop.store.files import read_json
 from loop.store.model_folder import check_folder, resolve_base, weights_hash
 from loop.store.run_folder import RunFolder
+from loop.store.run_state import PairCounts
 from loop.workers.entry import Report
 from loop.workers.train_service import read_preferences
 from trainer.data import Pair, PreferenceData, PromptGroup, Response
@@ -48,7 +48,7 @@ def base_of(run: RunFolder) -> Path:
     record = run.promotion(0)
     if not record.exists():
         raise UserError(f"data.run: {run} has found no base model yet; continue it with `prefloop run {run}`.")
-    folder = run.root / read_json(record)["policy"]["path"]
+    folder = run.root / run.base().policy.path
     if not folder.is_dir():
         raise UserError(f"The base model of {run} is no longer in {folder}. Put it back, or set base.")
     return folder
@@ -70,7 +70,7 @@ def read_run(data: RunPairs) -> PreferenceData:
     for k in wanted:
         folder = run.stage(k, "pair")
         folder.check(finished[k], verify=False)
-        if (made := finished[k].counts.get("kind", "pairs")) != "pairs":
+        if (made := finished[k].counted(PairCounts).kind) != "pairs":
             raise UserError(
                 f"data.iterations: iteration {k} of {run} made {made}, and a reward model learns from pairs. Name "
                 "iterations that made pairs."

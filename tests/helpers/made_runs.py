@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,14 @@ from loop.prompts.row import PromptRow, prompt_id, write_table
 from loop.store import tables
 from loop.store.files import read_json, to_json
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import (
+    AttemptRecord,
+    BaseRecord,
+    Evaluation,
+    ModelRecord,
+    PromotionRecord,
+    SetMetrics,
+)
 from loop.store.stage import StageFolder
 from loop.view.status import collect, write_metrics
 
@@ -199,7 +207,14 @@ def _train(run: RunFolder, made: Made, k: int, steps: int, *, whole: bool = True
     folder = run.stage(k, "train")
     put(folder.steps, "".join(json.dumps(step_row(step, k)) + "\n" for step in range(steps)).encode())
     if whole:
-        counts = {"steps": steps, "pairs": 4, "encoded_tokens": 50, "plain_tokens": 90, "sampler_gap": 0.01}
+        counts = {
+            "weights_hash": f"hash{k}",
+            "steps": steps,
+            "pairs": 4,
+            "encoded_tokens": 50,
+            "plain_tokens": 90,
+            "sampler_gap": 0.01,
+        }
         _finish(folder, [folder.steps], counts)
 
 
@@ -223,9 +238,10 @@ def step_row(step: int, k: int) -> dict[str, float]:
     }
 
 
-def _evaluate(run: RunFolder, made: Made, sets: dict[str, list[PromptRow]], k: int) -> dict[str, Any]:
+def _evaluate(run: RunFolder, made: Made, sets: dict[str, list[PromptRow]], k: int) -> Evaluation:
     folder = run.stage(k, "eval")
-    metrics, counts, files = {}, {}, []
+    metrics: dict[str, SetMetrics] = {}
+    counts, files = {}, []
     for place, which in enumerate(("gate", "test")):
         paths = []
         for number, shard in enumerate(_shards(made, sets[which])):
@@ -243,37 +259,47 @@ def _evaluate(run: RunFolder, made: Made, sets: dict[str, list[PromptRow]], k: i
             "tokens": sum(a.tokens for a in answers),
         }
         files += [path for both in paths for path in both]
-    put(folder.metrics, to_json(metrics))
+    found = Evaluation(**metrics)
+    put(folder.metrics, to_json(found.as_json()))
     _finish(folder, [*files, folder.metrics], counts, policy=f"hash{k}")
-    return metrics
+    return found
 
 
-def _promote(run: RunFolder, made: Made, k: int, incumbent: int, evals: dict[int, Any]) -> int:
+def _promote(run: RunFolder, made: Made, k: int, incumbent: int, evals: dict[int, Evaluation]) -> int:
     """The decision as it is recorded; the incumbent after it."""
+    if k == 0:
+        put(run.promotion(0), to_json(BaseRecord("/nowhere/model", _model(0)).as_json()))
+        return 0
     promoted = k not in made.reject
-    model = {i: {"hash": f"hash{i}", "iteration": i, "path": f"iter-{i:03d}/train/model"} for i in (k, incumbent)}
-    record: dict[str, Any] = {
-        "iteration": k,
-        "promoted": promoted,
-        "candidate": model[k],
-        "incumbent": model[incumbent],
-    }
-    record |= {"policy": model[k if promoted else incumbent], "reference": model[incumbent], "inputs": {}}
-    if k:
-        gain = asdict(compare(evals[incumbent]["gate"], evals[k]["gate"], "sampled_accuracy", 0.95))
-        reason = f"{'promoted' if promoted else 'not promoted'}: made up"
-        measured = {"kl": 2.0 * k, "kl_error": 0.1} if made.kl else {}
-        attempt = {
-            "changes": {},
-            "promoted": promoted,
-            "reason": reason,
-            "gain": gain,
-            "limits": [],
-            "measured": measured,
-        }
-        record |= {"gain": gain, "reason": reason, "limits": [], "attempts": [attempt]}
-    put(run.promotion(k), to_json(record))
+    attempt = AttemptRecord(
+        changes={},
+        promoted=promoted,
+        reason=f"{'promoted' if promoted else 'not promoted'}: made up",
+        gain=compare(evals[incumbent].gate, evals[k].gate, "sampled_accuracy", 0.95),
+        limits=(),
+        measured={"kl": 2.0 * k, "kl_error": 0.1} if made.kl else {},
+        candidate=f"hash{k}",
+    )
+    record = PromotionRecord(
+        iteration=k,
+        promoted=promoted,
+        reason=attempt.reason,
+        gain=attempt.gain,
+        limits=(),
+        attempts=(attempt,),
+        policy=_model(k if promoted else incumbent),
+        candidate=_model(k),
+        incumbent=_model(incumbent),
+        start=_model(incumbent),
+        reference=_model(incumbent),
+        inputs={},
+    )
+    put(run.promotion(k), to_json(record.as_json()))
     return k if promoted else incumbent
+
+
+def _model(k: int) -> ModelRecord:
+    return ModelRecord(f"iter-{k:03d}/train/model", f"hash{k}", k)
 
 
 def repeat(run: RunFolder, last: int) -> None:

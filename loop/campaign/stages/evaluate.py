@@ -3,17 +3,17 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from loop.campaign.context import Campaign
 from loop.campaign.stages.answer_log_probs import score, tokenise
 from loop.campaign.stages.sample import engine_inputs, judge_usage, label_seconds, response_counts
 from loop.config.settings import Config
-from loop.measure.evaluation import Names, measure, measure_preferences, read_answers
+from loop.measure.evaluation import Names, measure, measure_preferences, read_answers, read_evaluation
 from loop.pairing.data_answers import GivenPair, answers_of, given_pairs
 from loop.prompts.row import PromptRow
-from loop.store.files import read_json, to_json, write_file
+from loop.store.files import to_json, write_file
 from loop.store.model_refs import Model
+from loop.store.run_records import Evaluation, SetMetrics
 from loop.store.stage import StageFolder
 from loop.workers.measure_service import read_logps
 from loop.workers.pool import Shard, shard_size
@@ -24,8 +24,8 @@ SETS = ("gate", "test")
 
 def preference_eval_stage(
     campaign: Campaign, k: int, model: Model, sets: Mapping[str, Sequence[PromptRow]], attempt: int = 1
-) -> dict[str, Any]:
-    """Measure a model on the held-out pairs; returns {"gate": metrics, "test": metrics}."""
+) -> Evaluation:
+    """Measure a model on the held-out pairs."""
     folder, base = campaign.run.stage(k, "eval", attempt), campaign.run.stage(0, "eval")
     made_from = {"prompts": campaign.prompts_digest, "policy": model.hash}
     if k:
@@ -34,7 +34,7 @@ def preference_eval_stage(
         made_from["base"] = manifest.digest
     inputs = {"promote.confidence": campaign.base.promote.confidence, "judge": {}, "made from": made_from}
     if campaign.finished(folder, inputs):
-        return dict(read_json(folder.metrics))
+        return read_evaluation(folder.metrics)
     campaign.begin_work()
     started = time.perf_counter()
     pairs = {name: [pair for row in sets[name] for pair in given_pairs(row)] for name in SETS}
@@ -44,8 +44,8 @@ def preference_eval_stage(
     logps = {answers[name]: folder.logps(name) for name in SETS}
     title = "evaluate the base model" if k == 0 else "evaluate"
     computed = score(campaign, folder, title, model.path, logps)
-    metrics = {name: _measured(campaign, pairs[name], folder.logps(name), base.logps(name)) for name in SETS}
-    write_file(folder.metrics, to_json(metrics))
+    metrics = Evaluation(*(_measured(campaign, pairs[name], folder.logps(name), base.logps(name)) for name in SETS))
+    write_file(folder.metrics, to_json(metrics.as_json()))
     files = [folder.metrics, *logps.values(), *(answers.values() if k == 0 else ())]
     counts = {name: {"prompts": len(sets[name]), "pairs": len(pairs[name])} for name in SETS}
     seconds = {"wall": time.perf_counter() - started, **computed}
@@ -53,15 +53,15 @@ def preference_eval_stage(
     return metrics
 
 
-def _measured(campaign: Campaign, pairs: Sequence[GivenPair], own: Path, base: Path) -> dict[str, Any]:
+def _measured(campaign: Campaign, pairs: Sequence[GivenPair], own: Path, base: Path) -> SetMetrics:
     names: list[Names] = [(p.chosen.prompt.id, p.chosen.response_id, p.rejected.response_id) for p in pairs]
     return measure_preferences(names, read_logps(own), read_logps(base), campaign.base.promote.confidence)
 
 
 def eval_stage(
     campaign: Campaign, k: int, model: Model, sets: dict[str, list[PromptRow]], attempt: int = 1
-) -> dict[str, Any]:
-    """Measure a model on the gate and test prompts; returns {"gate": metrics, "test": metrics}."""
+) -> Evaluation:
+    """Measure a model on the gate and test prompts."""
     if campaign.crew.eval_judge is None:
         return preference_eval_stage(campaign, k, model, sets, attempt)
     config, folder = campaign.base, campaign.run.stage(k, "eval", attempt)
@@ -77,22 +77,16 @@ def eval_stage(
         "made from": {"prompts": campaign.prompts_digest, "policy": model.hash},
     }
     if campaign.finished(folder, inputs):
-        return dict(read_json(folder.metrics))
+        return read_evaluation(folder.metrics)
     campaign.begin_work()
     started = time.perf_counter()
-    shards = {name: eval_shards(campaign, folder, config, model, name, sets[name]) for name in ("gate", "test")}
+    shards = {name: eval_shards(campaign, folder, config, model, name, sets[name]) for name in SETS}
     everything = [shard for part in shards.values() for shard in part]
     title = "evaluate the base model" if k == 0 else "evaluate"
     with campaign.bar(folder, title, sum(s.responses for s in everything), "responses") as bar:
         labelled = campaign.crew.label(everything, campaign.crew.eval_judge, bar)
-    metrics = {
-        name: measure(
-            read_answers([s.task.path for s in part], [s.verdicts for s in part], config.pairs.correct_at),
-            config.promote.confidence,
-        )
-        for name, part in shards.items()
-    }
-    write_file(folder.metrics, to_json(metrics))
+    metrics = Evaluation(*(results(shards[name], config) for name in SETS))
+    write_file(folder.metrics, to_json(metrics.as_json()))
     files = [path for s in everything for path in (s.task.path, s.verdicts)]
     counts = {
         name: response_counts([s.task.path for s in part], len(sets[name])) | judge_usage([s.verdicts for s in part])
@@ -102,6 +96,12 @@ def eval_stage(
         folder, [*files, folder.metrics], inputs=inputs, counts=counts, seconds=label_seconds(labelled, started)
     )
     return metrics
+
+
+def results(shards: Sequence[Shard], config: Config) -> SetMetrics:
+    """The metrics of judged shards of one prompt set."""
+    answers = read_answers([s.task.path for s in shards], [s.verdicts for s in shards], config.pairs.correct_at)
+    return measure(answers, config.promote.confidence)
 
 
 def eval_tokens(config: Config) -> int:

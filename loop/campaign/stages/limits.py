@@ -4,7 +4,6 @@ temperature 1, refusals of harmless prompts, and perplexity on a text. None of t
 import hashlib
 import time
 from pathlib import Path
-from typing import Any
 
 from loop.campaign.context import Campaign
 from loop.campaign.stages.evaluate import eval_tokens
@@ -13,8 +12,9 @@ from loop.config.settings import Config
 from loop.errors import UserError
 from loop.prompts.row import PromptRow
 from loop.store import tables
-from loop.store.files import read_json, sha256_of, to_json, write_file
+from loop.store.files import sha256_of, to_json, write_file
 from loop.store.model_refs import Model
+from loop.store.run_records import Numbers, read_record
 from loop.store.stage import StageFolder
 from loop.workers.measure_service import MeasureTask
 from loop.workers.pool import Shard, shard_size
@@ -80,7 +80,7 @@ def read_benign(path: str) -> list[PromptRow]:
 
 def guard_stage(
     campaign: Campaign, k: int, attempt: int, candidate: Model, initial: Model, gate: list[PromptRow]
-) -> dict[str, Any]:
+) -> Numbers:
     """Measure the configured limits that the evaluation does not cover: `kl`, `perplexity_ratio`, `refusals`."""
     config, limits = campaign.loaded.at(k), campaign.loaded.at(k).promote.limits
     if not limits.measures:
@@ -95,7 +95,7 @@ def guard_stage(
         "made from": {"prompts": campaign.prompts_digest, "policy": candidate.hash, "base": initial.hash, **files},
     }
     if campaign.finished(folder, inputs):
-        return dict(read_json(folder.metrics))
+        return read_record(folder.metrics, Numbers)
     campaign.begin_work()
     started = time.perf_counter()
     drift = _shards(campaign, folder, "drift", gate, 1.0, candidate) if limits.kl is not None else []
@@ -117,14 +117,14 @@ def guard_stage(
 
 def _log_probs(
     campaign: Campaign, k: int, candidate: Model, initial: Model, drift: list[Shard], text: Path | None
-) -> dict[str, Any]:
+) -> Numbers:
     if not drift and text is None:
         return {}
     task = MeasureTask(candidate.path, initial.path, tuple(shard.task.path for shard in drift), text)
     return campaign.crew.train(Job(f"measuring the limits of iteration {k}", "measure", {"task": task}))
 
 
-def refused(shards: list[Path]) -> dict[str, Any]:
+def refused(shards: list[Path]) -> Numbers:
     """The share of refusals over all harmless prompts that were not too long."""
     texts = [text for path in shards for text in tables.read(path, ["text"])["text"].to_pylist()]
     share = sum(map(is_refusal, texts)) / len(texts) if texts else None

@@ -8,8 +8,9 @@ from loop.errors import UserError
 from loop.prompts.row import PromptRow, read_table, write_table
 from loop.prompts.sets import build_prompt_sets
 from loop.store import tables
-from loop.store.files import read_json, to_json, write_file
-from loop.store.model_refs import read_model
+from loop.store.files import to_json, write_file
+from loop.store.model_refs import model_of
+from loop.store.run_records import BaseRecord, ModelRecord
 from loop.workers.process import Job, call
 
 
@@ -52,13 +53,12 @@ def base_stage(campaign: Campaign) -> ModelRoles:
     if not path.exists():
         campaign.begin_work()
         folder, found = call(campaign.crew.trainer, Job(f"finding the model {base}", "base", {"base": base}))
-        record = {"base": base, "promoted": True, "policy": {"path": str(folder), "hash": found, "iteration": 0}}
-        write_file(path, to_json(record))
-    record = read_json(path)
-    if record["base"] != base:
+        write_file(path, to_json(BaseRecord(base, ModelRecord(str(folder), found, 0)).as_json()))
+    record = campaign.run.base()
+    if record.base != base:
         raise UserError(
-            f"This run started from model.base={record['base']}, but model.base is now {base}. Set it back, or start "
+            f"This run started from model.base={record.base}, but model.base is now {base}. Set it back, or start "
             "a new run with --name."
         )
-    initial = read_model(campaign.run, record["policy"])
+    initial = model_of(campaign.run, record.policy)
     return ModelRoles(initial, initial, initial)

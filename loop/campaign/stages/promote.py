@@ -5,7 +5,7 @@ Attempt 1 uses the iteration's own folders, attempt n uses `attempt-n/`, and all
 their contents, so a killed run reaches the same one again.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loop.campaign.context import Campaign, ModelRoles, refuse_changes
@@ -15,10 +15,18 @@ from loop.campaign.stages.train import train_stage
 from loop.config.promote_section import settings_of_attempt
 from loop.measure.evaluation import compare, shadow_change
 from loop.measure.promotion import Decision, check_limits, decide
-from loop.measure.stats import Difference
 from loop.prompts.row import PromptRow
-from loop.store.files import read_json, to_json, write_file
-from loop.store.model_refs import Model, model_record, read_model
+from loop.store.files import to_json, write_file
+from loop.store.model_refs import Model, model_of, model_record
+from loop.store.run_records import (
+    AttemptRecord,
+    Difference,
+    Evaluation,
+    Numbers,
+    PromotionRecord,
+    SetMetrics,
+    read_record,
+)
 from loop.store.stage import Manifest, StageFolder
 from loop.view.describe import describe_changes
 
@@ -30,22 +38,22 @@ class Attempt:
     candidate: Model
     changes: dict[str, Any]
     difference: Difference
-    guarded: dict[str, Any]
+    measured: Numbers
+    """What the limits needed beyond the evaluation."""
     decision: Decision
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> AttemptRecord:
         """The attempt's entry in promotion.json."""
-        decision = self.decision
-        return {
-            "changes": self.changes,
-            "promoted": decision.promote,
-            "reason": decision.reason,
-            "gain": asdict(self.difference),
-            "limits": [asdict(limit) for limit in decision.limits],
-            "measured": self.guarded,
-            "candidate": self.candidate.hash,
-        }
+        return AttemptRecord(
+            changes=self.changes,
+            promoted=self.decision.promote,
+            reason=self.decision.reason,
+            gain=self.difference,
+            limits=self.decision.limits,
+            measured=self.measured,
+            candidate=self.candidate.hash,
+        )
 
 
 def train_and_decide(
@@ -54,7 +62,7 @@ def train_and_decide(
     standing: ModelRoles,
     paired: Manifest,
     sets: dict[str, list[PromptRow]],
-    measured: dict[int, dict[str, Any]],
+    measured: dict[int, Evaluation],
 ) -> list[Attempt]:
     """Run attempts until one is promoted or none is left; stores the last evaluation in `measured[k]`."""
     promote, steps = campaign.loaded.at(k).promote, 0
@@ -77,10 +85,8 @@ def train_and_decide(
 
 def attempts_of(campaign: Campaign, k: int) -> int:
     """How many attempts an iteration may have; for a finished one, how many it had."""
-    path = campaign.run.promotion(k)
-    if path.exists():
-        return len(read_json(path).get("attempts", [None]))
-    return campaign.loaded.at(k).promote.attempts
+    decision = campaign.run.decision(k)
+    return len(decision.attempts) if decision else campaign.loaded.at(k).promote.attempts
 
 
 def compare_with_incumbent(
@@ -90,12 +96,12 @@ def compare_with_incumbent(
     standing: ModelRoles,
     candidate: Model,
     changes: dict[str, Any],
-    guarded: dict[str, Any],
-    measured: dict[int, dict[str, Any]],
+    guarded: Numbers,
+    measured: dict[int, Evaluation],
 ) -> Attempt:
     """Compare candidate and incumbent on the gate prompts, check the limits, and decide."""
     promote, incumbent = campaign.loaded.at(k).promote, standing.incumbent
-    ours, theirs = measured[k]["gate"], measured[incumbent.iteration]["gate"]
+    ours, theirs = measured[k].gate, measured[incumbent.iteration].gate
     difference = compare(theirs, ours, promote.metric, promote.confidence)
     numbers = limits_measured(ours, theirs) | guarded
     if promote.limits.shadow is not None:
@@ -106,11 +112,11 @@ def compare_with_incumbent(
     return Attempt(candidate, changes, difference, guarded, decide(promote, difference, limits))
 
 
-def limits_measured(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float | None]:
+def limits_measured(ours: SetMetrics, theirs: SetMetrics) -> Numbers:
     """The limits that the gate evaluations already measure: length and truncation of the sampled responses."""
-    own, before = ours["mean_length"], theirs["mean_length"]
+    own, before = ours.mean_length, theirs.mean_length
     ratio = own / before if own is not None and before else None
-    return {"length": own, "length_ratio": ratio, "truncated": ours["truncated_share"]}
+    return {"length": own, "length_ratio": ratio, "truncated": ours.truncated_share}
 
 
 def promote_stage(campaign: Campaign, k: int, standing: ModelRoles, attempts: list[Attempt]) -> ModelRoles:
@@ -124,23 +130,23 @@ def promote_stage(campaign: Campaign, k: int, standing: ModelRoles, attempts: li
         campaign.begin_work()
         promoted, reason = last.decision.promote, last.decision.reason
         policy = last.candidate if promoted else standing.incumbent
-        record = {
-            "iteration": k,
-            "promoted": promoted,
-            "reason": reason,
-            "gain": asdict(last.difference),
-            "limits": [asdict(limit) for limit in last.decision.limits],
-            "attempts": [attempt.record for attempt in attempts],
-            "policy": model_record(campaign.run, policy),
-            "candidate": model_record(campaign.run, last.candidate),
-            "incumbent": model_record(campaign.run, standing.incumbent),
-            "start": model_record(campaign.run, standing.start(config)),
-            "reference": model_record(campaign.run, standing.reference(config)),
-            "inputs": inputs,
-        }
-        write_file(path, to_json(record))
+        record = PromotionRecord(
+            iteration=k,
+            promoted=promoted,
+            reason=reason,
+            gain=last.difference,
+            limits=last.decision.limits,
+            attempts=tuple(attempt.record for attempt in attempts),
+            policy=model_record(campaign.run, policy),
+            candidate=model_record(campaign.run, last.candidate),
+            incumbent=model_record(campaign.run, standing.incumbent),
+            start=model_record(campaign.run, standing.start(config)),
+            reference=model_record(campaign.run, standing.reference(config)),
+            inputs=inputs,
+        )
+        write_file(path, to_json(record.as_json()))
         campaign.run.event("promotion", iteration=k, promoted=promoted, reason=reason, attempts=len(attempts))
-    record = read_json(path)
-    refuse_changes(StageFolder(path.parent, "promote", k), record["inputs"], inputs)
-    policy, candidate = (read_model(campaign.run, record[name]) for name in ("policy", "candidate"))
+    decided = read_record(path, PromotionRecord)
+    refuse_changes(StageFolder(path.parent, "promote", k), decided.inputs, inputs)
+    policy, candidate = (model_of(campaign.run, record) for record in (decided.policy, decided.candidate))
     return replace(standing, incumbent=policy, previous=candidate)

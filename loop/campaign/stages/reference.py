@@ -5,8 +5,9 @@ import time
 from dataclasses import replace
 
 from loop.campaign.context import Campaign, ModelRoles, refuse_changes
-from loop.store.files import read_json, to_json, write_file
-from loop.store.model_refs import Model, model_record, read_model
+from loop.store.files import to_json, write_file
+from loop.store.model_refs import Model, model_of, model_record
+from loop.store.run_records import ReferenceRecord, read_record
 from loop.workers.process import Job, call
 from loop.workers.train_service import AverageTask
 
@@ -19,15 +20,15 @@ def first_anchor(campaign: Campaign, initial: Model) -> Model | None:
     if named is None:
         return None
     path = campaign.run.named_reference
-    before = read_json(path)["named"] if path.exists() else None
+    before = read_record(path, ReferenceRecord).named if path.exists() else None
     if before != named:
         _refuse_another(campaign, before, named)
         campaign.begin_work()
         job = Job(f"finding the reference {named}", "reference", {"named": named, "base": initial.path})
         folder, found = call(campaign.crew.trainer, job)
         model = model_record(campaign.run, Model(folder, found, 0, f"the model {named}"))
-        write_file(path, to_json({"named": named, "model": model}))
-    return read_model(campaign.run, read_json(path)["model"])
+        write_file(path, to_json(ReferenceRecord(named, model).as_json()))
+    return model_of(campaign.run, read_record(path, ReferenceRecord).model)
 
 
 def _refuse_another(campaign: Campaign, before: str | None, named: str) -> None:

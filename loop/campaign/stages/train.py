@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.campaign.context import Campaign, ModelRoles, sound_alarms
-from loop.campaign.stages.evaluate import eval_shards
-from loop.measure.evaluation import measure, read_answers
+from loop.campaign.stages.evaluate import eval_shards, results
 from loop.measure.signal import late_mean
 from loop.prompts.row import PromptRow
 from loop.prompts.supervised import mix_digest
@@ -63,9 +62,8 @@ def _value(
     shards = eval_shards(campaign, place, campaign.base, model, "gate", gate)
     with campaign.bar(place, f"evaluate {path.name}", sum(s.responses for s in shards), "responses") as bar:
         campaign.crew.label(shards, campaign.crew.eval_judge, bar)
-    answers = read_answers([s.task.path for s in shards], [s.verdicts for s in shards], campaign.base.pairs.correct_at)
-    value: float | None = measure(answers, campaign.base.promote.confidence)[metric]["value"]
-    return value
+    interval = results(shards, campaign.base).metric(metric)
+    return interval.value if interval is not None else None
 
 
 def train_stage(

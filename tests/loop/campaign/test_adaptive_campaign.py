@@ -93,12 +93,12 @@ def test_the_report_shows_a_prompt_once_with_the_responses_of_both_phases(run: P
 
 
 def test_the_signal_is_that_of_the_tables(run: Path) -> None:
-    (_, it) = collect(RunFolder(run))["iterations"]
+    (_, it) = collect(RunFolder(run)).iterations
     found = sampled(run)
     tokens = sum(len(row["token_ids"]) for row in found)
-    assert it["signal"]["entropy"] == pytest.approx(-sum(sum(row["logprobs"]) for row in found) / tokens)
-    assert it["signal"]["length"] == pytest.approx(tokens / len(found))
-    assert it["signal"]["truncated"] == sum(row["finish_reason"] == "length" for row in found) / len(found)
+    assert it.signal["entropy"] == pytest.approx(-sum(sum(row["logprobs"]) for row in found) / tokens)
+    assert it.signal["length"] == pytest.approx(tokens / len(found))
+    assert it.signal["truncated"] == sum(row["finish_reason"] == "length" for row in found) / len(found)
 
 
 def test_alarms_are_printed_once_noted_and_shown(run: Path, tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_alarms_are_printed_once_noted_and_shown(run: Path, tmp_path: Path) -> N
     said = (run / "said").read_text(encoding="utf-8")
     for event in noted:
         assert said.count(f"alarm: {event['text']}\n") == 1
-    (_, it) = collect(RunFolder(run))["iterations"]
-    assert [alarm["text"] for alarm in it["alarms"]] == [event["text"] for event in noted]
+    (_, it) = collect(RunFolder(run)).iterations
+    assert [alarm.text for alarm in it.alarms] == [event["text"] for event in noted]
     assert "Iteration 1, alarm: only" in Cli(tmp_path)("status", run).out
 
 
@@ -116,7 +116,7 @@ def test_displacement_is_that_of_the_last_quarter_of_the_steps(reference: Path) 
     steps = [json.loads(line) for line in (reference / "iter-001" / "train" / "steps.jsonl").read_text().splitlines()]
     late = [step["displacement_rate"] for step in steps[-(len(steps) // 4) :]]
     assert len(steps) >= 4
-    signal = collect(RunFolder(reference))["iterations"][1]["signal"]
+    signal = collect(RunFolder(reference)).iterations[1].signal
     assert signal["displacement"] == pytest.approx(sum(late) / len(late))
     assert signal["sampler_gap"] == read(reference / "iter-001" / "train" / "manifest.json")["counts"]["sampler_gap"]
 
@@ -220,7 +220,7 @@ def test_sampling_widens_once_for_each_iteration_with_too_few_mixed_prompts(tmp_
 def test_without_widen_or_without_a_number_nothing_changes(tmp_path: Path) -> None:
     run = with_mixed(tmp_path, 0.0)
     assert widened(run, load(tmp_path), 2) == (load(tmp_path).at(2), "")
-    run.stage(1, "pair").finish([], inputs={}, counts={}, seconds={}, versions={})  # of a run before there was a signal
+    run.stage(1, "pair").finish([], inputs={}, counts={"pairs": 0}, seconds={}, versions={})
     loaded = load(tmp_path, sampling={"widen": {}})
     assert widened(run, loaded, 2) == (loaded.at(2), "")
 

@@ -126,7 +126,8 @@ def share(successes: list[bool]) -> tuple[float | None, int]:
 @pytest.mark.parametrize("name", ["gate", "test"])
 @pytest.mark.parametrize("k", [0, *ITERATIONS])
 def test_the_accuracies_of_status_are_those_of_the_tables(reference: Path, k: int, name: str) -> None:
-    shown = collect(RunFolder(reference))["iterations"][k]
+    shown = collect(RunFolder(reference)).iterations[k]
+    metrics = getattr(shown, name)
     found = answers(reference, k, name)
     right = {row["response_id"]: row["verdict"]["score"] == 1.0 for row in found}
     sampled = [row for row in found if row["temperature"] > 0]
@@ -137,14 +138,13 @@ def test_the_accuracies_of_status_are_those_of_the_tables(reference: Path, k: in
         "well_formed_share": share([bool(row["verdict"]["well_formed"]) for row in sampled]),
         "accuracy_among_well_formed": share([right[row["response_id"]] for row in formed]),
     }
-    assert shown["iteration"] == k
+    assert shown.iteration == k
     for metric, (value, n) in expected.items():
-        interval = shown[name][metric]
-        assert interval.keys() == {"value", "low", "high", "n"}
-        assert (interval["value"], interval["n"]) == (pytest.approx(value), n)
-        assert value is None or 0 <= interval["low"] <= value <= interval["high"] <= 1
+        interval = getattr(metrics, metric)
+        assert (interval.value, interval.n) == (pytest.approx(value), n)
+        assert value is None or 0 <= interval.low <= value <= interval.high <= 1
     assert len(sampled) == 2 * len({row["prompt_id"] for row in found})
-    assert shown[name]["mean_length"] == pytest.approx(sum(len(r["token_ids"]) for r in sampled) / len(sampled))
+    assert metrics.mean_length == pytest.approx(sum(len(r["token_ids"]) for r in sampled) / len(sampled))
 
 
 def test_all_models_answer_the_same_held_out_prompts_with_the_same_seeds(reference: Path) -> None:
@@ -157,7 +157,7 @@ def test_all_models_answer_the_same_held_out_prompts_with_the_same_seeds(referen
 
 def test_metrics_jsonl_holds_the_iterations_of_status(reference: Path) -> None:
     lines = (reference / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    shown = json.loads(json.dumps(collect(RunFolder(reference))["iterations"]))
+    shown = json.loads(json.dumps(collect(RunFolder(reference)).as_json()["iterations"]))
     assert [json.loads(line) for line in lines] == shown
     assert [row["iteration"] for row in shown] == [0, 1, 2]
 

@@ -16,9 +16,9 @@ from loop.config.load import load_config
 from loop.config.promote_section import LimitSettings, PromoteConfig
 from loop.measure.evaluation import score_means, shadow_change
 from loop.measure.promotion import check_limits, decide
-from loop.measure.stats import Difference
 from loop.store.model_refs import Model
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Counts, Difference, SetMetrics
 from loop.store.tables import RESPONSES, VERDICTS, to_bytes
 from loop.workers.measure_service import MeasureTask, k1, measure_limits, windows
 from tests.helpers import tiny
@@ -68,9 +68,9 @@ def test_kept_limits_are_told_with_their_numbers() -> None:
 
 
 def test_lengths_are_compared_with_the_incumbents() -> None:
-    ours, theirs = {"mean_length": 30.0, "truncated_share": 0.25}, {"mean_length": 20.0}
+    ours, theirs = SetMetrics(mean_length=30.0, truncated_share=0.25), SetMetrics(mean_length=20.0)
     assert limits_measured(ours, theirs) == {"length": 30.0, "length_ratio": 1.5, "truncated": 0.25}
-    assert limits_measured(ours, {"mean_length": None})["length_ratio"] is None
+    assert limits_measured(ours, SetMetrics())["length_ratio"] is None
 
 
 def test_k1_is_the_mean_log_ratio() -> None:
@@ -198,12 +198,15 @@ def test_a_campaign_records_every_limit_with_its_number_and_verdict(cli: Cli, se
     assert first["attempts"][0]["measured"]["refusal_prompts"] == 2
 
 
-class GateOnly(dict[str, Any]):
-    """Results of an evaluation, of which the test set's must not be looked at."""
+class GateOnly:
+    """An evaluation whose test set must not be looked at."""
 
-    def __getitem__(self, name: str) -> Any:
-        assert name == "gate", f"a decision reads the {name} set"
-        return super().__getitem__(name)
+    def __init__(self, gate: SetMetrics) -> None:
+        self.gate = gate
+
+    @property
+    def test(self) -> SetMetrics:
+        raise AssertionError("the decision reads the test set")
 
 
 def test_no_decision_reads_the_test_set(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -211,11 +214,11 @@ def test_no_decision_reads_the_test_set(settings: dict[str, Any], tmp_path: Path
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     campaign: Any = SimpleNamespace(loaded=load_config(tmp_path / "settings.yaml"), run=RunFolder(tmp_path / "run"))
     base, candidate = Model(Path("base"), "b", 0), Model(Path("one"), "c", 1)
-    counts = {"sampled_accuracy": {f"p{i}": [i % 2, 1] for i in range(40)}}
-    gate = {"counts": counts, "mean_length": 8.0, "truncated_share": 0.1}
-    measured: Any = {0: GateOnly(gate=gate), 1: GateOnly(gate=gate)}
+    counts: Counts = {"sampled_accuracy": {f"p{i}": [i % 2, 1] for i in range(40)}}
+    gate = SetMetrics(counts=counts, mean_length=8.0, truncated_share=0.1)
+    measured: Any = {0: GateOnly(gate), 1: GateOnly(gate)}
     standing = ModelRoles(base, base, base)
     attempt = compare_with_incumbent(campaign, 1, 1, standing, candidate, {}, {}, measured)
     assert attempt.decision.promote
     with pytest.raises(AssertionError, match="reads the test set"):
-        measured[0]["test"]
+        _ = measured[0].test

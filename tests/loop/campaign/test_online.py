@@ -131,8 +131,8 @@ def test_staleness_by_hand() -> None:
 
 def test_whatever_reads_a_run_folder_reads_an_online_one(online: Path, tmp_path: Path) -> None:
     run = RunFolder(online)
-    state = collect(run)["iterations"][1]
-    assert (state["finished"], set(state["stages"].values())) == (True, {"finished"})
+    state = collect(run).iterations[1]
+    assert (state.finished, set(state.stages.values())) == (True, {"finished"})
     shown = collect_prompts(run, 1, "train", None, 100)
     assert len(shown) == 12
     assert sum(len(prompt.pairs) for prompt in shown) == manifest(online, "pair")["counts"]["pairs"]

@@ -109,7 +109,9 @@ def test_a_fork_of_a_fork_reads_the_verdicts_of_both_and_names_its_parent(cli: C
     fork(parent, 1, child, [])
     VerdictCache(child.verdict_cache).put("b", "from the child", "judge", Usage(1, 2, 3))
     fork(child, 1, grandchild, ["train.beta=0.3", "per_iteration.1.train.beta=null"])
-    assert read_lineage(grandchild)["parent"]["run"] == str(child.root)
+    parent_of_grandchild = read_lineage(grandchild).parent
+    assert parent_of_grandchild is not None
+    assert parent_of_grandchild.run == str(child.root)
     assert inherited_caches(grandchild) == (child.verdict_cache, parent.verdict_cache)
     crew = WorkerPool(grandchild, load_config(grandchild.config).base, Display(quiet=True))
     cache = VerdictCache(crew.judge.judging["cache"], crew.judge.judging["parents"])

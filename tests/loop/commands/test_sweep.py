@@ -69,7 +69,9 @@ def test_the_base_is_taken_from_the_first_run_that_has_it_and_only_where_setting
     first = RunFolder(copy_run(reference, cli, members[0].run.name))
     assert take_base(members[1], [first]) == first
     assert members[1].run.iterations() == [0]
-    assert read_lineage(members[1].run)["parent"]["iteration"] == 0
+    origin = read_lineage(members[1].run).parent
+    assert origin is not None
+    assert origin.iteration == 0
     assert take_base(members[2], [first, members[1].run]) is None  # another seed: other prompts
     assert not members[2].run.root.exists()
 

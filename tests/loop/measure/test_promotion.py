@@ -4,7 +4,7 @@ import pytest
 
 from loop.config.promote_section import PromoteConfig
 from loop.measure.promotion import decide
-from loop.measure.stats import Difference
+from loop.store.run_records import Difference
 
 UNKNOWN = Difference(None, None, None, None, 0)
 

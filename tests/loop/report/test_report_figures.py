@@ -2,7 +2,7 @@
 
 import math
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,6 +15,8 @@ from loop.report.figures_data import orders, solve_rates
 from loop.report.figures_gradient import gradient_field
 from loop.report.figures_quality import frontier, kl, moved, won_and_lost
 from loop.report.warnings import RUNG, alarms
+from loop.store.run_records import Difference, SetMetrics
+from loop.store.run_state import Alarm
 from tests.helpers.made_runs import Made, make_run
 
 
@@ -26,15 +28,26 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> RunData:
 
 
 def changed(data: RunData, number: int, **fields: Any) -> RunData:
-    """The run with other fields in one iteration; dicts are merged into what is there."""
+    """The run with other fields in one iteration; dicts are merged into the records and dicts that are there."""
     turns = list(data.turns)
     old = turns[number]
-    merged = {
-        name: deepcopy(getattr(old, name)) | value if isinstance(value, dict) else value
-        for name, value in fields.items()
-    }
+    merged = {name: merge(getattr(old, name), value) for name, value in fields.items()}
     turns[number] = replace(old, **merged)
     return replace(data, turns=turns)
+
+
+def merge(old: Any, new: Any) -> Any:
+    if not isinstance(new, dict):
+        return new
+    return replace(old, **new) if is_dataclass(old) else deepcopy(old) | new
+
+
+def gain(value: float, low: float, high: float) -> Difference:
+    return Difference(value, low, high, None, 20)
+
+
+def alarm(name: str, text: str) -> Alarm:
+    return Alarm(name, "pair", 0.0, 0.0, text)
 
 
 def steps(**columns: tuple[float, float]) -> list[dict[str, Any]]:
@@ -55,26 +68,22 @@ def test_a_campaign_with_nothing_wrong_has_no_warning(data: RunData) -> None:
 
 
 def test_entropy_that_falls_without_a_gain_is_a_warning_and_with_one_is_not(data: RunData) -> None:
-    fallen = changed(
-        data, 2, steps=steps(entropy=(2.0, 0.1)), promotion={"gain": {"value": 0.0, "low": -0.1, "high": 0.1}}
-    )
+    fallen = changed(data, 2, steps=steps(entropy=(2.0, 0.1)), promotion={"gain": gain(0.0, -0.1, 0.1)})
     assert "iteration 2: entropy fell from 1.864 to 0.236" in told(fallen)["entropy collapsed"]
-    gained = changed(fallen, 2, promotion={"gain": {"value": 0.2, "low": 0.1, "high": 0.3}})
+    gained = changed(fallen, 2, promotion={"gain": gain(0.2, 0.1, 0.3)})
     assert told(gained) == {}
 
 
 def test_growing_and_cut_off_responses_are_warnings(data: RunData) -> None:
-    test = turn(data).state["test"] | {"mean_length": 1.3, "truncated_share": 0.25}
+    test = merge(turn(data).test, {"mean_length": 1.3, "truncated_share": 0.25})
     found = told(changed(data, 2, state={"test": test}))
     assert found["responses grow longer"] == "iteration 2: 1.3 tokens on average, 30.0 % more than the incumbent"
     assert found["responses are truncated"] == "iteration 2: 25.0 % of the test responses hit the token limit"
 
 
 def test_what_the_campaign_rang_is_on_the_page_by_iteration(data: RunData) -> None:
-    rung = changed(data, 1, state={"alarms": [{"name": "entropy", "text": "narrow: 20 %"}]})
-    rung = changed(
-        rung, 2, state={"alarms": [{"name": "entropy", "text": "narrow: 10 %"}, {"name": "length", "text": "long"}]}
-    )
+    rung = changed(data, 1, state={"alarms": (alarm("entropy", "narrow: 20 %"),)})
+    rung = changed(rung, 2, state={"alarms": (alarm("entropy", "narrow: 10 %"), alarm("length", "long"))})
     assert told(rung) == {
         "entropy collapsed": "iteration 1: narrow: 20 %; iteration 2: narrow: 10 %",
         "training responses grow longer": "iteration 2: long",
@@ -115,7 +124,7 @@ def test_the_frontier_has_the_candidates_and_the_best_of_n_line(data: RunData) -
 
 
 def test_kl_is_left_out_where_nothing_measured_it(data: RunData) -> None:
-    bare = replace(data, turns=[replace(one, promotion=one.promotion | {"attempts": []}) for one in data.turns])
+    bare = replace(data, turns=[replace(one, promotion=None) for one in data.turns])
     assert isinstance(kl(data), Figure)
     for figure in (kl(bare), frontier(bare)):
         assert isinstance(figure, Missing)
@@ -123,8 +132,8 @@ def test_kl_is_left_out_where_nothing_measured_it(data: RunData) -> None:
 
 
 def test_won_and_lost_count_greedy_answers_that_changed(data: RunData) -> None:
-    before = {"counts": {"greedy_accuracy": {"a": [0, 1], "b": [1, 1], "c": [1, 1], "d": [0, 0]}}}
-    after = {"counts": {"greedy_accuracy": {"a": [1, 1], "b": [0, 1], "c": [1, 1], "d": [1, 1]}}}
+    before = SetMetrics(counts={"greedy_accuracy": {"a": [0, 1], "b": [1, 1], "c": [1, 1], "d": [0, 0]}})
+    after = SetMetrics(counts={"greedy_accuracy": {"a": [1, 1], "b": [0, 1], "c": [1, 1], "d": [1, 1]}})
     assert won_and_lost(before, after) == (1, 1)
     assert isinstance(moved(data), Figure)
 

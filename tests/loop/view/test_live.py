@@ -20,6 +20,7 @@ from rich.console import Console
 
 from loop.config.load import load_config
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Event
 from loop.view import display as display_module
 from loop.view.display import Bar, Display, is_live
 from loop.view.frame import bar, duration, frame, time_left
@@ -277,10 +278,10 @@ def test_steps_of_an_unfinished_round_are_counted_and_half_a_line_is_not(run: Ru
 
 
 def test_between_two_stages_nothing_is_worked_on() -> None:
-    started = {"event": "stage_started", "stage": "train"}
+    started, planned, finished = (Event(0.0, what) for what in ("stage_started", "stage_planned", "stage_finished"))
     assert stage_in_progress([]) is None
-    assert stage_in_progress([started, {"event": "stage_planned"}]) == started
-    assert stage_in_progress([started, {"event": "stage_finished"}]) is None
+    assert stage_in_progress([started, planned]) == started
+    assert stage_in_progress([started, finished]) is None
 
 
 def test_a_watch_sees_a_running_a_silent_and_a_dead_writer(run: RunFolder) -> None:

@@ -253,7 +253,7 @@ def make_run(root: Path, base: Path, tokens: dict[int, dict[str, list[list[int]]
         write_file(run.stage(k, "sample").shard(0), tables.to_bytes(rows, tables.RESPONSES, {}))
         folder = run.stage(k, "pair")
         write_file(folder.pairs, tables.to_bytes(pairs, tables.PAIRS, {}))
-        folder.finish([folder.pairs], inputs={}, counts={}, seconds={}, versions={})
+        folder.finish([folder.pairs], inputs={}, counts={"pairs": 1}, seconds={}, versions={})
     return run
 
 

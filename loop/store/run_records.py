@@ -1,0 +1,266 @@
+"""Typed records of what a run folder's JSON files hold, and the one reader that checks their shape.
+
+Their field names are the keys in the files and in the `--json` output.
+"""
+
+from collections.abc import Hashable
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from loop.store.files import read_json
+from loop.store.tables import damaged
+
+T = TypeVar("T")
+Json = dict[str, Any]
+"""A JSON object, where its keys are not for the program to read."""
+Counts = dict[str, dict[str, list[int | float]]]
+"""metric -> prompt id -> [successes, trials]"""
+Numbers = dict[str, float | None]
+"""Measurements by name; None where one could not be made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A metric with its confidence interval over `n` trials; all three are None where there was no trial."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+NO_TRIALS = Interval(None, None, None, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Second minus first on the same `n` prompts; everything is None where one side has no trial."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Second over first on the same `n` prompts; None where the first has no success, or a bound cannot be known."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """How a metric changed from one model to another, on the same prompts."""
+
+    difference: Difference
+    ratio: Ratio
+
+
+@dataclass(frozen=True, slots=True)
+class SetMetrics:
+    """The evaluation of a model on one prompt set. Shares lie in 0 to 1; None where nothing could be measured."""
+
+    sampled_accuracy: Interval = NO_TRIALS
+    greedy_accuracy: Interval = NO_TRIALS
+    well_formed_share: Interval = NO_TRIALS
+    """Share of sampled responses in the form that the judge asks for."""
+    accuracy_among_well_formed: Interval = NO_TRIALS
+    k: int = 0
+    """Sampled responses per prompt that `pass_at_k` and `maj_at_k` use."""
+    pass_at_k: float | None = None
+    maj_at_k: float | None = None
+    mean_length: float | None = None
+    """Tokens per sampled response."""
+    truncated_share: float | None = None
+    abstained_share: float | None = None
+    error_share: float | None = None
+    unparsable_share: float | None = None
+    prompts: int = 0
+    preference_accuracy: Interval | None = None
+    """Share of held-out pairs that the model prefers as the data does; None for a judged evaluation, like the fields
+    below."""
+    mean_margin: float | None = None
+    """How much higher the chosen answer's implicit reward is, in nats."""
+    log_ratio: float | None = None
+    """Mean of log policy(chosen) - log policy(rejected), in nats."""
+    likelihood_accuracy: float | None = None
+    """Share of pairs whose chosen answer is the more likely one under the policy alone."""
+    pairs: int | None = None
+    pairs_too_long: int | None = None
+    counts: Counts = field(default_factory=dict)
+
+    def metric(self, name: str) -> Interval | None:
+        """A metric with an interval, by name; None if this evaluation does not have it."""
+        found: Interval | None = getattr(self, name)
+        return found
+
+    def as_json(self, *, counts: bool = True) -> dict[str, Any]:
+        """Plain values; a judged evaluation has no keys about held-out pairs."""
+        left_out = set() if self.preference_accuracy is not None else OF_PREFERENCES
+        left_out = left_out if counts else left_out | {"counts"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+
+OF_PREFERENCES = {
+    "preference_accuracy",
+    "mean_margin",
+    "log_ratio",
+    "likelihood_accuracy",
+    "pairs",
+    "pairs_too_long",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A model's results on the two held-out prompt sets (metrics.json of the eval stage)."""
+
+    gate: SetMetrics
+    test: SetMetrics
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, with the counts per prompt."""
+        return {"gate": self.gate.as_json(), "test": self.test.as_json()}
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One limit of the gate: the measured value (None: unavailable), the allowed value, and the outcome."""
+
+    name: str
+    value: float | None
+    limit: float
+    within: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """A model in a decision; `path` is relative to the run folder if the model lies in it."""
+
+    path: str
+    hash: str
+    iteration: int
+    what: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; `what` only where there is something to say."""
+        return {name: value for name, value in asdict(self).items() if name != "what" or value}
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One attempt at an iteration's round, and the decision on its candidate."""
+
+    changes: dict[str, Any]
+    """Training settings that differ from the configured ones, by key."""
+    promoted: bool
+    reason: str
+    gain: Difference
+    """Candidate minus incumbent on the gate prompts."""
+    limits: tuple[Limit, ...]
+    measured: Numbers
+    """What the limits needed beyond the evaluation, e.g. `kl` in nats."""
+    candidate: str
+    """Hash of the candidate's weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromotionRecord:
+    """promotion.json: the decision that ends an iteration; the next one reads nothing else."""
+
+    iteration: int
+    promoted: bool
+    reason: str
+    gain: Difference
+    limits: tuple[Limit, ...]
+    attempts: tuple[AttemptRecord, ...]
+    policy: ModelRecord
+    """The incumbent from now on."""
+    candidate: ModelRecord
+    incumbent: ModelRecord
+    """The incumbent before the decision."""
+    start: ModelRecord
+    reference: ModelRecord
+    inputs: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        roles = ("policy", "candidate", "incumbent", "start", "reference")
+        return asdict(self) | {role: getattr(self, role).as_json() for role in roles}
+
+
+@dataclass(frozen=True, slots=True)
+class BaseRecord:
+    """promotion.json of iteration 0: the base model, as the config names it and where it was found."""
+
+    base: str
+    policy: ModelRecord
+    promoted: bool = True
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"policy": self.policy.as_json()}
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceRecord:
+    """reference.json: what `reference: path` names, and the model that it was found to be."""
+
+    named: str
+    model: ModelRecord
+
+    def as_json(self) -> Json:
+        """Plain values."""
+        return {"named": self.named, "model": self.model.as_json()}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A line of events.jsonl; which fields beyond the first two are set depends on the event. docs/watch.md lists
+    the events; keys that nothing here reads are left out."""
+
+    time: float
+    """Seconds since 1970."""
+    event: str
+    stage: str = ""
+    iteration: int = 0
+    folder: str = ""
+    """Of `stage_started`: the stage's folder, relative to the run's."""
+    title: str = ""
+    unit: str = ""
+    total: int | None = None
+    text: str = ""
+    """Of a warning or an alarm."""
+    worker: str = ""
+    job: str = ""
+    why: str = ""
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """Read a JSON file as a record. UserError, naming the file and the field, if it does not have that shape."""
+    return as_record(read_json(path), kind, path)
+
+
+def as_record(value: object, kind: type[T], where: Path | str) -> T:
+    """Turn plain values, read from `where`, into a record; unknown keys are ignored. UserError for another shape."""
+    try:
+        found: T = _adapter(cast("Hashable", kind)).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field_name = ".".join(map(str, first["loc"])) or "the file"
+        raise damaged(where, f"{field_name}: {first['msg']}") from error
+    return found
+
+
+@cache
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast("Any", kind))
