@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from judges.catalog import Argument, Entry
-from loop.view.frame import duration
+from loop.format import duration, percent
 
 SAID = ("right", "wrong", "chosen", "tie", "rejected", "abstain", "error")
 """Columns of the confusion table, in this order, where they occur."""
@@ -135,7 +135,7 @@ def _speed(speed: dict[str, float]) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
+    return "" if value is None else f"{percent(value)} %"
 
 
 def _number(value: float | None) -> str:

@@ -21,11 +21,12 @@ from loop.campaign.run import run_campaign
 from loop.commands.fork import fork, unfinished
 from loop.config.load import LoadedConfig, load_config
 from loop.errors import AwaitingLabels, UserError
+from loop.format import points_with_interval
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Difference
 from loop.view.comparison import Comparison, compare_runs
 from loop.view.display import Display
-from loop.view.status_tables import percent
+from loop.view.status_tables import with_interval
 from trainer.errors import TrainerError
 
 LONGEST = 24
@@ -216,13 +217,11 @@ def print_summary(found: Comparison | None, metric: str, console: Console) -> No
     differences = [None, *(compared.metrics[metric] for compared in found.comparisons)]
     for entrant, difference in zip(found.entrants, differences, strict=True):
         test = _points(difference) if difference else ""
-        cells = (percent(entrant.gate.metric(metric)), percent(entrant.test.metric(metric)), test)
+        cells = (with_interval(entrant.gate.metric(metric)), with_interval(entrant.test.metric(metric)), test)
         table.add_row(Path(entrant.run).name, str(entrant.iteration), *cells)
     console.print(table)
     console.print("Choose by the gate prompts: whoever is chosen by the test prompts looks better than it is.")
 
 
 def _points(difference: Difference) -> str:
-    if difference.value is None or difference.low is None or difference.high is None:
-        return "–"
-    return f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return points_with_interval(difference.value, difference.low, difference.high, unit="")

@@ -9,9 +9,9 @@ from rich.table import Table
 
 from loop.config.reward_settings import RewardConfig
 from loop.config.settings import EngineConfig
+from loop.format import duration
 from loop.store.run_folder import locked
 from loop.view.display import Display, train_progress
-from loop.view.frame import duration
 from loop.workers.process import Job, Worker, call
 
 ROWS = {

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loop.config.promote_section import LARGEST, LimitSettings, PromoteConfig
+from loop.format import points
 from loop.store.run_records import Difference, Limit, Numbers
 
 
@@ -88,5 +89,4 @@ def _measured(settings: PromoteConfig, difference: Difference) -> str:
 
 def _points(share: float) -> str:
     """Percentage points with their sign; two decimals, so that a bound and its counterpart differ in print."""
-    rounded = round(100 * share, 2)
-    return f"{rounded:+.2f}" if rounded else "0"
+    return points(share, 2) if round(100 * share, 2) else "0"

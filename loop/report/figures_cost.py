@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
+from loop.format import clock
 from loop.report.data import IterationData, RunData
 from loop.report.figure import Figure, Key, Missing, Table
 from loop.report.marks import Row, Series, chart, plot_x, plot_y, stacked
-from loop.report.scale import axis, clock, percent, whole_axis
+from loop.report.scale import axis, percent, whole_axis
 
 STAGES = ("sample", "judge", "pair", "train", "eval")
 PARTS = (

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 
 from loop.config.checks import PREFERENCE
+from loop.format import points_with_interval, typeset
 from loop.measure.estimators import best_of_kl, length_controlled
 from loop.report.data import IterationData, RunData
 from loop.report.figure import Figure, Missing, Table, keys_of, table_of
 from loop.report.marks import Series, chart, plot_x, plot_y
-from loop.report.scale import axis, share_axis, signed, whole_axis
+from loop.report.scale import axis, share_axis, whole_axis
 from loop.store.run_records import Interval, SetMetrics
 
 Spread = tuple[float, float] | None
@@ -296,4 +297,4 @@ def best_of_line(data: RunData) -> list[tuple[float, float | None]]:
 
 def describe_change(points: float, low: float, high: float) -> str:
     """Format as +66.8 points [+60.6, +72.9]."""
-    return f"{signed(points)} points [{signed(low)}, {signed(high)}]"
+    return typeset(points_with_interval(points, low, high))

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+from loop.format import clock
 from loop.report.data import IterationData, RunData
 from loop.report.figures_quality import describe_change
-from loop.report.scale import clock, number, percent
+from loop.report.scale import number, percent
 from loop.store.run_records import NO_TRIALS, Interval
 from loop.store.run_state import RunState
-from loop.view.status_tables import percent as with_interval
+from loop.view.status_tables import with_interval
 
 
 @dataclass(frozen=True, slots=True)

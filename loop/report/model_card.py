@@ -16,7 +16,7 @@ from loop.store.run_state import PairCounts, TrainCounts
 from loop.store.stage import StageFolder
 from loop.view.describe import describe_judge, describe_loss, describe_prompts
 from loop.view.status import gains, iteration_state
-from loop.view.status_tables import gain_line, percent
+from loop.view.status_tables import gain_line, with_interval
 from trainer.settings import TrainSettings
 
 LOAD = """```python
@@ -134,7 +134,7 @@ def _results(run: RunFolder, k: int, config: Config) -> str:
     assert before is not None
     lines = ["| in % | base model | this model |", "|---|---|---|"]
     for metric in metrics_of(before, test):
-        cells = " | ".join(percent(side.metric(metric)) for side in (before, test))
+        cells = " | ".join(with_interval(side.metric(metric)) for side in (before, test))
         lines.append(f"| {metric.replace('_', ' ')} | {cells} |")
     compared = [gain_line(metric, gain) for metric, gain in (gains(base, model, confidence) or {}).items()]
     if test.preference_accuracy is not None:

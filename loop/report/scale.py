@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-MINUS = "−"
+from loop import format
+from loop.format import MINUS, typeset
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +74,4 @@ def number(value: float | None) -> str:
 
 def percent(share: float | None) -> str:
     """A share in per cent with one decimal, or a dash."""
-    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.1f}".replace("-", MINUS)
-
-
-def signed(share: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
-    return f"{100 * share:+.1f}".replace("-", MINUS)
-
-
-def clock(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour."""
-    whole = round(seconds)
-    minutes = f"{whole // 60 % 60}:{whole % 60:02d}"
-    return f"{whole // 3600}:{minutes.rjust(5, '0')}" if whole >= 3600 else minutes
+    return typeset(format.percent(share))

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loop.config.checks import PREFERENCE
+from loop.format import points_with_interval
 from loop.measure.evaluation import METRICS
 from loop.redact import redacted
 from loop.store.run_records import Difference
@@ -21,7 +22,7 @@ from loop.view.comparison import (
     ModelDifference,
 )
 from loop.view.prompt_records import GreedyAnswer
-from loop.view.status_tables import percent
+from loop.view.status_tables import with_interval
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -68,7 +69,7 @@ def _metrics_table(iterations: Sequence[IterationMetrics], names: Sequence[str])
         table.add_column(column, justify="left" if column == "metric" else "right")
     for row in iterations:
         for place, metric in enumerate((*METRICS, PREFERENCE)):
-            cells = [percent(test.metric(metric) if test else None) for test in row.test]
+            cells = [with_interval(test.metric(metric) if test else None) for test in row.test]
             if set(cells) != {"–"}:
                 table.add_row("" if place else str(row.iteration), metric.replace("_", " "), *cells)
     return table
@@ -93,10 +94,10 @@ def _test_lines(one: ModelDifference, confidence: float) -> list[str]:
 
 
 def _in_points(difference: Difference) -> str:
-    if difference.value is None or difference.low is None or difference.high is None:
+    if difference.value is None:
         return "cannot be compared"
-    value, low, high = (100 * bound for bound in (difference.value, difference.low, difference.high))
-    return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}], p = {difference.p_value:.3g}"
+    interval = points_with_interval(difference.value, difference.low, difference.high)
+    return f"{interval}, p = {difference.p_value:.3g}"
 
 
 def _print_example(example: Disagreement, one: ModelDifference, console: Console) -> None:

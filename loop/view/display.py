@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from loop.view.frame import duration, frame, said
+from loop.format import duration
+from loop.view.frame import frame, said
 from loop.view.progress import Snapshot, Work
 
 LINE_EVERY = 15.0

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from loop.format import duration, percent
 from loop.view.progress import Notice, Snapshot, Work, seconds_left
 
 BAR = (8, 40)
@@ -90,13 +91,8 @@ def said(work: Work) -> Iterator[str]:
 def scores(snapshot: Snapshot, width: int) -> Iterator[str]:
     """test sampled %  0: 3.5  1: 50.2, the last iterations if not all fit."""
     for name in dict.fromkeys(name for _, found in snapshot.scores for name in found):
-        known = [f"{k}: {in_percent(found.get(name))}" for k, found in snapshot.scores]
+        known = [f"{k}: {percent(found.get(name))}" for k, found in snapshot.scores]
         yield fitting(f"test {name} %", known, width)
-
-
-def in_percent(share: float | None) -> str:
-    """52.1, or a dash if unknown."""
-    return "–" if share is None else f"{100 * share:.1f}"
 
 
 def fitting(name: str, values: Sequence[str], width: int) -> str:
@@ -117,13 +113,3 @@ def alarm(one: Notice, width: int) -> list[str]:
 def shorten(text: str, width: int) -> str:
     """Cut to the width, the cut marked."""
     return text if len(text) <= width else f"{text[: max(0, width - 1)]}…"
-
-
-def duration(seconds: float) -> str:
-    """12 s, 3 min 05 s, 2 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

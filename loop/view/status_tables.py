@@ -8,12 +8,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from loop.format import clock, duration, percent, percent_with_interval, points_with_interval
 from loop.redact import redacted
-from loop.store.run_records import AttemptRecord, Gain, Interval, SetMetrics
+from loop.store.run_records import NO_TRIALS, AttemptRecord, Gain, Interval, SetMetrics
 from loop.store.run_state import IterationState, RunState
 from loop.store.stage import STAGES
 from loop.view.describe import describe_changes, describe_extra_pairs, describe_sources
-from loop.view.frame import duration
 
 SIGNAL = {
     "solve_rate": "%",
@@ -32,11 +32,10 @@ SIGNAL = {
 """Columns of the training-signal table and their formats."""
 
 
-def percent(metric: Interval | None, between: str = " ") -> str:
+def with_interval(metric: Interval | None, between: str = " ") -> str:
     """Format as 52.1 [48, 56] in per cent, or a dash; `between` separates value and interval."""
-    if metric is None or metric.value is None or metric.low is None or metric.high is None:
-        return "–"
-    return f"{100 * metric.value:.1f}{between}[{100 * metric.low:.0f}, {100 * metric.high:.0f}]"
+    found = metric or NO_TRIALS
+    return percent_with_interval(found.value, found.low, found.high, between=between)
 
 
 def iteration_line(state: RunState, k: int) -> str:
@@ -46,18 +45,18 @@ def iteration_line(state: RunState, k: int) -> str:
     shown = _results(it.test)
     if it.paired is None:
         return f"base model | {shown}"
-    took = f"{duration(it.time.wall)}, {100 * it.time.overhead_share:.0f} % overhead"
+    took = f"{duration(it.time.wall)}, {percent(it.time.overhead_share, 0)} % overhead"
     made = f"{it.paired.pairs} {it.paired.kind}{describe_extra_pairs(it.paired)}"
     return f"iteration {k} | {made} | {shown} | {took}\n  {it.reason}"
 
 
 def _results(test: SetMetrics) -> str:
     if test.preference_accuracy is not None:
-        return f"test: agrees with the data {percent(test.preference_accuracy)} %"
-    shown = f"test: sampled {percent(test.sampled_accuracy)} %, greedy {percent(test.greedy_accuracy)} %"
+        return f"test: agrees with the data {with_interval(test.preference_accuracy)} %"
+    shown = f"test: sampled {with_interval(test.sampled_accuracy)} %, greedy {with_interval(test.greedy_accuracy)} %"
     if test.well_formed_share.value is None:
         return shown
-    well_formed, right = percent(test.well_formed_share), percent(test.accuracy_among_well_formed)
+    well_formed, right = with_interval(test.well_formed_share), with_interval(test.accuracy_among_well_formed)
     return f"{shown}, well-formed {well_formed} %, right among those {right} %"
 
 
@@ -125,7 +124,7 @@ def gain_line(metric: str, gain: Gain) -> str:
     name = metric.replace("_", " ")
     if difference.value is None or difference.low is None or difference.high is None:
         return f"  {name}: cannot be compared"
-    line = f"  {name}: {100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    line = f"  {name}: {points_with_interval(difference.value, difference.low, difference.high)}"
     if factor.value is None or factor.low is None:
         return line
     high = "" if factor.high is None else f"{factor.high:.2f}"
@@ -158,7 +157,7 @@ def _accuracy_table(state: RunState) -> Table:
             table.add_row(str(it.iteration), *["–"] * 6, "in progress")
             continue
         metrics = (test.sampled_accuracy, test.greedy_accuracy, test.well_formed_share, test.accuracy_among_well_formed)
-        cells = [percent(metric, "\n") for metric in (gate.sampled_accuracy, *metrics)]
+        cells = [with_interval(metric, "\n") for metric in (gate.sampled_accuracy, *metrics)]
         table.add_row(str(it.iteration), *cells, _cell(test.mean_length, ".0f"), _outcome(it))
     return table
 
@@ -180,8 +179,8 @@ def preference_table(state: RunState) -> Table:
             table.add_row(str(it.iteration), *["–"] * 4, "in progress")
             continue
         likelier = test.likelihood_accuracy
-        numbers = (_cell(test.mean_margin, ".2f"), "–" if likelier is None else f"{100 * likelier:.1f}")
-        prefers = (percent(one.preference_accuracy, "\n") for one in (gate, test))
+        numbers = (_cell(test.mean_margin, ".2f"), percent(likelier))
+        prefers = (with_interval(one.preference_accuracy, "\n") for one in (gate, test))
         table.add_row(str(it.iteration), *prefers, *numbers, _outcome(it))
     return table
 
@@ -191,7 +190,7 @@ def _work_table(state: RunState) -> Table:
     table = _table("work, and time by stage (m:ss)", columns)
     for it in state.iterations:
         times = [_stage_time(stage, it.seconds.get(stage), it.stages.get(stage)) for stage in STAGES]
-        share = f"{100 * it.time.overhead_share:.0f} %" if it.finished else "–"
+        share = f"{percent(it.time.overhead_share, 0)} %" if it.finished else "–"
         table.add_row(str(it.iteration), *("" if n is None else str(n) for n in _work(it)), *times, share)
     return table
 
@@ -228,14 +227,13 @@ def _signal_table(state: RunState) -> Table:
 def _cell(value: float | None, form: str) -> str:
     if value is None:
         return "–"
-    return f"{100 * value:.0f}" if form == "%" else format(value, form)
+    return percent(value, 0) if form == "%" else format(value, form)
 
 
 def _stage_time(stage: str, seconds: dict[str, float] | None, state: str | None) -> str:
     if seconds is None:
         return {"finished": "", "started": "…", "waiting": "", None: ""}[state]
-    whole = round(seconds["judge"] if stage == "judge" else seconds["wall"])
-    return f"{whole // 60}:{whole % 60:02d}"
+    return clock(seconds["judge" if stage == "judge" else "wall"], hours=False)
 
 
 def print_json(value: Any) -> None:

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.live import Live
 
 from loop.config.load import LoadedConfig, load_config
+from loop.format import duration
 from loop.store.run_folder import RunFolder
 from loop.view.display import CONTROL, LINE_EVERY, drawn_frame, is_live
-from loop.view.frame import duration, frame
+from loop.view.frame import frame
 from loop.view.progress import Notice, Snapshot, Work, last_sign, look, read_writer, work_in_progress
 
 LOOK_EVERY = 1.0

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("loop", "judges", "trainer")
-GROUND = {"errors", "seeds", "redact"}
+GROUND = {"errors", "seeds", "redact", "format"}
 """Modules of `loop` that every package may import; they import nothing of the project."""
 MAY: dict[str, set[str]] = {
     "config": {"trainer"},

@@ -13,10 +13,11 @@ from loop.campaign.stages.take_prompts import slice_of
 from loop.commands.export import export_pairs
 from loop.config.load import load_config
 from loop.config.reward_settings import RunPairs
+from loop.format import percent
 from loop.prompts.row import PromptRow
 from loop.report.model_card import model_card
 from loop.store.run_folder import RunFolder
-from loop.view.frame import in_percent, scores
+from loop.view.frame import scores
 from loop.view.notebook import RunView
 from loop.view.progress import look
 from loop.view.prompt_records import collect_prompts
@@ -165,7 +166,7 @@ def test_report_status_and_notebook_tell_of_preferences(parts: Path) -> None:
         first, second = map(int, row["prompt"].removesuffix(" =").split(" + "))
         assert row["chosen"] == str(first + second) != row["rejected"]
     assert list(scores(look(RunFolder(parts), load_config(parts / "campaign.yaml")), 80)) == [
-        f"test preference %  0: 50.0  1: {in_percent(before)}  2: {in_percent(value)}"
+        f"test preference %  0: 50.0  1: {percent(before)}  2: {percent(value)}"
     ]
     assert {event["stage"] for event in events(parts, "alarm")} <= {"train"}
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loop.format import clock
 from loop.measure.estimators import (
     best_of,
     best_of_curve,
@@ -23,7 +24,7 @@ from loop.measure.estimators import (
 )
 from loop.redact import redacted
 from loop.report.changes import marked_difference
-from loop.report.scale import axis, clock, number, percent, share_axis, whole_axis
+from loop.report.scale import axis, number, percent, share_axis, whole_axis
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 

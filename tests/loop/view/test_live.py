@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from loop.config.load import load_config
+from loop.format import duration
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Event
 from loop.view import display as display_module
 from loop.view.display import Bar, Display, is_live
-from loop.view.frame import bar, duration, frame, time_left
+from loop.view.frame import bar, frame, time_left
 from loop.view.progress import (
     Notice,
     Snapshot,
