@@ -29,7 +29,7 @@ TokenTexts = Callable[[int], str]
 
 
 def token_texts(data: RunData) -> TokenTexts:
-    """Token id to text."""
+    """A function from token id to text, by the tokenizer of the run."""
     path = next((folder / FILE for folder in _folders(data) if (folder / FILE).exists()), None)
     if path is None:
         return lambda token: f"[{token}]"
@@ -45,7 +45,7 @@ def token_texts(data: RunData) -> TokenTexts:
 
 
 def _folders(data: RunData) -> list[Path]:
-    """Where models of the run lie, its base model last."""
+    """Folders of the run's models, the base model last."""
     own = [data.run.stage(turn.number, "train").model for turn in data.rounds]
     base = [model_of(data.run, turn.policy).path for turn in data.turns if turn.number == 0 and turn.policy]
     return [*own, *base]
@@ -55,20 +55,20 @@ PER_PAGE = 64
 """Prompts on a page."""
 
 ESCAPED = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
-"""What could end a script or begin markup is written as JSON's own escapes; they may only stand inside strings."""
+"""Characters that could end a script or begin markup, with their JSON escapes. In JSON they occur only in strings."""
 
 Shard = list[tuple[Path, Path]]
-"""Files of responses with their verdicts."""
+"""Files of responses, each with its file of verdicts."""
 
 
 def to_script_json(value: object) -> str:
-    """JSON that may stand inside a script element, whatever text it holds."""
+    """JSON that is safe inside a script element, whatever text it holds."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).translate(ESCAPED)
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some prompts of a book, as text that a script element may hold."""
+    """Some prompts of a book, as JSON that is safe in a script element."""
 
     name: str
     prompts: int
@@ -84,7 +84,7 @@ class Book:
 
     @property
     def name(self) -> str:
-        """As its pages' names begin."""
+        """Prefix of the names of its pages."""
         return f"{self.iteration:03d}-{self.which}"
 
     @property
@@ -97,7 +97,7 @@ class Book:
         return tables.digest([PER_PAGE, *(turn.manifests[stage].digest for stage in stages)])
 
     def pages(self) -> Iterator[Page]:
-        """Page after page, in the order of the shards."""
+        """The pages, in the order of the shards."""
         number = 0
         for shard in self._shards():
             for page in self._of_shard(shard):
@@ -110,7 +110,7 @@ class Book:
                 number += 1
 
     def _shards(self) -> Iterator[Shard]:
-        """Each shard's files of responses and verdicts, then those of a second phase that go on with its prompts."""
+        """The files of each shard, followed by those of the second sampling phase with responses to its prompts."""
         files = self.data.run.judged_shards(self.iteration, self.which)
         further = [(pair, _prompts_of(pair[0])) for pair in files if is_further(pair[0])]
         for pair in files:
@@ -140,13 +140,13 @@ class Book:
         row = self.prompts.get(id)
         places = {response.response_id: place for place, response in enumerate(group)}
         trained = [(places.get(c, -1), places.get(r, -1)) for c, r in self._trained.pairs.get(id, [])]
-        pairs = [pair for pair in trained if pair != (-1, -1)]  # not those that are replayed or from the data
+        pairs = [pair for pair in trained if pair != (-1, -1)]  # those are replayed or from the data
         entries = [ResponseEntry(one, judged.get(one.response_id), reasons.get(one.response_id)) for one in group]
         return PromptEntry(id, prompt_text(row), row.target if row else None, pairs, entries)
 
     def _reasons(self, shard: Shard, ids: Container[str]) -> dict[str, str]:
-        """Why each response to these prompts of a training shard was used or not: as the pair stage found, whose table
-        has the last word on what is used."""
+        """Why each response to these prompts of a training shard was used or not. The rules are applied again; the pair
+        stage's table decides what was used."""
         turn = self.data.turn(self.iteration)
         if self.which != "train" or turn is None or "pair" not in turn.manifests:
             return {}
@@ -211,7 +211,7 @@ def read_trained(data: RunData, iteration: int) -> TrainedIds:
 
 
 def prompt_text(row: PromptRow | None) -> str:
-    """A prompt as one text; several messages with their roles."""
+    """A prompt as one text; if it has several messages, with their roles."""
     if row is None:
         return "(this prompt is not in the run's prompt sets)"
     if len(row.messages) == 1:
@@ -220,7 +220,7 @@ def prompt_text(row: PromptRow | None) -> str:
 
 
 def books(data: RunData) -> list[Book]:
-    """Every set of every iteration that has responses, the training sets first."""
+    """A book for every set of every iteration that has responses, the training sets first."""
     texts, prompts = token_texts(data), {which: _prompts(data, which) for which in SETS}
     return [
         Book(data, turn.number, which, prompts[which], texts)

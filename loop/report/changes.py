@@ -10,10 +10,10 @@ from loop.report.data import RunData
 from loop.view.prompt_records import GreedyAnswer, greedy_answers
 
 EXAMPLES = 6
-"""Number of examples shown of each kind."""
+"""Number of examples of each kind."""
 
 LONGEST = 1200
-"""Characters shown of a text in an example."""
+"""Length in characters at which the text of an example is cut."""
 
 WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 
@@ -43,7 +43,7 @@ class Changes:
 
 
 def changes(data: RunData) -> Changes | None:
-    """None if nothing was promoted, or the two models share no greedy answers."""
+    """The changes; None if nothing was promoted, or the two models have no prompt with greedy answers in common."""
     if not data.best:
         return None
     before, after = (greedy_answers(data.run, k, data.correct_at) for k in (0, data.best))

@@ -43,13 +43,13 @@ class DifferenceSection:
 
 
 def write_comparison(names: Sequence[str], runs: Path, out: Path, limit: int) -> Path:
-    """Write the comparison of these runs and iterations to `out`; its path. UserError as `compare_runs` has them."""
+    """Write the comparison of these runs and iterations to `out`. Returns its path. Raises UserError."""
     write_file(out, render_comparison(compare_runs(names, runs, limit)).encode("utf-8"))
     return out
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """The page."""
+    """The page as HTML."""
     data = [read_run(RunFolder(Path(run))) for run in dict.fromkeys(entrant.run for entrant in comparison.entrants)]
     names = short_names([entrant.name for entrant in comparison.entrants])
     others = list(zip(comparison.comparisons, names[1:], strict=True))
@@ -66,13 +66,13 @@ def render_comparison(comparison: Comparison) -> str:
 
 
 def short_names(labels: Sequence[str]) -> list[str]:
-    """The entrants without their folders, if they still differ then."""
+    """The names without folders, unless two would be equal."""
     short = [Path(label).name for label in labels]
     return short if len(set(short)) == len(short) else list(labels)
 
 
 def figures(data: Sequence[RunData]) -> list[Figure | Missing]:
-    """Every run on the same axes."""
+    """Figures with all runs on the same axes."""
     return [
         _metric_figure(data, "test", "sampled_accuracy", "Test accuracy, sampled"),
         _metric_figure(data, "test", "greedy_accuracy", "Test accuracy, greedy"),
@@ -92,7 +92,7 @@ def _line(place: int, name: str, points: Sequence[tuple[float, float | None]], *
 
 
 def _metric_figure(data: Sequence[RunData], which: str, metric: str, title: str) -> Figure | Missing:
-    """A metric with its bands, by iteration."""
+    """A metric with its intervals, by iteration."""
     series = []
     for place, one in enumerate(data):
         found = [
@@ -102,17 +102,14 @@ def _metric_figure(data: Sequence[RunData], which: str, metric: str, title: str)
         ]
         spread = [(100 * m.low, 100 * m.high) for _, m in found]
         series.append(_line(place, one.name, [(float(k), hundred(m.value)) for k, m in found], spread=spread))
-    read = (
-        "Same iteration, same height of training: bands that do not overlap are a clear difference; the tests"
-        " are below."
-    )
+    read = "Bands that do not overlap at the same iteration show a clear difference; the paired tests are below."
     return _drawn(f"{which}-{metric}", title, read, series, "iteration (0: base model)", "%", share=True)
 
 
 def _plain_figure(
     data: Sequence[RunData], id: str, title: str, unit: str, value: Callable[[IterationData], float | None]
 ) -> Figure | Missing:
-    """Any number by iteration."""
+    """A number of each iteration."""
     series = [
         _line(place, one.name, [(float(t.number), float(v)) for t in one.turns if (v := value(t)) is not None])
         for place, one in enumerate(data)
@@ -125,7 +122,7 @@ def _mean_length(turn: IterationData) -> float | None:
 
 
 def over_time(data: Sequence[RunData]) -> Figure | Missing:
-    """Accuracy against the wall time that it took."""
+    """Accuracy against cumulated wall time."""
     series = []
     for place, one in enumerate(data):
         spent, points = 0.0, []
@@ -133,7 +130,7 @@ def over_time(data: Sequence[RunData]) -> Figure | Missing:
             spent += turn.state.time.wall / 60
             points.append((round(spent, 2), hundred(turn.test.sampled_accuracy.value) if turn.test else None))
         series.append(_line(place, one.name, points))
-    read = "What an hour buys: the run that is further left and up is the cheaper one, if the machines were the same."
+    read = "On equal machines, the run further up and to the left is cheaper: it reaches its accuracy in less time."
     return _drawn("time", "Test accuracy against wall time", read, series, "minutes", "%", share=True, whole=False)
 
 
@@ -143,7 +140,7 @@ def _step_figure(data: Sequence[RunData], column: str, title: str, unit: str) ->
     for place, one in enumerate(data):
         points, _ = thin_column(one, column)
         series.append(_line(place, one.name, points, dots=False))
-    read = "Over the optimizer steps of all rounds; a line is broken where an iteration begins."
+    read = "Over the optimizer steps of all rounds; lines are interrupted where an iteration begins."
     return _drawn(column, title, read, series, "optimizer steps", unit, whole=False)
 
 
@@ -160,7 +157,7 @@ def _drawn(
 ) -> Figure | Missing:
     series = [one for one in series if any(y is not None for _, y in one.points)]
     if not series:
-        return Missing(title, "no run has it")
+        return Missing(title, "no run has logged it")
     xs = [x for one in series for x, _ in one.points]
     x = whole_axis([int(v) for v in xs], *plot_x()) if whole else axis(xs, *plot_x(), zero=True)
     y = share_axis(heights(series), *plot_y()) if share else axis(heights(series), *plot_y())
@@ -181,7 +178,7 @@ def _sentence(one: ModelDifference, first: str, second: str) -> str:
     if found.value is None or found.low is None or found.high is None:
         return f"{who}: sampled accuracy cannot be compared."
     change = describe_change(found.value, found.low, found.high)
-    sure = "a difference" if found.low > 0 or found.high < 0 else "no difference that these prompts can show"
+    sure = "significant" if found.low > 0 or found.high < 0 else "not significant on these prompts"
     return f"{who}: {change} of sampled test accuracy, p = {number(found.p_value)}: {sure}."
 
 

@@ -1,4 +1,4 @@
-"""A figure of the report: its drawing, a sentence on how to read it, its data and its warnings."""
+"""A figure of the report: a drawing, a sentence on how to read it, and its data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from loop.report.scale import number
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows in print under their heads; a cell is text or a number."""
+    """A table; a cell is text or a number."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[object]]
@@ -30,7 +30,7 @@ def _cell(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A line of the legend."""
+    """An entry of the legend."""
 
     name: str
     tone: int
@@ -53,7 +53,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A figure whose data the campaign does not have, and what it would take."""
+    """A figure whose data the campaign does not have, and what would be needed."""
 
     title: str
     why: str
@@ -61,7 +61,7 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Figures that answer one question."""
+    """Figures under one heading."""
 
     id: str
     title: str
@@ -70,7 +70,7 @@ class Section:
 
 
 def section(id: str, title: str, made: Sequence[Figure | Missing]) -> Section:
-    """The figures that could be drawn, and those that could not."""
+    """A section with the figures that could be drawn and those that could not."""
     figures = [one for one in made if isinstance(one, Figure)]
     return Section(id, title, figures, [one for one in made if isinstance(one, Missing)])
 
@@ -83,7 +83,7 @@ def keys_of(series: Sequence[Series]) -> list[Key]:
 
 
 def table_of(x_name: str, series: Sequence[Series]) -> Table:
-    """The points of lines, one row for each x."""
+    """The points of all series, one row for each x."""
     xs = sorted({x for one in series for x, _ in one.points})
     spread = [any(one.spread) for one in series]
     heads = [x_name]
@@ -94,7 +94,7 @@ def table_of(x_name: str, series: Sequence[Series]) -> Table:
 
 
 def _by_x(one: Series, wide: bool) -> tuple[dict[float, list[object]], list[object]]:
-    """The cells of a series by x, and those where it has none."""
+    """The cells of a series by x, and the empty cells for other x."""
     cells: dict[float, list[object]] = {}
     for place, (x, y) in enumerate(one.points):
         if y is None and x in cells:  # the end of a run of points

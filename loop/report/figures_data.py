@@ -15,7 +15,7 @@ TONES = (3, 1, 2, 5, 6, 7, 8)
 """Tones of the parts of a stacked bar, in order; the last is for the rest."""
 
 MOST_ROWS = 17
-"""Most rows of the solve-rate field; with more distinct rates, it uses tenths."""
+"""Most rows of the solve-rate map; with more distinct rates it uses tenths."""
 
 
 def supply_figures(data: RunData) -> list[Figure | Missing]:
@@ -93,7 +93,7 @@ def parts(
     unit: str,
     otherwise: str,
 ) -> Figure | Missing:
-    """Counts by reason as stacked bars; the rarest are drawn together and listed separately in the table."""
+    """Counts by reason as stacked bars; the rarest are drawn as one part and listed separately in the table."""
     if not any(counts.values()):
         return Missing(title, otherwise)
     names = [name for name in words if any(count.get(name) for count in counts.values())]

@@ -113,7 +113,7 @@ def _metric(metrics: SetMetrics | None, name: str) -> Interval | None:
 
 def gate(data: RunData) -> Figure | Missing:
     """The paired gain of each candidate over its incumbent, with the threshold of the rule."""
-    title = "The gate: gain over the incumbent"
+    title = "Gain over the incumbent on the gate prompts"
     decided = [(t, t.promotion) for t in data.rounds if t.promotion and t.promotion.gain.value is not None]
     if not decided:
         return Missing(title, "no candidate has been compared with its incumbent yet")
@@ -121,8 +121,8 @@ def gate(data: RunData) -> Figure | Missing:
     points = [(float(t.number), hundred(gain.value)) for (t, _), gain in zip(decided, gains, strict=True)]
     spread = [(100 * (gain.low or 0.0), 100 * (gain.high or 0.0)) for gain in gains]
     rejected = frozenset(i for i, (_, decision) in enumerate(decided) if not decision.promoted)
-    told = [f"iteration {t.number} {decision.reason}" for t, decision in decided]
-    one = Series("candidate minus incumbent", points, 1, spread, False, True, False, True, rejected, told)
+    titles = [f"iteration {t.number} {decision.reason}" for t, decision in decided]
+    one = Series("candidate minus incumbent", points, 1, spread, False, True, False, True, rejected, titles)
     settings = data.settings(decided[-1][0].number).promote
     bound = {"better": 0.0, "not_worse": -100 * settings.margin}.get(settings.rule)
     levels = [(0.0, "")] if bound is None else [(0.0, ""), (bound, f"must be above ({settings.rule})")]

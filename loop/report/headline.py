@@ -62,13 +62,13 @@ def _sentence(data: RunData) -> tuple[str, str]:
             "flat",
         )
     points = describe_change(change.value, change.low, change.high)
-    told = f"{data.metric.replace('_', ' ')} on the test prompts changed by {points}"
+    result = f"{data.metric.replace('_', ' ')} on the test prompts changed by {points}"
     if change.low > 0:
-        return f"It works: from the base model to iteration {data.best}, {told}.", "good"
+        return f"It works: from the base model to iteration {data.best}, {result}.", "good"
     if change.high < 0:
-        return f"It got worse: from the base model to iteration {data.best}, {told}.", "bad"
+        return f"It got worse: from the base model to iteration {data.best}, {result}.", "bad"
     return (
-        f"Not shown to work: from the base model to iteration {data.best}, {told}, which may be due to chance.",
+        f"Not shown to work: from the base model to iteration {data.best}, {result}, which may be due to chance.",
         "flat",
     )
 
@@ -110,8 +110,8 @@ def _gain(data: RunData) -> list[Tile]:
     difference, factor = gain.difference, gain.ratio.value
     if difference.value is None or difference.low is None or difference.high is None:
         return []
-    told = describe_change(difference.value, difference.low, difference.high)
-    points, _, interval = told.partition(" [")
+    change = describe_change(difference.value, difference.low, difference.high)
+    points, _, interval = change.partition(" [")
     times = f", {number(factor)} times" if factor is not None else ""
     return [Tile("gain on test", points.replace(" points", ""), f"points [{interval}{times}")]
 

@@ -1,7 +1,7 @@
 """Draw series and axes as SVG for the report. Pure.
 
-Every mark is plain SVG with a class for its tone: colours, dark mode and print are left to the style sheet, and figures
-need no script. All text is escaped here.
+Every mark is plain SVG with a class for its tone. The style sheet decides colours, dark mode and print; figures need no
+script. All text is escaped here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46.0, 410.0, 32.0, 214.0
 """The plot's frame inside the drawing."""
 
 CROWDED = 40
-"""A line of more points has no dots, but for rings."""
+"""A line with more points than this has no dots except rings."""
 
 Point = tuple[float, float | None]
 Spot = tuple[int, float, float]
@@ -43,7 +43,7 @@ class Series:
 
 
 def element(tag: str, *children: object, **attributes: Any) -> Markup:
-    """An element with everything escaped; `class_` and names with `_` become class and names with `-`."""
+    """An element, escaped. In names of attributes `_` becomes `-`, and `class_` becomes `class`."""
     written = "".join(f' {name.strip("_").replace("_", "-")}="{escape(value)}"' for name, value in attributes.items())
     return Markup(f"<{tag}{written}>{''.join(map(escape, children))}</{tag}>")
 
@@ -55,12 +55,12 @@ def drawing(title: str, *children: object, height: float = HEIGHT) -> Markup:
 
 
 def plot_x() -> tuple[float, float]:
-    """Where the plot begins and ends from left to right."""
+    """Left and right end of the plot."""
     return LEFT + 4, RIGHT - 4
 
 
 def plot_y() -> tuple[float, float]:
-    """The same from bottom to top."""
+    """Bottom and top end of the plot."""
     return BOTTOM, TOP
 
 
@@ -76,8 +76,8 @@ def chart(
     levels: Sequence[tuple[float, str]] = (),
     under: Sequence[object] = (),
 ) -> Markup:
-    """Lines, dots, bands and whiskers over one pair of axes. `boundaries` are upright lines with a word on top,
-    `levels` level ones, `under` what is drawn first."""
+    """Lines, dots, bands and whiskers over one pair of axes. `boundaries` are labelled vertical lines,
+    `levels` labelled horizontal ones; `under` is drawn first."""
     marks = [mark for one in series for mark in _series(one, x, y)]
     upright = [_boundary(x.at(at), word) for at, word in boundaries]
     across = [_level(y.at(at), word) for at, word in levels]
@@ -165,7 +165,7 @@ class Row:
 
 
 def stacked(title: str, rows: Sequence[Row], *, unit: str) -> Markup:
-    """Level bars of parts, one row for each iteration: a funnel, or a ledger. Many rows are drawn thin."""
+    """Horizontal stacked bars, one row for each iteration; the more rows, the thinner."""
     most = max((sum(value for value, _, _ in row.parts) for row in rows), default=0) or 1
     tall = 22.0 if len(rows) <= 12 else 12.0 if len(rows) <= 30 else 6.0
     every = 1 if tall > 10 else 5
@@ -201,7 +201,7 @@ def heat(
     x_label: str,
     y_label: str,
 ) -> Markup:
-    """A field of cells: `shares[column][row]` in 0..1, the first row at the bottom, darker is more."""
+    """A heat map of `shares[column][row]` in 0..1; the first row is at the bottom, darker is more."""
     wide, tall = (RIGHT - LEFT) / len(columns), (BOTTOM - TOP) / len(rows)
     marks = [element("text", y_label, x=2, y=10, class_="name")]
     marks.append(element("text", x_label, x=(LEFT + RIGHT) / 2, y=BOTTOM + 31, class_="name middle"))
@@ -229,7 +229,7 @@ def _cell(x: float, y: float, wide: float, tall: float, share: float) -> Markup:
 
 
 def arrow(x: float, y: float, dx: float, dy: float) -> Markup:
-    """A small arrow on paper from a point."""
+    """A small arrow that starts at a point of the drawing."""
     tip, back = (x + dx, y + dy), 0.35
     left = (tip[0] - back * dx + back * dy, tip[1] - back * dy - back * dx)
     right = (tip[0] - back * dx - back * dy, tip[1] - back * dy + back * dx)

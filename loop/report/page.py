@@ -69,9 +69,9 @@ class Samples:
 
 
 def write_report(run: RunFolder, out: Path | None = None) -> Path:
-    """Write a run's report to `out` (default: report.html in the run folder), whole or not at all; its path.
+    """Write a run's report to `out` (default: report.html in the run folder), atomically. Returns its path.
 
-    UserError if there is no run, or one of its files is damaged.
+    Raises UserError if there is no run, or one of its files is damaged.
     """
     data, path = read_run(run), out or run.report
     page = render(data, samples_of(data, path))
@@ -84,7 +84,7 @@ def render(data: RunData, samples: Samples) -> str:
     sections = [
         section("quality", "Does it work?", quality_figures(data)),
         section("training", "What training did", training_figures(data)),
-        section("supply", "What it was fed with", supply_figures(data)),
+        section("supply", "Prompts and pairs", supply_figures(data)),
         section("judge", "The judge", judge_figures(data)),
         section("ledger", "Where time and tokens went", ledger_figures(data)),
     ]
@@ -103,7 +103,7 @@ def render(data: RunData, samples: Samples) -> str:
 
 
 def fill(template: str, *, sources: str = "", **values: Any) -> str:
-    """A template with its style, script and policy."""
+    """Render a template with its style, script and content security policy."""
     style, script = asset("style.css"), asset("page.js") + asset("browser.js")
     policy = (
         f"default-src 'none'; style-src '{_sha(style)}'; script-src '{_sha(script)}' {sources}; base-uri 'none'; "
@@ -117,7 +117,7 @@ def fill(template: str, *, sources: str = "", **values: Any) -> str:
 
 
 def asset(name: str) -> str:
-    """A file that goes into the page as it is."""
+    """Text of a template file that the page embeds."""
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
@@ -127,7 +127,7 @@ def _sha(text: str) -> str:
 
 @lru_cache
 def environment() -> Environment:
-    """Templates in which everything is escaped and every name must be known."""
+    """The templates: values are escaped, an unknown name is an error."""
     found = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -141,7 +141,7 @@ def environment() -> Environment:
 
 
 def alarms_of(figure: str, known: Sequence[Alarm]) -> list[Alarm]:
-    """The warnings that this figure shows."""
+    """The warnings of this figure."""
     return [alarm for alarm in known if figure in alarm.figures]
 
 
@@ -157,7 +157,7 @@ def samples_of(data: RunData, path: Path) -> Samples:
 
 
 def size_of(data: RunData) -> int:
-    """About how many bytes the samples take, from the stages' counts."""
+    """Approximate size of the samples in bytes, from the stages' counts."""
     counts = [turn.state.sampled for turn in data.turns if turn.state.sampled is not None]
     counts += [one for turn in data.turns for one in turn.state.evaluated.values()]
     return sum(TOKEN_BYTES * one.tokens + RESPONSE_BYTES * one.responses for one in counts)
@@ -178,7 +178,7 @@ def write_pages(known: Sequence[Book], folder: Path) -> list[BookEntry]:
 
 
 def _write(page: Page, folder: Path) -> Page:
-    """Write the page as a script that passes on its data; returns its name and size."""
+    """Write the page as a script that calls `prefloopPage` with its data. Returns the page without its text."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{page.name}.partial-{os.getpid()}"
     partial.write_text(f'prefloopPage("{page.name}",{page.text});\n', encoding="utf-8")
@@ -187,7 +187,7 @@ def _write(page: Page, folder: Path) -> Page:
 
 
 def book_entry(book: Book, pages: Sequence[Page]) -> BookEntry:
-    """A book as the index lists it."""
+    """The entry of a book in the index."""
     return BookEntry(
         name=book.name,
         set=book.which,

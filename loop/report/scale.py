@@ -10,7 +10,7 @@ from loop.format import MINUS, typeset
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A linear scale: `low` to `high` in data, `start` to `end` on paper (end < start for an axis that points up)."""
+    """A linear scale: `low` to `high` in data, `start` to `end` in the drawing (end < start if it points up)."""
 
     low: float
     high: float
@@ -19,7 +19,7 @@ class Axis:
     ticks: tuple[float, ...]
 
     def at(self, value: float) -> float:
-        """Where a value lies on paper; beyond the axis it is put at its end."""
+        """Position of a value in the drawing; values beyond the axis are clipped to its ends."""
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return round(self.start + share * (self.end - self.start), 1)
 
@@ -46,7 +46,7 @@ def share_axis(values: Iterable[float], start: float, end: float) -> Axis:
 
 
 def whole_axis(numbers: Sequence[int], start: float, end: float, *, room: int = 8) -> Axis:
-    """An axis for iterations: whole ticks, half a unit of air at both ends."""
+    """An axis for iterations: whole ticks, with half a unit of space at both ends."""
     low, high = min(numbers, default=0), max(numbers, default=1)
     step = max(1, math.ceil(nice_step(max(high - low, 1), room)))
     ticks = tuple(float(t) for t in range(low, high + 1) if t % step == 0)
@@ -54,14 +54,14 @@ def whole_axis(numbers: Sequence[int], start: float, end: float, *, room: int = 
 
 
 def nice_step(span: float, count: int) -> float:
-    """1, 2, 2.5 or 5 times a power of ten, so that about `count` steps make the span."""
+    """1, 2, 2.5 or 5 times a power of ten, such that about `count` steps cover the span."""
     rough = span / max(count, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     return next(nice * power for nice in (1, 2, 2.5, 5, 10) if nice * power >= rough * (1 - 1e-9))
 
 
 def number(value: float | None) -> str:
-    """A number in print, four digits at most: 0.693, −12.5, 52 108; a dash for none."""
+    """Format a number with at most four digits: 0.693, −12.5, 52 108; a dash for none."""
     if value is None or not math.isfinite(value):
         return "–"
     size = abs(value)

@@ -52,7 +52,7 @@ class Alarm:
 
     figures: tuple[str, ...]
     what: str
-    told: str
+    text: str
 
 
 def alarms(data: RunData) -> list[Alarm]:
@@ -69,7 +69,7 @@ def alarms(data: RunData) -> list[Alarm]:
     )
     found = [(figures, what, list(_each(data, rule))) for figures, what, rule in rules]
     found += [(figures, what, list(_rung(data, name))) for name, (figures, what) in RUNG.items()]
-    return [Alarm(figures, what, _summed(told)) for figures, what, told in found if told]
+    return [Alarm(figures, what, _summed(texts)) for figures, what, texts in found if texts]
 
 
 def _rung(data: RunData, name: str) -> Iterator[str]:
@@ -79,17 +79,17 @@ def _rung(data: RunData, name: str) -> Iterator[str]:
                 yield f"iteration {turn.number}: {alarm.text}"
 
 
-def _summed(told: Sequence[str]) -> str:
+def _summed(texts: Sequence[str]) -> str:
     """Join a few findings; of many, keep the latest."""
-    if len(told) <= SHOWN:
-        return "; ".join(told)
-    return f"in {len(told)} iterations, most recently {'; '.join(told[-SHOWN:])}"
+    if len(texts) <= SHOWN:
+        return "; ".join(texts)
+    return f"in {len(texts)} iterations, most recently {'; '.join(texts[-SHOWN:])}"
 
 
 def _each(data: RunData, rule: Callable[[RunData, IterationData], str | None]) -> Iterator[str]:
     for turn in data.rounds:
-        if (told := rule(data, turn)) is not None:
-            yield f"iteration {turn.number}: {told}"
+        if (text := rule(data, turn)) is not None:
+            yield f"iteration {turn.number}: {text}"
 
 
 def _incumbent(data: RunData, turn: IterationData) -> IterationData | None:

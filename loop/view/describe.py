@@ -1,5 +1,4 @@
-"""Describe in a clause what an iteration trains on, from settings or a manifest's counts. Plan, run and status share
-these texts."""
+"""Texts about what an iteration trains on, from settings or a manifest's counts; plan, run and status share them."""
 
 from typing import Any
 
@@ -13,7 +12,7 @@ from trainer.settings import TrainSettings
 
 
 def describe_prompts(config: Config) -> str:
-    """The three sets and how an iteration draws from them."""
+    """The three prompt sets, and how an iteration draws from them."""
     prompts = config.prompts
     train = f"{prompts.train}" if prompts.train else "all other"
     where = source_name(prompts).replace(" ", " (", 1) + ")" if " " in source_name(prompts) else source_name(prompts)
@@ -40,7 +39,7 @@ def describe_slices(config: Config) -> str:
 
 
 def describe_difficulty(config: Config) -> str:
-    """What counts as easy."""
+    """How the difficulty of a prompt is measured."""
     prompts = config.prompts
     if isinstance(prompts, PreferencePrompts):
         by_model = "by how much likelier the base model finds the chosen answer"
@@ -50,8 +49,7 @@ def describe_difficulty(config: Config) -> str:
 
 
 def describe_data(config: Config, k: int) -> str:
-    """What iteration `k` trains on besides what it makes itself, and where its own pairs come from if it samples
-    nothing; otherwise empty."""
+    """Pairs of iteration `k` that it does not sample itself: given, replayed, offline; empty if there are none."""
     pairs, prompts, words = config.pairs, config.prompts, list[str]()
     if isinstance(prompts, PreferencePrompts):
         part = f", part {k} of {prompts.parts}" if prompts.parts is not None else ""
@@ -65,7 +63,7 @@ def describe_data(config: Config, k: int) -> str:
 
 
 def describe_sources(counts: SampleCounts) -> str:
-    """How many prompts each source of a mixture gave; empty for a single source."""
+    """Number of prompts from each source of a mixture; empty for a single source."""
     return ", ".join(f"{count} of {name}" for name, count in counts.sources.items())
 
 
@@ -84,7 +82,7 @@ def describe_changes(changes: dict[str, Any]) -> str:
 
 
 def describe_evaluation(config: Config) -> str:
-    """What is measured after every iteration, and what it decides."""
+    """What is measured after every iteration, and how it decides on promotion."""
     rule = {
         "always": "every candidate is promoted",
         "better": f"a candidate is promoted if its {config.promote.metric} is significantly better on the gate prompts",
@@ -101,7 +99,7 @@ def describe_evaluation(config: Config) -> str:
 
 
 def describe_limits(config: Config) -> str:
-    """Limits of the first iteration, or empty."""
+    """Limits of the first iteration; empty if there are none."""
     limits = config.promote.limits
     words = [f"{name} {most:g}" for name in LARGEST if (most := getattr(limits, name)) is not None]
     words += [f"{limits.shadow} falling by {limits.shadow_fall:g}"] if limits.shadow is not None else []
@@ -117,13 +115,13 @@ def describe_rejection(config: Config) -> str:
         return ""
     _, changes = settings_of_attempt(config.train, promote.retry, 2, steps_before=1)
     changes |= {"max_steps": f"{promote.retry.steps:g} of those before"} if "max_steps" in changes else {}
-    said = ", ".join(f"{key} {value}" for key, value in changes.items())
+    changed = ", ".join(f"{key} {value}" for key, value in changes.items())
     times = "once" if promote.retries == 1 else f"{promote.retries} times"
-    return f"; a rejected round is retried {times}, first with {said}"
+    return f"; a rejected round is retried {times}, first with {changed}"
 
 
 def describe_models(config: Config, k: int) -> tuple[str, str, str]:
-    """What an iteration trains, samples from and is anchored to."""
+    """The models that an iteration trains, samples from, and takes as its reference."""
     words = {
         "incumbent": "the last promoted model",
         "previous": "the last candidate, promoted or not",

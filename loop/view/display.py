@@ -15,13 +15,13 @@ from rich.live import Live
 from rich.text import Text
 
 from loop.format import duration
-from loop.view.frame import frame, said
+from loop.view.frame import frame, work_parts
 from loop.view.progress import Snapshot, Work
 
 LINE_EVERY = 15.0
 """Seconds between two progress lines of a stage where there is no terminal."""
 CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
-"""Control characters, which a model's or a judge's words may hold; line ends and tabs stay."""
+"""Control characters, which the text of a model or judge may hold; line ends and tabs stay."""
 
 
 class Bar:
@@ -31,13 +31,13 @@ class Bar:
         self.title, self.total, self.unit, self.changed = title, total, unit, changed
         self.started = time.monotonic()
         self.done = self.first = self.tokens = 0
-        self.before = 0  # of a stage that goes step by step: done in the steps before the one that is told of
+        self.before = 0  # of an online stage: done in the slices before the current one
         self.shards: tuple[int, int] | None = None
         self.waiting = self.detail = ""
 
     @property
     def work(self) -> Work:
-        """The numbers, as they are shown."""
+        """The numbers to show."""
         seconds, since = max(time.monotonic() - self.started, 1e-9), self.done - self.first
         return Work(
             title=self.title,
@@ -45,7 +45,7 @@ class Bar:
             done=self.done,
             total=self.total or None,
             shards=self.shards,
-            per_second=since / seconds if since > (self.total or 0) // 100 else None,  # the first few say little
+            per_second=since / seconds if since > (self.total or 0) // 100 else None,  # too few to measure a rate
             tokens_per_second=self.tokens / seconds if self.tokens else None,
             note=self.waiting or self.detail,
         )
@@ -58,35 +58,35 @@ class Bar:
         self.changed(self)
 
     def count(self, *, tokens: int = 0, shards: tuple[int, int] | None = None, detail: str = "") -> None:
-        """Add tokens that were made or read; update finished shards (of all) and other details."""
+        """Add generated or read tokens; update finished shards (of all) and other details."""
         self.tokens += tokens
         self.shards = shards or self.shards
         self.detail = detail or self.detail
 
     def note(self, text: str) -> None:
-        """Say what is being waited for."""
+        """Show what the stage is waiting for."""
         self.waiting = text
         self.changed(self)
 
     def resume_at(self, done: int, total: int | None = None) -> None:
-        """So much had been done before; the rate counts from here."""
+        """Set what was already done; the rate counts from here."""
         if done or not self.before:
             self.first, self.started = self.before + done, time.monotonic()
         self.set(done, total)
 
 
 class Display:
-    """The terminal, or the log that stands in for it. `quiet` keeps only messages, on stderr: stdout is for JSON."""
+    """The terminal or log. With `quiet` only messages are shown, on stderr, because stdout is for JSON."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(soft_wrap=True, highlight=False, stderr=quiet)
         self.quiet = quiet
         self.look: Callable[[], Snapshot | None] = lambda: None
-        """Where the campaign stands, looked up when a stage begins."""
+        """Reads the state of the campaign; called when a stage begins."""
         self.last_line = 0.0
 
     def say(self, text: str) -> None:
-        """One line for the reader."""
+        """Print one line."""
         self.console.print(text.translate(CONTROL), markup=False)
         (sys.stderr if self.quiet else sys.stdout).flush()
 
@@ -96,7 +96,7 @@ class Display:
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str) -> Iterator[Bar]:
-        """The live view while the block runs, or lines now and then; at the end one line with the time it took."""
+        """Show the live view or occasional lines while the block runs, then one line with the time it took."""
         started = time.monotonic()
         if self.quiet:
             bar = Bar(title, total, unit, lambda _: None)
@@ -113,22 +113,22 @@ class Display:
         self.say(f"  {title}: {bar.done} {unit} in {duration(time.monotonic() - started)}")
 
     def _line(self, bar: Bar) -> None:
-        """A line if it is time for one, or if something is waited for."""
+        """Print a line if the last one is LINE_EVERY seconds old, or if the stage is waiting."""
         if bar.waiting:
             self.say(f"  {bar.title}: {bar.waiting}")
         elif time.monotonic() - self.last_line > LINE_EVERY:
             self.last_line = time.monotonic()
-            self.say(f"  {bar.title}: {', '.join(said(bar.work))}")
+            self.say(f"  {bar.title}: {', '.join(work_parts(bar.work))}")
 
 
 def is_live(console: Console) -> bool:
-    """Whether a view may be redrawn in place: on a real terminal that can, and not in CI, whose terminals are files."""
+    """Whether the view can be redrawn in place: on a capable terminal outside CI, whose terminals are files."""
     real = console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
     return real and os.environ.get("CI", "").lower() in ("", "0", "false")
 
 
 def live(console: Console, state: Callable[[], tuple[Snapshot | None, Work | None]]) -> Live:
-    """A view that is redrawn twice a second and gone at the end."""
+    """A view that is redrawn twice a second and erased at the end."""
 
     def drawn() -> Text:
         return drawn_frame(console, *state())
@@ -137,7 +137,7 @@ def live(console: Console, state: Callable[[], tuple[Snapshot | None, Work | Non
 
 
 def drawn_frame(console: Console, snapshot: Snapshot | None, work: Work | None) -> Text:
-    """A frame as wide as the terminal is now."""
+    """A frame of the current width of the terminal."""
     lines = frame(snapshot, work, width=console.width, ascii_only=console.options.ascii_only)
     return Text("\n").join(Text(line.text.translate(CONTROL), line.style) for line in lines)
 
@@ -150,25 +150,25 @@ PHASES = {
     "warm start": "warm start on the chosen responses",
     "save": "saving",
 }
-"""What the trainer does besides steps, in words."""
+"""Phases of the trainer other than steps, and their texts."""
 
 
 def train_progress(bar: Bar, planned: Callable[[int], None]) -> Callable[[dict[str, Any]], None]:
-    """Shows the trainer's phases on one bar; `planned` receives the number of steps."""
+    """A callback that shows the trainer's messages on one bar; `planned` receives the number of steps."""
     phase = ""
 
-    def show(said: dict[str, Any]) -> None:
+    def show(message: dict[str, Any]) -> None:
         nonlocal phase
-        new = said.get("phase") != phase
-        if new and said["phase"] != "train":
-            bar.note(PHASES.get(said["phase"], said["phase"]))
-        if said.get("phase") in ("warm start", "train"):
+        new = message.get("phase") != phase
+        if new and message["phase"] != "train":
+            bar.note(PHASES.get(message["phase"], message["phase"]))
+        if message.get("phase") in ("warm start", "train"):
             if new:
-                bar.resume_at(max(0, said["done"] - 1), said["total"])
-                planned(said["total"])
-            if "tokens" in said:
-                bar.count(tokens=said["tokens"], detail=f"loss {said['loss']:.3f}")
-            bar.set(said["done"], said["total"])
-        phase = said.get("phase", phase)
+                bar.resume_at(max(0, message["done"] - 1), message["total"])
+                planned(message["total"])
+            if "tokens" in message:
+                bar.count(tokens=message["tokens"], detail=f"loss {message['loss']:.3f}")
+            bar.set(message["done"], message["total"])
+        phase = message.get("phase", phase)
 
     return show

@@ -11,16 +11,16 @@ from loop.format import duration, percent
 from loop.view.progress import Notice, Snapshot, Work, seconds_left
 
 BAR = (8, 40)
-"""Fewest and most columns of a bar; without room for the fewest there is none."""
+"""Fewest and most columns of a bar; on a terminal with less room there is no bar."""
 NARROW, ALARM_LINES = 20, 4
-"""An alarm is told in so many lines at most, and cut where a terminal is narrower than this."""
+"""Width below which alarms are cut instead of wrapped, and the most lines of one alarm."""
 ASCII = str.maketrans("━┄…–", "=.~-")
-"""What is drawn where a terminal has no other letters."""
+"""Replacements for a terminal that has only ASCII."""
 MARKS = {"finished": "x", "started": ">", "waiting": " "}
 
 
 class Line(NamedTuple):
-    """A line and how it looks where there are colours."""
+    """A line and its style on a terminal with colours."""
 
     text: str
     style: str = ""
@@ -62,7 +62,7 @@ def stages(snapshot: Snapshot) -> str:
 
 def bar(work: Work, width: int) -> str:
     """train ━━━━━━┄┄┄ 31/48 steps, 0.4/s, 42 s left; what does not fit is left out, least important first."""
-    parts = list(said(work))
+    parts = list(work_parts(work))
     while len(parts) > 1 and len(work.title) + 1 + len(", ".join(parts)) > width:
         parts.pop()
     text = ", ".join(parts)
@@ -73,7 +73,7 @@ def bar(work: Work, width: int) -> str:
     return f"{work.title} {'━' * full}{'┄' * (room - full)} {text}"
 
 
-def said(work: Work) -> Iterator[str]:
+def work_parts(work: Work) -> Iterator[str]:
     """The work in numbers, the most important first."""
     yield f"{work.done}/{work.total} {work.unit}" if work.total else f"{work.done} {work.unit}"
     if work.note:
@@ -105,11 +105,11 @@ def fitting(name: str, values: Sequence[str], width: int) -> str:
 
 
 def alarm(one: Notice, width: int) -> list[str]:
-    """! 12:03 the engine worker was lost at …, over a few lines if need be."""
+    """! 12:03 the engine worker was lost at …, wrapped if it is long."""
     text = f"! {time.strftime('%H:%M', time.localtime(one.time))} {' '.join(one.text.split())}"
     return textwrap.wrap(text, max(width, NARROW), subsequent_indent="  ", max_lines=ALARM_LINES, placeholder=" …")
 
 
 def shorten(text: str, width: int) -> str:
-    """Cut to the width, the cut marked."""
+    """Cut to the width, with an ellipsis."""
     return text if len(text) <= width else f"{text[: max(0, width - 1)]}…"

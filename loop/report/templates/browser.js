@@ -19,7 +19,7 @@
     return node;
   };
 
-  // ---- pages: inside this file, or scripts beside it ----
+  // ---- pages: inside this file, or scripts in a folder next to it ----
   const loaded = new Map(), waiting = new Map(), KEPT = 16; // pages in memory; the oldest goes first
   window.prefloopPage = (name, page) => {
     loaded.set(name, page);
@@ -39,7 +39,7 @@
       const script = document.createElement("script");
       script.src = `${index.folder}/data-${name}.js`;
       script.onload = () => script.remove();
-      script.onerror = () => reject(new Error(`${index.folder}/data-${name}.js is missing beside the report`));
+      script.onerror = () => reject(new Error(`${index.folder}/data-${name}.js is missing; it belongs next to the report`));
       document.body.append(script);
     });
   };
@@ -106,8 +106,8 @@
     return box;
   };
   const says = (one) => {
-    const line = make("p", "who"), said = outcome(one);
-    line.append(make("span", `chip ${said === "right" ? "yes" : said === "wrong" || said === "error" ? "no" : "open"}`, said));
+    const line = make("p", "who"), label = outcome(one);
+    line.append(make("span", `chip ${label === "right" ? "yes" : label === "wrong" || label === "error" ? "no" : "open"}`, label));
     const parts = [one.k === "score" ? `score ${one.s}` : "", one.g ? "greedy" : "", `${one.p.length} tokens`, one.c ? "cut off" : "",
       one.e !== undefined ? `answer ${one.e}` : "", one.f === false ? "not well formed" : "", one.u ? named(one.u) : "", one.w || ""];
     line.append(` ${parts.filter(Boolean).join(" · ")}`);
@@ -146,7 +146,7 @@
     return card;
   };
 
-  // ---- going through the pages ----
+  // ---- paging ----
   let cursor = null;
   const search = () => {
     const want = wanted();

@@ -56,7 +56,7 @@ def steps(**columns: tuple[float, float]) -> list[dict[str, Any]]:
 
 
 def told(data: RunData) -> dict[str, str]:
-    return {alarm.what: alarm.told for alarm in alarms(data)}
+    return {alarm.what: alarm.text for alarm in alarms(data)}
 
 
 def turn(data: RunData, number: int = 2) -> IterationData:

@@ -349,8 +349,8 @@ def test_warnings_name_the_iterations_that_they_are_true_of(tmp_path: Path) -> N
     made = Made(iterations=3, train=20, test=30, shard=30, skill=lambda k: (0.9, 0.5, 0.5, 0.0)[k])
     data = read_run(make_run(tmp_path / "run", made))
     found = {alarm.what: alarm for alarm in alarms(data)}
-    assert "iteration 3" in found["accuracy collapsed"].told
-    assert found["the signal dries up"].told.startswith("iteration 3: 0.0 % of the prompts give a pair")
+    assert "iteration 3" in found["accuracy collapsed"].text
+    assert found["the signal dries up"].text.startswith("iteration 3: 0.0 % of the prompts give a pair")
     assert "responses grow longer" not in found
     assert "⚠" in write_report(data.run).read_text(encoding="utf-8")
 
@@ -376,7 +376,7 @@ def test_a_comparison_has_the_paired_tests_and_every_run(made: RunFolder, tmp_pa
     row = next(row for row in Read(text).table("metric", "points") if row[0] == "sampled accuracy")
     assert number(row[1]) == pytest.approx(100 * change, rel=1e-3)
     assert "made@2 against made@0: paired on the same 5 test prompts" in text
-    assert "All settings are the same." in text
+    assert "All settings are equal." in text
 
 
 def test_the_command_writes_where_it_is_told(made: RunFolder, tmp_path: Path) -> None:
