@@ -26,7 +26,7 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
 """
-LIMITS = """- The results hold for prompts like the ones it was tested on, sampled as said above. Nothing else was
+LIMITS = """- The results hold for prompts like those of the test set, sampled with the settings above. Nothing else was
   measured: neither other tasks, nor safety, nor what it has forgotten.
 - It was trained to please the judge named here. Where the judge errs, the model may have learned the error.
 - Several iterations were compared on the gate prompts, and none on the test prompts; a choice among several runs by
@@ -95,10 +95,10 @@ def _judge(run: RunFolder, k: int, config: Config) -> str:
             else f" The evaluation was judged by `{publishable(config.eval_judge.name)}`."
         )
         return f"Its pairs are given ({config.prompts.source}).{judged or f' {held_out}, against the base model.'}"
-    told = {"name": publishable(config.judge.name), "args": publishable(config.judge.args)}
+    judge = {"name": publishable(config.judge.name), "args": publishable(config.judge.args)}
     manifest = run.stage(k, "judge").manifest()
     version = f", version `{str(manifest.inputs['judge'].get('version'))[:16]}`" if manifest else ""
-    text = f"Responses were labelled by `{describe_judge(told)}`{version}."
+    text = f"Responses were labelled by `{describe_judge(judge)}`{version}."
     if config.eval_judge is not None and config.eval_judge != config.judge:
         other = {"name": publishable(config.eval_judge.name), "args": publishable(config.eval_judge.args)}
         text += f" The evaluation was judged by `{describe_judge(other)}`."

@@ -79,13 +79,13 @@ class Rows:
 
 
 def of_dicts(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows that need not have the same keys; missing ones are null."""
+    """A table of rows with different keys; missing values are null."""
     names = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: [row.get(name) for row in rows] for name in names})
 
 
 def look_up(table: pa.Table, key: str, ids: pa.ChunkedArray) -> pa.Table:
-    """The row of each id, in the order of `ids`; a row of nulls for one that is not there."""
+    """The row of each id, in the order of `ids`; nulls for an unknown id."""
     return table.take(pc.index_in(ids, value_set=table[key].combine_chunks()))
 
 
@@ -175,7 +175,7 @@ Which = Literal["train", "gate", "test"]
 
 
 class RunView:
-    """A run, to look at. Rows are read when they are asked for, iteration by iteration."""
+    """Read access to a run. Rows are read on demand, iteration by iteration."""
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run

@@ -21,7 +21,7 @@ from loop.store.run_state import IterationState
 from loop.store.stage import STAGES, StageFolder
 
 ALARMS = 3
-"""So many of the last warnings are shown."""
+"""Number of latest warnings shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +33,15 @@ class Work:
     done: int = 0
     total: int | None = None
     shards: tuple[int, int] | None = None
-    """Finished ones, and all."""
+    """Number of finished shards, and of all."""
     per_second: float | None = None
     tokens_per_second: float | None = None
     note: str = ""
-    """What is being waited for, or the loss."""
+    """What the stage is waiting for, or the loss."""
 
     @property
     def seconds_left(self) -> float | None:
-        """How long the rest takes at this rate."""
+        """Time for the rest at this rate."""
         if not self.per_second or self.total is None:
             return None
         return max(0, self.total - self.done) / self.per_second
@@ -57,7 +57,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Where a campaign stands."""
+    """The state of a campaign at one moment."""
 
     name: str
     planned: int
@@ -75,7 +75,7 @@ class Snapshot:
 
 
 def look(run: RunFolder, loaded: LoadedConfig) -> Snapshot:
-    """Where the run stands now."""
+    """The current state of the run."""
     planned = loaded.iterations
     k = iteration_in_progress(run, planned)
     events = run.read_events()
@@ -116,7 +116,7 @@ def stage_states(run: RunFolder, k: int) -> dict[str, str]:
 
 
 def scores_on_test_set(test: SetMetrics) -> Numbers:
-    """The accuracies that a glance needs."""
+    """The accuracies in the live view."""
     if test.preference_accuracy is not None:
         return {"preference": test.preference_accuracy.value}
     return {"sampled": test.sampled_accuracy.value, "greedy": test.greedy_accuracy.value}
@@ -155,12 +155,12 @@ def seconds_left(snapshot: Snapshot, work: Work | None) -> float | None:
 
 
 LAST_STEPS = 10
-"""The rate of training is that of so many last steps."""
+"""Number of latest steps that the rate of training is measured on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """The process that holds the run's lock, or was the last to."""
+    """The process that holds the run's lock, or held it last."""
 
     pid: int
     host: str
@@ -181,8 +181,8 @@ class Writer:
 
 def read_writer(run: RunFolder) -> Writer | None:
     """The run's writer; None if it never had one."""
-    said = run.lock.read_text(encoding="utf-8") if run.lock.exists() else ""
-    match = re.fullmatch(r"pid (\d+) on (\S+)", said.strip())
+    text = run.lock.read_text(encoding="utf-8") if run.lock.exists() else ""
+    match = re.fullmatch(r"pid (\d+) on (\S+)", text.strip())
     return Writer(int(match[1]), match[2]) if match else None
 
 
@@ -196,7 +196,7 @@ def last_sign(run: RunFolder) -> float:
 
 
 def stage_in_progress(events: Sequence[Event]) -> Event | None:
-    """The event that began the stage in progress; None between two stages."""
+    """The event that started the current stage; None between two stages."""
     for event in reversed(events):
         if event.event == "stage_started":
             return event
@@ -241,7 +241,7 @@ def tokens_in(metadata: pq.FileMetaData) -> int:
 
 
 def trained(started: Event, steps: Sequence[dict[str, Any]], total: int | None) -> Work:
-    """Steps of the round; one that was taken back by a resume is there once."""
+    """Steps of the round; a step repeated after a resume counts once."""
     last = steps[-LAST_STEPS:]
     seconds = sum(step["seconds"] for step in last)
     return Work(

@@ -19,15 +19,15 @@ from loop.view.frame import frame
 from loop.view.progress import Notice, Snapshot, Work, last_sign, look, read_writer, work_in_progress
 
 LOOK_EVERY = 1.0
-"""Seconds between two looks at the folder."""
+"""Seconds between two reads of the folder."""
 STALLED_AFTER = 300.0
-"""Seconds without any change after which the view says so."""
+"""Seconds without any change after which the view warns."""
 COMPLETE, STOPPED = 0, 1
 """Exit codes of a watch that has seen the campaign's end."""
 
 
 class WatchFrame(NamedTuple):
-    """One look at a run."""
+    """What one read of a run folder shows."""
 
     snapshot: Snapshot
     work: Work | None
@@ -44,7 +44,7 @@ class Watcher:
         self._loaded: LoadedConfig | None = None
 
     def see(self) -> WatchFrame:
-        """The run as it is now, with what is wrong with its writer as one more alarm."""
+        """The current state; a problem with the run's writer is one more alarm."""
         snapshot, work = look(self.run, self._settings()), work_in_progress(self.run)
         if snapshot.complete:
             return WatchFrame(snapshot, None, COMPLETE)
@@ -79,14 +79,14 @@ def watch(run: RunFolder, console: Console, *, once: bool) -> int:
         return COMPLETE
     try:
         seen = redraw(watcher, console) if is_live(console) else report(watcher, console)
-    except KeyboardInterrupt:  # a watch is ended so; the campaign does not notice
+    except KeyboardInterrupt:  # the usual way to end a watch; the campaign is not affected
         return COMPLETE
     assert seen.ended is not None
     return seen.ended
 
 
 def looks(watcher: Watcher) -> Iterator[WatchFrame]:
-    """One look after another; the last one has seen the end."""
+    """Frames until the campaign ends; the last one shows the end."""
     while True:
         seen = watcher.see()
         yield seen
@@ -96,7 +96,7 @@ def looks(watcher: Watcher) -> Iterator[WatchFrame]:
 
 
 def redraw(watcher: Watcher, console: Console) -> WatchFrame:
-    """The view in place; the last frame stays."""
+    """Redraw the view in place; the last frame stays."""
     with Live(console=console, auto_refresh=False) as view:
         for seen in looks(watcher):
             view.update(drawn_frame(console, seen.snapshot, seen.work), refresh=True)

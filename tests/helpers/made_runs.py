@@ -207,14 +207,8 @@ def _train(run: RunFolder, made: Made, k: int, steps: int, *, whole: bool = True
     folder = run.stage(k, "train")
     put(folder.steps, "".join(json.dumps(step_row(step, k)) + "\n" for step in range(steps)).encode())
     if whole:
-        counts = {
-            "weights_hash": f"hash{k}",
-            "steps": steps,
-            "pairs": 4,
-            "encoded_tokens": 50,
-            "plain_tokens": 90,
-            "sampler_gap": 0.01,
-        }
+        counts = {"weights_hash": f"hash{k}", "steps": steps, "pairs": 4}
+        counts |= {"encoded_tokens": 50, "plain_tokens": 90, "sampler_gap": 0.01}
         _finish(folder, [folder.steps], counts)
 
 

@@ -197,7 +197,7 @@ def with_mixed(folder: Path, *shares: float) -> RunFolder:
     """A run folder whose pair stages found these shares of mixed prompts."""
     run = RunFolder(folder / "run")
     for k, share in enumerate(shares, start=1):
-        counts = {"signal": {"mixed": share}}
+        counts = {"pairs": 1, "signal": {"mixed": share}}
         run.stage(k, "pair").finish([], inputs={}, counts=counts, seconds={}, versions={})
     return run
 
