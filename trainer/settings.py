@@ -150,8 +150,7 @@ class TrainSettings(BaseModel):
     @property
     def deciding(self) -> dict[str, Any]:
         """What decides the candidate's weights, as plain values."""
-        later = set() if self.online else {"sync_every"}  # rounds finished before there was this key stay valid
-        values = self.model_dump(mode="json", exclude={*ONLY_HOW, "select", *later})
+        values = self.model_dump(mode="json", exclude={*ONLY_HOW, "select"})
         chosen = {"select": self.select, "checkpoint_every": self.checkpoint_every}
         return values if self.select == "last" else values | chosen
 

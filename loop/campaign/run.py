@@ -51,6 +51,7 @@ def run_campaign(
     Raises UserError, JudgeError or TrainerError with a one-paragraph message, and WaitingForPeople while human labels
     are missing. Finished work is kept in every case.
     """
+    run.check_format()
     with run.locked(), WorkerPool(run, loaded.base, display) as crew:
         campaign = Campaign(run, loaded, crew, display, verify=verify, until=until)
         display.look = partial(look, run, loaded)

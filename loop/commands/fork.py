@@ -195,6 +195,7 @@ def _record(
         changes=changes_of(changes),
     )
     existing = tuple(str(path) for path in caches if path.exists())
+    run.write_format()
     write_lineage(run, Lineage(name, (), origin, existing))
     run.event("forked", parent=str(parent.root.absolute()), iteration=k)
 

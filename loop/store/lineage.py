@@ -93,6 +93,8 @@ def changes_of(changed: Sequence[tuple[str, object, object]]) -> tuple[Change, .
 
 def record_settings(run: RunFolder, loaded: LoadedConfig, versions: dict[str, str]) -> None:
     """Make today's settings the run's, and note when they or the versions differ from the last start's."""
+    if not run.exists():
+        run.write_format()
     known = read_lineage(run)
     before = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config)) if run.config.exists() else loaded.raw
     changes = changes_of(diff(before, loaded.raw))

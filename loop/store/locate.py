@@ -21,15 +21,19 @@ def locate(
             raise UserError(
                 f"{source} is an existing run; --name starts a new one and wants a config: use {existing.config}."
             )
+        existing.check_format()
         return existing, load_config(existing.config, overrides)
     loaded = load_config(source, overrides, toy=toy)
-    return RunFolder(runs / (name or loaded.name)), loaded
+    run = RunFolder(runs / (name or loaded.name))
+    run.check_format()
+    return run, loaded
 
 
 def find_run(run: str, runs: Path) -> RunFolder:
-    """An existing run by folder or name. UserError lists the runs."""
+    """An existing run by folder or name. UserError lists the runs, or refuses the format of this one."""
     for folder in (RunFolder(Path(run)), RunFolder(runs / run)):
         if folder.exists():
+            folder.check_format()
             return folder
     known = RunFolder.names_in(runs)
     present = f"The runs there: {', '.join(known)}" if known else "There are none; `prefloop run CONFIG` starts one"

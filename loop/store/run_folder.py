@@ -2,7 +2,8 @@
 
 A stage is finished when its manifest exists.
 
-    runs/NAME/  campaign.yaml  lineage.json  events.jsonl  metrics.jsonl  lock  logs/  prompts/{train,gate,test}.parquet
+    runs/NAME/  run.json  campaign.yaml  lineage.json  events.jsonl  metrics.jsonl  lock  logs/
+      prompts/{train,gate,test}.parquet
       cache/verdicts.sqlite  trackers.jsonl  trackers/  report.html  report-data/
       iter-001/{sample,judge,pair,train,eval}/  shard-000.parquet …  manifest.json      promotion.json
       iter-001/attempt-2/{train,eval,guard}/  a retry of the round
@@ -11,6 +12,7 @@ A stage is finished when its manifest exists.
 """
 
 import fcntl
+import json
 import os
 import socket
 import time
@@ -20,9 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from loop.errors import UserError
-from loop.store.files import append_line, read_lines
+from loop.store.files import append_line, read_lines, to_json, write_file
 from loop.store.run_records import BaseRecord, Event, ModelRecord, PromotionRecord, as_record, read_record
 from loop.store.stage import REPEATED, STAGES, StageFolder
+
+FORMAT = 1
+"""Format of a run folder, in run.json. Raise it when a folder that an earlier version wrote would be misread, or the
+reverse: there is no reading of other formats."""
 
 
 class RunFolder:
@@ -37,6 +43,11 @@ class RunFolder:
     @property
     def name(self) -> str:
         return self.root.name
+
+    @property
+    def about(self) -> Path:
+        """The folder's format; of a new run the first file that stays."""
+        return self.root / "run.json"
 
     @property
     def config(self) -> Path:
@@ -77,6 +88,26 @@ class RunFolder:
     def exists(self) -> bool:
         """Whether a campaign was started here."""
         return self.config.exists()
+
+    def write_format(self) -> None:
+        """Mark a new run with the format of its folder; comes before campaign.yaml, which makes the folder a run."""
+        write_file(self.about, to_json({"format": FORMAT}))
+
+    def check_format(self) -> None:
+        """UserError if there is a run of another format, or of none."""
+        if not self.exists():
+            return
+        try:
+            found = json.loads(self.about.read_text(encoding="utf-8"))["format"]
+        except (OSError, ValueError, TypeError, KeyError):
+            found = None
+        if found != FORMAT:
+            told = "has no format number in run.json" if found is None else f"has the run folder format {found!r}"
+            raise UserError(
+                f"{self} {told}; this version of prefloop reads format {FORMAT} only. Use the version of prefloop that "
+                f"wrote it (lineage.json names it), or start a new run with its settings: prefloop run {self.config} "
+                "--name NEW."
+            )
 
     def log(self, worker: str) -> Path:
         """Where a worker's own output goes."""

@@ -40,6 +40,7 @@ def run_of(data: RunPairs) -> RunFolder:
             f"data.run: there is no run in {run}{did_you_mean(run.name, known) or '.'} {there}. `prefloop run "
             f"{run.name}` starts one of that name."
         )
+    run.check_format()
     return run
 
 

@@ -176,7 +176,7 @@ def read_preferences(
 ) -> PreferenceData:
     """The pairs, singles or groups and the responses they name, in the order of the shards; other responses are not
     loaded, and of those that several files hold the first is taken. Relations from excluded source iterations
-    are dropped. Columns that an older table lacks are unknown. The sampler's log-probs come with the `responses`
+    are dropped. The sampler's log-probs come with the `responses`
     if it was the `own` model that sampled, the one that is trained: only then can they be compared with the trainer's;
     `others` never have them."""
     rows = [row for row in tables.read(pairs).to_pylist() if row["source_iteration"] not in leave_out]

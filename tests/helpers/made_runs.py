@@ -68,6 +68,7 @@ def make_run(root: Path, made: Made) -> RunFolder:
     source = root.parent / f"{root.name}-source.yaml"
     source.parent.mkdir(parents=True, exist_ok=True)
     source.write_text(to_yaml(raw), encoding="utf-8")
+    run.write_format()
     put(run.config, to_yaml(load_config(source).raw).encode("utf-8"))
     start = {"time": 1.8e9, "config": "made.yaml", "changes": [], "versions": {"prefloop": "0.1.0"}}
     put(run.lineage, to_json({"name": root.name, "starts": [start]}))

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("loop", "judges", "trainer")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 RUN_FOLDER_NAMES = {"campaign.yaml", "lineage.json", "events.jsonl", "metrics.jsonl", "promotion.json", "manifest.json"}
+RUN_FOLDER_NAMES |= {"run.json"}
 RUN_FOLDER_PREFIXES = ("iter-", "shard-")
 API_CLIENTS = {"http.client", "urllib.request", "requests", "httpx", "aiohttp", "openai"}
 

@@ -15,7 +15,7 @@ from loop.campaign.stages.answer_log_probs import tokenise
 from loop.config.prompts_section import PromptsBase
 from loop.config.rule_table import RULES
 from loop.pairing.data_answers import answers_of, given_pairs
-from loop.pairing.io import SCHEMAS, table_of
+from loop.pairing.io import table_of
 from loop.prompts.messages import messages_of
 from loop.prompts.preferences import read_pairs_of
 from loop.prompts.row import PromptRow, prompt_id, write_table
@@ -37,17 +37,9 @@ def how_many(new: int, share: float) -> int:
     return round(new * share / (1 - share))
 
 
-def replayed(table: pa.Table, source: int, count: int, seed: str, schema: pa.Schema) -> pa.Table:
-    """Up to `count` of the relations that iteration `source` itself made, in the current columns (null where the
-    table is from a version without them)."""
+def replayed(table: pa.Table, source: int, count: int, seed: str) -> pa.Table:
+    """Up to `count` of the relations that iteration `source` itself made."""
     own = table.filter(pc.equal(table["source_iteration"], source))
-    own = pa.table(
-        {
-            name: own[name] if name in own.column_names else pa.nulls(own.num_rows, schema.field(name).type)
-            for name in schema.names
-        },
-        schema=schema,
-    )
     return own.take(pa.array(draw([key_of(row) for row in own.to_pylist()], count, seed), pa.int64()))
 
 
@@ -100,7 +92,7 @@ def replayed_pairs(campaign: Campaign, k: int, new: int, kind: Kind) -> Beside:
             continue
         seed = f"{config.seed}|{k}|replay|{source}"
         earlier = tables.read(campaign.run.stage(source, "pair").relations(kind))
-        parts.append(replayed(earlier, source, round(share * new), seed, SCHEMAS[kind]))
+        parts.append(replayed(earlier, source, round(share * new), seed))
         counts[str(source)] = parts[-1].num_rows
     return Beside(parts, {"replayed": counts} if counts else {})
 

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from loop.campaign.stages.extra_pairs import draw, how_many, replayed
 from loop.pairing.io import table_of
 from loop.pairing.records import MadePair
-from loop.store import tables
 
 
 def test_a_share_is_one_of_the_whole() -> None:
@@ -38,15 +37,8 @@ def earlier() -> pa.Table:
 
 
 def test_only_an_iterations_own_pairs_are_replayed_as_they_were(earlier: pa.Table) -> None:
-    found = replayed(earlier, 2, 10, "s", tables.PAIRS)
+    found = replayed(earlier, 2, 10, "s")
     assert found.equals(earlier.slice(0, 4))
-    half = replayed(earlier, 2, 2, "s", tables.PAIRS).to_pylist()
+    half = replayed(earlier, 2, 2, "s").to_pylist()
     assert len(half) == 2
     assert all(row in earlier.to_pylist()[:4] and row["source_iteration"] == 2 for row in half)
-
-
-def test_pairs_of_an_earlier_version_are_replayed_with_the_columns_of_today(earlier: pa.Table) -> None:
-    old = earlier.drop_columns(["score_w", "margin"])
-    found = replayed(old, 2, 10, "s", tables.PAIRS)
-    assert found.schema.equals(tables.PAIRS)
-    assert {row["score_w"] for row in found.to_pylist()} == {None}

@@ -275,6 +275,6 @@ def test_what_needs_the_whole_round_is_refused(changes: dict[str, Any], words: s
         TrainSettings.model_validate({"sync_every": 4} | changes)
 
 
-def test_rounds_finished_before_there_was_the_setting_stay_valid() -> None:
-    assert "sync_every" not in TrainSettings().deciding
+def test_how_often_weights_are_synced_decides_the_candidate() -> None:
+    assert TrainSettings().deciding["sync_every"] == "round"
     assert TrainSettings(sync_every=4).deciding["sync_every"] == 4
