@@ -1,11 +1,14 @@
-"""Blanks out keys and values that look like secrets before settings are shown. Pure.
+"""Blanks out secrets in settings and texts before they are shown, or written anywhere but campaign.yaml.
 
-Secrets are known by the name of their key, by their shape (tokens, credentials in an address), and by being the value
-of an environment variable whose name says so.
+Secrets are known by the name of their key, by their shape (tokens, credentials in an address), by being the value of an
+environment variable whose name says so, and by being a value under such a key in the settings of this process's run.
 """
 
+import json
 import os
 import re
+from collections.abc import Iterator
+from io import TextIOWrapper
 from typing import Any
 
 HIDDEN = "(hidden)"
@@ -27,6 +30,8 @@ SECRET_VARIABLES = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECAS
 """Environment variables with such a name hold secrets."""
 SHORTEST = 6
 """Shorter values of variables are no secrets, and would be found in every text."""
+REMEMBERED: set[str] = set()
+"""Secrets in the settings of the run that this process works on."""
 FOLDERS = re.compile(r"(?<![\w/:.~])~?/(?:[^\s/\"'`]+/)+")
 """The folders of an absolute path, anywhere in a text."""
 
@@ -48,14 +53,53 @@ def is_secret(name: str) -> bool:
 
 
 def _without_secrets(text: str) -> str:
-    found = [
-        (name, value)
-        for name, value in os.environ.items()
-        if len(value) >= SHORTEST and value in text and SECRET_VARIABLES.search(name)
-    ]
-    for name, value in sorted(found, key=lambda item: -len(item[1])):  # a longer value may hold a shorter one
-        text = text.replace(value, f"<{name}>")
+    variables = {value for name, value in os.environ.items() if SECRET_VARIABLES.search(name)}
+    found = [value for value in REMEMBERED | variables if len(value) >= SHORTEST and value in text]
+    for value in sorted(found, key=len, reverse=True):  # a longer value may hold a shorter one
+        text = text.replace(value, HIDDEN)
     return SECRET_PARAMETERS.sub(rf"\1{HIDDEN}", SECRET_VALUES.sub(HIDDEN, text))
+
+
+def remember_secrets(settings: Any) -> None:
+    """From now on hide the values under secret keys of these settings in every text of this process."""
+    REMEMBERED.update(_secrets_in(settings, ""))
+
+
+def _secrets_in(value: Any, name: str) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _secrets_in(item, str(key))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _secrets_in(item, name)
+    elif isinstance(value, str) and is_secret(name):
+        yield value
+
+
+def unchanged(stored: Any, value: Any) -> bool:
+    """Whether `value` is what was stored as redacted JSON. What is hidden there matches any text, so a new key or token
+    invalidates no finished work."""
+    return _matches(stored, json.loads(json.dumps(value, default=str)))
+
+
+def _matches(stored: Any, value: Any) -> bool:
+    if isinstance(stored, dict) and isinstance(value, dict):
+        return stored.keys() == value.keys() and all(_matches(stored[key], value[key]) for key in stored)
+    if isinstance(stored, list) and isinstance(value, list):
+        return len(stored) == len(value) and all(map(_matches, stored, value))
+    if isinstance(stored, str) and isinstance(value, str) and HIDDEN in stored:
+        pattern = ".*".join(map(re.escape, stored.split(HIDDEN)))
+        return re.fullmatch(pattern, value, re.DOTALL) is not None
+    return bool(stored == value)
+
+
+class RedactedStream(TextIOWrapper):
+    """A text stream, such as a worker's log, that hides secrets in everything written to it."""
+
+    def write(self, text: str, /) -> int:
+        """Write the text without secrets; returns the length of the original, as callers expect."""
+        super().write(_without_secrets(text))
+        return len(text)
 
 
 def flat_settings(settings: Any, prefix: str = "") -> dict[str, str]:

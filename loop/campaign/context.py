@@ -4,7 +4,6 @@ A manifest's inputs are the settings and upstream digests that determine the sta
 inputs differ from the current settings is neither used nor overwritten: the run stops and names the changed keys.
 """
 
-import json
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from loop.config.load import LoadedConfig
 from loop.config.settings import Config
 from loop.errors import StoppedAtUntil, UserError
 from loop.measure.alarms import Stage, alarms
+from loop.redact import redacted, unchanged
 from loop.store.files import read_json
 from loop.store.lineage import record_settings
 from loop.store.model_refs import Model
@@ -169,8 +169,7 @@ class Campaign:
 
 def refuse_changes(folder: StageFolder, then: dict[str, Any], now: dict[str, Any]) -> None:
     """UserError if a finished stage was made from settings or data that differ from the current ones."""
-    then, now = (read_as_json(value) for value in (then, now))
-    changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    changed = sorted(key for key in then.keys() | now.keys() if not unchanged(then.get(key), now.get(key)))
     if not changed:
         return
     if changed == ["made from"]:
@@ -179,18 +178,13 @@ def refuse_changes(folder: StageFolder, then: dict[str, Any], now: dict[str, Any
             "was replaced. Put the original file back, or start a new run with --name."
         )
     settings = "; ".join(
-        f"{key} was {then.get(key)!r} and is now {now.get(key)!r}" for key in changed if key != "made from"
+        f"{key} was {then.get(key)!r} and is now {redacted(now.get(key))!r}" for key in changed if key != "made from"
     )
     earlier = f"fork the run before it (`prefloop fork RUN@{folder.iteration - 1} NEW`), " if folder.iteration else ""
     raise UserError(
         f"{folder} is finished, and these settings would invalidate it: {settings}. Set them back, change "
         f"them for later iterations only (per_iteration), {earlier}or start a new run with --name."
     )
-
-
-def read_as_json(value: dict[str, Any]) -> dict[str, Any]:
-    """The value after a round trip through a manifest."""
-    return dict(json.loads(json.dumps(value, default=str)))
 
 
 def _version(package: str) -> str | None:

@@ -21,6 +21,7 @@ from loop.campaign.stages.take_prompts import Take, slice_of
 from loop.config.load import LoadedConfig, refuse_comparing
 from loop.errors import StoppedAtUntil
 from loop.prompts.row import PromptRow
+from loop.redact import remember_secrets
 from loop.report.model_card import describe_model, describe_models
 from loop.store.lineage import inherited_caches
 from loop.store.run_folder import RunFolder
@@ -52,6 +53,7 @@ def run_campaign(
     are missing. Finished work is kept in every case.
     """
     run.check_format()
+    remember_secrets(loaded.raw)
     with run.locked(), WorkerPool(run, loaded.base, display) as crew:
         campaign = Campaign(run, loaded, crew, display, verify=verify, until=until)
         display.look = partial(look, run, loaded)

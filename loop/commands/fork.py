@@ -21,6 +21,7 @@ from loop.config.load import LoadedConfig, diff, load_config
 from loop.config.settings import JudgeConfig
 from loop.config.yaml_text import to_yaml
 from loop.errors import UserError
+from loop.redact import unchanged
 from loop.store.files import share, write_file
 from loop.store.lineage import Lineage, Parent, changes_of, inherited_caches, write_lineage
 from loop.store.model_folder import weights_hash
@@ -150,8 +151,9 @@ def _judge(before: JudgeConfig | None, now: JudgeConfig | None, folder: StageFol
     if now is None:
         return {}
     manifest = folder.manifest()
-    if before is not None and manifest is not None and (before.name, before.args) == (now.name, now.args):
-        return dict(manifest.inputs["judge"])
+    if before is not None and manifest is not None:
+        if unchanged(redacted([before.name, before.args]), [now.name, now.args]):
+            return dict(manifest.inputs["judge"])
     return {"name": now.name, "args": now.args}
 
 
@@ -207,5 +209,5 @@ def print_forked(done: ForkResult) -> None:
         f"{done.run} begins with {what} of {done.parent}: {done.linked} files by hard links, {done.copied} as copies."
     )
     for key, old, new in done.changes:
-        print(f"  {key}: {old!r} → {new!r}")
+        print(f"  {key}: {redacted(old, key)!r} → {redacted(new, key)!r}")
     print(f"Go on with: prefloop run {done.run}")

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from loop.config.load import LoadedConfig, diff
 from loop.config.yaml_text import parse_yaml, to_yaml
+from loop.redact import redacted
 from loop.store.files import to_json, write_file
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json, ModelRecord, read_record
@@ -87,8 +88,8 @@ class Lineage:
 
 
 def changes_of(changed: Sequence[tuple[str, object, object]]) -> tuple[Change, ...]:
-    """Records of what `diff` found."""
-    return tuple(Change(key, old, new) for key, old, new in changed)
+    """Records of what `diff` found, without secrets."""
+    return tuple(Change(key, redacted(old, key), redacted(new, key)) for key, old, new in changed)
 
 
 def record_settings(run: RunFolder, loaded: LoadedConfig, versions: dict[str, str]) -> None:

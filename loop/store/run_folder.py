@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.errors import UserError
+from loop.redact import redacted
 from loop.store.files import append_line, read_lines, to_json, write_file
 from loop.store.run_records import BaseRecord, Event, ModelRecord, PromotionRecord, as_record, read_record
 from loop.store.stage import REPEATED, STAGES, StageFolder
@@ -222,8 +223,8 @@ class RunFolder:
         return [path for path in [*(f.manifest_path for f in self.stages()), *decisions] if path.exists()]
 
     def event(self, what: str, **details: Any) -> None:
-        """Append a line to events.jsonl."""
-        append_line(self.events, {"time": round(time.time(), 3), "event": what, **details})
+        """Append a line to events.jsonl, without secrets."""
+        append_line(self.events, {"time": round(time.time(), 3), "event": what, **redacted(details)})
 
     def read_events(self) -> list[Event]:
         """The lines of events.jsonl. UserError if one has another shape."""

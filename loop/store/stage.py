@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from loop.redact import redacted, unchanged
 from loop.store.files import FileRecord, is_intact, read_json, record_of, sha256_of, to_json, write_file
 from loop.store.run_records import as_record, read_record
 from loop.store.tables import damaged, digest
@@ -169,10 +170,10 @@ class StageFolder:
 
     def claim(self, inputs: dict[str, Any]) -> None:
         """Begin or continue the stage; work begun with other inputs is removed."""
-        path, wanted = self.path / "inputs.json", digest(inputs)
-        if self.path.exists() and (not path.exists() or read_json(path)["digest"] != wanted):
+        path = self.path / "inputs.json"
+        if self.path.exists() and not (path.exists() and unchanged(read_json(path)["inputs"], inputs)):
             shutil.rmtree(self.path)
-        write_file(path, to_json({"digest": wanted, "inputs": inputs}))
+        write_file(path, to_json({"inputs": redacted(inputs)}))
 
     def sweep(self, wanted: list[Path]) -> None:
         """Remove shards of an earlier attempt, with other settings, that are none of these."""
@@ -202,7 +203,7 @@ class StageFolder:
         """Write the manifest, last of all; from here on the stage is finished and its files are read-only by
         convention."""
         outputs = {str(path.relative_to(self.path)): record_of(path) for path in sorted(files)}
-        manifest = Manifest(self.stage, self.iteration, outputs, inputs, counts, seconds, versions)
+        manifest = Manifest(self.stage, self.iteration, outputs, redacted(inputs), counts, seconds, versions)
         write_file(self.manifest_path, to_json(asdict(manifest)))
         for leftover in self.path.glob(".*.partial-*"):  # of attempts that were killed
             leftover.unlink(missing_ok=True)

@@ -22,15 +22,19 @@ from tqdm import tqdm
 
 from judges.types import JudgeError
 from loop.errors import UserError
+from loop.redact import REMEMBERED, RedactedStream
 from trainer.errors import TrainerError
 
 Report = Callable[..., None]
 """Called by a service with what it has done so far; every call is a sign of life."""
 
 
-def main(pipe: Connection, service: str, arguments: dict[str, Any], log: Path, driver: int) -> None:
-    """Serve jobs until the driver closes the pipe. Its own output goes to `log`."""
+def main(
+    pipe: Connection, service: str, arguments: dict[str, Any], log: Path, driver: int, secrets: frozenset[str]
+) -> None:
+    """Serve jobs until the driver closes the pipe. Its own output goes to `log`, without the `secrets`."""
     end_with_driver(driver)
+    REMEMBERED.update(secrets)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve each other once cores are shared
     _redirect_output(log)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's business; it closes the pipe
@@ -87,8 +91,8 @@ def _redirect_output(log: Path) -> None:
     file = log.open("ab", buffering=0)
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    sys.stdout = RedactedStream(os.fdopen(1, "wb", closefd=False), line_buffering=True)
+    sys.stderr = RedactedStream(os.fdopen(2, "wb", closefd=False), line_buffering=True)
 
 
 def end_with_driver(driver: int) -> None:

@@ -26,6 +26,7 @@ from loop.config.settings import JudgeConfig
 from loop.engines.judge_engine import asked_for
 from loop.errors import UserError
 from loop.prompts.row import PromptRow
+from loop.redact import redacted
 from loop.store import tables
 from loop.store.files import write_file
 from loop.store.model_folder import find_model
@@ -178,7 +179,7 @@ def write_verdicts(
 ) -> None:
     """The verdicts, in the order of the groups' responses, as a file; `notes` holds the judge's fingerprint."""
     table = verdict_table(groups, verdicts, notes["judge"])
-    write_file(path, tables.table_bytes(tables.noted(table, notes)), replace=replace)
+    write_file(path, tables.table_bytes(tables.noted(table, redacted(notes))), replace=replace)
 
 
 def verdict_table(groups: list[Group], verdicts: list[Verdict], judge: dict[str, Any]) -> pa.Table:
@@ -191,7 +192,7 @@ def verdict_table(groups: list[Group], verdicts: list[Verdict], judge: dict[str,
         "kind": [verdict.kind for verdict in verdicts],
         "score": [verdict.score for verdict in verdicts],
         "extracted": [verdict.extracted for verdict in verdicts],
-        "why": [verdict.why for verdict in verdicts],
+        "why": [redacted(verdict.why) if verdict.kind == "error" else verdict.why for verdict in verdicts],
         "well_formed": [verdict.well_formed for verdict in verdicts],
         "parts": [json.dumps(verdict.parts, sort_keys=True) if verdict.parts else "{}" for verdict in verdicts],
     }

@@ -15,6 +15,7 @@ from judges.context import ModelRef
 from loop.config.settings import Config, JudgeConfig
 from loop.engines.judge_engine import JudgeEngine, judge_engine
 from loop.errors import UserError
+from loop.redact import unchanged
 from loop.store import tables
 from loop.store.lineage import inherited_caches
 from loop.store.run_folder import RunFolder
@@ -258,7 +259,7 @@ def is_current(path: Path, key: str, wanted: Any) -> bool:
         return False
     try:
         tables.read(path)  # no manifest knows this file yet, so its own checksums must do
-        current = tables.digest(tables.notes_of(path).get(key)) == tables.digest(wanted)
+        current = unchanged(tables.notes_of(path).get(key), wanted)
     except UserError:
         current = False
     if not current:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.errors import UserError
+from loop.redact import REMEMBERED
 from loop.workers import entry as worker
 
 OnProgress = Callable[[dict[str, Any]], None]
@@ -61,7 +62,7 @@ class Worker:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
             target=worker.main,
-            args=(theirs, self.service, self.arguments, self.log, os.getpid()),
+            args=(theirs, self.service, self.arguments, self.log, os.getpid(), frozenset(REMEMBERED)),
             name=f"prefloop-{self.name}",
         )
         self._process.start()
