@@ -1,15 +1,18 @@
-"""The specification of a round, which identifies it, and the state its parts share while it runs."""
+"""The specification of a round, which identifies it, and the state its parts share while it runs. Loads no torch: a
+campaign's driver makes the specification."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainer.model import Arithmetic
-from trainer.objective import Objective
-from trainer.parallel.team import Team
 from trainer.settings import TrainSettings
-from trainer.steps import Report
-from trainer.summary import Clock
+
+if TYPE_CHECKING:
+    from trainer.model import Arithmetic
+    from trainer.objective import Objective
+    from trainer.parallel.team import Team
+    from trainer.steps import Report
+    from trainer.summary import Clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +53,11 @@ class Running:
     """What the parts of a running round share."""
 
     spec: RoundSpec
-    report: Report
-    arithmetic: Arithmetic
-    objective: Objective
-    clock: Clock
+    report: "Report"
+    arithmetic: "Arithmetic"
+    objective: "Objective"
+    clock: "Clock"
     notes: list[str]
-    team: Team
+    team: "Team"
     warm_start: dict[str, Any] | None = None
     """What the supervised phase came to."""

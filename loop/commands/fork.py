@@ -21,7 +21,7 @@ from loop.config.load import LoadedConfig, diff, load_config
 from loop.config.settings import JudgeConfig
 from loop.config.yaml_text import to_yaml
 from loop.errors import UserError
-from loop.redact import unchanged
+from loop.redact import redacted, unchanged
 from loop.store.files import share, write_file
 from loop.store.lineage import Lineage, Parent, changes_of, inherited_caches, write_lineage
 from loop.store.model_folder import weights_hash
@@ -151,9 +151,9 @@ def _judge(before: JudgeConfig | None, now: JudgeConfig | None, folder: StageFol
     if now is None:
         return {}
     manifest = folder.manifest()
-    if before is not None and manifest is not None:
-        if unchanged(redacted([before.name, before.args]), [now.name, now.args]):
-            return dict(manifest.inputs["judge"])
+    same = before is not None and unchanged(redacted([before.name, before.args]), [now.name, now.args])
+    if same and manifest is not None:
+        return dict(manifest.inputs["judge"])
     return {"name": now.name, "args": now.args}
 
 

@@ -5,16 +5,14 @@ Every job describes the whole round, so a replacement worker can reopen it at it
 slice it wants, and the driver goes back to that one.
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loop.store.model_folder import weights_hash
 from loop.workers.entry import Report
-from loop.workers.train_service import TrainService, check_identity, read_preferences
+from loop.workers.train_service import TrainService, check_models, finished_round, read_preferences
 from trainer.data import PreferenceData
-from trainer.settings import TrainSettings
+from trainer.spec import RoundSpec
 
 if TYPE_CHECKING:
     from trainer.online.sliced_round import SlicedRound
@@ -22,18 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class OnlineTask:
-    """A round in slices: models by path and hash, folders, settings."""
+    """A round in slices."""
 
-    policy: Path
-    policy_hash: str
-    reference: Path
-    reference_hash: str
-    work: Path
-    model: Path
+    spec: RoundSpec
     steps: Path
-    settings: TrainSettings
-    seed: int
-    threads: int | None
     slices: int
     number_format: str
     """In which the sampler holds the weights."""
@@ -70,24 +60,10 @@ class OnlineTrainService(TrainService):
     def open_round(self, task: OnlineTask, report: Report) -> Stand:
         """Begin a round, or go on with it at its last checkpoint."""
         from trainer.online.sliced_round import SlicedRound
-        from trainer.spec import RoundSpec
 
         self.round = None  # frees what an earlier one holds before the next is loaded
-        check_identity(task.policy, task.policy_hash, "policy")
-        if task.reference_hash != task.policy_hash:
-            check_identity(task.reference, task.reference_hash, "reference")
-        spec = RoundSpec(
-            task.policy,
-            task.policy_hash,
-            task.reference,
-            task.reference_hash,
-            task.work,
-            task.model,
-            task.settings,
-            task.seed,
-            task.threads,
-        )
-        self.round = SlicedRound(spec, task.slices, report=lambda said: report(**said))
+        check_models(task.spec)
+        self.round = SlicedRound(task.spec, task.slices, report=lambda said: report(**said))
         return stand_of(self.round)
 
     def train_slice(self, task: OnlineTask, part: SliceData, report: Report) -> Stand:
@@ -115,9 +91,7 @@ class OnlineTrainService(TrainService):
             return stand_of(here)
         summary = here.close()
         self.round = None
-        if (task.work / "steps.jsonl").exists():
-            shutil.copyfile(task.work / "steps.jsonl", task.steps)
-        return {"summary": summary.as_dict(), "weights_hash": weights_hash(task.model)}
+        return finished_round(task.spec, summary, task.steps)
 
     def _opened(self, task: OnlineTask, report: Report) -> "SlicedRound":
         """The round with its report callback; reopened in a replacement worker."""

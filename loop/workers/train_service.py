@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,31 +23,26 @@ from loop.workers.entry import Report
 from loop.workers.log_prob_service import vocabulary
 from loop.workers.measure_service import MeasureTask, ScoreTask, measure_limits, score_answers
 from trainer.data import Pair, PreferenceData, PromptGroup, Ranked, Relation, Response, Single
-from trainer.settings import TrainSettings
+from trainer.spec import RoundSpec
+
+if TYPE_CHECKING:
+    from trainer.summary import RoundSummary
 
 
 @dataclass(frozen=True, slots=True)
 class TrainTask:
-    """One round: the models by path and hash, the tables, the folders."""
+    """One round and the tables that it trains on."""
 
     name: str
-    policy: Path
-    policy_hash: str
-    reference: Path
-    reference_hash: str
+    spec: RoundSpec
     sampled_by: str
     """Hash of the model that sampled the responses."""
     responses: tuple[Path, ...]
     pairs: Path
     """Pairs, singles or groups: the table says which."""
-    work: Path
-    model: Path
     steps: Path
-    settings: TrainSettings
-    seed: int
-    threads: int | None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """For the supervised examples of `settings.mix`."""
+    """For the supervised examples of `train.mix`."""
     others: tuple[Path, ...] = ()
     """Responses that this iteration has not sampled: answers from the data, and what earlier iterations replay."""
 
@@ -120,40 +115,38 @@ class TrainService:
     def train(self, task: TrainTask, report: Report) -> dict[str, Any]:
         """Run the round (or what is missing of it); its summary, with the candidate's hash."""
         from trainer.round import train_round
-        from trainer.spec import RoundSpec
 
-        check_identity(task.policy, task.policy_hash, "policy")
-        if task.reference_hash != task.policy_hash:
-            check_identity(task.reference, task.reference_hash, "reference")
-        spec = RoundSpec(
-            task.policy,
-            task.policy_hash,
-            task.reference,
-            task.reference_hash,
-            task.work,
-            task.model,
-            task.settings,
-            task.seed,
-            task.threads,
-        )
-        own = task.sampled_by == task.policy_hash
+        spec = task.spec
+        check_models(spec)
+        own = task.sampled_by == spec.policy_hash
         data = read_preferences(task.responses, task.pairs, task.others, own=own)
         examples = read_examples(task)
         summary = train_round(spec, data, report=lambda progress: report(**progress), examples=examples)
-        if (task.work / "steps.jsonl").exists():
-            shutil.copyfile(task.work / "steps.jsonl", task.steps)
-        return {"summary": summary.as_dict(), "weights_hash": weights_hash(task.model)}
+        return finished_round(spec, summary, task.steps)
+
+
+def finished_round(spec: RoundSpec, summary: "RoundSummary", steps: Path) -> dict[str, Any]:
+    """Copy the step log of a finished round to `steps`; its summary, with the candidate's hash."""
+    if (spec.work / "steps.jsonl").exists():
+        shutil.copyfile(spec.work / "steps.jsonl", steps)
+    return {"summary": summary.as_dict(), "weights_hash": weights_hash(spec.out)}
 
 
 def read_examples(task: TrainTask) -> PreferenceData | None:
     """The supervised examples of `train.mix` in the policy's tokens; None without any."""
-    if task.settings.mix is None:
+    mix = task.spec.settings.mix
+    if mix is None:
         return None
     from transformers import AutoTokenizer
 
-    return read_mix(
-        task.settings.mix.path, Renderer(AutoTokenizer.from_pretrained(task.policy), task.chat_template_kwargs)
-    )
+    return read_mix(mix.path, Renderer(AutoTokenizer.from_pretrained(task.spec.policy), task.chat_template_kwargs))
+
+
+def check_models(spec: RoundSpec) -> None:
+    """UserError unless policy and reference are the models that the spec names by their hashes."""
+    check_identity(spec.policy, spec.policy_hash, "policy")
+    if not spec.same_weights:
+        check_identity(spec.reference, spec.reference_hash, "reference")
 
 
 def check_identity(folder: Path, expected: str, role: str) -> None:

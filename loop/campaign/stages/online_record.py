@@ -18,12 +18,11 @@ from loop.campaign.stages.sample import (
     verdict_counts,
 )
 from loop.campaign.stages.take_prompts import Take
-from loop.campaign.stages.train import finish_training, train_inputs
+from loop.campaign.stages.train import finish_training, round_spec, train_inputs
 from loop.engines.base import number_format
 from loop.pairing.io import judged_groups
 from loop.pairing.iteration import Pairing, joined
 from loop.pairing.records import Answers
-from loop.seeds import seed_for
 from loop.store.files import read_rows
 from loop.store.model_refs import Model
 from loop.store.stage import Manifest
@@ -73,20 +72,8 @@ class OnlineRecord:
 
     def task(self, slices: int) -> OnlineTask:
         """The round as a task for the trainer."""
-        return OnlineTask(
-            policy=self.policy.path,
-            policy_hash=self.policy.hash,
-            reference=self.reference.path,
-            reference_hash=self.reference.hash,
-            work=self.train.work,
-            model=self.train.model,
-            steps=self.train.steps,
-            settings=self.config.train,
-            seed=seed_for(self.config.seed, self.k, "train"),
-            threads=self.config.threads,
-            slices=slices,
-            number_format=number_format(self.config.engine),
-        )
+        spec = round_spec(self.config, self.k, self.config.train, self.policy, self.reference, self.train)
+        return OnlineTask(spec, self.train.steps, slices, number_format(self.config.engine))
 
     def pair_inputs(self, sampled: Manifest, judged: Manifest) -> dict[str, Any]:
         """The inputs of the pair stage."""

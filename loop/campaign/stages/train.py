@@ -8,6 +8,7 @@ from typing import Any
 
 from loop.campaign.context import Campaign, ModelRoles, sound_alarms
 from loop.campaign.stages.evaluate import eval_shards, results
+from loop.config.settings import Config
 from loop.measure.signal import late_mean
 from loop.prompts.row import PromptRow
 from loop.prompts.supervised import mix_digest
@@ -21,6 +22,7 @@ from loop.workers.process import Job
 from loop.workers.train_service import TrainTask
 from trainer.files import PARTIAL, fresh_partial, publish_folder
 from trainer.settings import TrainSettings
+from trainer.spec import RoundSpec
 from trainer.summary import SUMMARY
 
 
@@ -93,20 +95,12 @@ def train_stage(
     own, others = campaign.run.behind(k)
     task = TrainTask(
         name=f"iteration {k}",
-        policy=policy.path,
-        policy_hash=policy.hash,
-        reference=reference.path,
-        reference_hash=reference.hash,
+        spec=round_spec(config, k, train, policy, reference, folder),
         sampled_by=standing.sampler(config).hash,
         responses=tuple(own),
         pairs=campaign.run.stage(k, "pair").relations(paired.counts.get("kind", "pairs")),
         others=tuple(others),
-        work=folder.work,
-        model=folder.last if train.select == "best" else folder.model,
         steps=folder.steps,
-        settings=train,
-        seed=seed_for(config.seed, k, "train"),
-        threads=config.threads,
         chat_template_kwargs=config.model.chat_template_kwargs,
     )
     started = time.perf_counter()
@@ -116,6 +110,23 @@ def train_stage(
     selected = select_candidate(campaign, k, folder, gate) if train.select == "best" else None
     manifest = finish_training(campaign, folder, inputs, result, selected, time.perf_counter() - started)
     return manifest, Model(folder.model, manifest.counts["weights_hash"], k)
+
+
+def round_spec(
+    config: Config, k: int, train: TrainSettings, policy: Model, reference: Model, folder: StageFolder
+) -> RoundSpec:
+    """What the trainer needs to know of iteration `k`'s round, whose stage folder is `folder`."""
+    return RoundSpec(
+        policy=policy.path,
+        policy_hash=policy.hash,
+        reference=reference.path,
+        reference_hash=reference.hash,
+        work=folder.work,
+        out=folder.last if train.select == "best" else folder.model,
+        settings=train,
+        seed=seed_for(config.seed, k, "train"),
+        threads=config.threads,
+    )
 
 
 def train_inputs(campaign: Campaign, k: int, train: TrainSettings) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from tests.helpers.campaigns import (
     times,
 )
 from trainer.settings import TrainSettings
+from trainer.spec import RoundSpec
 
 # ---- settings: refused before anything is written ----
 
@@ -255,22 +256,9 @@ def test_a_damaged_shard_of_an_unfinished_stage_is_made_again(
 
 
 def test_a_policy_that_was_replaced_is_not_trained(tmp_path: Path, toys: Path) -> None:
-    task = TrainTask(
-        name="iteration 1",
-        policy=toys / "model",
-        policy_hash="0" * 64,
-        reference=toys / "model",
-        reference_hash="0" * 64,
-        sampled_by="0" * 64,
-        responses=(),
-        pairs=tmp_path / "pairs.parquet",
-        work=tmp_path / "work",
-        model=tmp_path / "model",
-        steps=tmp_path / "steps.jsonl",
-        settings=TrainSettings(),
-        seed=0,
-        threads=1,
-    )
+    model, digest, steps = toys / "model", "0" * 64, tmp_path / "steps.jsonl"
+    spec = RoundSpec(model, digest, model, digest, tmp_path / "work", tmp_path / "model", TrainSettings(), 0, 1)
+    task = TrainTask("iteration 1", spec, digest, (), tmp_path / "pairs.parquet", steps)
     with pytest.raises(UserError, match=r"policy in .*model is not the model this run was made with.*Put the original"):
         TrainService().train(task, lambda **_: None)
     assert list(tmp_path.iterdir()) == []

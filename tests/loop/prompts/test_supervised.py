@@ -16,6 +16,7 @@ from loop.workers.train_service import TrainTask, read_examples
 from tests.helpers import tiny
 from tests.helpers.campaigns import Cli, read, refusal
 from trainer.settings import MixSettings, TrainSettings
+from trainer.spec import RoundSpec
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -83,7 +84,7 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, tokenizer: Any) 
 def test_a_task_without_a_mix_has_no_examples(tmp_path: Path, policy: Path) -> None:
     def task(settings: TrainSettings) -> TrainTask:
         at = tmp_path / "x"
-        return TrainTask("t", policy, "h", policy, "h", "h", (), at, at, at, at, settings, 0, 1)
+        return TrainTask("t", RoundSpec(policy, "h", policy, "h", at, at, settings, 0, 1), "h", (), at, at)
 
     assert read_examples(task(TrainSettings())) is None
     mix = MixSettings(path=save(tmp_path / "mix.jsonl", [{"prompt": "hi", "response": "ho"}]))
