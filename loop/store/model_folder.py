@@ -17,6 +17,7 @@ from typing import Any
 
 from judges.context import ModelRef
 from loop.errors import UserError
+from loop.store.files import sha256_of
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tiktoken.model")
 IDENTITY = (
@@ -78,13 +79,8 @@ def weights_hash(folder: Path) -> str:
     names = sorted({path.name for pattern in IDENTITY for path in folder.glob(pattern) if path.is_file()})
     total = hashlib.sha256()
     for name in names:
-        total.update(f"{name}\0{_sha256(folder / name)}\n".encode())
+        total.update(f"{name}\0{sha256_of(folder / name)}\n".encode())
     return total.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---- a local folder ----
@@ -200,7 +196,7 @@ def convert_gguf(file: Path, cache: Path) -> Path:
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
             raise UserError(f"model.base: {file} is not a GGUF file (it does not begin with the letters GGUF).")
-    target = cache / "models" / f"{file.stem}-{_sha256(file)[:12]}"
+    target = cache / "models" / f"{file.stem}-{sha256_of(file)[:12]}"
     if _is_sound(target):
         return target
     try:
