@@ -231,6 +231,7 @@ def test_what_cannot_be_read_is_refused_by_row_and_column(
 def make_run(root: Path, base: Path, tokens: dict[int, dict[str, list[list[int]]]]) -> RunFolder:
     """What a campaign leaves of its pairs: by iteration and prompt the responses, of which the first is the best."""
     run = RunFolder(root)
+    run.write_format()
     write_file(run.config, b"iterations: 2\n")
     write_file(run.promotion(0), to_json({"base": "x", "policy": {"path": str(base), "hash": "h", "iteration": 0}}))
     for k, prompts in tokens.items():
