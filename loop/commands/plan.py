@@ -4,6 +4,7 @@ With `check` the libraries are imported, the judge is built and runs its own exa
 """
 
 import json
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from judges.context import JudgeContext
@@ -27,6 +28,7 @@ from loop.view.describe import (
     describe_models,
     describe_prompts,
 )
+from trainer.settings import TrainSettings
 
 
 def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> dict[str,
         "eval_judge": named_judge(config.eval_judge),
         "evaluation": describe_evaluation(config),
         "trackers": config.trackers.names,
-        "iterations": [iteration_plan(loaded, k) for k in range(1, loaded.iterations + 1)],
+        "iterations": [asdict(iteration_plan(loaded, k)) for k in range(1, loaded.iterations + 1)],
     }
     two = config.eval_judge != config.judge
     if judge is not None and (paid := [*judge.paid_for()]):
@@ -66,40 +68,90 @@ def _built_in(settings: JudgeConfig | None) -> Judge | None:
     return build_judge(settings.name, settings.args) if settings is not None and known else None
 
 
-def iteration_plan(loaded: LoadedConfig, k: int) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class IterationPlan:
+    """One iteration as planned; sizes are None where the number of prompts is only known from the data."""
+
+    iteration: int
+    sample: str
+    pair: str
+    train: str
+    reference: str
+    responses: int | None
+    """Responses, if every prompt gets all of them."""
+    responses_expected: int | None
+    """The same with adaptive sampling, if solve rates are spread evenly."""
+    makes: str
+    """What the pair rule makes: pairs, singles or groups."""
+    pairs_at_most: int | None
+    steps_at_most: int | None
+
+
+def iteration_plan(loaded: LoadedConfig, k: int) -> IterationPlan:
     """Plan of one iteration with rough sizes."""
     config = loaded.at(k)
-    s, t, prompts = config.sampling, config.train, config.prompts.per_iteration or config.prompts.train
-    each = config.pairs.at_most or s.n
-    pairs = None if prompts is None else min(prompts * each, config.pairs.max_pairs or prompts * each)
-    responses = None if prompts is None else prompts * s.n
-    if not config.samples:
-        responses = pairs = None  # how many pairs a prompt has is in the data
-    start, sampler, anchor = describe_models(config, k)
-    how = f"LoRA rank {t.lora.rank}" if t.lora else "all weights"
-    mixed = f", {t.mix.per_step} examples of {t.mix.path} in each" if t.mix else ""
-    warmed = " after a warm start on the chosen responses" if t.warm_start else ""
-    half = f", one half of them from {anchor}" if s.from_reference else ""
-    sampling = {
-        "sample": f"{s.n} responses to {prompts or 'all'} prompts from {sampler}{half}, temperature {s.temperature:g}, "
-        f"at most {s.max_tokens} tokens{describe_slices(config)}{describe_adaptive(config)}{describe_widen(config, k)}",
-        "pair": f"{config.pairs.rule} ({RULES[config.pairs.rule].about}), at most {each} per prompt",
-    }
-    beside = describe_data(config, k)
-    given = {"sample": "nothing is sampled", "pair": beside}
-    with_others = sampling | ({"pair": f"{sampling['pair']}; {beside}"} if beside else {})
-    return {
-        "iteration": k,
-        **(with_others if config.samples else given),
-        "train": f"{describe_loss(t)}, {how}, "
-        f"learning rate {t.learning_rate:g}, {t.batch_pairs} pairs a step{mixed}, starting from {start}{warmed}",
-        "reference": f"{anchor}{warmed}",
-        "responses": responses,
-        "responses_expected": None if responses is None else round(responses * sampled_share(config)),
-        "makes": RULES[config.pairs.rule].kind,
-        "pairs_at_most": pairs,
-        "steps_at_most": None if prompts is None or pairs is None else steps_at_most(config, prompts, pairs),
-    }
+    start, sampler, reference = describe_models(config, k)
+    warmed = " after a warm start on the chosen responses" if config.train.warm_start else ""
+    responses, pairs, steps = sizes(config)
+    return IterationPlan(
+        iteration=k,
+        sample=describe_sampling(config, k, sampler, reference) if config.samples else "nothing is sampled",
+        pair=describe_pairing(config, k),
+        train=f"{describe_training(config.train)}, starting from {start}{warmed}",
+        reference=f"{reference}{warmed}",
+        responses=responses,
+        responses_expected=None if responses is None else round(responses * sampled_share(config)),
+        makes=RULES[config.pairs.rule].kind,
+        pairs_at_most=pairs,
+        steps_at_most=steps,
+    )
+
+
+def sizes(config: Config) -> tuple[int | None, int | None, int | None]:
+    """Responses, and at most how many pairs and steps; None where the data decide."""
+    prompts = prompts_of(config)
+    if prompts is None or not config.samples:
+        return None, None, None
+    pairs = prompts * pairs_per_prompt(config)
+    pairs = min(pairs, config.pairs.max_pairs or pairs)
+    return prompts * config.sampling.n, pairs, steps_at_most(config, prompts, pairs)
+
+
+def prompts_of(config: Config) -> int | None:
+    """Training prompts of an iteration; None for all that the data have."""
+    return config.prompts.per_iteration or config.prompts.train
+
+
+def pairs_per_prompt(config: Config) -> int:
+    """The most pairs that one prompt can give."""
+    return config.pairs.at_most or config.sampling.n
+
+
+def describe_sampling(config: Config, k: int, sampler: str, reference: str) -> str:
+    """How many responses to how many prompts, from which models, with which settings."""
+    s = config.sampling
+    half = f", one half of them from {reference}" if s.from_reference else ""
+    return (
+        f"{s.n} responses to {prompts_of(config) or 'all'} prompts from {sampler}{half}, "
+        f"temperature {s.temperature:g}, at most {s.max_tokens} tokens"
+        f"{describe_slices(config)}{describe_adaptive(config)}{describe_widen(config, k)}"
+    )
+
+
+def describe_pairing(config: Config, k: int) -> str:
+    """The rule and its limit, and the pairs that come from elsewhere."""
+    rule = config.pairs.rule
+    own = [f"{rule} ({RULES[rule].about}), at most {pairs_per_prompt(config)} per prompt"] if config.samples else []
+    return "; ".join(filter(None, [*own, describe_data(config, k)]))
+
+
+def describe_training(train: TrainSettings) -> str:
+    """Loss, trained weights, learning rate and batch."""
+    how = f"LoRA rank {train.lora.rank}" if train.lora else "all weights"
+    mixed = f", {train.mix.per_step} examples of {train.mix.path} in each" if train.mix else ""
+    return (
+        f"{describe_loss(train)}, {how}, learning rate {train.learning_rate:g}, {train.batch_pairs} pairs a step{mixed}"
+    )
 
 
 def describe_slices(config: Config) -> str:
@@ -194,7 +246,7 @@ def print_plan(plan: dict[str, Any]) -> None:
         print(*(f"         {describe_calls(asked)}" for asked in plan["eval_judge_calls"]), sep="\n")
     print(f"eval     {plan['evaluation']}")
     if plan["trackers"]:
-        print(f"told to  {', '.join(plan['trackers'])}")
+        print(f"tracked  {', '.join(plan['trackers'])}")
     for it in plan["iterations"]:
         sizes = (
             ""

@@ -193,8 +193,8 @@ def test_a_wrong_setting_is_explained(settings: dict[str, Any], cli: Cli, given:
 
 def test_the_plan_names_the_trackers(cli: Cli, settings: dict[str, Any]) -> None:
     config = cli.write(settings)
-    assert "told to" not in cli("plan", config).out
-    assert "told to  wandb, tensorboard\n" in cli("plan", config, "trackers=[wandb,tensorboard]").out
+    assert "tracked" not in cli("plan", config).out
+    assert "tracked  wandb, tensorboard\n" in cli("plan", config, "trackers=[wandb,tensorboard]").out
 
 
 def test_a_list_is_short_for_names(settings: dict[str, Any], cli: Cli) -> None:
