@@ -11,7 +11,14 @@ from judges.context import JudgeContext
 from judges.contract import Judge
 from judges.registry import BUILT_IN
 from judges.resolve import build_judge
-from loop.commands.plan_sampling import describe_adaptive, describe_calls, describe_widen, judge_calls, sampled_share
+from loop.commands.plan_sampling import (
+    JudgeCalls,
+    describe_adaptive,
+    describe_calls,
+    describe_widen,
+    judge_calls,
+    sampled_share,
+)
 from loop.config.fit import prompts_per_slice
 from loop.config.load import LoadedConfig, diff, refuse_comparing
 from loop.config.rule_table import RULES
@@ -31,43 +38,6 @@ from loop.view.describe import (
 from trainer.settings import TrainSettings
 
 
-def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> dict[str, Any]:
-    """What `prefloop run` would do. UserError or JudgeError if it could not."""
-    config = loaded.base
-    judge, eval_judge = (_built_in(settings) for settings in (config.judge, config.eval_judge))
-    refuse_comparing(loaded, judge is not None and judge.compares)
-    plan = {
-        "config": str(loaded.source),
-        "run": str(run),
-        "resume": where_it_resumes(run, loaded),
-        "model": config.model.base,
-        "engine": chosen_engine(config.engine),
-        "prompts": describe_prompts(config),
-        "judge": named_judge(config.judge),
-        "eval_judge": named_judge(config.eval_judge),
-        "evaluation": describe_evaluation(config),
-        "trackers": config.trackers.names,
-        "iterations": [asdict(iteration_plan(loaded, k)) for k in range(1, loaded.iterations + 1)],
-    }
-    two = config.eval_judge != config.judge
-    if judge is not None and (paid := [*judge.paid_for()]):
-        plan["judge_calls"] = [judge_calls(loaded, one, trains=config.samples, evaluates=not two) for one in paid]
-    if two and eval_judge is not None and (paid := [*eval_judge.paid_for()]):
-        plan["eval_judge_calls"] = [judge_calls(loaded, one, trains=False) for one in paid]
-    return plan | ({"checked": check_for_real(config)} if check else {})
-
-
-def named_judge(settings: JudgeConfig | None) -> dict[str, Any] | None:
-    """Name and arguments."""
-    return None if settings is None else {"name": settings.name, "args": settings.args}
-
-
-def _built_in(settings: JudgeConfig | None) -> Judge | None:
-    """The judge, if it comes with prefloop: foreign code is run by `--check` only. JudgeError for wrong arguments."""
-    known = settings is not None and settings.name in BUILT_IN
-    return build_judge(settings.name, settings.args) if settings is not None and known else None
-
-
 @dataclass(frozen=True, slots=True)
 class IterationPlan:
     """One iteration as planned; sizes are None where the number of prompts is only known from the data."""
@@ -85,6 +55,79 @@ class IterationPlan:
     """What the pair rule makes: pairs, singles or groups."""
     pairs_at_most: int | None
     steps_at_most: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `prefloop run` would do. Field names are the keys of `prefloop plan --json`."""
+
+    config: str
+    run: str
+    resume: str
+    """Where the run would begin."""
+    model: str
+    engine: str
+    prompts: str
+    judge: dict[str, Any] | None
+    """Name and arguments; None if the data say which answer is better."""
+    eval_judge: dict[str, Any] | None
+    evaluation: str
+    trackers: tuple[str, ...]
+    iterations: list[IterationPlan]
+    judge_calls: list[JudgeCalls]
+    """Calls of the paid judges among the parts of the judge."""
+    eval_judge_calls: list[JudgeCalls]
+    """The same for the evaluation's own judge."""
+    checked: dict[str, Any] | None
+    """What `--check` has found, by subject; None without it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; what does not apply is left out."""
+        plain = asdict(self) | {"trackers": list(self.trackers)}
+        for key, calls in (("judge_calls", self.judge_calls), ("eval_judge_calls", self.eval_judge_calls)):
+            plain[key] = [one.as_dict() for one in calls]
+        optional = ("judge_calls", "eval_judge_calls", "checked")
+        return {key: value for key, value in plain.items() if value or key not in optional}
+
+
+def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> Plan:
+    """What `prefloop run` would do. UserError or JudgeError if it could not."""
+    config = loaded.base
+    judge, eval_judge = (_built_in(settings) for settings in (config.judge, config.eval_judge))
+    refuse_comparing(loaded, judge is not None and judge.compares)
+    two = config.eval_judge != config.judge
+    paid, paid_eval = _paid(judge), _paid(eval_judge) if two else []
+    return Plan(
+        config=str(loaded.source),
+        run=str(run),
+        resume=where_it_resumes(run, loaded),
+        model=config.model.base,
+        engine=chosen_engine(config.engine),
+        prompts=describe_prompts(config),
+        judge=named_judge(config.judge),
+        eval_judge=named_judge(config.eval_judge),
+        evaluation=describe_evaluation(config),
+        trackers=tuple(config.trackers.names),
+        iterations=[iteration_plan(loaded, k) for k in range(1, loaded.iterations + 1)],
+        judge_calls=[judge_calls(loaded, one, trains=config.samples, evaluates=not two) for one in paid],
+        eval_judge_calls=[judge_calls(loaded, one, trains=False) for one in paid_eval],
+        checked=check_for_real(config) if check else None,
+    )
+
+
+def _paid(judge: Judge | None) -> list[Judge]:
+    return [] if judge is None else [*judge.paid_for()]
+
+
+def named_judge(settings: JudgeConfig | None) -> dict[str, Any] | None:
+    """Name and arguments."""
+    return None if settings is None else {"name": settings.name, "args": settings.args}
+
+
+def _built_in(settings: JudgeConfig | None) -> Judge | None:
+    """The judge, if it comes with prefloop: foreign code is run by `--check` only. JudgeError for wrong arguments."""
+    known = settings is not None and settings.name in BUILT_IN
+    return build_judge(settings.name, settings.args) if settings is not None and known else None
 
 
 def iteration_plan(loaded: LoadedConfig, k: int) -> IterationPlan:
@@ -232,33 +275,30 @@ def check_judge(settings: JudgeConfig, correct_at: float) -> str:
     return f"{checked}, {given} of {settings.examples} as labelled" if settings.examples else checked
 
 
-def print_plan(plan: dict[str, Any]) -> None:
+def print_plan(plan: Plan) -> None:
     """The plan for a person."""
-    print(f"{plan['config']} → {plan['run']}: {plan['resume']}.\n")
-    print(f"model    {plan['model']}, sampled with the {plan['engine']} engine")
-    print(f"prompts  {plan['prompts']}")
-    print(f"judge    {describe_judge(plan['judge'])}")
-    if "judge_calls" in plan:
-        print(*(f"         {describe_calls(asked)}" for asked in plan["judge_calls"]), sep="\n")
-    if plan["eval_judge"] != plan["judge"]:
-        print(f"         in the evaluation {describe_judge(plan['eval_judge'])}")
-    if "eval_judge_calls" in plan:
-        print(*(f"         {describe_calls(asked)}" for asked in plan["eval_judge_calls"]), sep="\n")
-    print(f"eval     {plan['evaluation']}")
-    if plan["trackers"]:
-        print(f"tracked  {', '.join(plan['trackers'])}")
-    for it in plan["iterations"]:
-        sizes = (
-            ""
-            if it["responses"] is None
-            else (
-                f"\n  sizes      {it['responses']} responses, at most {it['pairs_at_most']} {it['makes']} "
-                f"and {it['steps_at_most']} steps"
-            )
-        )
-        print(
-            f"\niteration {it['iteration']}\n  sample     {it['sample']}\n  pair       {it['pair']}\n"
-            f"  train      {it['train']}\n  reference  {it['reference']}{sizes}"
-        )
-    for what, found in plan.get("checked", {}).items():
+    print(f"{plan.config} → {plan.run}: {plan.resume}.\n")
+    print(f"model    {plan.model}, sampled with the {plan.engine} engine")
+    print(f"prompts  {plan.prompts}")
+    print(f"judge    {describe_judge(plan.judge)}")
+    for calls in plan.judge_calls:
+        print(f"         {describe_calls(calls)}")
+    if plan.eval_judge != plan.judge:
+        print(f"         in the evaluation {describe_judge(plan.eval_judge)}")
+    for calls in plan.eval_judge_calls:
+        print(f"         {describe_calls(calls)}")
+    print(f"eval     {plan.evaluation}")
+    if plan.trackers:
+        print(f"tracked  {', '.join(plan.trackers)}")
+    for iteration in plan.iterations:
+        _print_iteration(iteration)
+    for what, found in (plan.checked or {}).items():
         print(f"\nchecked {what.replace('_', ' ')}: {found}")
+
+
+def _print_iteration(it: IterationPlan) -> None:
+    print(f"\niteration {it.iteration}\n  sample     {it.sample}\n  pair       {it.pair}")
+    print(f"  train      {it.train}\n  reference  {it.reference}")
+    if it.responses is not None:
+        most = f"at most {it.pairs_at_most} {it.makes} and {it.steps_at_most} steps"
+        print(f"  sizes      {it.responses} responses, {most}")

@@ -2,7 +2,7 @@
 Imports nothing heavy.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from judges.context import Usage
@@ -12,12 +12,31 @@ from loop.config.settings import Config
 from loop.measure.allocation import usual_share
 
 
-def judge_calls(loaded: LoadedConfig, judge: Judge, *, trains: bool = True, evaluates: bool = True) -> dict[str, Any]:
-    """What a paid judge will be asked at most, votes and orders included, if no call fails; None: prompts unknown.
+@dataclass(frozen=True, slots=True)
+class JudgeCalls:
+    """What a paid judge will be asked at most, in a whole campaign."""
+
+    each: Usage
+    """One call at its longest."""
+    total: Usage | None = None
+    """All calls and their tokens; None if the number of prompts is only known from the data."""
+    cost: float | None = None
+    """In the currency of the judge's prices; None without prices."""
+    expected: int | None = None
+    """Calls with adaptive sampling, if solve rates are spread evenly."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        total = {"calls": None} if self.total is None else asdict(self.total)
+        expected = {} if self.expected is None else {"calls_expected": self.expected}
+        return {**total, **expected, "cost": self.cost, "each": asdict(self.each)}
+
+
+def judge_calls(loaded: LoadedConfig, judge: Judge, *, trains: bool = True, evaluates: bool = True) -> JudgeCalls:
+    """Bounds on what a paid judge is asked, votes and orders included, if no call fails.
 
     It labels the training responses, judges the evaluations, or both. Tokens are a bound, in the policy's tokens:
-    prompts as long as the engine takes, responses and replies cut off. With adaptive sampling `calls_expected` says how
-    many there will be if solve rates are spread evenly.
+    prompts as long as the engine takes, responses and replies cut off.
     """
     config = loaded.base
     held_out = judge.calls_at_most(1 + config.eval.samples) * (config.prompts.gate + config.prompts.test)
@@ -27,14 +46,13 @@ def judge_calls(loaded: LoadedConfig, judge: Judge, *, trains: bool = True, eval
         at = loaded.at(k)
         prompts = at.prompts.per_iteration or at.prompts.train
         if prompts is None:
-            return {"calls": None, "cost": None, "each": asdict(tokens)}
+            return JudgeCalls(tokens)
         here = judge.calls_at_most(at.sampling.widened(k - 1).n) * prompts
         calls += here
         expected += here * sampled_share(at)
         adapts |= at.sampling.adaptive is not None
     whole = Usage(calls, tokens.prompt_tokens * calls, tokens.completion_tokens * calls)
-    usually = {"calls_expected": round(expected)} if adapts else {}
-    return {**asdict(whole), **usually, "cost": judge.cost(whole), "each": asdict(tokens)}
+    return JudgeCalls(tokens, whole, judge.cost(whole), round(expected) if adapts else None)
 
 
 def sampled_share(config: Config) -> float:
@@ -78,17 +96,16 @@ def describe_widen(config: Config, k: int) -> str:
     )
 
 
-def describe_calls(asked: dict[str, Any]) -> str:
+def describe_calls(asked: JudgeCalls) -> str:
     """What a paid judge will be asked, for a person."""
-    each = asked["each"]
-    if not each["completion_tokens"]:  # it asks nobody for a reply: a model of its own reads the text
-        known = "a number of" if asked["calls"] is None else f"at most {asked['calls']:,}"
-        return f"{known} verdicts, each on a text of at most {each['prompt_tokens']:,} tokens"
-    size = f"of at most {each['prompt_tokens']:,} tokens and {each['completion_tokens']:,} of reply"
-    if asked["calls"] is None:
+    each, total = asked.each, asked.total
+    if not each.completion_tokens:  # it asks nobody for a reply: a model of its own reads the text
+        known = "a number of" if total is None else f"at most {total.calls:,}"
+        return f"{known} verdicts, each on a text of at most {each.prompt_tokens:,} tokens"
+    size = f"of at most {each.prompt_tokens:,} tokens and {each.completion_tokens:,} of reply"
+    if total is None:
         return f"calls {size} each; how many depends on the prompts (prompts.train is null)"
-    cost = asked["cost"]
-    money = "no prices given (budget.prompt_price, completion_price)" if cost is None else f"cost at most {cost:,.2f}"
-    expected = asked.get("calls_expected")
-    usually = "" if expected is None else f" (about {expected:,} if solve rates are spread evenly)"
-    return f"at most {asked['calls']:,} calls{usually} {size} each; {money}"
+    no_prices = "no prices given (budget.prompt_price, completion_price)"
+    money = no_prices if asked.cost is None else f"cost at most {asked.cost:,.2f}"
+    usually = "" if asked.expected is None else f" (about {asked.expected:,} if solve rates are spread evenly)"
+    return f"at most {total.calls:,} calls{usually} {size} each; {money}"

@@ -72,7 +72,9 @@ def test_a_retry_that_could_not_change_anything_is_refused(
 def test_plan_says_what_follows_a_rejected_candidate(settings: dict[str, Any], tmp_path: Path) -> None:
     settings["promote"] = {"on_reject": "retry", "retries": 2, "retry": {"steps": 0.5}, "limits": {"length": 20}}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    said = make_plan(RunFolder(tmp_path / "run"), load_config(tmp_path / "settings.yaml"), check=False)["evaluation"]
+    said = make_plan(RunFolder(tmp_path / "run"), load_config(tmp_path / "settings.yaml"), check=False).as_dict()[
+        "evaluation"
+    ]
     assert said.endswith(
         "; never beyond length 20; a rejected round is retried 2 times, first with learning_rate 5e-05, max_steps "
         "0.5 of those before"
