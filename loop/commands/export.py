@@ -38,8 +38,8 @@ def export_model(run: RunFolder, k: int, target: Path) -> Path:
         raise UserError(f"{', '.join(gone)} of iteration {k} of {run} was pruned, so there is no model to export.")
     if bad := folder.damaged(manifest):
         raise UserError(
-            f"{', '.join(map(str, bad))} is missing or not as it was written; `prefloop run {run} --repair` makes it "
-            "again."
+            f"{', '.join(map(str, bad))} is missing or has changed since it was written; `prefloop run {run} --repair` "
+            "rebuilds it."
         )
     partial = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
@@ -60,13 +60,13 @@ def export_model(run: RunFolder, k: int, target: Path) -> Path:
 def export_pairs(run: RunFolder, k: int, target: Path, form: PairFormat) -> int:
     """Write the pairs of iteration `k` as TRL reads them, with scores; how many there were. UserError."""
     if target.suffix not in SUFFIXES:
-        raise UserError(f"{target} must end in {' or '.join(SUFFIXES)}: the ending says what is written.")
+        raise UserError(f"{target} must end in {' or '.join(SUFFIXES)}: the suffix decides the format.")
     _refuse_existing(target)
     manifest = run.stage(k, "pair").manifest()
     if manifest is None:
         raise UserError(f"Iteration {k} of {run} has no pairs{'' if k else ': it is the base model'}.")
     if (kind := manifest.counted(PairCounts).kind) != "pairs":
-        raise UserError(f"Iteration {k} of {run} was trained on {kind}, which are no pairs; there is none to export.")
+        raise UserError(f"Iteration {k} of {run} was trained on {kind}, so it has no pairs to export.")
     rows = list(pair_rows(run, k, form))
     write_file(target, _as_parquet(rows) if target.suffix == ".parquet" else _as_jsonl(rows))
     return len(rows)
@@ -74,7 +74,7 @@ def export_pairs(run: RunFolder, k: int, target: Path, form: PairFormat) -> int:
 
 def _refuse_existing(target: Path) -> None:
     if target.exists():
-        raise UserError(f"{target} exists already; choose another place, or remove it.")
+        raise UserError(f"{target} exists already; choose another path, or remove it.")
 
 
 def pair_rows(run: RunFolder, k: int, form: PairFormat) -> Iterator[dict[str, Any]]:

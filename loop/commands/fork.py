@@ -35,7 +35,7 @@ from loop.workers.pool import WorkerPool
 
 @dataclass(frozen=True, slots=True)
 class ForkResult:
-    """A fork that was made: how many files it shares with its parent, how many it holds as copies."""
+    """A new fork, and how many files it shares with its parent or holds as copies."""
 
     run: RunFolder
     parent: RunFolder
@@ -52,10 +52,10 @@ class ForkResult:
 
 
 class ReadOnlyCampaign(Campaign):
-    """A campaign that is walked through to be checked and must not work."""
+    """Walks through the stages to check them; raises if one would have to run."""
 
     def begin_work(self) -> None:
-        """UserError: the parent has something unfinished here."""
+        """UserError: a stage of the parent is not finished."""
         raise UserError(f"{self.run} is not finished that far; continue it with `prefloop run {self.run}`.")
 
 
@@ -77,7 +77,7 @@ def fork(parent: RunFolder, k: int, target: RunFolder, overrides: Sequence[str])
         partial.root.rename(target.root)
     except OSError as error:
         raise UserError(
-            f"{target} could not be made: {error}. Nothing is left of it, and {parent} is as it was."
+            f"{target} could not be created: {error}. Nothing is left of it, and {parent} is unchanged."
         ) from (error)
     finally:
         shutil.rmtree(partial.root, ignore_errors=True)
@@ -98,7 +98,7 @@ def check_forkable(parent: RunFolder, k: int, before: LoadedConfig, loaded: Load
     if missing := unfinished(parent, k):
         earlier = f"Fork an earlier one ({parent.name}@{k - 1}), or finish" if k else "Finish"
         raise UserError(
-            f"Iteration {k} of {parent} is not finished ({', '.join(missing)} missing), so nothing can go on from it. "
+            f"Iteration {k} of {parent} is not finished ({', '.join(missing)} missing), so it cannot be forked. "
             f"{earlier} it with `prefloop run {parent}`."
         )
     if loaded.iterations < k:
@@ -134,8 +134,8 @@ def _check_whole(parent: RunFolder, k: int, loaded: LoadedConfig) -> None:
         assert manifest is not None
         if bad := folder.damaged(manifest):
             raise UserError(
-                f"{parent} cannot be forked at iteration {k}: {', '.join(map(str, bad))} is missing or not as it was "
-                f"written. Put the original back, or have it made again by `prefloop run {parent} --repair`."
+                f"{parent} cannot be forked at iteration {k}: {', '.join(map(str, bad))} is missing or has changed "
+                f"since it was written. Put the original back, or rebuild it with `prefloop run {parent} --repair`."
             )
     for model in models_needed(parent, k, loaded.base):
         found = weights_hash(model.path) if model.path.is_dir() else "missing"
@@ -158,7 +158,7 @@ def _judge(before: JudgeConfig | None, now: JudgeConfig | None, folder: StageFol
 
 
 def _adopt(parent: RunFolder, k: int, target: RunFolder) -> Counter[str]:
-    """Bring the finished work of iterations 0 to `k` into another run; how many files were linked and copied."""
+    """Link or copy the finished work of iterations 0 to `k` into another run; returns the number of files by kind."""
     count: Counter[str] = Counter()
     for folder in finished_stages(parent, k):
         manifest = folder.manifest()
@@ -210,4 +210,4 @@ def print_forked(done: ForkResult) -> None:
     )
     for key, old, new in done.changes:
         print(f"  {key}: {redacted(old, key)!r} → {redacted(new, key)!r}")
-    print(f"Go on with: prefloop run {done.run}")
+    print(f"Continue with: prefloop run {done.run}")

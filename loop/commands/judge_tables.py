@@ -18,7 +18,7 @@ SAID = ("right", "wrong", "chosen", "tie", "rejected", "abstain", "error")
 
 
 def print_catalog(entries: Sequence[Entry]) -> None:
-    """One judge after the other, each with its line and its arguments."""
+    """Print each judge with its summary and its arguments."""
     console = Console(highlight=False)
     for entry in entries:
         style = "dim" if entry.kind else "red"
@@ -26,7 +26,7 @@ def print_catalog(entries: Sequence[Entry]) -> None:
         _print_indented(console, entry.problem or entry.summary)
         if entry.arguments:
             _print_indented(console, "; ".join(f"{a.name} ({a.type}, {_default(a)})" for a in entry.arguments), "dim")
-    console.print("\nAll about one: prefloop judge list NAME. One of your own: prefloop judge new NAME.")
+    console.print("\nDetails of a judge: prefloop judge list NAME. Write your own: prefloop judge new NAME.")
 
 
 def _print_indented(console: Console, text: str, style: str = "") -> None:
@@ -38,7 +38,7 @@ def _default(argument: Argument) -> str:
 
 
 def print_judge(entry: Entry) -> None:
-    """Everything about one judge."""
+    """Print the description and arguments of one judge."""
     console = Console(highlight=False)
     console.print(Text.assemble((entry.name, "bold"), (f"  {entry.kind}, {entry.origin}", "dim")))
     console.print(Text(f"\n{entry.description}\n"))
@@ -50,7 +50,7 @@ def print_judge(entry: Entry) -> None:
 
 
 def print_report(found: dict[str, Any]) -> None:
-    """What a test of a judge has shown."""
+    """Print the report on a judge's test."""
     console = Console(highlight=False)
     console.print()
     grid = Table.grid(padding=(0, 2))

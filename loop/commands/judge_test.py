@@ -100,7 +100,7 @@ def hint(outcomes: Sequence[Outcome], correct_at: float) -> str | None:
     what = "all of them count as right" if graded[0].said == "right" else "none of them counts as right"
     return (
         f"The judge's scores lie between {min(scores):g} and {max(scores):g}, and a score counts as right from "
-        f"{correct_at:g} on, so {what}: name another one with --correct-at."
+        f"{correct_at:g} on, so {what}: choose another threshold with --correct-at."
     )
 
 
@@ -118,7 +118,7 @@ def start_engine(model: LocalModel, display: Display) -> Generate:
         with output_into(log):
             answering = service.answering(own.found.folder, own.found.digest, lambda **_: None)
     except Exception as error:
-        raise UserError(f"The judge's engine did not start: {error}. What it said is in {log}.") from error
+        raise UserError(f"The judge's engine did not start: {error}. Its output is in {log}.") from error
     log.unlink()
     return answering
 
@@ -143,7 +143,7 @@ def output_into(log: Path) -> Iterator[None]:
 
 
 class UsageMeter:
-    """What the judge's model has used, if it has one."""
+    """Counts the calls and tokens of the judge's model."""
 
     def __init__(self) -> None:
         self.total = Usage()

@@ -236,7 +236,7 @@ def where_it_resumes(run: RunFolder, loaded: LoadedConfig) -> str:
 
 
 def missing_stages(run: RunFolder, k: int) -> list[str]:
-    """What an iteration still lacks, in its last attempt."""
+    """Stages that the last attempt of an iteration has not finished."""
     return [stage for stage in STAGES if run.latest(k, stage).manifest() is None]
 
 

@@ -1,4 +1,4 @@
-"""Command `prune`: finds what a run can lose without harm under the retention rules, and removes it if asked to.
+"""Command `prune`: finds what a run does not need under the retention rules, and removes it if asked to.
 
 Only weights of finished iterations and what killed attempts left behind are ever removed. Prompts, samples, verdicts,
 pairs, metrics and decisions stay, so status, explanations and resuming still work. The weights that the next iteration
@@ -29,7 +29,7 @@ class Rules:
     promoted: bool = True
     """Every iteration that was promoted."""
     last: int = 1
-    """So many of the last finished iterations."""
+    """How many of the last finished iterations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class PrunePlan:
 
 
 def plan_prune(run: RunFolder, rules: Rules) -> PrunePlan:
-    """What the rules leave to be removed. UserError if they make no sense."""
+    """What can be removed under the rules. UserError for a negative number."""
     if rules.last < 0:
         raise UserError(f"--keep-last is {rules.last}; it is 0 or more.")
     kept = kept_iterations(run, rules)
@@ -84,7 +84,7 @@ def kept_iterations(run: RunFolder, rules: Rules) -> dict[int, str]:
     if not decisions:
         return kept
     last = decisions[max(decisions)]
-    kept[last.policy.iteration] = "the run goes on from it"
+    kept[last.policy.iteration] = "the run continues from it"
     base = load_config(run.config).base
     if "previous" in (base.start, base.reference):
         kept.setdefault(last.candidate.iteration, "start or reference is previous")
@@ -99,7 +99,7 @@ def kept_iterations(run: RunFolder, rules: Rules) -> dict[int, str]:
 
 
 def _best(run: RunFolder, iterations: Sequence[int], metric: str) -> int | None:
-    """The iteration with the highest metric on the gate prompts, the earliest of equals."""
+    """The iteration with the highest metric on the gate prompts, the earliest if several share it."""
     gates = {k: read_evaluation(run.latest(k, "eval").metrics).gate.metric(metric) for k in iterations}
     known = {k: gate.value for k, gate in gates.items() if gate is not None and gate.value is not None}
     return max(known, key=lambda k: known[k]) if known else None
@@ -151,7 +151,7 @@ def remove(run: RunFolder, plan: PrunePlan) -> None:
 
 
 def print_plan(run: RunFolder, plan: PrunePlan) -> None:
-    """What would stay and what would go, for a person."""
+    """Print what would be kept and what would be removed."""
     for k, why in plan.kept.items():
         print(f"keep    {f'weights of iteration {k}' if k else 'the base model'}: {why}")
     for removal in plan.removals:

@@ -108,7 +108,7 @@ def _slugs(values: list[str]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One run of a sweep with its settings; `overrides` are those that make them out of the config."""
+    """One run of a sweep with its settings; `overrides` turn the config into them."""
 
     run: RunFolder
     overrides: tuple[str, ...]
@@ -117,7 +117,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a member ended: finished, or stopped by what it says."""
+    """How a member ended: finished, or stopped by an exception."""
 
     member: Member
     stopped: Exception | None
@@ -129,7 +129,7 @@ class Outcome:
 
 
 def plan_sweep(config: str, texts: Sequence[str], name: str | None, runs: Path, *, toy: bool = False) -> list[Member]:
-    """The runs that there would be, every one with valid settings. UserError."""
+    """The runs of the sweep, all with valid settings. UserError."""
     members = []
     for one in combinations(texts):
         loaded = load_config(config, one.overrides, toy=toy)
@@ -188,13 +188,13 @@ def summary(outcomes: Sequence[Outcome], runs: Path) -> SweepSummary:
 
 
 def refuse_stopped(outcomes: Sequence[Outcome]) -> None:
-    """UserError if a run stopped, WaitingForPeople if only their labels are missing."""
+    """UserError if a run stopped, AwaitingLabels if all stopped ones only wait for labels."""
     stopped = {outcome.member.run.name: outcome.stopped for outcome in outcomes if outcome.stopped is not None}
     if not stopped:
         return
     text = (
-        f"{len(stopped)} of {len(outcomes)} runs stopped: {', '.join(stopped)}. What each said stands above; the same "
-        "command goes on with them."
+        f"{len(stopped)} of {len(outcomes)} runs stopped: {', '.join(stopped)}. Their messages are above; run the same "
+        "command to continue them."
     )
     if all(isinstance(error, AwaitingLabels) for error in stopped.values()):
         raise AwaitingLabels(text)
@@ -202,9 +202,9 @@ def refuse_stopped(outcomes: Sequence[Outcome]) -> None:
 
 
 def print_sweep(members: Sequence[Member]) -> None:
-    """The runs that there would be."""
+    """Print the runs of the sweep with their overrides."""
     for member in members:
-        print(f"{member.run}{' (is there)' if member.run.exists() else ''}: {' '.join(member.overrides)}")
+        print(f"{member.run}{' (exists)' if member.run.exists() else ''}: {' '.join(member.overrides)}")
 
 
 def print_summary(found: Comparison | None, metric: str, console: Console) -> None:
@@ -220,7 +220,7 @@ def print_summary(found: Comparison | None, metric: str, console: Console) -> No
         cells = (with_interval(entrant.gate.metric(metric)), with_interval(entrant.test.metric(metric)), test)
         table.add_row(Path(entrant.run).name, str(entrant.iteration), *cells)
     console.print(table)
-    console.print("Choose by the gate prompts: whoever is chosen by the test prompts looks better than it is.")
+    console.print("Choose by the gate prompts: the test result of a run that was chosen by it is too optimistic.")
 
 
 def _points(difference: Difference) -> str:

@@ -22,16 +22,16 @@ ROWS = {
     "reward_mean": "mean reward",
     "reward_spread": "spread of rewards",
 }
-"""What is said of the held-out pairs, and in which words."""
+"""Rows of the table of held-out pairs: key in the summary, label."""
 
 
 def print_reward(summary: dict[str, Any], console: Console) -> None:
-    """What was trained, and what the model says of pairs that it was not trained on."""
+    """Print the round and how well the model orders held-out pairs."""
     console.print()
     if summary["before"] and summary["after"]:
         console.print(_held_out_table(summary))
     else:
-        console.print("No pairs were held out (train.held_out), so it is not known how well it orders others.\n")
+        console.print("No pairs were held out (train.held_out), so its accuracy on other pairs is unknown.\n")
     for line in _lines(summary):
         console.print(line, markup=False, soft_wrap=True)
 

@@ -93,6 +93,6 @@ def test_pruned_or_damaged_weights_are_not_exported(cli: Cli, reference: Path, t
         export_model(run, 1, tmp_path / "new")
     config = run.stage(2, "train").model / "config.json"
     config.write_text(config.read_text(encoding="utf-8").replace("2", "3", 1), encoding="utf-8")
-    with pytest.raises(UserError, match=r"config\.json is missing or not as it was written"):
+    with pytest.raises(UserError, match=r"config\.json is missing or has changed since it was written"):
         export_model(run, 2, tmp_path / "new")
     assert not (tmp_path / "new").exists()

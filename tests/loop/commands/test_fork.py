@@ -46,7 +46,7 @@ def test_a_fork_with_another_loss_trains_its_own_iteration_2_and_makes_nothing_o
     done = cli("fork", f"{reference}@1", "new", "per_iteration.2.train.beta=0.4")
     assert (done.code, done.err) == (0, ""), done.err
     new = cli.runs / "new"
-    assert f"Go on with: prefloop run {new}" in done.out
+    assert f"Continue with: prefloop run {new}" in done.out
     taken = first_times(new)
     assert taken == first_times(reference)
     ended = cli("run", new)

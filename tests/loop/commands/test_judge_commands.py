@@ -173,7 +173,7 @@ def test_a_campaigns_judge_is_tested_with_its_arguments_and_threshold(prefloop: 
     assert (found["judge"]["args"]["tolerance"], found["confusion"]["right"]) == (0.0, {"wrong": 3})
     assert "between 0 and 1, and a score counts as right from 2 on, so none of them counts" in found["hint"]
     below = told(prefloop("judge", "test", "number", "--data", labelled(ROWS), "--correct-at", "0", "--json"))
-    assert "so all of them count as right: name another one with --correct-at" in below["hint"]
+    assert "so all of them count as right: choose another threshold with --correct-at" in below["hint"]
 
 
 def test_pairs_show_ties_and_both_orders(prefloop: Prefloop) -> None:

@@ -52,11 +52,11 @@ def test_each_rule_keeps_its_iterations(run: RunFolder) -> None:
     decide(run, 2, promoted=False, policy=1)
     score(run, 1, 0.2)
     score(run, 2, 0.9)
-    assert kept_iterations(run, INCUMBENT_ONLY) == {1: "the run goes on from it"}
+    assert kept_iterations(run, INCUMBENT_ONLY) == {1: "the run continues from it"}
     assert kept_iterations(run, Rules(best=True, promoted=False, last=0)).keys() == {1, 2}
     assert kept_iterations(run, Rules(best=False, promoted=False, last=1)).keys() == {1, 2}
     decide(run, 2, promoted=False, policy=0)
-    assert kept_iterations(run, INCUMBENT_ONLY) == {0: "the run goes on from it"}
+    assert kept_iterations(run, INCUMBENT_ONLY) == {0: "the run continues from it"}
     assert kept_iterations(run, Rules(best=False, promoted=True, last=0)).keys() == {0, 1}
 
 
