@@ -1,5 +1,8 @@
 """User settings for one round of training. No torch here."""
 
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,6 +24,22 @@ OF_WHOLE_ROUNDS = {
 """Fields of `TrainSettings` that need the pairs of the whole round before its first step, and why; not for
 `sync_every`."""
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def absolute(path: str) -> str:
+    """The path from the root, `~` filled in."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+@dataclass(frozen=True, slots=True)
+class IsPath:
+    """Marks a setting that can hold a local path; `absolute` gives its value with that path made absolute."""
+
+    absolute: Callable[[Any], Any]
+
+
+LocalPath = Annotated[str, IsPath(absolute)]
+"""A local file or folder; relative paths start at the current directory."""
 
 
 class LoraSettings(BaseModel):
@@ -52,7 +71,7 @@ class MixSettings(BaseModel):
 
     model_config = FROZEN
 
-    path: str
+    path: LocalPath
     """A .jsonl, .json, .csv or .parquet file with the columns `prompt` and `response`, or `messages` that end with the
     assistant's."""
     weight: float = Field(default=0.1, gt=0)

@@ -5,8 +5,7 @@ Nothing heavy is imported, so `prefloop plan` is fast. Relative paths in a confi
 they are made absolute here, so that the stored campaign can be continued from anywhere.
 """
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from loop.config.checks import replay_problem
+from loop.config.paths import overrides_with_absolute_paths, with_absolute_paths
 from loop.config.problems import all_problems, shown, validate
 from loop.config.schedule import Raw, changing_iterations, flat_overrides, resolve, schedules, set_at
 from loop.config.settings import Config
@@ -27,9 +27,6 @@ REWARD = "reward"
 
 RECIPES = "recipes/"
 """Names of published algorithms begin so."""
-
-LIMIT_FILES = ("text", "benign")
-"""Keys of promote.limits that name files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +78,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, toy: bool 
     problems += list(all_problems(raw, str(path), origins))
     if problems:
         raise UserError("\n\n".join(dict.fromkeys(problems)))
-    _make_paths_absolute(raw)
+    raw = with_absolute_paths(Config, raw)
+    raw["per_iteration"] = {k: overrides_with_absolute_paths(Config, at) for k, at in raw["per_iteration"].items()}
     loaded = LoadedConfig(path.stem + ("-toy" if toy else ""), path, path.parent, _complete(raw))
     if problem := replay_problem(loaded.at, loaded.iterations):
         raise UserError(f"{path}: {problem}.")
@@ -199,86 +197,6 @@ def _complete(raw: Raw) -> Raw:
         set_at(complete, key, values)
     complete["per_iteration"] = raw["per_iteration"]
     return complete
-
-
-def _make_paths_absolute(raw: Raw) -> None:
-    """Local files and folders, so that the stored config means the same from every directory."""
-    for prompts in (raw["prompts"], *(mixed["prompts"] for mixed in raw["prompts"].get("sources") or ())):
-        for key in ("path", "test_path"):
-            if prompts.get(key):
-                prompts[key] = absolute(prompts[key])
-    if base := raw.get("model", {}).get("base", ""):
-        raw["model"]["base"] = absolute_base(base)
-    if raw.get("reference_path"):
-        raw["reference_path"] = absolute_base(raw["reference_path"])
-    for files in _files_of_iterations(raw):
-        if path := files.get("path"):  # one, or one per iteration
-            files["path"] = list(map(absolute, path)) if isinstance(path, list) else absolute(path)
-    limits = (raw.get("promote") or {}).get("limits") or {}
-    for key in LIMIT_FILES:
-        if path := limits.get(key):
-            limits[key] = list(map(absolute, path)) if isinstance(path, list) else absolute(path)
-    for changed in raw["per_iteration"].values():
-        for key in LIMIT_FILES:
-            if path := changed.get(f"promote.limits.{key}"):
-                changed[f"promote.limits.{key}"] = absolute(path)
-        for key in ("train.mix.path", "pairs.offline.path"):
-            if path := changed.get(key):
-                changed[key] = absolute(path)
-    for judge in filter(None, (raw.get("judge"), (raw.get("eval") or {}).get("judge"))):
-        judge["name"] = _absolute_judge(judge["name"])
-        if judge.get("examples"):
-            judge["examples"] = absolute(judge["examples"])
-        _make_arguments_absolute(judge)
-
-
-def _make_arguments_absolute(judge: Raw) -> None:
-    """A template's file, model folders, and the files of a combination's judges; what is malformed is left to be
-    refused."""
-    args = judge.get("args")
-    if not isinstance(args, dict):
-        return
-    parts = args.get("parts")
-    for key in ("template", "text"):
-        if _is_file(args.get(key)):
-            args[key] = absolute(args[key])
-    for key in ("model", "reference"):
-        if _is_file(args.get(key), "config.json") or str(args.get(key)).endswith(".gguf"):
-            args[key] = absolute(args[key])  # anything else is a name: at an endpoint, on the hub, of a package
-    for part in parts if isinstance(parts, list) else ():
-        if isinstance(part, dict) and isinstance(part.get("judge"), str):
-            part["judge"] = _absolute_judge(part["judge"])
-            _make_arguments_absolute(part)
-
-
-def _is_file(value: Any, inside: str = "") -> bool:
-    """Whether an argument names a file that is there, or a folder that holds the file `inside`."""
-    if not isinstance(value, str) or "\n" in value or len(value) > 1000:
-        return False
-    return (Path(value).expanduser() / inside).is_file()
-
-
-def _absolute_judge(name: str) -> str:
-    file, colon, attribute = name.rpartition(":")
-    return f"{absolute(file)}{colon}{attribute}" if file.endswith(".py") else name
-
-
-def _files_of_iterations(raw: Raw) -> Iterator[Raw]:
-    """Every place where `train.mix` and `pairs.offline` may name a file: one value, or one per iteration."""
-    for section, key in (("train", "mix"), ("pairs", "offline")):
-        given = (raw.get(section) or {}).get(key)
-        yield from filter(None, given if isinstance(given, list) else [given])
-
-
-def absolute_base(base: str) -> str:
-    """A model's folder or GGUF file as an absolute path; anything else is a hub id or pypi:name."""
-    local = base.startswith(("/", ".", "~")) or base.endswith(".gguf") or Path(base).exists()
-    return absolute(base) if local else base
-
-
-def absolute(path: str) -> str:
-    """The path from the root, `~` filled in."""
-    return os.path.abspath(os.path.expanduser(path))
 
 
 def diff(old: Raw, new: Raw, prefix: str = "") -> list[tuple[str, Any, Any]]:

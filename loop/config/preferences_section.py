@@ -5,6 +5,7 @@ hold what. docs/data.md explains the formats.
 from pydantic import model_validator
 
 from loop.config.section import Section
+from trainer.settings import LocalPath
 
 
 class PairColumns(Section):
@@ -25,7 +26,7 @@ class PairColumns(Section):
 class PreferenceSource(PairColumns):
     """A file or a dataset of pairs."""
 
-    path: str | None = None
+    path: LocalPath | None = None
     """A local file: .json, .jsonl, .csv or .parquet."""
     dataset: str | None = None
     """A dataset id on the Hugging Face hub, e.g. `trl-lib/ultrafeedback_binarized`."""

@@ -5,10 +5,11 @@ Also the rules for `start` and `reference`, and the checks for contradictions.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from loop.config.section import Section
 from trainer.losses.terms import terms_of
-from trainer.settings import FROZEN, TrainSettings
+from trainer.settings import LocalPath, TrainSettings
 
 ReferenceRule = Literal["incumbent", "previous", "initial", "path", "ema"]
 StartRule = Literal["incumbent", "previous", "initial"]
@@ -24,11 +25,9 @@ LARGEST = {
 """Limits that are the largest allowed value, in words."""
 
 
-class LimitSettings(BaseModel):
+class LimitSettings(Section):
     """What a candidate must keep to whatever it gained; null asks nothing. The gate prompts are read, never the test
     prompts. What cannot be measured does not pass."""
-
-    model_config = FROZEN
 
     length: PositiveFloat | None = None
     """Most tokens of a sampled response, on average."""
@@ -46,11 +45,11 @@ class LimitSettings(BaseModel):
     """How much the shadow score may fall all the same."""
     perplexity_ratio: PositiveFloat | None = None
     """Largest perplexity of `text` as a multiple of the base model's: 1.1 allows a tenth more."""
-    text: str | None = None
+    text: LocalPath | None = None
     """A text file (UTF-8) that has nothing to do with the task, for perplexity_ratio."""
     refusals: Share | None = None
     """Largest share of the prompts in `benign` that are refused, by the phrases of docs/campaign.md."""
-    benign: str | None = None
+    benign: LocalPath | None = None
     """A text file (UTF-8) with a harmless prompt on each line, for refusals."""
 
     @property
@@ -67,11 +66,9 @@ class LimitSettings(BaseModel):
         return self
 
 
-class RetrySettings(BaseModel):
+class RetrySettings(Section):
     """What changes when a round is trained again on the same pairs after its candidate was rejected. Factors apply to
     the attempt before, so that they add up."""
-
-    model_config = FROZEN
 
     learning_rate: PositiveFloat = 0.5
     """Factor of the learning rate; below 1 the candidate stays closer to its start."""
@@ -90,10 +87,8 @@ class RetrySettings(BaseModel):
         return self == RetrySettings(learning_rate=1.0)
 
 
-class PromoteConfig(BaseModel):
+class PromoteConfig(Section):
     """When a candidate becomes the next policy."""
-
-    model_config = FROZEN
 
     rule: Literal["always", "better", "not_worse"] = "not_worse"
     """`better`: the gain's interval lies above 0; `not_worse`: it lies above -margin; `always` asks nothing."""

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from loop.config.preferences_section import PreferenceSource
 from loop.config.section import Section
+from trainer.settings import LocalPath
 
 Order = Literal["random", "easy_to_hard", "hard_to_easy"]
 SCHEDULED = ("per_iteration", "order", "order_by", "parts", "solve_rate_column")
@@ -98,9 +99,9 @@ class Gsm8kPrompts(PromptsBase):
 
     source: Literal["gsm8k"]
     """Which kind of source this is."""
-    path: str | None = None
+    path: LocalPath | None = None
     """Local file with the training rows (train and gate come from it); null loads openai/gsm8k."""
-    test_path: str | None = None
+    test_path: LocalPath | None = None
     """Local file with the test rows; null takes the hub's test split, or a part of `path` if that is given."""
     template: str = "{question}"
     """The user message, with `question` in braces."""
@@ -111,9 +112,9 @@ class FilePrompts(PromptsBase):
 
     source: Literal["file"]
     """Which kind of source this is."""
-    path: str
+    path: LocalPath
     """The file: .json, .jsonl, .csv or .parquet."""
-    test_path: str | None = None
+    test_path: LocalPath | None = None
     """A second file for the test set; null takes a part of `path`."""
     prompt_column: str = "prompt"
     """The column with the prompt: a text, or a list of chat messages (role, content) that ends with the user's."""
@@ -198,7 +199,7 @@ class PreferencePrompts(PromptsBase, PreferenceSource):
 
     source: Literal["preferences"]
     """Which kind of source this is."""
-    test_path: str | None = None
+    test_path: LocalPath | None = None
     """A second file for the test set; null takes a part of `path`."""
     test_split: str | None = None
     """Split of the dataset for the test set; null takes a part of `split`."""

