@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 
 from judges.contract import PointwiseJudge
 from judges.rules.markers import Found, Marker, closes, last_marker
-from judges.rules.numerals import Number, Value, last_number, parse_number, plain_text, show
+from judges.rules.numerals import Number, last_number, parse_number, plain_text
+from judges.rules.values import Value, show
 from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verdict, unparsable
 
 

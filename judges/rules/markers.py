@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from judges.rules.numerals import CURRENCY, Number, Value, find_numbers, joined
+from judges.rules.numerals import CURRENCY, Number, find_numbers, joined
+from judges.rules.values import Value
 
 Marker = Literal["####", "boxed", "phrase"]
 

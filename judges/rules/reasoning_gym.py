@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator
 
 from judges.contract import PointwiseJudge
-from judges.rules.numerals import last_number, plain_text, show
+from judges.rules.numerals import last_number, plain_text
 from judges.rules.text import checked_pattern
+from judges.rules.values import show
 from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verdict, describe, unparsable
 
 

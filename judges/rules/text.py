@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 
 from judges.contract import PointwiseJudge
 from judges.rules.gsm8k import number_target
-from judges.rules.numerals import Value, close, last_number, plain_text, show
+from judges.rules.numerals import last_number, plain_text
+from judges.rules.values import Value, close, show
 from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verdict, unparsable
 
 

@@ -124,16 +124,17 @@ def _case(path: Path, where: str, row: dict[str, Any]) -> Case:
 
 def _kind(row: dict[str, Any]) -> Literal["label", "score", "pair"]:
     """The kind of a row; ValueError unless it is exactly one of the three."""
-    pair = [name for name in ("chosen", "rejected") if name in row]
-    marks = [name for name in ("label", "score") if name in row]
-    missing = [name for name in ("prompt", *(("chosen", "rejected") if pair else ("response",))) if name not in row]
-    if missing:
+    is_pair = "chosen" in row or "rejected" in row
+    texts = ("chosen", "rejected") if is_pair else ("response",)
+    if missing := [name for name in ("prompt", *texts) if name not in row]:
         raise ValueError(f"{' and '.join(missing)} missing (the row has: {', '.join(row) or 'nothing'})")
-    if pair and ("response" in row or marks):
-        raise ValueError(f"chosen and rejected exclude {', '.join(n for n in OWN if n in row and n not in pair)}")
-    if not pair and len(marks) != 1:
-        raise ValueError("both label and score are given" if marks else "neither label nor score is given")
-    return "pair" if pair else "label" if marks == ["label"] else "score"
+    if is_pair:
+        if excluded := [name for name in ("response", "label", "score") if name in row]:
+            raise ValueError(f"chosen and rejected exclude {', '.join(excluded)}")
+        return "pair"
+    if ("label" in row) == ("score" in row):
+        raise ValueError("both label and score are given" if "label" in row else "neither label nor score is given")
+    return "label" if "label" in row else "score"
 
 
 def _prompt(where: str, row: dict[str, Any]) -> Prompt:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from judges.rules.numerals import close, find_numbers, last_number, parse_number, plain_text, show
+from judges.rules.numerals import find_numbers, last_number, parse_number, plain_text
+from judges.rules.values import close, show
 
 unhurried = settings(deadline=None)
 integers = st.integers(-(10**15), 10**15)
