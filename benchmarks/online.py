@@ -1,38 +1,38 @@
 """How fast is an online iteration of prefloop (`train.sync_every: 1`) or a semi-online one (4), compared with TRL's
 `OnlineDPOTrainer` on the same model, task and number of completions, and what does each learn from them?
 
-In: sums with a verifier (reasoning-gym), two completions a prompt, DPO against the fixed start model. Out: completions
-processed per second, share of ties, completions trained on per second, accuracy on held-out prompts before and after.
-Every measurement has a process of its own, one at a time, and the order changes from round to round. Needs `trl`.
+The task is sums with a verifier (reasoning-gym), two completions per prompt, DPO against the fixed start model. Prints
+completions processed per second, share of ties, completions trained on per second, and accuracy on held-out prompts
+before and after. Each measurement runs in its own process, one at a time, and the order changes from round to round.
+Needs `trl`.
 
-    prefloop  sampling, judging, pairing, handing weights over and training are timed; loading, saving and the
-              evaluation are not. Ties are no pairs.
-    trl       `train()` is timed, which holds generation by transformers, reward function, reference and step. It counts
-              a tie as a preference for the first completion, so that it trains on all completions.
+    prefloop  sampling, judging, pairing, syncing weights and training are timed; loading, saving and the evaluation are
+              not. Ties are not paired.
+    trl       `train()` is timed: generation by transformers, reward function, reference and step. It counts a tie as a
+              preference for the first completion, so it trains on all completions.
 
-Both get the same number of completions. TRL takes two for each of `--batch` prompts, and makes a step of them. So does
-prefloop unless `--prefloop` gives it other settings: of more than two responses of a prompt it makes several pairs, so
-that fewer prompts are ties. `fp32` is fp32 everywhere; `bf16` is autocast over fp32 weights, and bf16 weights in
-prefloop's engine. Every round has a seed, thus prompts, of its own.
+Both get the same number of completions. TRL samples two for each of `--batch` prompts and makes one step of them. So
+does prefloop unless `--prefloop` gives it other settings: with more than two responses per prompt it makes several
+pairs, so fewer prompts are ties. `fp32` is fp32 everywhere; `bf16` is autocast over fp32 weights, and bf16 weights in
+prefloop's engine. Every round has its own seed, and thus its own prompts.
 """
 
 import argparse
 import json
 import math
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from online_report import START, TRL, line_of, report
 from sides import Job, measure
 
-START, TRL = "start", "trl"
 PRECISIONS = ("fp32", "bf16")
 SIDES = ("", "sampling.n=4 train.sync_every=4 pairs.per_prompt=2")
-"""Settings of the sides that are measured beside TRL, as `prefloop run` takes them."""
+"""Settings of the prefloop sides that are measured against TRL, as `prefloop run` takes them."""
 
 TASK = {
     "source": "reasoning-gym",
@@ -122,28 +122,7 @@ def run_trl(job: Job, folder: Path) -> Job:
         given.extend(float(a == b) for a, b in zip(scores[: len(at) // 2], scores[len(at) // 2 :], strict=True))
         return scores
 
-    config = OnlineDPOConfig(
-        output_dir=str(folder / "trl"),
-        seed=job["seed"],
-        per_device_train_batch_size=job["batch"],
-        num_train_epochs=1,
-        learning_rate=job["learning_rate"],
-        lr_scheduler_type="linear",
-        warmup_steps=math.ceil(0.1 * job["completions"] / 2 / job["batch"]),
-        max_grad_norm=1.0,
-        optim="adamw_torch_fused",
-        beta=[0.1],
-        temperature=job["temperature"],
-        max_new_tokens=job["max_tokens"],
-        max_length=job["max_model_len"],
-        bf16=job["precision"] == "bf16",
-        gradient_checkpointing=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-    )
+    config = OnlineDPOConfig(**online_arguments(job, folder), use_cpu=not torch.cuda.is_available())
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     trainer = OnlineDPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32),
@@ -165,6 +144,31 @@ def run_trl(job: Job, folder: Path) -> Job:
         "trained_on": 2 * len(given),
         "steps": trainer.state.global_step,
         "right": right(folder / "model", job, folder),
+    }
+
+
+def online_arguments(job: Job, folder: Path) -> Job:
+    """Arguments of `OnlineDPOConfig` that make it train as prefloop does."""
+    return {
+        "output_dir": str(folder / "trl"),
+        "seed": job["seed"],
+        "per_device_train_batch_size": job["batch"],
+        "num_train_epochs": 1,
+        "learning_rate": job["learning_rate"],
+        "lr_scheduler_type": "linear",
+        "warmup_steps": math.ceil(0.1 * job["completions"] / 2 / job["batch"]),
+        "max_grad_norm": 1.0,
+        "optim": "adamw_torch_fused",
+        "beta": [0.1],
+        "temperature": job["temperature"],
+        "max_new_tokens": job["max_tokens"],
+        "max_length": job["max_model_len"],
+        "bf16": job["precision"] == "bf16",
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
     }
 
 
@@ -235,50 +239,6 @@ def run_rounds(job: Job, rounds: int, folder: Path, sides: dict[str, Job]) -> It
             found[name].append(one)
             print(f"{job['precision']} round {k + 1}  {name:<10} {line_of(one)}", flush=True)
         yield found
-
-
-def line_of(one: Job) -> str:
-    """One measurement in words."""
-    accuracy = f"accuracy {statistics.fmean(one['right']):6.1%}"
-    if "seconds" not in one:
-        return accuracy
-    rate, ties = one["completions"] / one["seconds"], one["tied"] / one["prompts"]
-    handed = f", {one['sync_seconds']:.1f} s of it to hand weights over and load them" if "sync_seconds" in one else ""
-    return (
-        f"{accuracy}  {one['seconds']:7.1f} s  {rate:6.2f} completions/s  ties {ties:4.0%}  trained on "
-        f"{one['trained_on'] / one['seconds']:5.2f}/s  ({one['completions']} completions, {one['steps']} steps{handed})"
-    )
-
-
-def report(found: dict[str, list[Job]]) -> Job:
-    """Medians, ratios and differences of accuracy, printed and returned. Start and TRL come first."""
-    figures: Job = {}
-    for name, ones in found.items():
-        figures[name] = {"accuracy": statistics.fmean(statistics.fmean(one["right"]) for one in ones)}
-        if name == START:
-            continue
-        figures[name] |= {
-            "completions_per_second": statistics.median(one["completions"] / one["seconds"] for one in ones),
-            "ties": statistics.median(one["tied"] / one["prompts"] for one in ones),
-            "trained_on_per_second": statistics.median(one["trained_on"] / one["seconds"] for one in ones),
-        }
-        words = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in figures[name].items())
-        print(f"so far  {name:<10} {words}; accuracy {against(figures, found, name, START)}")
-        if TRL in found and name != TRL:
-            ratio = figures[name]["completions_per_second"] / figures[TRL]["completions_per_second"]
-            print(f"so far  {name:<10} {ratio:.2f} times as fast as trl; accuracy {against(figures, found, name, TRL)}")
-            figures[name]["times_as_fast"] = ratio
-    return figures
-
-
-def against(figures: Job, found: dict[str, list[Job]], name: str, other: str) -> str:
-    """A side's accuracy less the other's, with its 95 % interval over the prompts of all rounds, in words."""
-    from loop.measure.stats import paired_difference
-
-    first, second = ([float(x) for one in found[side] for x in one["right"]] for side in (other, name))
-    more = paired_difference(first, [1] * len(first), second, [1] * len(second), 0.95)
-    figures[name][f"accuracy_less_that_of_{other}"] = [more.value, more.low, more.high]
-    return f"{100 * more.value:+.1f} points [{100 * more.low:+.1f}, {100 * more.high:+.1f}] against {other}"
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """How fast does prefloop train, compared with TRL's `DPOTrainer` on the same pairs, model, batches and optimizer?
 
-In: problems with solutions (GSM8K). Out: per-step losses of both, seconds with the reference pass, pairs/s, tokens/s,
-peak memory, and their ratios. Every measurement has a process of its own, one is alive at a time, and the order
-changes from round to round. Needs `pip install trl`.
+Reads problems with solutions (GSM8K). Prints the losses of both, seconds including the reference pass, pairs/s,
+tokens/s, peak memory, and their ratios. Each measurement runs in its own process, one at a time, and the order changes
+from round to round. Needs `pip install trl`.
 
     prefloop        `train_round`: plan, probe, reference pass and optimizer steps are timed; loading and saving are
-    not. trl-precompute  `DPOTrainer(precompute_ref_log_probs=True)`: the precomputation and `train()` are timed.
+                    not.
+    trl-precompute  `DPOTrainer(precompute_ref_log_probs=True)`: the precomputation and `train()` are timed.
     trl-live        `DPOTrainer` with the reference model in memory: `train()` is timed.
 
 TRL is given the token ids, in the order of prefloop's steps, and gradient checkpointing off (its default, on, is
@@ -15,7 +16,6 @@ read."""
 import argparse
 import json
 import os
-import random
 import statistics
 import tempfile
 import time
@@ -23,61 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from sides import Job, measure
+from training_data import make_groups, planned_pairs, preference_data, separate_tokens
 
 SIDES = ("prefloop", "trl-precompute", "trl-live")
-
-
-# ---- the data: problems of GSM8K; rejected responses are solutions of other problems, so no prefix is shared ----
-
-
-def make_groups(problems: list[dict[str, str]], model: Path, job: Job) -> list[Job]:
-    """Prompts with their responses and pairs (as indices), as token ids."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    rng = random.Random(job["seed"])
-    groups = []
-    for problem in rng.sample(problems, job["prompts"]):
-        others = rng.sample(problems, job["responses"])
-        texts = [problem["answer"], *(other["answer"] for other in others if other is not problem)][: job["responses"]]
-        messages = [{"role": "user", "content": problem["question"]}]
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        responses = [
-            [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts
-        ]
-        right = max(1, 3 * job["responses"] // 8)  # 3 of 8 and 5 of 8 give 15 different pairs
-        pairs = [(k % right, right + k % (job["responses"] - right)) for k in range(job["pairs"])]
-        groups.append({"prompt": prompt, "responses": responses, "pairs": pairs})
-    return groups
-
-
-def separate_tokens(groups: list[Job]) -> int:
-    """Tokens of all pairs as separate sequences."""
-    return sum(
-        len(group["prompt"]) + len(group["responses"][side])
-        for group in groups
-        for pair in group["pairs"]
-        for side in pair
-    )
 
 
 # ---- prefloop ----
 
 
-def preference_data(groups: list[Job]) -> Any:
-    """The groups as the trainer takes them."""
-    from trainer.data import Pair, PreferenceData, PromptGroup, Response
-
-    prompts, pairs = [], []
-    for g, group in enumerate(groups):
-        responses = tuple(Response(str(r), ids) for r, ids in enumerate(group["responses"]))
-        prompts.append(PromptGroup(str(g), group["prompt"], responses))
-        pairs += [Pair(str(g), str(chosen), str(rejected)) for chosen, rejected in group["pairs"]]
-    return PreferenceData(tuple(prompts), tuple(pairs))
-
-
 def run_prefloop(job: Job, folder: Path) -> Job:
-    """One round; its order of pairs goes to the other side."""
+    """Train one round."""
     from trainer.round import train_round
     from trainer.settings import TrainSettings
     from trainer.spec import RoundSpec
@@ -107,25 +62,6 @@ def run_prefloop(job: Job, folder: Path) -> Job:
     }
 
 
-def planned_pairs(job: Job) -> list[Job]:
-    """The pairs in the order in which prefloop trains them."""
-    from trainer.settings import TrainSettings
-    from trainer.tree.rows import plan_rows
-
-    groups, data = job["groups"], preference_data(job["groups"])
-    settings = TrainSettings(batch_pairs=job["batch_pairs"], row_tokens=job["row_tokens"])
-    plan = plan_rows(data, settings, seed=0, layout="tree")
-    found = []
-    for at in plan.order:
-        for row in plan.steps[at].rows:
-            for relation in row.relations:
-                pair = data.relations[relation.index]
-                group = groups[int(pair.prompt_id)]
-                chosen, rejected = (group["responses"][int(id)] for id in pair.responses)
-                found.append({"prompt_ids": group["prompt"], "chosen_ids": chosen, "rejected_ids": rejected})
-    return found
-
-
 # ---- TRL ----
 
 
@@ -139,8 +75,8 @@ def run_trl(job: Job, folder: Path) -> Job:
     torch.set_num_threads(job["threads"])
     spent = {"reference": 0.0}
 
-    class Given(DPOTrainer):  # type: ignore[misc]
-        """Takes token ids as they are, in the given order; times the precomputation."""
+    class PlannedPairs(DPOTrainer):  # type: ignore[misc]
+        """Trains on token ids as they are, in the given order; times the precomputation."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
@@ -157,28 +93,8 @@ def run_trl(job: Job, folder: Path) -> Job:
     pairs = planned_pairs(job)
     dtype = torch.bfloat16 if job["precision"] == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype)
-    config = DPOConfig(
-        output_dir=str(folder / "trl"),
-        per_device_train_batch_size=job["micro_pairs"],
-        gradient_accumulation_steps=job["batch_pairs"] // job["micro_pairs"],
-        learning_rate=job["learning_rate"],
-        lr_scheduler_type="constant",
-        warmup_steps=0,
-        num_train_epochs=1,
-        max_grad_norm=1.0,
-        optim="adamw_torch_fused",
-        bf16=job["precision"] == "bf16-autocast",
-        gradient_checkpointing=False,
-        precompute_ref_log_probs=job["side"] == "trl-precompute",
-        max_length=None,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-        **job["trl"],
-    )
-    trainer = Given(
+    config = DPOConfig(**dpo_arguments(job, folder), use_cpu=not torch.cuda.is_available(), **job["trl"])
+    trainer = PlannedPairs(
         model=model,
         ref_model=None,
         args=config,
@@ -190,6 +106,29 @@ def run_trl(job: Job, folder: Path) -> Job:
     seconds = time.perf_counter() - started + spent["reference"]
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return {"losses": losses, "seconds": seconds, "reference_seconds": spent["reference"]}
+
+
+def dpo_arguments(job: Job, folder: Path) -> Job:
+    """Arguments of `DPOConfig` that make it train as prefloop does."""
+    return {
+        "output_dir": str(folder / "trl"),
+        "per_device_train_batch_size": job["micro_pairs"],
+        "gradient_accumulation_steps": job["batch_pairs"] // job["micro_pairs"],
+        "learning_rate": job["learning_rate"],
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "num_train_epochs": 1,
+        "max_grad_norm": 1.0,
+        "optim": "adamw_torch_fused",
+        "bf16": job["precision"] == "bf16-autocast",
+        "gradient_checkpointing": False,
+        "precompute_ref_log_probs": job["side"] == "trl-precompute",
+        "max_length": None,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
 
 
 # ---- the process of one measurement: it reads a job and writes what it found ----
