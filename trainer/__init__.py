@@ -7,7 +7,8 @@ The modules of a round (`round.py` lists its steps):
   layout_probe.py can this model train on trees?       scorer.py         the one module that runs the model
   objective.py    the weighted sum of losses           reference.py      reference log-probs of the plan
   live.py         a reference that stays in memory     value.py          the value network of DRO-V
-  relations.py    from responses to relations          step.py           forward and backward over one step
+  relations.py    from responses to relations          step.py           the gradients of one optimizer step
+  step_rows.py    forward passes over a step's rows
   steps.py        all steps, log and checkpoints       diagnostics.py    a step's numbers for the log
   learner.py      everything that changes in a round   watched_pairs.py  relations that are only watched
   optimizer.py    AdamW and its learning rate          checkpoint.py     resuming after a kill

@@ -13,7 +13,9 @@ from trainer.errors import TrainerError
 from trainer.losses.terms import terms_of
 from trainer.objective import Objective
 from trainer.settings import MixSettings, TrainSettings
-from trainer.step import StepContext, accumulate_step
+from trainer.step import accumulate_step
+from trainer.step_rows import StepContext
+from trainer.summary import MixSummary, StepMetrics
 from trainer.tree.rows import Plan, plan_rows
 
 
@@ -61,8 +63,7 @@ def add_mix(
     return metrics | {"loss": metrics["loss"] + totals.loss} | numbers
 
 
-def mix_in_numbers(checked: CheckedData, steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The examples in the record of a round: how many there are, which were dropped, and how often each was
-    trained on."""
+def summarise_mix(checked: CheckedData, steps: Sequence[StepMetrics]) -> MixSummary:
+    """The examples in the record of a round with this step log."""
     trained = sum(step["mix_examples"] for step in steps)
-    return {"examples": len(checked.data.relations), "dropped": checked.dropped, "trained": trained}
+    return MixSummary(examples=len(checked.data.relations), dropped=checked.dropped, trained=trained)

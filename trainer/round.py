@@ -15,14 +15,14 @@ from trainer.checkpoint import remove_checkpoints
 from trainer.data import PreferenceData
 from trainer.files import fresh_partial, publish_folder
 from trainer.learner import Learner
-from trainer.mix import mix_in_numbers
+from trainer.mix import summarise_mix
 from trainer.model import rebuild, save_candidate, trained_parameters
 from trainer.parallel.team import ALONE, Team
 from trainer.reference import sampler_gap
 from trainer.spec import RoundSpec, Running
 from trainer.steps import Report, StepsJob, StepsPlan, read_steps, train_steps
-from trainer.summary import RoundSummary, read_summary, write_summary
-from trainer.warm_start import chosen_only, described, first_round, remove_warm_start, second_round
+from trainer.summary import MixSummary, RoundSummary, read_summary, write_summary
+from trainer.warm_start import chosen_only, first_round, remove_warm_start, second_round, summarise
 from trainer.watched_pairs import ProbeSet, split_probe
 
 
@@ -45,6 +45,15 @@ def train_round(
     if spec.settings.processes > 1 and team.size == 1:
         return _train_together(spec, data, report, examples)
     running = prepare.start(spec, report, team)
+    _run(running, data, examples)
+    summary = read_summary(spec.out, spec.identity)
+    assert summary is not None, "the leader has saved the candidate"
+    return summary
+
+
+def _run(running: Running, data: PreferenceData, examples: PreferenceData | None) -> None:
+    """The steps of a round; the leader saves the candidate."""
+    spec, team = running.spec, running.team
     checked = prepare.check(running, data)
     parts = split_probe(checked.data, spec.settings.probe_pairs, seed=spec.seed)
     if spec.settings.warm_start is not None:
@@ -63,14 +72,11 @@ def train_round(
     whole = _whole_model(running, learner.model)
     if team.leads:
         pairs = sum(plan.steps[index].relations for index in sorted(set(plan.order)))
-        numbers = None if mixed is None else mix_in_numbers(mixed, read_steps(spec.work))
+        numbers = None if mixed is None else summarise_mix(mixed, read_steps(spec.work))
         save_round(running, whole, RoundTotals(pairs, checked.dropped, layout, gap, agreement, plan.digest, numbers))
         remove_checkpoints(spec.work)
         remove_warm_start(spec.work)
     team.wait()
-    summary = read_summary(spec.out, spec.identity)
-    assert summary is not None, "the leader has saved the candidate"
-    return summary
 
 
 def _train_together(
@@ -96,7 +102,7 @@ def _warm_start(running: Running, data: PreferenceData, examples: PreferenceData
     with running.clock.part("warm start"):
         summary = train_round(first, chosen_only(data), report=report, examples=examples, team=running.team)
     second = second_round(running.spec, first)
-    running.warm_start = described(summary, second.policy_hash)
+    running.warm_start = summarise(summary, second.policy_hash)
     return second
 
 
@@ -133,7 +139,7 @@ class RoundTotals:
     probe_gap: float | None
     sampler_gap: float | None
     plan_digest: str
-    mix: dict[str, Any] | None = None
+    mix: MixSummary | None = None
 
 
 def save_round(running: Running, model: Any, trained: RoundTotals) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from trainer.objective import Objective
     from trainer.parallel.team import Team
     from trainer.steps import Report
-    from trainer.summary import Clock
+    from trainer.summary import Clock, WarmStartSummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,5 +59,5 @@ class Running:
     clock: "Clock"
     notes: list[str]
     team: "Team"
-    warm_start: dict[str, Any] | None = None
+    warm_start: "WarmStartSummary | None" = None
     """What the supervised phase came to."""

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +25,8 @@ from trainer.parallel.team import ALONE, Team
 from trainer.reference import Reference
 from trainer.scorer import RowScorer
 from trainer.settings import TrainSettings
-from trainer.step import StepContext, accumulate_step, clip_gradients, prompts_of
+from trainer.step import accumulate_step, clip_gradients
+from trainer.step_rows import StepContext, prompts_of
 from trainer.stops import NormWatch, check_weights, keep_batch
 from trainer.summary import Clock
 from trainer.tree.rows import Plan
@@ -170,12 +172,9 @@ def _step(
     folder and raises TrainerError."""
     plan, start = job.planned.plan, time.perf_counter()
     at = number - job.slice.before
-    total, index = job.end, plan.order[at]
+    index = plan.order[at]
     step, learner = plan.steps[index], context.learner
-
-    def tick() -> None:
-        report({"phase": "train", "done": number, "total": total})
-
+    tick = partial(report, {"phase": "train", "done": number, "total": job.end})
     check_zero = number == 0 and job.same_weights
     reference = None if job.planned.reference is None else job.planned.reference[index]
     rate = learning_rate(*job.slice.scheduled(at, len(plan.order)), job.settings)
@@ -189,7 +188,7 @@ def _step(
         known["gradient_norm"] = norm
         watch.check(norm, number=number, prompts=names)
         update(optimizer, rate)
-        if number + 1 == total or job.checkpoint_is_due(number + 1):
+        if number + 1 == job.end or job.checkpoint_is_due(number + 1):
             check_weights(parameters, number=number, prompts=names)
     if learner.live is not None:
         learner.live.after_step(learner.model, number + 1)

@@ -1,21 +1,66 @@
-"""The record of a finished round (counts, times, the step log), kept as JSON in the candidate folder and returned to
-the caller."""
+"""The record of a finished round: counts, times and the metrics of its first and last step.
 
+The candidate folder holds it as JSON; the caller gets it as a `RoundSummary`.
+"""
+
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from trainer.errors import TrainerError
 from trainer.files import read_json, write_json
+from trainer.settings import FROZEN
 
 SUMMARY = "train_summary.json"
 
+StepMetrics = dict[str, Any]
+"""One line of `steps.jsonl`; which metrics it holds depends on the losses."""
 
-@dataclass(frozen=True, slots=True)
-class RoundSummary:
+
+class WarmStartSummary(BaseModel):
+    """The supervised phase before a round."""
+
+    model_config = FROZEN
+
+    weights_hash: str
+    """Hash of its result, which is both start and reference of the round."""
+    responses: int
+    """Distinct responses trained on."""
+    steps: int
+    loss_first: float
+    """Mean NLL per token in its first step."""
+    loss_last: float
+
+
+class MixSummary(BaseModel):
+    """The supervised examples mixed into a round."""
+
+    model_config = FROZEN
+
+    examples: int
+    dropped: dict[str, int]
+    """Examples left out, by reason."""
+    trained: int
+    """Examples trained on, repetitions included."""
+
+
+class Summary(BaseModel):
+    """A record of a finished training, as its folder holds it."""
+
+    model_config = FROZEN
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return self.model_dump() | {"notes": list(getattr(self, "notes", ()))}
+
+
+class RoundSummary(Summary):
     """A finished round in numbers."""
 
     steps: int
@@ -25,32 +70,24 @@ class RoundSummary:
     """Pairs left out, by reason."""
     layout: str
     probe_gap: float | None
-    """Largest difference between tree and plain rows in the probe (nat per token); None if it was not asked."""
+    """Largest difference between tree and plain rows in the probe (nat per token); None if tree rows were refused."""
     sampler_gap: float | None
     """Mean difference between the sampler's and the trainer's log-probs (nat per token); None if not known."""
     precision: str
     encoded_tokens: int
-    """Tokens that training read, over all steps."""
+    """Tokens that the model read, over all steps."""
     plain_tokens: int
     """Tokens that separate sequences for each pair would have cost."""
-    first: dict[str, Any]
-    last: dict[str, Any]
+    first: StepMetrics
+    last: StepMetrics
     """Metrics of the first and last step."""
     seconds: dict[str, float]
     """By part: load, plan, reference, compute, checkpoint, save (over all attempts whose work was kept)."""
     plan_digest: str
     notes: tuple[str, ...] = ()
     """What a reader should know: a fallback that was taken, a resume."""
-    warm_start: dict[str, Any] | None = None
-    """What the supervised phase came to, and the hash of its result, which was start and reference of the round; None
-    without one."""
-    mix: dict[str, Any] | None = None
-    """Supervised examples that were mixed in: how many there are, dropped ones, how often one was trained on; None
-    without any."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self) | {"notes": list(self.notes)}
+    warm_start: WarmStartSummary | None = None
+    mix: MixSummary | None = None
 
 
 def write_summary(folder: Path, summary: RoundSummary, identity: dict[str, Any]) -> None:
@@ -60,26 +97,41 @@ def write_summary(folder: Path, summary: RoundSummary, identity: dict[str, Any])
 
 def read_summary(folder: Path, identity: dict[str, Any]) -> RoundSummary | None:
     """The record of a finished candidate; None if there is none. Raises TrainerError if another round made it."""
-    found = read_record(folder, SUMMARY, identity)
-    if found is None:
-        return None
-    values = {field.name: found[field.name] for field in fields(RoundSummary) if field.name in found}
-    return RoundSummary(**values | {"notes": tuple(found["notes"])})
+    return read_record(folder / SUMMARY, RoundSummary, identity)
 
 
-def read_record(folder: Path, name: str, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The JSON record `name` in a finished folder; None if there is no folder. Raises TrainerError if the folder was
-    made from something else."""
-    if not folder.exists():
+Record = TypeVar("Record", bound=Summary)
+
+
+def read_record(path: Path, kind: type[Record], identity: dict[str, Any]) -> Record | None:
+    """The record in a finished folder; None if there is no folder.
+
+    Raises TrainerError if the folder was made from something else, or if the record is damaged.
+    """
+    if not path.parent.exists():
         return None
-    found: dict[str, Any] = read_json(folder / name) if (folder / name).exists() else {"identity": {}}
-    different = sorted(key for key in identity if found["identity"].get(key) != identity[key])
+    try:
+        found: dict[str, Any] = read_json(path) if path.exists() else {"identity": {}}
+        made_from = found.pop("identity")
+        different = sorted(key for key in identity if made_from.get(key) != identity[key])
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, LookupError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from None
     if different:
         raise TrainerError(
-            f"The folder {folder} already holds something else: as the result of this round it differs in "
+            f"The folder {path.parent} already holds the result of another training, which differs in "
             f"{', '.join(different)}. Train into another folder, or remove it."
         )
-    return found
+    try:
+        return kind.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _damaged(path: Path, why: str) -> TrainerError:
+    return TrainerError(
+        f"The record {path} of a finished training is damaged ({why}). Remove the folder {path.parent} to train again."
+    )
 
 
 @dataclass(slots=True)

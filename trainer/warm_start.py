@@ -9,10 +9,10 @@ import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainer.data import Pair, PreferenceData, Ranked, Relation, Single
-from trainer.summary import RoundSummary
+from trainer.summary import RoundSummary, WarmStartSummary
 
 if TYPE_CHECKING:
     from trainer.spec import RoundSpec
@@ -46,10 +46,15 @@ def chosen_only(data: PreferenceData) -> PreferenceData:
     return replace(data, relations=tuple(Single(prompt, response, good=True) for prompt, response in chosen))
 
 
-def described(summary: RoundSummary, digest: str) -> dict[str, Any]:
-    """This phase in the record of the whole round; `loss` is the mean NLL per token of its steps."""
-    losses = {"loss_first": summary.first["sft"], "loss_last": summary.last["sft"]}
-    return {"weights_hash": digest, "responses": summary.pairs, "steps": summary.steps} | losses
+def summarise(summary: RoundSummary, weights_hash: str) -> WarmStartSummary:
+    """This phase in the record of the whole round."""
+    return WarmStartSummary(
+        weights_hash=weights_hash,
+        responses=summary.pairs,
+        steps=summary.steps,
+        loss_first=summary.first["sft"],
+        loss_last=summary.last["sft"],
+    )
 
 
 def remove_warm_start(work: Path) -> None:

@@ -14,7 +14,8 @@ from trainer.errors import TrainerError
 from trainer.losses.batch import Responses
 from trainer.reference import RowReference
 from trainer.relations import Placed, gather, join
-from trainer.step import StepContext, generator_of, mean_length, place_over, read_rows, row_jobs
+from trainer.step import generator_of
+from trainer.step_rows import StepContext, mean_length, place_over, read_rows, row_jobs
 from trainer.totals import StepTotals
 from trainer.tree.rows import Plan
 

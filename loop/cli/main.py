@@ -191,8 +191,12 @@ def train_reward(
     from loop.view.display import Display
     from loop.view.status_tables import print_json
 
-    summary = run_reward(load_reward_config(config, overrides or []), Display(quiet=as_json))
-    print_json(summary) if as_json else print_reward(summary, Console())
+    settings = load_reward_config(config, overrides or [])
+    summary = run_reward(settings, Display(quiet=as_json))
+    if as_json:
+        print_json({"out": settings.out, **summary.as_dict()})
+    else:
+        print_reward(summary, settings.out, Console())
 
 
 mount(app)

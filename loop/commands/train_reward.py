@@ -13,6 +13,7 @@ from loop.format import duration
 from loop.store.run_folder import locked
 from loop.view.display import Display, train_progress
 from loop.workers.process import Job, Worker, call
+from trainer.reward.summary import RewardMetrics, RewardSummary
 
 ROWS = {
     "accuracy": "accuracy, %",
@@ -25,19 +26,19 @@ ROWS = {
 """Rows of the table of held-out pairs: key in the summary, label."""
 
 
-def print_reward(summary: dict[str, Any], console: Console) -> None:
+def print_reward(summary: RewardSummary, out: str, console: Console) -> None:
     """Print the round and how well the model orders held-out pairs."""
     console.print()
-    if summary["before"] and summary["after"]:
-        console.print(_held_out_table(summary))
+    if summary.before and summary.after:
+        console.print(_held_out_table(summary.held_out, summary.before, summary.after))
     else:
         console.print("No pairs were held out (train.held_out), so its accuracy on other pairs is unknown.\n")
-    for line in _lines(summary):
+    for line in _lines(summary, out):
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _held_out_table(summary: dict[str, Any]) -> Table:
-    title = f"{summary['held_out']} held-out pairs of other prompts"
+def _held_out_table(pairs: int, before: RewardMetrics, after: RewardMetrics) -> Table:
+    title = f"{pairs} held-out pairs of other prompts"
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title=title, title_justify="left")
     table.add_column("")
     for name in ("before", "after"):
@@ -45,24 +46,24 @@ def _held_out_table(summary: dict[str, Any]) -> Table:
     for key, words in ROWS.items():
         scale = 100 if key == "accuracy" else 1
         digits = 1 if key == "accuracy" else 3
-        table.add_row(words, *(f"{scale * summary[when][key]:.{digits}f}" for when in ("before", "after")))
+        table.add_row(words, *(f"{scale * getattr(metrics, key):.{digits}f}" for metrics in (before, after)))
     return table
 
 
-def _lines(summary: dict[str, Any]) -> list[str]:
-    dropped = ", ".join(f"{count} {reason}" for reason, count in summary["dropped"].items()) or "none"
-    took = duration(sum(summary["seconds"].values()))
+def _lines(summary: RewardSummary, out: str) -> list[str]:
+    dropped = ", ".join(f"{count} {reason}" for reason, count in summary.dropped.items()) or "none"
+    took = duration(sum(summary.seconds.values()))
     return [
-        f"Trained on {summary['pairs']} pairs in {summary['steps']} steps ({summary['precision']}, {summary['layout']} "
-        f"rows) in {took}; last step: loss {summary['last']['loss']:.3f}, accuracy "
-        f"{100 * summary['last']['accuracy']:.1f} %. Dropped pairs: {dropped}.",
-        *(f"Note: {note}." for note in summary["notes"]),
-        f"The model is in {summary['out']}",
+        f"Trained on {summary.pairs} pairs in {summary.steps} steps ({summary.precision}, {summary.layout} rows) in "
+        f"{took}; last step: loss {summary.last['loss']:.3f}, accuracy {100 * summary.last['accuracy']:.1f} %. "
+        f"Dropped pairs: {dropped}.",
+        *(f"Note: {note}." for note in summary.notes),
+        f"The model is in {out}",
     ]
 
 
-def run_reward(config: RewardConfig, display: Display) -> dict[str, Any]:
-    """Train the reward model, or resume; its summary and folder. Raises UserError."""
+def run_reward(config: RewardConfig, display: Display) -> RewardSummary:
+    """Train the reward model, or resume. Raises UserError."""
     work = work_folder(config)
 
     def noted(what: str, **details: Any) -> None:
@@ -84,10 +85,12 @@ def run_reward(config: RewardConfig, display: Display) -> dict[str, Any]:
         try:
             with display.bar("train", 0, "steps") as bar:
                 details = {"config": config, "work": work}
-                summary = call(trainer, Job("the reward model", "train", details, train_progress(bar, lambda _: None)))
+                summary: RewardSummary = call(
+                    trainer, Job("the reward model", "train", details, train_progress(bar, lambda _: None))
+                )
         finally:
             trainer.close()
-    return {"out": config.out, **summary}
+    return summary
 
 
 def work_folder(config: RewardConfig) -> Path:

@@ -7,10 +7,10 @@ slice it wants, and the driver goes back to that one.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loop.workers.entry import Report
-from loop.workers.train_service import TrainService, check_models, finished_round, read_preferences
+from loop.workers.train_service import TrainResult, TrainService, check_models, finished_round, read_preferences
 from trainer.data import PreferenceData
 from trainer.spec import RoundSpec
 
@@ -84,8 +84,8 @@ class OnlineTrainService(TrainService):
             here.publish(folder, number_format=task.number_format)  # type: ignore[arg-type]
         return stand_of(here)
 
-    def close_round(self, task: OnlineTask, report: Report) -> Stand | dict[str, Any]:
-        """Save the candidate; its summary and hash, or where the round stands if slices are missing."""
+    def close_round(self, task: OnlineTask, report: Report) -> Stand | TrainResult:
+        """Save the candidate; or return where the round stands, if slices are missing."""
         here = self._opened(task, report)
         if here.next < task.slices:
             return stand_of(here)

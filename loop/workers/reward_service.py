@@ -20,6 +20,7 @@ from loop.store.run_state import PairCounts
 from loop.workers.entry import Report
 from loop.workers.train_service import read_preferences
 from trainer.data import Pair, PreferenceData, PromptGroup, Response
+from trainer.reward.summary import RewardSummary
 
 Tick = Callable[[int, int], None]
 """Called with how many rows are done, of how many."""
@@ -153,8 +154,8 @@ PAD = "<|pad|>"
 class RewardService:
     """Trains one reward model."""
 
-    def train(self, config: RewardConfig, work: Path, report: Report) -> dict[str, Any]:
-        """Train it (or resume); returns its summary."""
+    def train(self, config: RewardConfig, work: Path, report: Report) -> RewardSummary:
+        """Train it, or resume."""
         from transformers import AutoTokenizer
 
         from trainer.reward.round import RewardSpec, train_reward
@@ -175,7 +176,7 @@ class RewardService:
             threads=config.threads,
             described=described(config),
         )
-        return train_reward(spec, data, report=lambda progress: report(**progress)).as_dict()
+        return train_reward(spec, data, report=lambda progress: report(**progress))
 
     def _read(self, config: RewardConfig, tokenizer: Any, report: Report) -> PreferenceData:
         report(phase="read", done=0, total=0)

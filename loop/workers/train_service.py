@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,9 +24,7 @@ from loop.workers.log_prob_service import vocabulary
 from loop.workers.measure_service import MeasureTask, ScoreTask, measure_limits, score_answers
 from trainer.data import Pair, PreferenceData, PromptGroup, Ranked, Relation, Response, Single
 from trainer.spec import RoundSpec
-
-if TYPE_CHECKING:
-    from trainer.summary import RoundSummary
+from trainer.summary import RoundSummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +43,15 @@ class TrainTask:
     """For the supervised examples of `train.mix`."""
     others: tuple[Path, ...] = ()
     """Responses that this iteration has not sampled: answers from the data, and what earlier iterations replay."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """A trained round."""
+
+    summary: RoundSummary
+    weights_hash: str
+    """Hash of the candidate's weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +119,8 @@ class TrainService:
         """What a gate's limits need of log-probs."""
         return measure_limits(task, report)
 
-    def train(self, task: TrainTask, report: Report) -> dict[str, Any]:
-        """Run the round (or what is missing of it); its summary, with the candidate's hash."""
+    def train(self, task: TrainTask, report: Report) -> TrainResult:
+        """Run the round, or what is missing of it."""
         from trainer.round import train_round
 
         spec = task.spec
@@ -125,11 +132,11 @@ class TrainService:
         return finished_round(spec, summary, task.steps)
 
 
-def finished_round(spec: RoundSpec, summary: "RoundSummary", steps: Path) -> dict[str, Any]:
+def finished_round(spec: RoundSpec, summary: RoundSummary, steps: Path) -> TrainResult:
     """Copy the step log of a finished round to `steps`; its summary, with the candidate's hash."""
     if (spec.work / "steps.jsonl").exists():
         shutil.copyfile(spec.work / "steps.jsonl", steps)
-    return {"summary": summary.as_dict(), "weights_hash": weights_hash(spec.out)}
+    return TrainResult(summary, weights_hash(spec.out))
 
 
 def read_examples(task: TrainTask) -> PreferenceData | None:

@@ -42,6 +42,7 @@ SMALL = {
     "trainer.average": "imported by the campaign without the rest of the trainer",
     "trainer.candidates": "imported by the campaign without the rest of the trainer",
     "trainer.losses.reference_free": "one file per family of losses",
+    "trainer.losses.reward": "one file per family of losses",
     "trainer.losses.token_level": "one file per family of losses",
     "trainer.reward.data": "the counterpart of trainer.data",
 }

@@ -21,7 +21,8 @@ from trainer.round import train_round
 from trainer.scorer import RowScorer
 from trainer.settings import MixSettings, TrainSettings, WarmStart
 from trainer.spec import RoundSpec
-from trainer.step import StepContext
+from trainer.step_rows import StepContext
+from trainer.summary import MixSummary
 
 Spec = Callable[..., RoundSpec]
 CPU = Arithmetic(torch.device("cpu"), "fp32")
@@ -88,7 +89,8 @@ def test_examples_are_logged_counted_and_learnt(make_spec: Spec, toy_data: Prefe
     spec = make_spec(mix=MIX, epochs=6)
     summary = train_round(spec, toy_data, report=silent, examples=given)
     steps = log_of(spec.work)
-    assert summary.mix == {"examples": 6, "dropped": {"longer than the model's context": 1}, "trained": 3 * len(steps)}
+    dropped = {"longer than the model's context": 1}
+    assert summary.mix == MixSummary(examples=6, dropped=dropped, trained=3 * len(steps))
     assert all(step["loss"] == pytest.approx(step["dpo"] + step["nll"] + 0.5 * step["mix"]) for step in steps)
     assert steps[-1]["mix"] < steps[0]["mix"] - 0.5
     assert summary.first["margin"] == 0.0

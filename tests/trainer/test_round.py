@@ -20,6 +20,7 @@ from trainer.round import train_round
 from trainer.settings import LoraSettings, TrainSettings
 from trainer.spec import RoundSpec
 from trainer.steps import thinned
+from trainer.summary import SUMMARY, read_summary
 
 Spec = Callable[..., RoundSpec]
 Maker = Callable[..., Path]
@@ -92,7 +93,7 @@ def test_a_finished_round_is_returned_not_repeated(make_spec: Spec, toy_data: Pr
     written = (spec.out / "model.safetensors").stat().st_mtime_ns
     assert train_round(spec, toy_data, report=silent) == first
     assert (spec.out / "model.safetensors").stat().st_mtime_ns == written
-    with pytest.raises(TrainerError, match=r"already holds something else: .* learning_rate"):
+    with pytest.raises(TrainerError, match=r"already holds the result of another training, .* learning_rate"):
         train_round(make_spec(max_steps=1, learning_rate=1e-4), toy_data, report=silent)
 
 
@@ -315,3 +316,18 @@ def test_a_reference_with_another_vocabulary_is_refused(
     other = make_policy(1, vocab_size=101)
     with pytest.raises(TrainerError, match=r"97 ids, .* 101"):
         train_round(make_spec(reference=other, reference_hash="other"), toy_data, report=silent)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "JSONDecodeError"),
+        ('{"identity": {}, "steps": "many"}', "steps: Input should be a valid integer"),
+        ('{"steps": 1}', "KeyError"),
+    ],
+)
+def test_a_damaged_record_names_its_file(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / SUMMARY
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(TrainerError, match=f"{path} of a finished training is damaged .*{why}"):
+        read_summary(tmp_path, {})

@@ -16,7 +16,8 @@ from trainer.optimizer import learning_rate
 from trainer.reference import RowReference
 from trainer.scorer import RowScorer
 from trainer.settings import TrainSettings
-from trainer.step import StepContext, accumulate_step, clip_gradients
+from trainer.step import accumulate_step, clip_gradients
+from trainer.step_rows import StepContext
 from trainer.totals import StepTotals
 from trainer.tree.rows import Layout, Plan, Step, plan_rows
 

@@ -14,6 +14,7 @@ from trainer.errors import TrainerError
 from trainer.round import train_round
 from trainer.settings import WarmStart
 from trainer.spec import RoundSpec
+from trainer.summary import WarmStartSummary
 from trainer.warm_start import chosen_only, first_round, weights_digest
 
 Spec = Callable[..., RoundSpec]
@@ -52,13 +53,9 @@ def test_the_round_starts_from_what_an_sft_round_makes_and_is_anchored_to_it(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert log_of(whole.work) == log_of(second.work)
     assert summary.first["margin"] == 0.0
-    assert summary.warm_start == {
-        "weights_hash": found,
-        "responses": 24,
-        "steps": 12,
-        "loss_first": first.first["sft"],
-        "loss_last": first.last["sft"],
-    }
+    assert summary.warm_start == WarmStartSummary(
+        weights_hash=found, responses=24, steps=12, loss_first=first.first["sft"], loss_last=first.last["sft"]
+    )
     assert first.last["sft"] < first.first["sft"] - 0.3
     assert sorted(path.name for path in whole.work.iterdir() if path.is_dir()) == []
 
@@ -100,7 +97,7 @@ def test_watched_prompts_stay_unseen(make_spec: Spec, toy_data: PreferenceData) 
     spec = make_spec(warm_start=WARM, max_steps=1, probe_pairs=8)
     summary = train_round(spec, toy_data, report=silent)
     assert summary.warm_start is not None
-    assert summary.warm_start["responses"] == 18  # 3 distinct chosen responses of 6 prompts; 2 prompts are watched
+    assert summary.warm_start.responses == 18  # 3 distinct chosen responses of 6 prompts; 2 prompts are watched
 
 
 def test_the_sampler_is_not_compared_with_a_model_that_did_not_sample(

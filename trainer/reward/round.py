@@ -21,7 +21,7 @@ from trainer.reward.model import RewardScorer, check_padding, load_reward_model,
 from trainer.reward.settings import RewardSettings
 from trainer.reward.step import RewardContext, measure_rewards
 from trainer.reward.steps import RewardJob, train_reward_steps
-from trainer.reward.summary import SUMMARY, RewardSummary, write_card
+from trainer.reward.summary import SUMMARY, RewardMetrics, RewardSummary, write_card
 from trainer.scorer import to_batch
 from trainer.steps import Report, read_steps
 from trainer.summary import Clock, read_record
@@ -75,9 +75,9 @@ def train_reward(spec: RewardSpec, data: PreferenceData, *, report: Report) -> R
 
     `report` is called with `phase` (load, measure, train, save), `done`, `total` and, after a step, its metrics. Raises
     TrainerError for data, folders or numbers with which it cannot go on."""
-    finished = read_record(spec.out, SUMMARY, spec.identity | {"data": data_digest(data)})
+    finished = read_record(spec.out / SUMMARY, RewardSummary, spec.identity | {"data": data_digest(data)})
     if finished is not None:
-        return RewardSummary(**{name: finished[name] for name in RewardSummary.__dataclass_fields__})
+        return finished
     running = _start(spec, report)
     checked = _check(spec, data)
     model = _load(running)
@@ -90,8 +90,24 @@ def train_reward(spec: RewardSpec, data: PreferenceData, *, report: Report) -> R
     _train(running, context, plan)
     after = _measure(running, context, held_out, measured)
     padding_gap = _compare_with_transformers(model, context, plan)
-    numbers = {"layout_gap": gap, "padding_gap": padding_gap, "before": before, "after": after}
-    summary = _summary(running, checked, plan, held_out, numbers)
+    steps = read_steps(spec.work)
+    summary = RewardSummary(
+        steps=len(steps),
+        pairs=sum(plan.steps[index].relations for index in sorted(set(plan.order))),
+        held_out=0 if held_out is None else len(held_out.relations),
+        dropped=checked.dropped,
+        layout=plan.layout,
+        layout_gap=gap,
+        padding_gap=padding_gap,
+        precision=running.arithmetic.precision,
+        tokens=sum(step["tokens"] for step in steps),
+        before=before,
+        after=after,
+        first=steps[0],
+        last=steps[-1],
+        seconds=dict(running.clock.seconds),
+        notes=tuple(running.notes),
+    )
     _save(running, model, summary, data_digest(data))
     return summary
 
@@ -176,7 +192,7 @@ def _plans(
 
 def _measure(
     running: _Running, context: RewardContext, held_out: PreferenceData | None, plan: Plan | None
-) -> dict[str, float] | None:
+) -> RewardMetrics | None:
     if held_out is None or plan is None:
         return None
     rows, done = sum(len(step.rows) for step in plan.steps), 0
@@ -218,30 +234,6 @@ def _compare_with_transformers(model: Any, context: RewardContext, plan: Plan) -
             "last token: choose another base model."
         )
     return gap
-
-
-def _summary(
-    running: _Running,
-    checked: CheckedData,
-    plan: Plan,
-    held_out: PreferenceData | None,
-    numbers: dict[str, Any],
-) -> RewardSummary:
-    steps = read_steps(running.spec.work)
-    return RewardSummary(
-        steps=len(steps),
-        pairs=sum(plan.steps[index].relations for index in sorted(set(plan.order))),
-        held_out=0 if held_out is None else len(held_out.relations),
-        dropped=checked.dropped,
-        layout=plan.layout,
-        precision=running.arithmetic.precision,
-        tokens=sum(step["tokens"] for step in steps),
-        first=steps[0],
-        last=steps[-1],
-        seconds=dict(running.clock.seconds),
-        notes=tuple(running.notes),
-        **numbers,
-    )
 
 
 def _save(running: _Running, model: Any, summary: RewardSummary, digest: str) -> None:

@@ -16,11 +16,14 @@ from trainer.data import Pair, PreferenceData
 from trainer.losses.reward import bradley_terry
 from trainer.model import Arithmetic
 from trainer.reward.model import RewardScorer
-from trainer.reward.summary import describe_rewards
+from trainer.reward.summary import RewardMetrics
 from trainer.scorer import to_batch
-from trainer.step import prompts_of
+from trainer.step_rows import prompts_of
 from trainer.stops import BadStep
 from trainer.tree.rows import Layout, Plan, Row, Step, encode_row
+
+BINS = 10
+"""Equal bins of [1/2, 1] for the calibration error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +65,13 @@ def accumulate_rewards(
             loss, tokens = loss + value, tokens + rewards.encoded
             seen.append(rewards)
             tick()
-    described = describe_rewards(*_joined(seen))
-    log = {name: described[name] for name in ("accuracy", "margin", "reward_mean", "reward_spread")}
-    return {"loss": loss, "bradley_terry": described["loss"], **log, "tokens": tokens}
+    metrics = describe_rewards(*_joined(seen))
+    log = {name: getattr(metrics, name) for name in ("accuracy", "margin", "reward_mean", "reward_spread")}
+    return {"loss": loss, "bradley_terry": metrics.loss, **log, "tokens": tokens}
 
 
 @torch.no_grad()
-def measure_rewards(context: RewardContext, plan: Plan, tick: Callable[[], None]) -> dict[str, float]:
+def measure_rewards(context: RewardContext, plan: Plan, tick: Callable[[], None]) -> RewardMetrics:
     """Evaluate all pairs of a plan."""
     seen: list[RowRewards] = []
     with context.arithmetic.autocast():
@@ -94,3 +97,29 @@ def _rows(context: RewardContext, rows: Sequence[Row]) -> Iterator[tuple[Row, Ro
 
 def _joined(seen: Sequence[RowRewards]) -> tuple[Tensor, Tensor]:
     return torch.cat([row.reward_w.detach() for row in seen]), torch.cat([row.reward_l.detach() for row in seen])
+
+
+def describe_rewards(reward_w: Tensor, reward_l: Tensor) -> RewardMetrics:
+    """Metrics of pairs from the rewards [P] of their chosen and rejected responses."""
+    gap_P = (reward_w - reward_l).double()
+    rewards = torch.cat([reward_w, reward_l]).double()
+    return RewardMetrics(
+        pairs=float(len(gap_P)),
+        accuracy=float(((gap_P > 0) + 0.5 * (gap_P == 0)).mean()),
+        margin=float(gap_P.mean()),
+        loss=float(bradley_terry(reward_w.double(), reward_l.double(), margin=0.0, centre=0.0).mean()),
+        calibration_error=calibration_error(gap_P),
+        reward_mean=float(rewards.mean()),
+        reward_spread=float(rewards.std(correction=0)),
+    )
+
+
+def calibration_error(gap_P: Tensor) -> float:
+    """Expected calibration error of `σ(|gap|)`, the predicted probability that the response with the higher reward is
+    the chosen one: `sum_b |B_b|/P |accuracy(B_b) - confidence(B_b)|`, eq. 3 of arXiv:1706.04599. 0 is perfect; a tie is
+    half right."""
+    confidence_P = torch.sigmoid(gap_P.abs())
+    right_P = (gap_P > 0) + 0.5 * (gap_P == 0)
+    bin_P = ((confidence_P - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
+    off_B = torch.zeros(BINS, dtype=torch.double).index_add_(0, bin_P, right_P.double() - confidence_P.double())
+    return float(off_B.abs().sum() / len(gap_P))

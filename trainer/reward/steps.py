@@ -16,7 +16,8 @@ from trainer.objective import Objective
 from trainer.optimizer import learning_rate, make_optimizer
 from trainer.reward.step import RewardContext, accumulate_rewards
 from trainer.settings import TrainSettings
-from trainer.step import clip_gradients, prompts_of
+from trainer.step import clip_gradients
+from trainer.step_rows import prompts_of
 from trainer.steps import STEPS, Report, checkpoint_is_due, open_log, resume, update
 from trainer.stops import check_weights, keep_batch
 from trainer.summary import Clock

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from loop.campaign.context import Campaign, ModelRoles
 from loop.campaign.stages.online_record import OnlineRecord
@@ -33,6 +33,7 @@ from loop.workers.handover import handover_folder
 from loop.workers.online_service import SliceData, Stand
 from loop.workers.pool import Shard, is_current
 from loop.workers.process import Job, OnProgress, call
+from loop.workers.train_service import TrainResult
 
 
 def online_stages(campaign: Campaign, k: int, standing: ModelRoles, taken: Take) -> Manifest:
@@ -70,8 +71,8 @@ class OnlineWork:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.stand = Stand(0, 0, 0)
 
-    def walk(self) -> dict[str, Any]:
-        """Go from the first slice to the candidate; return its summary and hash. Slices already trained are only paired
+    def walk(self) -> TrainResult:
+        """Go from the first slice to the candidate. Slices already trained are only paired
         again; after a lost worker, it returns to the slice that the new one needs."""
         record, at = self.record, 0
         record.train.claim(record.identity)
@@ -85,7 +86,7 @@ class OnlineWork:
                 refuse_nothing(joined([*self.made.values()], record.k), record.pairs)
                 result = self.ask("close_round", self.note)
                 if not isinstance(result, Stand):
-                    return dict(result)
+                    return cast(TrainResult, result)
                 at = result.next
 
     def open(self) -> None:

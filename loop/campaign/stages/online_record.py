@@ -29,6 +29,7 @@ from loop.store.stage import Manifest
 from loop.store.tables import digest
 from loop.workers.online_service import OnlineTask
 from loop.workers.pool import Shard
+from loop.workers.train_service import TrainResult
 
 
 class OnlineRecord:
@@ -94,7 +95,7 @@ class OnlineRecord:
         shards: Sequence[Shard],
         made: Sequence[Pairing],
         answers: Mapping[str, Answers],
-        result: dict[str, Any],
+        result: TrainResult,
         seconds: Mapping[str, float],
     ) -> Manifest:
         """Write the missing manifests, the train stage's last; return the pair manifest."""

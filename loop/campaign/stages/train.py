@@ -19,7 +19,7 @@ from loop.store.model_refs import Model
 from loop.store.stage import Manifest, StageFolder
 from loop.view.display import train_progress
 from loop.workers.process import Job
-from loop.workers.train_service import TrainTask
+from loop.workers.train_service import TrainResult, TrainTask
 from trainer.files import PARTIAL, fresh_partial, publish_folder
 from trainer.settings import TrainSettings
 from trainer.spec import RoundSpec
@@ -144,16 +144,16 @@ def finish_training(
     campaign: Campaign,
     folder: StageFolder,
     inputs: dict[str, Any],
-    result: dict[str, Any],
+    result: TrainResult,
     selected: Selected | None,
     wall: float,
 ) -> Manifest:
     """Write the manifest of a trained round, and delete its checkpoints."""
     files = [path for path in folder.model.rglob("*") if path.is_file()] + [folder.steps]
-    summary = result["summary"]
+    summary = result.summary.as_dict()
     parts = summary.pop("seconds")  # over all starts whose work was kept, so their sum can exceed this start's time
     seconds = {"wall": max(wall, sum(parts.values())), **parts}
-    counts = {"weights_hash": selected.hash if selected else result["weights_hash"], **summary}
+    counts = {"weights_hash": selected.hash if selected else result.weights_hash, **summary}
     counts["displacement"] = late_mean(read_rows(folder.steps), "displacement_rate")
     if selected is not None:
         counts["selected"] = selected.record

@@ -28,6 +28,7 @@ from tests.helpers.campaigns import descendants, is_alive
 from tests.loop.workers.test_reward_service import make_run
 from trainer.data import PreferenceData, PromptGroup, Response
 from trainer.errors import TrainerError
+from trainer.reward.summary import RewardSummary
 
 ROOT = Path(__file__).resolve().parents[3]
 Command = Callable[..., tuple[int, str, str]]
@@ -96,7 +97,7 @@ def scores(folder: Path, texts: list[str], **how: Any) -> list[float]:
         return model(**batch).logits[:, 0].tolist()
 
 
-Train = Callable[..., dict[str, Any]]
+Train = Callable[..., RewardSummary]
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
-    def training(config: str | Path, *overrides: str) -> dict[str, Any]:
+    def training(config: str | Path, *overrides: str) -> RewardSummary:
         loaded = load_reward_config(config, overrides)
         return RewardService().train(loaded, work_folder(loaded), lambda **_: None)
 
@@ -113,18 +114,20 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
 
 
 def test_pairs_of_a_file_become_a_model_that_transformers_score_with(train: Train, config: Path) -> None:
-    told = train(config)
+    summary = train(config)
     folder = config.parent / "rm"
-    assert (told["pairs"], told["held_out"]) == (32, 8)
-    assert told["after"]["accuracy"] == 1.0
-    assert told["after"]["loss"] < 0.5 < 0.6 < told["before"]["loss"]
+    assert (summary.pairs, summary.held_out) == (32, 8)
+    assert summary.before is not None
+    assert summary.after is not None
+    assert summary.after.accuracy == 1.0
+    assert summary.after.loss < 0.5 < 0.6 < summary.before.loss
     asked = "u:1 + 1 =\na:"
     texts = [f"{asked}yyyyyy<eos>", f"{asked}n<eos>", f"{asked}yyyy<eos>"]
     together = scores(folder, texts)
     assert together[0] > together[1]
     assert together == pytest.approx([scores(folder, [text])[0] for text in texts], abs=1e-5)
     assert f"Pairs: {config.parent / 'pairs.jsonl'}" in (folder / "README.md").read_text(encoding="utf-8")
-    with pytest.raises(TrainerError, match=r"already holds something else: .* differs in seed"):
+    with pytest.raises(TrainerError, match=r"already holds the result of another training, .* differs in seed"):
         train(config, "seed=1")
 
 
@@ -153,7 +156,9 @@ def test_killed_with_its_worker_and_called_again_it_ends_with_the_same_weights(
     assert (code, err) == (0, "")
     assert "Note: resumed at step " in out
     assert "8 held-out pairs of other prompts" in out
-    assert re.search(rf"accuracy, % +{100 * expected['before']['accuracy']:.1f} +100.0", out)
+    assert expected.before is not None
+    assert expected.after is not None
+    assert re.search(rf"accuracy, % +{100 * expected.before.accuracy:.1f} +100.0", out)
     assert f"The model is in {tmp_path / 'broken'}" in out
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("broken", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -161,7 +166,7 @@ def test_killed_with_its_worker_and_called_again_it_ends_with_the_same_weights(
     changed = (tmp_path / "broken" / "model.safetensors").stat().st_mtime_ns
     code, out, _ = command(config, "out=broken", "train.epochs=4", "--json")
     told = json.loads(out)
-    assert (code, told["after"], told["out"]) == (0, expected["after"], str(tmp_path / "broken"))
+    assert (code, told["after"], told["out"]) == (0, expected.after.model_dump(), str(tmp_path / "broken"))
     assert (tmp_path / "broken" / "model.safetensors").stat().st_mtime_ns == changed
 
 
@@ -175,8 +180,8 @@ def test_a_campaigns_pairs_need_no_base(train: Train, toys: Path, tmp_path: Path
     make_run(tmp_path / "runs" / "toy", toys / "model", sampled)
     settings = {"data": {"source": "run", "run": "runs/toy", "iterations": [2]}, "train": QUICK, "out": "rm"}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    told = train("run.yaml")
-    assert told["pairs"] + told["held_out"] == 12
+    summary = train("run.yaml")
+    assert summary.pairs + summary.held_out == 12
     assert "Pairs: the run toy, iterations 2." in (tmp_path / "rm" / "README.md").read_text(encoding="utf-8")
 
     other = tiny.save_model(tmp_path / "other")

@@ -11,7 +11,7 @@ from trainer.data import Pair, PreferenceData
 from trainer.errors import TrainerError
 from trainer.reward.data import AFTER_END, hold_out, with_end
 from trainer.reward.settings import RewardSettings
-from trainer.reward.summary import calibration_error, describe_rewards
+from trainer.reward.step import calibration_error, describe_rewards
 from trainer.settings import TrainSettings
 
 
@@ -48,12 +48,12 @@ def test_one_prompt_cannot_be_divided() -> None:
 
 
 def test_numbers_of_three_pairs() -> None:
-    said = describe_rewards(torch.tensor([1.0, 0.5, -1.0]), torch.tensor([0.0, 0.5, 1.0]))
-    assert said["accuracy"] == 0.5  # right, a tie, wrong
-    assert said["margin"] == pytest.approx(-1 / 3)
-    assert said["loss"] == pytest.approx((0.313262 + 0.693147 + 2.126928) / 3, abs=1e-6)
-    assert said["reward_mean"] == pytest.approx(1 / 3)
-    assert said["reward_spread"] == pytest.approx((17 / 36) ** 0.5)  # mean square 3.5 / 6, less 1/9
+    metrics = describe_rewards(torch.tensor([1.0, 0.5, -1.0]), torch.tensor([0.0, 0.5, 1.0]))
+    assert metrics.accuracy == 0.5  # right, a tie, wrong
+    assert metrics.margin == pytest.approx(-1 / 3)
+    assert metrics.loss == pytest.approx((0.313262 + 0.693147 + 2.126928) / 3, abs=1e-6)
+    assert metrics.reward_mean == pytest.approx(1 / 3)
+    assert metrics.reward_spread == pytest.approx((17 / 36) ** 0.5)  # mean square 3.5 / 6, less 1/9
 
 
 def test_calibration_error_by_hand() -> None:

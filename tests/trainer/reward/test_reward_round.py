@@ -173,8 +173,8 @@ def test_training_orders_pairs_and_writes_a_folder_that_transformers_score_alike
     assert (summary.pairs, summary.held_out) == (24, 8)
     assert summary.after is not None
     assert summary.before is not None
-    assert summary.after["pairs"] == summary.before["pairs"] == 8
-    assert summary.after["margin"] != summary.before["margin"]
+    assert summary.after.pairs == summary.before.pairs == 8
+    assert summary.after.margin != summary.before.margin
     assert summary.layout == "tree"
     assert summary.padding_gap < 1e-4
 
@@ -211,7 +211,7 @@ def test_counts_add_up_and_a_finished_model_is_not_trained_again(make: Make, toy
     again = train_reward(spec, data, report=silent)
     assert json.dumps(again.as_dict()) == json.dumps(summary.as_dict())
     assert (spec.out / "model.safetensors").stat().st_mtime_ns == written
-    with pytest.raises(TrainerError, match=r"already holds something else: .* differs in data"):
+    with pytest.raises(TrainerError, match=r"already holds the result of another training, .* differs in data"):
         train_reward(spec, toy_data, report=silent)
 
 
