@@ -172,7 +172,7 @@ class LogProbs(Protocol):
         """Results by group and response; a string says why a response could not be measured."""
 
 
-def _not_listening(usage: Usage, remembered: bool) -> None:
+def _ignore(usage: Usage, cached: bool) -> None:
     pass
 
 
@@ -187,5 +187,5 @@ class JudgeContext:
     find: Callable[[str], ModelRef] = find_folder
     """Finds the folder and hash of a model by name; JudgeError or the loop's own error if there is none."""
     log_probs: LogProbs | None = None
-    on_usage: Callable[[Usage, bool], None] = _not_listening
+    on_usage: Callable[[Usage, bool], None] = _ignore
     """Progress callback, per verdict: its usage, and whether it came from the cache."""

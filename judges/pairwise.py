@@ -28,14 +28,14 @@ def round_robin(n: int) -> list[Couple]:
 
 
 def circle(order: Sequence[int], opponents: int) -> list[Couple]:
-    """Each plays the ⌈opponents / 2⌉ next in the circle, and thus as many before it; no pair meets twice."""
+    """Each response plays the next ⌈opponents / 2⌉ in the circle, so also as many before it; no pair plays twice."""
     n, reach = len(order), -(-opponents // 2)
     met = {_couple(order[p], order[(p + d) % n]) for p in range(n) for d in range(1, min(reach, n - 1) + 1)}
     return sorted(couple for couple in met if couple[0] != couple[1])
 
 
 def swiss_round(order: Sequence[int], points: Sequence[float], met: set[Couple]) -> list[Couple]:
-    """Go down the standings (ties in the given order) and pair each with the nearest opponent it has not met."""
+    """Go down the standings (ties in the given order) and pair each with the nearest opponent it has not played."""
     standings = sorted(order, key=lambda place: -points[place])
     couples: list[Couple] = []
     while standings:
@@ -66,7 +66,7 @@ def _couple(a: int, b: int) -> Couple:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A judge's word on two responses. Build it with `Preference.of`, `Preference.abstain` or `Preference.error`.
+    """A judge's preference between two responses, built by `Preference.of`, `Preference.abstain` or `Preference.error`.
 
     `probability` in [0, 1] says how likely the first response is better, 0.5 is a tie; `why` is one line for a person.
     """
@@ -79,12 +79,12 @@ class Preference:
         if self.kind == "score":
             probability = finite(self.probability, "a preference")
             if not 0.0 <= probability <= 1.0:
-                raise ValueError(f"a preference lies between 0 and 1, got {self.probability!r}")
+                raise ValueError(f"a preference must lie between 0 and 1, got {self.probability!r}")
             object.__setattr__(self, "probability", probability)
         elif self.kind not in ("abstain", "error"):
-            raise ValueError(f"a preference's kind is score, abstain or error, not {self.kind!r}")
+            raise ValueError(f"a preference's kind must be score, abstain or error, not {self.kind!r}")
         elif self.probability is not None:
-            raise ValueError(f"a preference of kind {self.kind} has no probability, got {self.probability!r}")
+            raise ValueError(f"a preference of kind {self.kind} must have no probability, got {self.probability!r}")
 
     @classmethod
     def of(cls, probability: float, why: str = "") -> "Preference":
@@ -93,7 +93,7 @@ class Preference:
 
     @classmethod
     def abstain(cls, why: str) -> "Preference":
-        """The judge cannot tell: the game is not decided (a tie, which was decided, is `Preference.of(0.5)`)."""
+        """The judge cannot tell: the game stays undecided (a tie is a decision: `Preference.of(0.5)`)."""
         return cls("abstain", None, why)
 
     @classmethod
@@ -103,7 +103,7 @@ class Preference:
 
     @property
     def swapped(self) -> "Preference":
-        """The same word, seen from the second response."""
+        """The same preference, seen from the second response."""
         return self if self.probability is None else Preference(self.kind, 1.0 - self.probability, self.why)
 
 
@@ -122,7 +122,7 @@ class Game:
 
 
 class PairwiseJudge(Judge):
-    """A judge of pairs: write `compare`, or `compare_all` to see many games at once.
+    """A judge that compares two responses: implement `compare`, or `compare_all` to see many games at once.
 
     A response's score is its win rate over its decided games; it has no game against itself. `parts` holds `games` (how
     many were decided), `order_consistent` (share of those judged in both orders whose orders agreed) and, for every
@@ -132,27 +132,30 @@ class PairwiseJudge(Judge):
     version = "1"
 
     games: Schedule = "all"
-    """`all`: everyone meets everyone; `sampled`: everyone meets some; `tournament`: rounds between equals (Swiss)."""
+    """`all`: every response plays every other; `sampled`: each plays some others; `tournament`: Swiss rounds, in which
+    responses with similar results meet."""
 
     opponents: PositiveInt = 4
-    """With `sampled`, at least so many opponents for each response; with `tournament`, so many rounds."""
+    """With `sampled`, the minimum number of opponents of each response; with `tournament`, the number of rounds."""
 
     both_orders: bool = True
-    """Play every game in both orders; contradicting orders are a tie. Without it, half the work and a position bias."""
+    """Play every game in both orders; orders that contradict each other are a tie. False halves the work but keeps the
+    judge's position bias."""
 
     least_decided: float = Field(default=0.5, ge=0.0, le=1.0)
-    """Share of a response's games that must be decided; with fewer it abstains (errs if all the others failed)."""
+    """Share of a response's games that must be decided; below it the verdict is an abstain (an error if all undecided
+    games failed)."""
 
     @property
     def compares(self) -> bool:
         return True
 
     def compare(self, prompt: Prompt, first: Response, second: Response) -> Preference | float | bool:
-        """Is the first better? A plain number is its probability; True is 1.0, a tie is 0.5."""
-        raise NotImplementedError("a pairwise judge writes compare or compare_all")
+        """Is the first response better? A plain number is the probability that it is; True is 1.0, a tie is 0.5."""
+        raise NotImplementedError("a pairwise judge must implement compare or compare_all")
 
     def compare_all(self, games: Sequence[Game]) -> list[Preference]:
-        """One preference per game, in their order. This one calls `compare`; an exception costs that game alone."""
+        """One preference per game, in order. By default it calls `compare`; an exception fails only that game."""
         compared = self._remembered if self.costly else self._compared
         return [compared(game) for game in games]
 
@@ -162,8 +165,12 @@ class PairwiseJudge(Judge):
 
     def _compared(self, game: Game) -> Preference:
         try:
-            word = self.compare(game.prompt, game.first, game.second)
-            return word if type(word) is Preference else Preference.of(finite(word, "what compare() returns"))
+            preference = self.compare(game.prompt, game.first, game.second)
+            return (
+                preference
+                if type(preference) is Preference
+                else Preference.of(finite(preference, "what compare() returns"))
+            )
         except JudgeError:
             raise  # the data or the arguments are at fault, not this game
         except (Exception, SystemExit) as error:  # noqa: BLE001  the boundary to foreign code: a failure is no preference
@@ -176,11 +183,11 @@ class PairwiseJudge(Judge):
         return [[table.verdict(i, self.least_decided) for i in range(len(table.group.responses))] for table in tables]
 
     def calls_at_most(self, responses: int) -> int:
-        """How often one group of so many responses is compared at most."""
+        """Maximum number of comparisons for a group of `responses`."""
         return games_at_most(self.games, responses, self.opponents) * (2 if self.both_orders else 1)
 
     def _couples(self, table: "_Table", number: int) -> list[Couple]:
-        """The games of a round."""
+        """The couples that play in a round."""
         if self.games == "all":
             return round_robin(len(table.order))
         if self.games == "sampled":
@@ -188,30 +195,34 @@ class PairwiseJudge(Judge):
         return swiss_round(table.order, table.points(), set(table.results))
 
     def _play(self, couples: "list[tuple[_Table, Couple]]") -> None:
-        """Have a round judged in one go and enter its results. Equal texts are a tie that needs no judge."""
+        """Judge a round in one call and enter its results. Equal texts tie without a judge."""
         asked = [(table, couple) for table, couple in couples if not table.enter_if_equal(couple)]
         games = [table.game(couple) for table, couple in asked]
         orders = [order for game in games for order in ((game, game.swapped) if self.both_orders else (game,))]
-        words = self._checked(orders, self.compare_all(orders)) if orders else []
+        preferences = self._checked(orders, self.compare_all(orders)) if orders else []
         each = 2 if self.both_orders else 1
         for number, (table, couple) in enumerate(asked):
-            table.enter(couple, words[each * number : each * (number + 1)])
+            table.enter(couple, preferences[each * number : each * (number + 1)])
 
-    def _checked(self, games: Sequence[Game], words: object) -> list[Preference]:
+    def _checked(self, games: Sequence[Game], preferences: object) -> list[Preference]:
         """JudgeError unless there is one Preference per game."""
-        right = isinstance(words, (list, tuple)) and len(words) == len(games)
-        if not (isinstance(words, (list, tuple)) and right and all(type(word) is Preference for word in words)):
-            shown = f"{len(words)} items" if isinstance(words, (list, tuple)) else repr(words)[:80]
+        right = isinstance(preferences, (list, tuple)) and len(preferences) == len(games)
+        if not (
+            isinstance(preferences, (list, tuple))
+            and right
+            and all(type(preference) is Preference for preference in preferences)
+        ):
+            shown = f"{len(preferences)} items" if isinstance(preferences, (list, tuple)) else repr(preferences)[:80]
             raise JudgeError(
-                f"Judge {type(self).__name__}: compare_all returned {shown} for {len(games)} games. It returns a list "
-                f"with one Preference per game, in the same order. A plain probability is Preference.of(probability)."
+                f"Judge {type(self).__name__}: compare_all returned {shown} for {len(games)} games. It must return a "
+                f"list with one Preference per game, in the same order. For a plain probability, use Preference.of(p)."
             )
-        return list(words)
+        return list(preferences)
 
 
 @dataclass(slots=True)
 class _Table:
-    """The games of one group: results seen from the earlier response, and whether both orders agreed."""
+    """The games of one group: results as seen from the earlier response, and whether both orders agreed."""
 
     group: Group
     order: list[int]
@@ -229,43 +240,49 @@ class _Table:
             self.results[couple] = Preference.of(0.5, "equal texts")
         return equal
 
-    def enter(self, couple: Couple, words: Sequence[Preference]) -> None:
-        """`words`: the preference as played, and that of the other order if it was played too."""
-        if len(words) == 1:
-            self.results[couple] = words[0]
+    def enter(self, couple: Couple, found: Sequence[Preference]) -> None:
+        """Enter the preference as played, and that of the other order if it was played too."""
+        if len(found) == 1:
+            self.results[couple] = found[0]
             return
-        self.results[couple], agreed = both(words[0], words[1].swapped)
+        self.results[couple], agreed = both(found[0], found[1].swapped)
         if agreed is not None:
             self.agreed[couple] = agreed
 
     def points(self) -> list[float]:
-        """What everyone has won so far; an undecided game is half a point."""
+        """Points of each response so far; an undecided game counts half."""
         points = [0.0] * len(self.order)
-        for (a, b), word in self.results.items():
-            won = 0.5 if word.probability is None else word.probability
+        for (a, b), preference in self.results.items():
+            won = 0.5 if preference.probability is None else preference.probability
             points[a] += won
             points[b] += 1.0 - won
         return points
 
     def verdict(self, place: int, least_decided: float) -> Verdict:
-        seen = {a + b - place: (word if a == place else word.swapped) for (a, b), word in self._of(place).items()}
-        beats = {rival: word.probability for rival, word in seen.items() if word.probability is not None}
-        open_games = [word for word in seen.values() if word.probability is None]
+        seen = {
+            a + b - place: (preference if a == place else preference.swapped)
+            for (a, b), preference in self._of(place).items()
+        }
+        beats = {
+            rival: preference.probability for rival, preference in seen.items() if preference.probability is not None
+        }
+        open_games = [preference for preference in seen.values() if preference.probability is None]
         if not seen:
             return Verdict.abstain("no other response to compare with")
         if len(beats) < max(1, least_decided * len(seen)):
             why = f"{len(beats)} of {len(seen)} games were decided: {open_games[0].why}"
-            failed = all(word.kind == "error" for word in open_games)
+            failed = all(preference.kind == "error" for preference in open_games)
             return Verdict.error(why) if failed else Verdict.abstain(why)
         won = sum(beats.values())
         undecided = f", {len(open_games)} more undecided" if open_games else ""
         parts = {"games": float(len(beats)), **self._agreement(place)}
         parts |= {f"beats {rival}": probability for rival, probability in sorted(beats.items())}
-        said = f"{won:g}/{len(beats)}"
-        return Verdict.of(won / len(beats), said, f"won {won:g} of {len(beats)} games{undecided}", parts=parts)
+        return Verdict.of(
+            won / len(beats), f"{won:g}/{len(beats)}", f"won {won:g} of {len(beats)} games{undecided}", parts=parts
+        )
 
     def _of(self, place: int) -> dict[Couple, Preference]:
-        return {couple: word for couple, word in self.results.items() if place in couple}
+        return {couple: preference for couple, preference in self.results.items() if place in couple}
 
     def _agreement(self, place: int) -> dict[str, float]:
         agreed = [agreed for couple, agreed in self.agreed.items() if place in couple]
@@ -275,12 +292,12 @@ class _Table:
 def both(one: Preference, other: Preference) -> tuple[Preference, bool | None]:
     """Both orders of a game, seen from the same response: their mean, a tie if they contradict, and whether they agree.
 
-    They agree if they name the same winner or both a tie. What one order leaves open stays open, because the other
-    alone carries the position's bias; then nothing is known of their agreement (None).
+    They agree if they name the same winner or are both a tie. If one order is undecided, so is the game, because the
+    other order alone has a position bias; whether they agree is then unknown (None).
     """
-    for word in sorted((one, other), key=lambda word: word.kind != "error"):
-        if word.kind != "score":
-            return word, None
+    for preference in sorted((one, other), key=lambda preference: preference.kind != "error"):
+        if preference.kind != "score":
+            return preference, None
     assert one.probability is not None
     assert other.probability is not None
     sides = [(p > 0.5) - (p < 0.5) for p in (one.probability, other.probability)]

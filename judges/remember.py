@@ -2,7 +2,8 @@
 
 The key covers everything the verdict depends on: the judge's identity (class, version with its template or weights,
 arguments that matter), the prompt's messages, the columns that the judge reads, the responses in the order in which it
-reads them, and the number of the vote. Ids are not in it: equal content has equal verdicts. Errors are not kept.
+reads them, and the number of the vote. Ids are not part of it: equal content has equal verdicts. Errors are not
+stored.
 """
 
 import hashlib
@@ -25,8 +26,8 @@ def key_of(
     vote: int = 0,
     weights: str | None = None,
 ) -> str:
-    """sha256 of all that decides the verdict; `columns` None: the judge may read any. `weights` None: those that the
-    loop names for the model behind `generate`."""
+    """sha256 of everything the verdict depends on. `columns` None: the judge may read any; `weights` None: the
+    hash that the loop gives for the model behind `generate`."""
     read = prompt.columns if columns is None else {name: prompt.columns.get(name) for name in columns}
     content = {
         "judge": identity_of(judge),
@@ -41,38 +42,40 @@ def key_of(
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def once(judge: Judge, key: str, give: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The verdict or preference (as a mapping) stored under this key, or else a new one, which is stored."""
+def once(judge: Judge, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The verdict or preference (as a mapping) stored under this key; computed and stored if there is none."""
     known = judge.context.store.get(key)
     judge.context.on_usage(Usage(calls=1), known is not None)
     if known is not None:
         return dict(json.loads(known))
-    word = give()
-    if word["kind"] != "error":
-        judge.context.store.put(key, json.dumps(word, sort_keys=True), identity_of(judge), Usage(calls=1))
-    return word
+    result = compute()
+    if result["kind"] != "error":
+        judge.context.store.put(key, json.dumps(result, sort_keys=True), identity_of(judge), Usage(calls=1))
+    return result
 
 
-Words = Mapping[int, dict[str, Any]]
-"""Verdicts or preferences, as mappings, by their place among all."""
+Batch = Mapping[int, dict[str, Any]]
+"""Verdicts or preferences, as mappings, by the index of their key."""
 
 
-def once_each(judge: Judge, keys: Sequence[str], give: Callable[[list[int]], Iterator[Words]]) -> list[dict[str, Any]]:
+def once_each(
+    judge: Judge, keys: Sequence[str], compute: Callable[[list[int]], Iterator[Batch]]
+) -> list[dict[str, Any]]:
     """Like `once` for many keys; results in their order.
 
-    `give` gets the places of the missing keys, equal content once, and yields results batch by batch, in any order;
-    a batch is stored as it arrives, so a kill loses only the one being judged.
+    `compute` gets the indices of the missing keys, equal content once, and yields results batch by batch, in any order;
+    each batch is stored as it arrives, so a kill loses only the one being judged.
     """
-    store, told = judge.context.store, judge.context.on_usage
+    store, on_usage = judge.context.store, judge.context.on_usage
     found = {key: json.loads(text) for key in dict.fromkeys(keys) if (text := store.get(key)) is not None}
-    missing = {key: place for place, key in reversed([*enumerate(keys)]) if key not in found}
+    missing = {key: index for index, key in reversed([*enumerate(keys)]) if key not in found}
     if remembered := len(keys) - len(missing):
-        told(Usage(calls=remembered), True)
-    for words in give(sorted(missing.values())) if missing else ():
-        new = {keys[place]: word for place, word in words.items()}
-        kept = {key: json.dumps(word, sort_keys=True) for key, word in new.items() if word["kind"] != "error"}
+        on_usage(Usage(calls=remembered), True)
+    for batch in compute(sorted(missing.values())) if missing else ():
+        new = {keys[index]: result for index, result in batch.items()}
+        kept = {key: json.dumps(result, sort_keys=True) for key, result in new.items() if result["kind"] != "error"}
         if kept:
             store.put_all(kept, identity_of(judge), Usage(calls=len(kept)))
-        told(Usage(calls=len(new)), False)
+        on_usage(Usage(calls=len(new)), False)
         found |= new
     return [dict(found[key]) for key in keys]

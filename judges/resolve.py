@@ -151,7 +151,7 @@ def run_source(name: str, path: str, source: bytes, module_name: str) -> None:
         del sys.modules[module_name]
         if not isinstance(error, (Exception, SystemExit)):
             raise
-        alone = " A judge file stands alone: it imports installed packages, not its neighbours."
+        alone = " A judge file is self-contained: it can import installed packages, but not files next to it."
         raise JudgeError(
             f"Judge {name!r}: running the file {path} failed: {describe(error, near=path)}."
             f"{alone if isinstance(error, ImportError) else ''}"

@@ -144,11 +144,11 @@ class Example:
 def describe(error: BaseException, near: str = "") -> str:
     """ "TypeError: … at file.py:12": the innermost line inside the file `near`, else outside this package."""
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    outside = [frame for frame in frames if "importlib" not in frame[0] and _ROOM not in Path(frame[0]).parents]
+    outside = [frame for frame in frames if "importlib" not in frame[0] and _PACKAGE not in Path(frame[0]).parents]
     at = [frame for frame in frames if frame[0] == near] or outside
     text = " ".join(str(error).encode("utf-8", "replace").decode().split())[:300]
     where = f" at {Path(at[-1][0]).name}:{at[-1][1]}" if at else ""
     return f"{type(error).__name__}{': ' + text if text else ''}{where}"
 
 
-_ROOM = Path(__file__).parent
+_PACKAGE = Path(__file__).parent

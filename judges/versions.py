@@ -1,4 +1,4 @@
-"""Fingerprints of judges: they decide whether two verdicts are comparable."""
+"""Fingerprints of judges, which decide whether two verdicts are comparable."""
 
 import hashlib
 import inspect
@@ -25,8 +25,8 @@ def fingerprint(judge: Judge, name: str) -> dict[str, Any]:
 
 
 def identity_of(judge: Judge) -> str:
-    """sha256 of the judge's fingerprint, the class's name standing for whatever name or path it was built by."""
-    if not judge._identity:  # kept: a template or weights may have to be hashed
+    """sha256 of the judge's fingerprint under its class name, whatever name or path it was built from."""
+    if not judge._identity:  # computed once: templates or weights may have to be hashed
         known = fingerprint(judge, type(judge).__qualname__)
         judge._identity = hashlib.sha256(json.dumps(known, sort_keys=True).encode("utf-8")).hexdigest()
     return judge._identity
@@ -59,8 +59,8 @@ def _source_hash(kind: type[Judge]) -> str:
         source = loaded[1] if loaded is not None else Path(inspect.getfile(kind)).read_bytes()
     except (OSError, TypeError):
         raise JudgeError(
-            f"Judge {kind.__name__}: its source file cannot be found, so its verdicts could not be told from those of "
-            f"another version. Keep the class in a file."
+            f"Judge {kind.__name__}: its source file cannot be found, so its verdicts cannot be distinguished from "
+            f"those of another version. Keep the class in a file."
         ) from None
     return hashlib.sha256(source).hexdigest()
 
@@ -74,7 +74,7 @@ def _plugin_folder(kind: type[Judge]) -> Path | None:
 
 
 def _package_hash(folder: Path) -> str:
-    """sha256 over the paths and contents of all Python files of a package, wherever it is installed."""
+    """sha256 over the relative paths and contents of all Python files of a package."""
     sources = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.py")}
     lines = [f"{name} {hashlib.sha256(content).hexdigest()}\n" for name, content in sorted(sources.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

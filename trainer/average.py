@@ -1,4 +1,4 @@
-"""Average two models of the same shape: write their weighted mean as a model folder, in fp32."""
+"""Average two models of the same architecture: write their weighted mean as a model folder, in fp32."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from trainer.model import Arithmetic, load_model, save_candidate
 
 
 def average_models(average: Path, newest: Path, out: Path, *, decay: float) -> None:
-    """Write `decay * average + (1 - decay) * newest` to `out`, with the tokenizer of `newest`; an existing folder
-    is complete and stays. One step of an exponential moving average of models (as section 3 of arXiv:1703.01780 does).
+    """Write `decay * average + (1 - decay) * newest` to `out`, with the tokenizer of `newest`; an existing folder is
+    complete and left as it is. One step of an exponential moving average of models (section 3 of arXiv:1703.01780).
 
-    Raises TrainerError if the two are not of one shape."""
+    Raises TrainerError if their weights differ in names or shapes."""
     if out.exists():
         return
     cpu = Arithmetic(torch.device("cpu"), "fp32")
@@ -22,8 +22,8 @@ def average_models(average: Path, newest: Path, out: Path, *, decay: float) -> N
     ours, theirs = dict(model.named_parameters()), dict(other.named_parameters())
     if {name: p.shape for name, p in ours.items()} != {name: p.shape for name, p in theirs.items()}:
         raise TrainerError(
-            f"The models in {average} and {newest} cannot be averaged: their weights have other names or shapes. "
-            "Average models of one family only."
+            f"The models in {average} and {newest} cannot be averaged: their weights differ in names or shapes. "
+            "Average only models of one architecture."
         )
     with torch.no_grad():
         for name, weight in ours.items():

@@ -1,6 +1,8 @@
-"""Checkpoints inside a round, from which it resumes bit for bit. The newest is complete before the older one is
-removed. A checkpoint of another round (other weights, data, settings or seed) is refused, never mixed in: whoever
-changes those removes the work folder."""
+"""Checkpoints inside a round, from which it resumes bit for bit.
+
+The newest is complete before the older one is removed. A checkpoint of another round (other weights, data, settings or
+seed) is rejected: to change those, remove the work folder.
+"""
 
 import shutil
 from dataclasses import dataclass, field
@@ -20,13 +22,13 @@ REFERENCE = "reference.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a round stands: optimizer steps done, length of its step log, seconds spent so far by part."""
+    """Progress of a round: optimizer steps done, length of its step log, seconds spent so far by part."""
 
     steps: int
     log_bytes: int
     seconds: dict[str, float]
     slices: dict[str, Any] = field(default_factory=dict)
-    """Of a round whose data come in slices: what those before came to."""
+    """For an online round, the results of the slices so far."""
 
 
 def save_checkpoint(
@@ -79,15 +81,14 @@ def find_checkpoint(work: Path, identity: dict[str, Any], team: Team = ALONE) ->
     different = sorted(key for key in identity if found.get(key) != identity[key])
     if different:
         raise TrainerError(
-            f"The checkpoint {folders[-1]} belongs to another round: it differs in {', '.join(different)}. Give back "
-            f"the settings it was made with, or remove {work} to train this round from its start."
+            f"The checkpoint {folders[-1]} belongs to another round: it differs in {', '.join(different)}. "
+            f"Restore the settings it was made with, or remove {work} to train this round from the start."
         )
     return folders[-1]
 
 
 def load_checkpoint(folder: Path, learner: Learner, optimizer: torch.optim.Optimizer, team: Team = ALONE) -> Position:
-    """Put weights, optimizer, moving reference, running statistics and random state back; returns where the round
-    stands."""
+    """Restore weights, optimizer, moving reference, running statistics and random state; return the position."""
     weights = load_file(folder / "weights.safetensors")
     parameters = learner.parameters()
     with torch.no_grad():
@@ -108,7 +109,7 @@ def load_checkpoint(folder: Path, learner: Learner, optimizer: torch.optim.Optim
 
 
 def remove_checkpoints(work: Path) -> None:
-    """The round is finished: its candidate holds everything that later rounds need."""
+    """Remove the checkpoints of a finished round: its candidate holds everything that later rounds need."""
     for folder in work.glob("checkpoint-*"):
         shutil.rmtree(folder)
 
@@ -121,7 +122,7 @@ def checkpoint_folders(work: Path) -> list[Path]:
 def _part_of_moment(
     label: str, value: torch.Tensor, parameters: dict[str, torch.nn.Parameter], team: Team
 ) -> torch.Tensor:
-    """The optimizer's tensors are cut like the weights they belong to; its step counts are single numbers."""
+    """This process's part: the optimizer's tensors are sharded like its weights, its step counts are not."""
     return team.part(value, like=parameters[label.rsplit("|", 1)[0]]) if value.dim() else value
 
 

@@ -1,4 +1,4 @@
-"""Convert preference data to the kind of relation that the loss is defined on. What cannot be derived is refused."""
+"""Convert preference data to the kind of relation that the loss is defined on, or raise TrainerError."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,8 +9,7 @@ from trainer.losses.method import Kind
 
 
 def as_kind(data: PreferenceData, kind: Kind) -> PreferenceData:
-    """Pairs as labelled singles (each response once) or as groups of two; anything else must be of that kind
-    already."""
+    """Convert pairs to labelled singles (each response once) or groups of two; other data must already be of `kind`."""
     if not data.relations or data.kind == kind:
         return data
     if data.kind == "pairs" and kind == "singles":
@@ -18,8 +17,8 @@ def as_kind(data: PreferenceData, kind: Kind) -> PreferenceData:
     if data.kind == "pairs" and kind == "groups":
         return replace(data, relations=tuple(_group_of(pair) for pair in data.relations if isinstance(pair, Pair)))
     raise TrainerError(
-        f"The loss is written over {kind}, but the data are {data.kind}: a {NAMES[kind]} cannot be made of a "
-        f"{NAMES[data.kind]}. Choose another loss, or another pair rule."
+        f"The loss is defined on {kind}, but the data are {data.kind}: a {NAMES[data.kind]} cannot be converted to a "
+        f"{NAMES[kind]}. Choose another loss, or another pair rule."
     )
 
 
@@ -41,7 +40,7 @@ def _group_of(pair: Pair) -> Ranked:
 
 
 def with_mismatched(data: PreferenceData) -> PreferenceData:
-    """Gives every single response the next prompt's response as its mismatched partner (KTO's reference point)."""
+    """Give every single response the next prompt's response as its mismatched partner (KTO's reference point)."""
     singles = [relation for relation in data.relations if isinstance(relation, Single)]
     texts = {group.id: {response.id: response for response in group.responses} for group in data.groups}
     added: dict[str, dict[str, Response]] = {}

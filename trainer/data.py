@@ -1,6 +1,8 @@
-"""The data a round trains on: prompts, responses (token ids) and relations over them (pairs, labelled or scored single
-responses, ranked groups). Checking them counts every dropped relation by reason, and refuses what can only be a
-mistake."""
+"""The data of a round: prompts, responses (token ids) and relations over them (pairs, labelled or scored single
+responses, ranked groups).
+
+Checking counts every dropped relation by reason, and raises TrainerError for what can only be a mistake.
+"""
 
 import math
 from collections import Counter
@@ -41,8 +43,8 @@ class PromptGroup:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """`chosen_id` is preferred to `rejected_id`; `weight` multiplies the pair's loss. The rest is what some losses
-    need to know (`trainer.losses.batch.Pairs` says what each means)."""
+    """`chosen_id` is preferred to `rejected_id`; `weight` multiplies the pair's loss. Some losses need the other
+    fields, which `trainer.losses.batch.Pairs` documents."""
 
     kind: ClassVar[Kind] = "pairs"
 
@@ -60,7 +62,7 @@ class Pair:
 
     @property
     def responses(self) -> tuple[str, ...]:
-        """Ids of the responses that the relation is about."""
+        """Ids of the responses in the relation."""
         return (self.chosen_id, self.rejected_id)
 
 
@@ -121,13 +123,13 @@ class PreferenceData:
 
     @property
     def kind(self) -> Kind:
-        """What the relations are; pairs if there are none."""
+        """The kind of the relations; pairs if there are none."""
         return self.relations[0].kind if self.relations else "pairs"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedData:
-    """Data that can be trained on, and how many relations were dropped for which reason."""
+    """Data that can be trained on, and the number of dropped relations by reason."""
 
     data: PreferenceData
     dropped: dict[str, int]
@@ -136,8 +138,10 @@ class CheckedData:
 def check_data(
     data: PreferenceData, *, vocabulary: int, context: int | None, may_be_empty: bool = False
 ) -> CheckedData:
-    """Drop relations that cannot be trained (counted by reason); raise TrainerError for data that contradict
-    themselves, and if nothing is left, unless that may be."""
+    """Drop relations that cannot be trained on, counted by reason.
+
+    Raises TrainerError for contradictory data, and if nothing is left, unless `may_be_empty`.
+    """
     groups = _by_id(data.groups)
     responses = {group.id: _responses_by_id(group) for group in data.groups}
     kept, dropped = [], Counter[str]()
@@ -174,7 +178,7 @@ def _responses_by_id(group: PromptGroup) -> dict[str, Response]:
 
 
 def _resolve(relation: Relation, responses: dict[str, dict[str, Response]]) -> list[Response]:
-    """The responses of a relation. TrainerError if one is missing, or a number is none."""
+    """The responses of a relation. TrainerError if one is missing, or if a weight or the number of scores is wrong."""
     table, what = responses.get(relation.prompt_id, {}), f"A {NAMES[relation.kind]} of prompt {relation.prompt_id!r}"
     for id in relation.responses:
         if id not in table:
@@ -232,6 +236,6 @@ def _check_ids(ids: Sequence[int], vocabulary: int, where: str) -> None:
 
 def _nothing_left(total: int, kind: Kind, dropped: Counter[str]) -> str:
     if total == 0:
-        return "There is no pair to train on. The pairing stage made none: look at its counts before training."
+        return "There is no pair to train on: the pairing stage made none. Its counts say why."
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
     return f"None of the {total} {kind} can be trained on: {reasons}. Change sampling or pairing."

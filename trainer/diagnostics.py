@@ -1,10 +1,10 @@
-"""Diagnostics of a row or step for the log: named sums with the number of things summed, so that rows add up to the
-step's means. Definitions: sections 5.1 to 5.4 of the literature they name.
+"""Diagnostics of a row or step for the log: named sums and their counts, so that rows add up to the step's means.
 
 `margin` is the implicit reward margin β(a - b), `reward_accuracy` the share of pairs with a positive one (a tie counts
 half), `ranking_accuracy` the share with `logp_w > logp_l`, `displacement_rate` the share whose chosen response fell
-below the reference (arXiv:2404.19733, figure 3), `loss_weight` the mean of σ(-βΔ), the share of the batch that still
-teaches DPO (arXiv:2305.18290), `log10_gradient_ratio` the mean of -Δ / ln 10 (arXiv:2404.04626)."""
+below the reference (arXiv:2404.19733, figure 3), `loss_weight` the mean of σ(-βΔ), the weight of a pair in DPO's
+gradient (arXiv:2305.18290), `log10_gradient_ratio` the mean of -Δ / ln 10 (arXiv:2404.04626).
+"""
 
 import math
 
@@ -15,16 +15,16 @@ from trainer.losses.batch import Groups, Pairs, Responses, Singles
 from trainer.relations import Batch, take
 
 DIGITS = 3
-"""Behind the point, of a single pair's log-ratio in the log."""
+"""Decimal places of a single pair's log-ratio in the log."""
 Sums = dict[str, tuple[float, float]]
 
 
 Terms = dict[str, Tensor]
-"""By name the values of all things that the number is a mean of, [N]."""
+"""By name, the values [N] that the number averages."""
 
 
 def describe(batch: Batch, beta: float) -> Sums:
-    """Every number that the batch has; without a reference those that compare with it are missing."""
+    """All diagnostics of the batch; those that compare with the reference only if there is one."""
     with torch.no_grad():
         if isinstance(batch, Pairs):
             terms = _of_pairs(batch, beta)

@@ -2,7 +2,7 @@
 
 
 class TrainerError(ValueError):
-    """Raised when a round cannot go on: data or model that do not fit, a failed check, NaN, a foreign checkpoint.
+    """Raised when a round cannot continue: unusable data or model, a failed check, NaN, a foreign checkpoint.
 
     Its text is one paragraph for the user: what happened, where, and what to do.
     """

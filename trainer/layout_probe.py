@@ -1,9 +1,10 @@
 """Check whether a model can be trained on prefix trees: compare the log-probs of tree rows, and of plain rows, with
 those of sequences run alone (fp32, a few of the round's prompts).
 
-Sliding windows, linear attention and some attention code get trees wrong without any error, so this is measured before
-every round. Where the model uses the attention of `tree/attention.py`, a window counts positions, so what matters
-is the longest sequence; a model's own code may count places in the row, so there the row is long."""
+Sliding windows, linear attention and some attention code get trees wrong without an error, so this is measured before
+every round. With the attention of `tree/attention.py`, a window counts positions, so the longest sequence is what
+matters; a model's own code may count places in the row, so then a long row is probed.
+"""
 
 import math
 import random
@@ -24,7 +25,7 @@ MOST_GAP = 1e-4
 """Nat per token (fp32) beyond which a round uses plain rows, or no rows at all."""
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError)
-"""What a model raises that cannot read tree rows."""
+"""Exceptions of a model that cannot read tree rows."""
 
 
 class Gaps(NamedTuple):
@@ -37,12 +38,11 @@ class Gaps(NamedTuple):
 
 
 def probe_rows(scorer: RowScorer, data: PreferenceData, *, device: torch.device, seed: int, row_tokens: int) -> Gaps:
-    """How far tree rows and plain rows are from being right for this model. Raises TrainerError if it cannot score
-    plain rows at all."""
+    """Errors of tree rows and plain rows on this model. Raises TrainerError if it cannot score plain rows at all."""
     trees = sample_trees(data, seed, tokens=row_tokens if _counts_places(scorer.model, row_tokens) else 0)
     try:
         alone = [_token_logprobs(scorer, row, device) for row in _one_by_one(trees)]
-        padded = trees[1:2] or trees  # padding and company show in short sequences, too
+        padded = trees[1:2] or trees  # errors from padding and batching show in short sequences too
         plain = _token_logprobs(scorer, encode_plain_row(padded), device)
     except REFUSALS as error:
         raise TrainerError(
@@ -59,8 +59,8 @@ def probe_rows(scorer: RowScorer, data: PreferenceData, *, device: torch.device,
 
 
 def choose_layout(gaps: Gaps, wanted: Literal["auto", "tree", "plain"], *, folder: Path) -> Layout:
-    """Trees if the probe finds them right and plain rows are not requested. TrainerError if the request is wrong for
-    the model."""
+    """Trees if the probe shows them to be correct and plain rows are not requested. TrainerError if the model cannot
+    use the requested layout."""
     if gaps.plain > MOST_GAP:
         raise TrainerError(
             f"The model in {folder} scores a response differently when others share its batch: up to {gaps.plain:.2g} "
@@ -76,9 +76,9 @@ def choose_layout(gaps: Gaps, wanted: Literal["auto", "tree", "plain"], *, folde
 
 
 def how_wrong(gaps: Gaps) -> str:
-    """Describes what tree rows do on this model."""
+    """Describe the error of tree rows on this model."""
     if math.isinf(gaps.tree):
-        return "it refuses their attention mask, or answers with numbers that are none"
+        return "it rejects their attention mask, or returns NaN"
     return f"up to {gaps.tree:.2g} nat per token away from sequences run alone"
 
 
@@ -104,7 +104,7 @@ def sample_trees(data: PreferenceData, seed: int, *, tokens: int = 0) -> list[Tr
 
 
 def _counts_places(model: Any, row_tokens: int) -> bool:
-    """Whether the model may use a token's place in a row of that length, not its position."""
+    """Whether the model may count places in a row of that length instead of positions."""
     window = narrowest_window(model)
     return model.config.get_text_config()._attn_implementation != NAME or (window is not None and window < row_tokens)
 

@@ -37,16 +37,16 @@ class LiveReference:
 
     @classmethod
     def of(cls, model: nn.Module, objective: Objective) -> "LiveReference":
-        """The one that the losses need; it takes over `model`, the reference."""
+        """The reference that the losses need, made of `model`, which it takes over."""
         return cls(model.eval(), _follow(objective), tokens="tokens" in objective.needs)
 
     @property
     def moves(self) -> bool:
-        """Must log-probs be asked of the model itself, because it is no longer what the reference pass saw?"""
+        """Whether it moves, so that log-probs of a reference pass before the round do not hold."""
         return self.follow is not None
 
     def stays(self, steps: int) -> bool:
-        """Is a reference that should follow the same in all steps of a round? (After the last one it may move.)"""
+        """Whether a reference that should follow stays the same until the last of a round's `steps`."""
         return self.follow is not None and self.follow.tau >= steps
 
     @torch.no_grad()
@@ -62,7 +62,7 @@ class LiveReference:
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, done: int) -> None:
-        """Let the reference follow, when `done` steps have been made."""
+        """Move the reference if it is due after `done` steps."""
         if self.follow is None or done % self.follow.tau:
             return
         for name, parameter in trained_parameters(model):

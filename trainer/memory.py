@@ -1,5 +1,7 @@
-"""Memory: ask Linux for 2 MB pages when training on a CPU, and measure the peak of a round. Each row allocates and
-frees gigabytes; fetched in pages of 4 kB they cost up to half the time of a short step."""
+"""Memory: ask Linux for 2 MB pages when training on a CPU, and measure the peak of a round.
+
+Each row allocates and frees gigabytes; in pages of 4 kB that takes up to half the time of a short step.
+"""
 
 import os
 import resource
@@ -9,13 +11,12 @@ import torch
 
 
 def use_huge_pages() -> None:
-    """Takes effect if torch has allocated nothing in this process yet; elsewhere than on Linux it does nothing."""
+    """Must be called before torch allocates memory in this process; no effect except on Linux."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory of this process so far, in 10⁹ bytes: what torch allocated on a CUDA device, else the
-    resident set."""
+    """Peak memory of this process so far, in 10⁹ bytes: allocated by torch on a CUDA device, else the resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024

@@ -2,7 +2,7 @@
 is repeated; each step adds the gradients of `weight * mean over its examples of their NLL per token` to those of its
 relations.
 
-Rows are plain ones: examples may be longer than anything the probe has checked trees on for this model."""
+Rows are plain: examples may be longer than any sequence on which the probe has checked trees for this model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -38,9 +38,9 @@ def plan_mix(data: PreferenceData, settings: TrainSettings, *, steps: int, seed:
 
 
 def mix_of(settings: TrainSettings) -> MixSettings:
-    """The settings of the mix. TrainerError for examples without them."""
+    """The settings of the mix. TrainerError if there are none."""
     if settings.mix is None:
-        raise TrainerError("Supervised examples were given, but train.mix does not say what to do with them.")
+        raise TrainerError("Supervised examples were given, but train.mix is not set. Set it, or give no examples.")
     return settings.mix
 
 
@@ -55,8 +55,8 @@ def mix_context(context: StepContext, mix: MixPlan) -> StepContext:
 def add_mix(
     metrics: dict[str, float], context: StepContext, mix: MixPlan, *, number: int, tick: Callable[[], None]
 ) -> dict[str, Any]:
-    """Forward and backward over the step's examples; returns the step's metrics with theirs. `loss` becomes the whole
-    number that `backward` saw, `mix` is the mean NLL per token without its weight."""
+    """Forward and backward over the step's examples; returns the step's metrics with theirs. `loss` becomes the
+    total whose gradient is taken, `mix` is the mean NLL per token without its weight."""
     step = mix.plan.steps[mix.plan.order[number]]
     totals = accumulate_step(context, step, None, number=number, check_zero=False, tick=tick)
     numbers = {"mix": totals.means()["sft"], "mix_examples": step.relations, "mix_tokens": totals.tokens}

@@ -51,8 +51,8 @@ def choose_arithmetic(settings: TrainSettings) -> Arithmetic:
 
 
 def load_model(folder: Path, arithmetic: Arithmetic, *, whole: bool = True) -> Any:
-    """The causal model of a folder in fp32, dropout off, with the trees' own attention where the model can take it; on
-    the CPU if the device is not to hold the whole of it.
+    """The causal model of a folder in fp32, dropout off, with tree attention where the model supports it; on the CPU
+    unless `whole`.
 
     Raises TrainerError for a folder without safetensors and for weights that are not numbers."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -60,7 +60,7 @@ def load_model(folder: Path, arithmetic: Arithmetic, *, whole: bool = True) -> A
 
     if not any(folder.glob("*.safetensors")):
         raise TrainerError(
-            f"The model folder {folder} holds no safetensors weights. Point to a complete Hugging Face model folder."
+            f"The model folder {folder} holds no safetensors weights. Give a complete Hugging Face model folder."
         )
     logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(folder)
@@ -73,7 +73,7 @@ def load_model(folder: Path, arithmetic: Arithmetic, *, whole: bool = True) -> A
 
 
 def attention_of(config: Any) -> dict[str, str]:
-    """Torch's sdpa leaves soft caps out without a word (Gemma 2); elsewhere the library's choice is right."""
+    """Eager attention for soft caps (Gemma 2), which torch's sdpa ignores silently; otherwise the library's choice."""
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return {"attn_implementation": "eager"} if capped else {}
 
@@ -82,8 +82,8 @@ def _check_numbers(model: nn.Module, folder: Path) -> None:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise TrainerError(
-                f"The weights in {folder} hold NaN or infinity (first in {name}). The model was broken when it was "
-                "saved: copy or download it again, or take an earlier one."
+                f"The weights in {folder} hold NaN or infinity (first in {name}). The saved model is broken: "
+                "copy or download it again, or use an earlier one."
             )
 
 
@@ -96,7 +96,7 @@ def read_limits(folder: Path) -> tuple[int, int | None]:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Every dropout rate to 0, also those that modules keep as plain numbers: the reference must see the same model."""
+    """Set every dropout rate to 0, even if a module keeps it as a number: policy and reference must agree exactly."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -106,7 +106,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def make_trainable(model: Any, settings: TrainSettings, *, seed: int) -> Any:
-    """The model as it will be trained: with adapters and checkpointing where asked for. A fresh adapter changes no
+    """The model as it is trained: with adapters and gradient checkpointing if configured. A new adapter changes no
     output."""
     if settings.lora is not None:
         model = _add_adapter(model, settings.lora, seed)
@@ -135,7 +135,7 @@ def rebuild(policy: Path, trained: Mapping[str, Tensor], settings: TrainSettings
 
 
 def save_candidate(model: Any, folder: Path, *, policy: Path) -> None:
-    """Full weights (adapters merged, kept aside too), config, and the policy's tokenizer files byte for byte."""
+    """Save full weights (adapters merged, also separately), config, and the policy's tokenizer files byte for byte."""
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / "adapter")
         model = model.merge_and_unload()
@@ -144,7 +144,7 @@ def save_candidate(model: Any, folder: Path, *, policy: Path) -> None:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """All small files of a model folder but those that describe its weights, byte for byte."""
+    """Copy all files of a model folder except weights and their descriptions, byte for byte."""
     for path in sorted(source.iterdir()):
         if path.is_file() and not path.name.endswith(WEIGHT_FILES) and path.name not in NOT_COPIED:
             shutil.copyfile(path, folder / path.name)

@@ -42,7 +42,7 @@ class Part:
 
 @dataclass(slots=True)
 class Value:
-    """A share of the step's loss, and what the log says about each term (sums over relations, no gradient)."""
+    """A share of the step's loss, and each term's value for the log (sums over relations, no gradient)."""
 
     total: Tensor
     parts: dict[str, float] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Objective:
 
     @property
     def beta(self) -> float:
-        """The beta by which the log multiplies margins: that of the first term that has one, else 1."""
+        """The beta that multiplies margins in the log: that of the first term that has one, else 1."""
         return next((float(part.arguments["beta"]) for part in self.parts if "beta" in part.arguments), 1.0)
 
     def counts(self, relations: Sequence[Relation]) -> dict[str, int]:
@@ -77,7 +77,7 @@ class Objective:
     def evaluate(
         self, batch: Batch, relations: Sequence[Relation], counts: dict[str, int], generator: torch.Generator
     ) -> Value:
-        """The share that these relations have in the step's loss; `generator` is for losses that draw."""
+        """The share of these relations in the step's loss; `generator` is for losses with random draws."""
         value = Value(_logp(batch).new_zeros(()))
         for part in self.parts:
             chosen = [part.takes(relation) for relation in relations]
@@ -99,8 +99,8 @@ class Objective:
         if not isinstance(values_N, Tensor) or values_N.shape != (expected,):
             shape = tuple(values_N.shape) if isinstance(values_N, Tensor) else type(values_N).__name__
             raise TrainerError(
-                f"The loss {part.name} returned {shape} for {expected} relations. A loss gives one value for each of "
-                "them, without averaging; the trainer divides by the step's count."
+                f"The loss {part.name} returned {shape} for {expected} relations. A loss must return one value for "
+                "each of them, without averaging; the trainer divides by the step's count."
             )
         return values_N
 
@@ -114,7 +114,7 @@ def check_needs(objective: Objective, data: PreferenceData) -> None:
             if missing:
                 raise TrainerError(
                     f"The loss {names} needs {need.replace('_', ' ')}, but {missing} of {len(data.relations)} "
-                    f"{data.kind} come without. {remedy}"
+                    f"{data.kind} have none. {remedy}"
                 )
             for relation in data.relations:
                 _check_numbers(relation, columns, names, SHARES if need in OF_SHARES else NUMBERS)
@@ -130,7 +130,7 @@ def _check_numbers(relation: Relation, columns: Sequence[str], names: str, allow
                 expected = "a number from 0 to 1" if allowed == SHARES else "a finite number"
                 raise TrainerError(
                     f"The loss {names} needs {expected} as {column.replace('_', ' ')}, but prompt "
-                    f"{relation.prompt_id!r} has {number:g}. Use a judge whose verdicts are such numbers, or another "
+                    f"{relation.prompt_id!r} has {number:g}. Use a judge that gives such numbers, or another "
                     "loss."
                 )
 
@@ -148,7 +148,7 @@ COLUMNS: dict[Need, tuple[tuple[str, ...], str]] = {
     "labels": (("good",), "Use a judge that says right or wrong, or another loss."),
     "origin": (("chosen_is_reference",), "Sample one response of each pair from the reference, or use another loss."),
 }
-"""Which columns each need stands for, and what a person can do."""
+"""The columns behind each need, and what a user can do if they are missing."""
 
 
 def _part(term: LossTerm) -> Part:
@@ -164,7 +164,7 @@ def _one_kind(parts: Sequence[Part]) -> Kind:
     kinds = {part.method.kind for part in parts}
     if len(kinds) > 1:
         each = ", ".join(f"{part.name} over {part.method.kind}" for part in parts)
-        raise TrainerError(f"The losses of a sum must be written over the same kind of data, but there are {each}.")
+        raise TrainerError(f"The losses of a sum must be defined on the same kind of data, but there are {each}.")
     return kinds.pop() if kinds else "pairs"
 
 

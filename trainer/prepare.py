@@ -32,7 +32,7 @@ from trainer.value import ValueNetwork
 
 
 def start(spec: RoundSpec, report: Report, team: Team) -> Running:
-    """Threads, number format, loss; the work folder exists."""
+    """Set threads, number format and loss; make the work folder."""
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     use_huge_pages()
@@ -44,19 +44,19 @@ def start(spec: RoundSpec, report: Report, team: Team) -> Running:
 
 
 def check(running: Running, data: PreferenceData, *, may_be_empty: bool = False) -> CheckedData:
-    """The data in the kind that the losses need, without what cannot be trained on; TrainerError if nothing
-    is left, unless that may be."""
+    """The data in the kind that the losses need, without what cannot be trained on; TrainerError if nothing is left,
+    unless `may_be_empty`."""
     spec, objective = running.spec, running.objective
     vocabulary, context = read_limits(spec.policy)
     if not spec.same_weights and read_limits(spec.reference)[0] != vocabulary:
         raise TrainerError(
             f"The policy {spec.policy} has a vocabulary of {vocabulary} ids, the reference {spec.reference} one of "
-            f"{read_limits(spec.reference)[0]}. Both must read the same tokens: choose another reference."
+            f"{read_limits(spec.reference)[0]}. Both must use the same tokens: choose another reference."
         )
     checked = check_data(
         as_kind(data, objective.kind), vocabulary=vocabulary, context=context, may_be_empty=may_be_empty
     )
-    if "mismatched" in objective.needs:  # partners come from what can be trained, and must fit themselves
+    if "mismatched" in objective.needs:  # partners are trainable responses, and must fit after this prompt
         partnered = check_data(with_mismatched(checked.data), vocabulary=vocabulary, context=context)
         checked = CheckedData(partnered.data, dict(Counter(checked.dropped) + Counter(partnered.dropped)))
     check_needs(objective, checked.data)
@@ -71,7 +71,7 @@ def mix_in(
     if examples is None:
         if spec.settings.mix is not None:
             raise TrainerError(
-                f"train.mix names {spec.settings.mix.path}, but its examples were not handed to the round."
+                f"train.mix names {spec.settings.mix.path}, but the round got no examples. Give it those of this file."
             )
         return None, None
     vocabulary, context = read_limits(spec.policy)
@@ -81,8 +81,8 @@ def mix_in(
 
 
 def load(running: Running, folder: Path, *, adapters: bool = False) -> Any:
-    """A model as this team holds it; with `adapters` in the form that is trained, which weights must have before they
-    are sharded and which changes no output."""
+    """Load a model in this team's form; with `adapters` as it is trained, because adapters must be added before
+    sharding. They change no output."""
     spec, team = running.spec, running.team
     running.report({"phase": "load", "done": 0, "total": 1})
     with running.clock.part("load"):
@@ -93,11 +93,11 @@ def load(running: Running, folder: Path, *, adapters: bool = False) -> Any:
 
 
 def layout_of(running: Running, model: Any, data: PreferenceData) -> tuple[Layout, float | None]:
-    """Trees if the probe finds them right."""
+    """Trees if the probe shows them to be correct."""
     wanted, gaps = running.spec.settings.layout, _probe(running, model, data)
     layout = choose_layout(gaps, wanted, folder=running.spec.policy)
     if layout != wanted and layout == "plain":
-        running.notes.append(f"plain rows, as tree rows are wrong on this model: {how_wrong(gaps)}")
+        running.notes.append(f"plain rows, because tree rows are wrong on this model: {how_wrong(gaps)}")
     return layout, gaps.tree if math.isfinite(gaps.tree) else None
 
 
@@ -147,8 +147,8 @@ def score_reference(
 
 
 def load_reference(running: Running, probed: tuple[PreferenceData, Layout] | None) -> Any:
-    """The reference, if it is not the policy. TrainerError if it misreads rows of that layout (None: it was asked
-    before): the probe of the policy says nothing of another architecture."""
+    """The reference, if it is not the policy. TrainerError if it misreads rows of that layout: the probe of the
+    policy says nothing about another architecture. None: it was probed before."""
     model = load(running, running.spec.reference)
     if probed is not None:
         data, layout = probed
@@ -163,7 +163,7 @@ def _live(running: Running, reference: Any) -> LiveReference:
 
 
 def reference_pass(running: Running, data: PreferenceData, plan: Plan) -> ReferencePass:
-    """The pass of the round's reference over one plan."""
+    """The reference pass over one plan."""
     tokens = "tokens" in running.objective.needs
     key = reference_key(
         reference_hash=running.spec.reference_hash, plan=plan, arithmetic=running.arithmetic, tokens=tokens
@@ -176,8 +176,8 @@ def learner_of(running: Running, model: Any, live: LiveReference | None) -> Lear
     spec = running.spec
     if live is not None and live.moves and spec.settings.lora is not None:
         raise TrainerError(
-            "A reference that follows the policy inside the round cannot be used with lora: a mix of adapters is not "
-            "the adapter of a mix. Train all weights, or use another loss."
+            "A reference that follows the policy inside the round cannot be used with lora: an average of adapters is "
+            "not the adapter of the average. Train all weights, or use another loss."
         )
     value = None
     if "value" in running.objective.needs:

@@ -1,7 +1,7 @@
 """Reference pass: one log-prob sum per response of every planned row, and the log-probs of its tokens where the loss
 needs them. It walks exactly the planned rows, with the kernels and number format of training: only then is the margin
-at step 0 exactly 0. The results are kept in the work folder, so that a restart continues from there; the model is not
-needed afterwards."""
+at step 0 exactly 0. The results are kept in the work folder, so that a restart continues from there and the model is
+not needed afterwards."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ def reference_key(*, reference_hash: str, plan: Plan, arithmetic: Arithmetic, to
 
 
 def reference_path(work: Path, key: str) -> Path:
-    """Where this key's log-probs are."""
+    """The file of this key's log-probs."""
     return work / f"reference-{key[:16]}.safetensors"
 
 
@@ -79,8 +79,8 @@ class ReferencePass:
     def score(
         self, scorer: RowScorer, arithmetic: Arithmetic, tick: Callable[[int, int], None], team: Team
     ) -> Reference:
-        """Score the rows that the file does not hold yet; saved every `SAVE_SECONDS` and at the end. `tick(done,
-        total)` per turn of the team, which is a row if there is one process."""
+        """Score the rows that the file lacks, saving every `SAVE_SECONDS` and at the end. `tick(done, total)` is called
+        per turn of the team, which is one row if there is one process."""
         done = _read(self.path)
         first = bisect_right(list(accumulate(map(self._size, self.lengths))), len(done))
         parts, saved, rows = [done], time.monotonic(), self.rows[first:]
@@ -105,7 +105,7 @@ class ReferencePass:
         if not torch.isfinite(scores.sum_R).all():
             names = ", ".join(sorted({self.data.groups[tree.group].id for tree in row.trees}))
             raise TrainerError(
-                f"The reference model gives a log-prob that is not a number for the prompts {names}. Its weights hold "
+                f"The reference model gives a log-prob that is not finite for the prompts {names}. Its weights contain "
                 "NaN or infinity, or overflow in this precision: check the folder, or try precision fp32."
             )
         if not self.tokens:
@@ -132,7 +132,7 @@ def sampler_gap(data: PreferenceData, plan: Plan, reference: Reference) -> float
     """Mean absolute difference, in nats per token, between the sampler's log-probs of the responses and the
     reference's.
 
-    Means something when the reference is the model that sampled them. None if the sampler's log-probs are not known.
+    Only meaningful if the reference is the model that sampled them. None if the sampler's log-probs are not known.
     """
     gaps, tokens = 0.0, 0
     for step, rows in zip(plan.steps, reference, strict=True):

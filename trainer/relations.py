@@ -16,7 +16,7 @@ from trainer.losses.batch import Groups, Pairs, Responses, Singles
 
 Batch = Pairs | Singles | Groups
 Placed = tuple[Relation, tuple[int, ...]]
-"""A relation and the places of its responses among R."""
+"""A relation and the indices of its responses among R."""
 
 
 def take(responses: Responses, index: Tensor | tuple[Tensor, ...]) -> Responses:
@@ -36,7 +36,7 @@ def join(rows: Sequence[Responses]) -> Responses:
 
 
 def leaves(responses: Responses) -> Responses:
-    """The same numbers, cut off from the model; what can carry a gradient asks for one of its own."""
+    """The same values detached from the model; fields that can carry a gradient become leaves that require one."""
     wanted = ("logp", "tokens", "kl", "value")
     return _each(responses, lambda name, values: values.detach().requires_grad_(name in wanted))
 

@@ -1,7 +1,8 @@
-"""One round of preference training from start to end: trains the policy and leaves a candidate model folder and a
-summary. Killed at any moment and called again, it resumes from its last checkpoint and ends with the same weights (same
-threads, CPU). With `processes` above 1 the call starts them; each runs the same list of steps with its place in the
-`Team`."""
+"""One round of preference training: trains the policy and writes a candidate model folder with a summary.
+
+Killed at any moment and called again, it resumes from its last checkpoint and ends with the same weights (same threads,
+CPU). With `processes` above 1 the call starts them; each runs the same steps with its rank in the `Team`.
+"""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,11 +35,11 @@ def train_round(
     examples: PreferenceData | None = None,
     team: Team = ALONE,
 ) -> RoundSummary:
-    """Train the policy on the relations and write the candidate to `spec.out`; a finished one is returned as it is.
-    `examples` are the supervised ones of `settings.mix`, as single responses that are good.
+    """Train the policy on the relations and write the candidate to `spec.out`; for a finished one, return its summary.
+    `examples` are those of `settings.mix`, as single responses labelled good.
 
     `report` is called with `phase` (load, reference, train, save), `done`, `total` and, after a step, the step's
-    metrics. Raises TrainerError for data, folders or numbers with which the round cannot go on."""
+    metrics. Raises TrainerError for data, folders or numbers with which the round cannot continue."""
     finished = read_summary(spec.out, spec.identity)
     if finished is not None:
         return finished
@@ -82,7 +83,7 @@ def _run(running: Running, data: PreferenceData, examples: PreferenceData | None
 def _train_together(
     spec: RoundSpec, data: PreferenceData, report: Report, examples: PreferenceData | None
 ) -> RoundSummary:
-    """The same in several processes, which share the CPU's threads."""
+    """Train in several processes, which share the CPU's threads."""
     from trainer.parallel.processes import run_together
 
     size, sharded = spec.settings.processes, spec.settings.distribute == "fsdp"
@@ -95,8 +96,8 @@ def _train_together(
 def _warm_start(running: Running, data: PreferenceData, examples: PreferenceData | None) -> RoundSpec:
     """Train on the chosen responses first; returns the spec of the round that follows."""
 
-    def report(said: dict[str, Any]) -> None:
-        running.report(said | {"phase": "warm start" if said["phase"] == "train" else said["phase"]})
+    def report(event: dict[str, Any]) -> None:
+        running.report(event | {"phase": "warm start" if event["phase"] == "train" else event["phase"]})
 
     first = first_round(running.spec)
     with running.clock.part("warm start"):
@@ -121,7 +122,7 @@ def _train(running: Running, learner: Learner, plan: StepsPlan) -> None:
 
 
 def _whole_model(running: Running, model: Any) -> Any:
-    """The trained model in one piece; of shards the leader makes one, from the policy's folder and what was trained."""
+    """The trained model in one piece; from shards, the leader rebuilds it on the policy's folder."""
     if not running.team.sharded:
         return model
     weights = running.team.collect(dict(trained_parameters(model)))

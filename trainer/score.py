@@ -1,5 +1,7 @@
-"""Score responses outside a round: the sum of each response's token log-probs under a model. Rows, kernels and the
-check that prefix trees are right for this model are those of training; each prompt is encoded once."""
+"""Score responses outside a round: the sum of each response's token log-probs under a model.
+
+Rows, kernels and the probe of prefix trees are those of training; each prompt is encoded once.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,7 +64,7 @@ class ResponseScorer:
         return found
 
     def _chosen_layout(self, data: PreferenceData) -> Layout:
-        """Trees, if a probe finds them right for this model at this sequence length: windows show there."""
+        """Trees if a probe shows them to be correct for this model at this sequence length, where windows matter."""
         longest = max(
             len(group.token_ids) + max((len(r.token_ids) for r in group.responses), default=0) for group in data.groups
         )

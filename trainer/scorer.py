@@ -96,7 +96,7 @@ class RowScorer(nn.Module):
         if row.positions_BT is not None:
             inputs["position_ids"] = row.positions_BT
         logits_BUV: Tensor = self.model(**inputs, logits_to_keep=row.keep_U).logits
-        if logits_BUV.shape[1] != len(row.keep_U):  # a model that knows no `logits_to_keep` gives all of them
+        if logits_BUV.shape[1] != len(row.keep_U):  # a model without `logits_to_keep` returns all of them
             logits_BUV = logits_BUV[:, row.keep_U]
         return logits_BUV.flatten(0, 1)
 
@@ -113,10 +113,10 @@ def along_paths(values_K: Tensor, path_RL: Tensor) -> Tensor:
 
 class TokenLogprobs(torch.autograd.Function):
     """`log softmax(logits)[from, target]` in fp32. Keeps the logits as they came and one fp32 number per row of them,
-    and turns a few rows at a time into fp32, where `log_softmax` would hold three tensors of that size.
+    and converts a few rows at a time to fp32, where `log_softmax` would hold three tensors of that size.
 
-    With `overwrite` the gradient takes the place of the logits, which nobody may read after that: torch raises an error
-    if another part of the backward pass does."""
+    With `overwrite` the gradient takes the place of the logits, which must not be read afterwards: torch raises an
+    error if another part of the backward pass does."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, from_K: Tensor, target_K: Tensor, overwrite: bool) -> Tensor:

@@ -10,15 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from trainer.losses.terms import LossTerm, terms_of
 
 ONLY_HOW = frozenset({"checkpoint_every", "stop_at_norm_ratio", "processes", "distribute"})
-"""Fields of `TrainSettings` that say how the work is done and not what comes out (up to rounding); they may change
-while a round is under way."""
+"""Fields of `TrainSettings` that do not change the result (up to rounding); they may change while a round is under
+way."""
 OF_WHOLE_ROUNDS = {
-    "max_steps": "how many steps there will be is not known before the last slice of prompts is judged, so let "
-    "prompts.per_iteration decide",
-    "warm_start": "it imitates all chosen responses before the first step, and most are not sampled by then",
-    "mix": "its examples are dealt out over steps whose number is not known beforehand",
-    "probe_pairs": "the pairs to watch are taken from all pairs of the round",
-    "select": "the checkpoints of such a round are not kept as models",
+    "max_steps": "the number of steps is not known before the last slice of prompts is judged; use "
+    "prompts.per_iteration instead",
+    "warm_start": "it trains on all chosen responses before the first step, but most are not sampled by then",
+    "mix": "its examples are distributed over the steps, whose number is not known beforehand",
+    "probe_pairs": "the pairs to watch are drawn from all pairs of the round",
+    "select": "the checkpoints of an online round are not kept as models",
     "processes": "the slices are trained in one process",
 }
 """Fields of `TrainSettings` that need the pairs of the whole round before its first step, and why; not for
@@ -61,33 +61,33 @@ class WarmStart(BaseModel):
     model_config = FROZEN
 
     epochs: int = Field(default=1, ge=1)
-    """How often every chosen response is trained; more brings the model closer to them, and to repeating them."""
+    """Passes over the chosen responses; more brings the model closer to them, and to repeating them verbatim."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate of this phase."""
 
 
 class MixSettings(BaseModel):
-    """Supervised examples from elsewhere in every step, against forgetting."""
+    """Supervised examples from another source in every step, against forgetting."""
 
     model_config = FROZEN
 
     path: LocalPath
-    """A .jsonl, .json, .csv or .parquet file with the columns `prompt` and `response`, or `messages` that end with the
-    assistant's."""
+    """A .jsonl, .json, .csv or .parquet file with the columns `prompt` and `response`, or with `messages` that end with
+    an assistant message."""
     weight: float = Field(default=0.1, gt=0)
-    """Their mean NLL per token is multiplied by it and added to the loss; higher keeps the policy closer to them."""
+    """Weight of their mean NLL per token in the loss; higher keeps the policy closer to them."""
     per_step: int = Field(default=4, ge=1)
-    """Examples in each optimizer step (at most so many); all are used before one comes again."""
+    """Maximum number of examples in each optimizer step; all are used once before any is repeated."""
 
 
 class TrainSettings(BaseModel):
-    """Everything that decides how one round of training goes, apart from models, data and seed."""
+    """Settings of one round of training, apart from models, data and seed."""
 
     model_config = FROZEN
 
     loss: str | dict[str, Any] | tuple[str | dict[str, Any], ...] = "dpo_nll"
     """A method of docs/methods.md by name; with arguments `{name: simpo, beta: 2.5}`; a weighted sum
-    `[{name: dpo}, {name: nll, weight: 0.2}]`; or your own `package.module:function`."""
+    `[{name: dpo}, {name: nll, weight: 0.2}]`; or a custom loss, `package.module:function`."""
     beta: float | None = Field(default=None, gt=0)
     """Shorthand: the `beta` of every loss that has one (null: the method's own default, 0.1 for DPO)."""
     nll_weight: float | None = Field(default=None, ge=0)
@@ -95,27 +95,27 @@ class TrainSettings(BaseModel):
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate of AdamW; LoRA usually wants about ten times more."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """Learning rate after the warm-up: kept, or decayed to 0 at the end of the round."""
+    """Learning rate after the warm-up: constant, or decayed to 0 at the end of the round."""
     warmup_share: float = Field(default=0.1, ge=0, le=1)
     """Share of the round's steps in which the learning rate rises linearly to its peak."""
     epochs: int = Field(default=1, ge=1)
-    """How often every pair is trained; later epochs repeat the same steps in another order."""
+    """Passes over the pairs; later epochs repeat the same steps in another order."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Stop after this many optimizer steps, whatever the epochs say."""
+    """Maximum number of optimizer steps, whatever the epochs."""
     batch_pairs: int = Field(default=16, ge=1)
-    """Pairs per optimizer step; with `grouping: prompt` steps end at the prompt boundary that is nearest."""
+    """Pairs per optimizer step; with `grouping: prompt` a step ends at the nearest boundary between prompts."""
     grouping: Literal["prompt", "shuffled"] = "prompt"
     """`prompt`: a prompt's pairs stay in one step (fastest); `shuffled`: pairs in random order, as published."""
     row_tokens: int = Field(default=2048, ge=16)
-    """Tokens that one forward pass may hold; higher needs more memory. A single pair may exceed it."""
+    """Maximum tokens in one forward pass; higher needs more memory. A single pair may exceed it."""
     layout: Literal["auto", "tree", "plain"] = "auto"
-    """`tree`: shared prefixes are encoded once; `plain`: every sequence by itself; `auto`: trees where a probe proves
-    them."""
+    """`tree`: shared prefixes are encoded once; `plain`: every sequence separately; `auto`: trees if a probe shows
+    that the model scores them correctly."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients longer than this are scaled down to it."""
+    """Maximum gradient norm; longer gradients are scaled down to it."""
     stop_at_norm_ratio: float | None = Field(default=1000.0, gt=1)
-    """Stop the round, with the batch saved, at a gradient that is clipped and longer than this many times the median of
-    the up to 64 steps before (from the ninth step on); higher tolerates more, null never stops."""
+    """Stop the round and save the batch if the gradient norm exceeds both `max_grad_norm` and this many times the
+    median of the last 64 steps (from the ninth step on); higher tolerates more, null never stops."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of AdamW; higher pulls weights towards 0."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -123,47 +123,47 @@ class TrainSettings(BaseModel):
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     """Decay of AdamW's mean of squared gradients; higher smooths over more steps."""
     adam_epsilon: float = Field(default=1e-8, gt=0)
-    """Added to AdamW's divisor; higher damps the updates of rarely used weights."""
+    """Added to AdamW's denominator; higher damps the updates of rarely used weights."""
     precision: Literal["auto", "fp32", "bf16-autocast", "bf16"] = "auto"
-    """`fp32`; `bf16-autocast`: fp32 weights, bf16 arithmetic; `bf16`: all in bf16 (small updates are lost);
+    """`fp32`; `bf16-autocast`: fp32 weights, bf16 arithmetic; `bf16`: everything in bf16 (small updates are lost);
     `auto`: bf16-autocast on CUDA and on CPUs with bf16 instructions, otherwise fp32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: much less memory, about a third slower."""
     lora: LoraSettings | None = None
     """Train low-rank adapters instead of all weights."""
     warm_start: WarmStart | None = None
-    """Train on the chosen responses alone first; the model that this gives is both start and reference of the round.
-    For pairs that the reference did not sample."""
+    """First train on the chosen responses alone; the resulting model is both start and reference of the round. For
+    pairs that the reference did not sample."""
     mix: MixSettings | None = None
-    """Supervised examples from elsewhere that are added to every step, against forgetting."""
+    """Supervised examples from another source, added to every step against forgetting."""
     sync_every: Annotated[int, Field(ge=1)] | Literal["round"] = "round"
-    """After how many optimizer steps at most the sampler gets the new weights: 1 is online training, `round` samples
+    """Maximum number of optimizer steps before the sampler gets new weights: 1 is online training, `round` samples
     everything before the first step (docs/online.md)."""
     probe_pairs: int = Field(default=0, ge=0)
-    """Pairs (of whole prompts) that are kept out of training and watched before, during and after it; 0 watches
-    none."""
+    """Minimum number of pairs (of whole prompts) to hold out of training and measure before, during and after it; 0
+    holds out none."""
     probe_every: int = Field(default=10, ge=1)
-    """Optimizer steps between two looks at the probe pairs."""
+    """Optimizer steps between two measurements of the probe pairs."""
     checkpoint_every: int = Field(default=20, ge=0)
-    """Optimizer steps between two checkpoints inside the round; 0 makes none."""
+    """Optimizer steps between checkpoints inside the round; 0 makes none."""
     select: Literal["last", "best"] = "last"
     """The candidate: the model after the `last` step, or the `best` of this and of one model per checkpoint on the gate
-    prompts, by `promote.metric`; their folders lie beside each other until the choice is made."""
+    prompts, by `promote.metric`; all of these models are on the disk until one is chosen."""
     processes: int = Field(default=1, ge=1)
-    """Processes on this machine that train together, one for each GPU, or sharing a CPU's threads. They split each
-    step's rows, so the result is that of one process up to rounding; more than a step has rows are of no use."""
+    """Number of training processes on this machine, one per GPU, or sharing a CPU's threads. They split the rows of
+    each step, so the result is that of one process up to rounding; more processes than rows in a step gain nothing."""
     distribute: Literal["ddp", "fsdp"] = "ddp"
-    """With several processes: `ddp`: each holds the whole model; `fsdp`: each holds a part of weights, gradients and
+    """With several processes, `ddp`: each holds the whole model; `fsdp`: each holds a part of weights, gradients and
     optimizer state, for models that do not fit on one GPU."""
 
     @property
     def terms(self) -> tuple[LossTerm, ...]:
-        """The loss as a weighted sum, every argument filled in."""
+        """The loss as a weighted sum, with every argument filled in."""
         return terms_of(self.loss, beta=self.beta, nll_weight=self.nll_weight)
 
     @property
     def online(self) -> bool:
-        """Do the weights go back to the sampler inside the round?"""
+        """Whether the sampler gets new weights inside the round."""
         return self.sync_every != "round"
 
     @property
@@ -181,7 +181,7 @@ class TrainSettings(BaseModel):
     @model_validator(mode="after")
     def _choose_among_some(self) -> "TrainSettings":
         if self.select == "best" and not self.checkpoint_every:
-            raise ValueError("select is best, but checkpoint_every is 0, so there is none to choose; raise it")
+            raise ValueError("select is best, but checkpoint_every is 0, so there is nothing to choose from; raise it")
         return self
 
     @model_validator(mode="after")
@@ -199,7 +199,7 @@ class TrainSettings(BaseModel):
     def _refuse_lora_in_bf16(self) -> "TrainSettings":
         if self.lora is not None and self.precision == "bf16":
             raise ValueError(
-                "precision bf16 cannot be used with lora: merged updates would be rounded away; use bf16-autocast"
+                "precision bf16 cannot be used with lora: merging would round the updates away; use bf16-autocast"
             )
         return self
 

@@ -1,5 +1,4 @@
-"""The optimizer steps of a round: train on the plan from the last checkpoint on, with one line of `steps.jsonl` per
-step and regular checkpoints."""
+"""The optimizer steps of a round, from its last checkpoint on: one line of `steps.jsonl` per step, and checkpoints."""
 
 import io
 import json
@@ -34,13 +33,13 @@ from trainer.watched_pairs import ProbeSet
 
 STEPS = "steps.jsonl"
 MOST_PAIRS = 64
-"""Of a step whose log-ratios are in the log, evenly spread."""
+"""Maximum number of pairs per step whose log-ratios are logged, evenly spread."""
 Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class StepsPlan:
-    """What is trained in which rows, with the reference's log-probs of them (None if no loss needs any)."""
+    """The data, their rows, and the reference's log-probs of the rows (None if no loss needs them)."""
 
     data: PreferenceData
     plan: Plan
@@ -53,22 +52,22 @@ class StepsPlan:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The part of a round's prompts that the planned data cover; mostly the whole."""
+    """The part of a round's prompts that the planned data cover; outside online training all of them."""
 
     number: int = 0
     of: int = 1
     before: int = 0
     """Optimizer steps of the slices before."""
     seen: dict[str, Any] = field(default_factory=dict)
-    """What a checkpoint keeps of a round in slices, and what makes its log say where a step belongs."""
+    """In online training, the progress that checkpoints keep; if empty, the log has no slices."""
 
     def scheduled(self, at: int, steps: int) -> tuple[int, int]:
-        """(step, total) for the learning rate of step `at` of this slice's `steps`: the schedule goes by the share of
-        the prompts that are done, as if every slice gave as many steps as this one."""
+        """(step, total) for the learning rate of step `at` of this slice's `steps`: the schedule follows the share of
+        prompts done, as if every slice had as many steps as this one."""
         return self.number * steps + at, self.of * steps
 
     def notes(self, at: int) -> dict[str, int]:
-        """Of a round in slices: the slice, and how many steps older than the policy its samples' weights are."""
+        """For the log of online training: the slice, and how many steps the policy is ahead of its samples."""
         return {"slice": self.number, "staleness": at} if self.seen else {}
 
 
@@ -82,12 +81,12 @@ class StepsJob:
     seed: int
     arithmetic: Arithmetic
     identity: dict[str, Any]
-    """Names the round; a checkpoint with another one is refused."""
+    """Identifies the round; a checkpoint with another identity is rejected."""
     same_weights: bool
     """Policy and reference are the same weights: the first margins must be 0."""
     team: Team = ALONE
     keep: Callable[[int], None] | None = None
-    """Called before each checkpoint with the steps done, where a candidate is to be chosen among them."""
+    """Called before each checkpoint with the number of steps done, if a candidate is chosen among them."""
     slice: Slice = Slice()
 
     @property
@@ -102,7 +101,7 @@ class StepsJob:
 
 
 def train_steps(learner: Learner, job: StepsJob, *, clock: Clock, report: Report) -> int:
-    """All optimizer steps that are still to do; returns the number of the first of them."""
+    """Run all remaining optimizer steps; return the number of the first one."""
     optimizer = make_optimizer(learner.parameters().values(), job.settings)
     start = resume(learner, optimizer, job.work, job.identity, clock, job.team)
     run_steps(learner, optimizer, job, start, clock=clock, report=report)
@@ -118,7 +117,7 @@ def run_steps(
     clock: Clock,
     report: Report,
 ) -> Position:
-    """The planned steps from `start` on; where the round stands after them."""
+    """Run the planned steps from `start` on; return the position after them."""
     plan = job.planned
     scorer, layout, in_slices = RowScorer(learner.model), plan.plan.layout, bool(job.slice.seen)
     context = StepContext(scorer, learner, plan.data, job.arithmetic, layout, job.seed, job.team, in_slices)
@@ -149,7 +148,7 @@ def read_steps(work: Path) -> list[dict[str, Any]]:
 
 
 def _norm_watch(job: StepsJob) -> NormWatch:
-    """The leader watches; what stops it stops the others."""
+    """Only the leader checks norms; if it stops, so do the others."""
     norms = [line["gradient_norm"] for line in read_steps(job.work)] if job.team.leads else []
     return NormWatch(job.settings.stop_at_norm_ratio if job.team.leads else None, job.settings.max_grad_norm, norms)
 
@@ -168,7 +167,7 @@ def _step(
     number: int,
     report: Report,
 ) -> dict[str, Any]:
-    """One optimizer step; returns its line of the log. A step that cannot be trained on leaves its batch in the work
+    """Make one optimizer step; return its line of the log. A step that cannot be trained on saves its batch in the work
     folder and raises TrainerError."""
     plan, start = job.planned.plan, time.perf_counter()
     at = number - job.slice.before
@@ -210,14 +209,14 @@ def _step(
 
 
 def thinned(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MOST_PAIRS of them in rising order, whichever process read which."""
+    """At most MOST_PAIRS pairs, sorted, so that the order does not depend on the processes."""
     return sorted(pairs)[:: -(-len(pairs) // MOST_PAIRS)]
 
 
 def _mixed(
     numbers: dict[str, float], context: StepContext, job: StepsJob, number: int, tick: Callable[[], None]
 ) -> dict[str, Any]:
-    """The step's numbers with those of its supervised examples, if there are any."""
+    """The step's metrics with those of its supervised examples, if there are any."""
     mix = job.planned.mix
     if mix is None:
         return numbers
@@ -226,7 +225,7 @@ def _mixed(
 
 
 def update(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """One update at this learning rate; gradients are gone after it."""
+    """Update the weights at this learning rate, and drop the gradients."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -253,7 +252,7 @@ def resume(
 
 
 def open_log(path: Path, length: int) -> BinaryIO:
-    """The step log, cut back to the checkpoint."""
+    """Open the step log, truncated to its length at the checkpoint."""
     log = path.open("ab")
     if log.tell() < length:
         log.close()

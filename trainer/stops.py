@@ -1,5 +1,5 @@
-"""Stop a round whose loss, gradient or weights are not numbers, or whose gradient explodes: save the step's batch as a
-JSON file and tell the user in one paragraph. The checkpoints stay as they are."""
+"""Stop a round whose loss, gradient or weights are not finite, or whose gradient explodes: save the step's batch as a
+JSON file and raise a TrainerError that explains it. The checkpoints stay as they are."""
 
 import math
 import os
@@ -21,13 +21,13 @@ from trainer.files import PARTIAL, publish_file, write_json
 from trainer.tree.rows import Row, Step
 
 FEWEST, MOST = 8, 64
-"""Steps before this one whose gradient norms say what is usual."""
+"""Minimum and maximum number of earlier steps in the median of gradient norms."""
 NAMED = 8
-"""Prompts that a message names; the file has all of them."""
+"""Maximum number of prompts named in a message; the file has all of them."""
 
 
 class BadStep(TrainerError):
-    """Raised inside a step that cannot be trained on. `rows` gave the bad number; empty: all rows of the step."""
+    """Raised inside a step that cannot be trained on. `rows` caused it; empty: all rows of the step."""
 
     def __init__(self, number: int, problem: str, prompts: Sequence[str], rows: Sequence[Row] = ()) -> None:
         names = ", ".join(prompts[:NAMED]) + (f" and {len(prompts) - NAMED} more" if len(prompts) > NAMED else "")
@@ -43,15 +43,15 @@ class NormWatch:
         self.norms = deque(norms, maxlen=MOST)
 
     def check(self, norm: float, *, number: int, prompts: Sequence[str]) -> None:
-        """Raises BadStep for a norm above `ratio` times the median of the steps before, of which there must be
-        `FEWEST`. A gradient that is not even clipped, or that follows gradients of 0, explodes nothing."""
+        """Raise BadStep for a norm above `ratio` times the median of at least `FEWEST` steps before. A
+        gradient that is not clipped, or that follows gradients of 0, does no harm."""
         usual = median(self.norms) if len(self.norms) >= FEWEST else 0.0
         if self.ratio is not None and usual > 0 and norm > max(self.ratio * usual, self.clipped_at):
             raise BadStep(
                 number,
                 f"the gradient norm is {norm:.4g}, {norm / usual:.3g} times the median of the {len(self.norms)} steps "
                 f"before (train.stop_at_norm_ratio allows {self.ratio:g}; with a higher value, or null, the same "
-                "command goes on)",
+                "command continues)",
                 prompts,
             )
         self.norms.append(norm)
@@ -59,17 +59,17 @@ class NormWatch:
 
 @torch.no_grad()
 def check_weights(parameters: dict[str, nn.Parameter], *, number: int, prompts: Sequence[str]) -> None:
-    """Raises BadStep if the step left a non-finite weight: neither a checkpoint nor a candidate may hold it."""
+    """Raise BadStep if the update made a weight non-finite: neither a checkpoint nor a candidate may contain it."""
     for name, parameter in parameters.items():
-        mine = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # a share of it
+        mine = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # this process's part
         if not torch.isfinite(mine).all():
             raise BadStep(number, f"its update left NaN or infinity in {name}", prompts)
 
 
 @contextmanager
 def keep_batch(work: Path, data: PreferenceData, step: Step, number: int) -> Iterator[dict[str, float]]:
-    """If the step inside is bad, saves its batch and raises TrainerError with the path. The numbers that the step puts
-    into the dictionary are saved too."""
+    """If the step inside raises BadStep, save its batch and raise TrainerError with the path. Numbers that the step
+    puts into the dictionary are saved too."""
     known: dict[str, float] = {}
     try:
         yield known
@@ -78,7 +78,7 @@ def keep_batch(work: Path, data: PreferenceData, step: Step, number: int) -> Ite
         _save(
             path, {"step": number, "why": str(error), "numbers": _plain(known)} | _batch(data, error.rows or step.rows)
         )
-        raise TrainerError(f"{error} {_what_now(work, path)}") from None
+        raise TrainerError(f"{error} {_how_to_continue(work, path)}") from None
 
 
 def _save(path: Path, record: dict[str, Any]) -> None:
@@ -112,14 +112,14 @@ def _ids(token_ids: Sequence[int]) -> list[int]:
 
 
 def _plain(numbers: dict[str, float]) -> dict[str, float | str]:
-    """JSON has no NaN and no infinity: use strings."""
+    """NaN and infinity as strings, since JSON has neither."""
     return {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
 
 
-def _what_now(work: Path, path: Path) -> str:
+def _how_to_continue(work: Path, path: Path) -> str:
     kept = ", ".join(folder.name for folder in checkpoint_folders(work))
-    state = f"Its checkpoints are kept ({kept})." if kept else "No checkpoint had been made yet."
+    state = f"Its checkpoints are kept ({kept})." if kept else "There is no checkpoint yet."
     return (
-        f"The batch is saved in {path}: look at its responses. {state} To train this round anew, with a lower learning "
-        f"rate or other data, remove {work}."
+        f"The batch is saved in {path}: look at its responses. {state} To train this round again, with a lower "
+        f"learning rate or other data, remove {work}."
     )

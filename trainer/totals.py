@@ -17,7 +17,7 @@ class StepTotals:
     """Relations that each loss term is averaged over."""
     mean_length: Tensor
     loss: float = 0.0
-    """Sum of the numbers that `backward` saw."""
+    """Sum of the loss values whose gradients were taken."""
     tokens: int = 0
     plain_tokens: int = 0
     sums: dict[str, float] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class StepTotals:
     """(a, b) of each pair, chosen and rejected log-ratio."""
 
     def add(self, values: dict[str, tuple[float, float]]) -> None:
-        """Add sums with the number of things summed."""
+        """Add sums and their counts."""
         for name, (total, count) in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + total
             self.weights[name] = self.weights.get(name, 0.0) + count

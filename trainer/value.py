@@ -1,7 +1,8 @@
-"""The value network of DRO-V (arXiv:2405.19107): a second network, no parameter shared with the policy, that predicts
-one value for each prompt: a linear head on the last prompt token.
+"""The value network of DRO-V (arXiv:2405.19107): a second network that predicts one value per prompt, by a linear head
+on the last prompt token. It shares no parameter with the policy.
 
-Each round it starts from the policy's own layers with a head of zeros, and is trained by the same optimizer."""
+In each round it starts from the policy's layers and a zero head, and the same optimizer trains it.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from trainer.tree.rows import Row
 
 
 class ValueNetwork(nn.Module):
-    """Prompts to values."""
+    """Predicts a value for each prompt."""
 
     def __init__(self, backbone: nn.Module, hidden: int, device: torch.device) -> None:
         super().__init__()

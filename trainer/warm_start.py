@@ -1,8 +1,8 @@
 """The supervised phase before a round: a round of its own on the chosen responses, and the spec of the round that
 continues from its result.
 
-Where the reference did not produce the data, DPO's authors fit it to the chosen responses first (section 4 of
-arXiv:2305.18290), so that the pairs are no longer foreign to it. Both phases are rounds like any other: checkpointed,
+If the reference did not sample the data, DPO's authors first fit it to the chosen responses (section 4 of
+arXiv:2305.18290). Both phases are rounds like any other: checkpointed,
 resumed and recorded."""
 
 import hashlib
@@ -22,7 +22,7 @@ FOLDER = "warm-start"
 
 
 def first_round(spec: "RoundSpec") -> "RoundSpec":
-    """The supervised round, in the work folder of the whole."""
+    """The spec of the supervised round, inside the work folder of the whole."""
     warm = spec.settings.warm_start
     assert warm is not None
     changes = {"loss": "sft", "beta": None, "nll_weight": None, "warm_start": None, "probe_pairs": 0}
@@ -33,7 +33,7 @@ def first_round(spec: "RoundSpec") -> "RoundSpec":
 
 
 def second_round(spec: "RoundSpec", first: "RoundSpec") -> "RoundSpec":
-    """The round itself: the first one's result is start and reference. It is known by what the whole was made of."""
+    """The spec of the round itself: the first one's result is start and reference, the identity that of the whole."""
     settings = spec.settings.model_copy(update={"warm_start": None})
     start, name = first.out, weights_digest(first.out)
     models = replace(spec, policy=start, policy_hash=name, reference=start, reference_hash=name)
@@ -58,7 +58,7 @@ def summarise(summary: RoundSummary, weights_hash: str) -> WarmStartSummary:
 
 
 def remove_warm_start(work: Path) -> None:
-    """The round is finished: nothing needs the model it started from."""
+    """Remove the model that a finished round started from."""
     shutil.rmtree(work / FOLDER, ignore_errors=True)
 
 

@@ -1,6 +1,5 @@
-"""Relations that are watched and never trained on: a few whole prompts held out of the round's data, measured before
-the first step, regularly during the round and after the last one, so that what the round teaches can be told from what
-it memorizes."""
+"""Relations that are measured and never trained on: a few whole prompts held out of the round's data, measured before
+the first step, regularly during the round and after the last one, to distinguish generalisation from memorisation."""
 
 import random
 from collections.abc import Sequence
@@ -21,8 +20,8 @@ from trainer.tree.rows import Plan
 
 
 def split_probe(data: PreferenceData, relations: int, *, seed: int) -> tuple[PreferenceData, PreferenceData | None]:
-    """What is trained on, and whole prompts with at least that many to watch. TrainerError if they would take
-    more than half of the data."""
+    """Training data, and whole prompts with at least `relations` relations to watch. TrainerError if these are more
+    than half of the data."""
     if not relations:
         return data, None
     prompts = sorted({relation.prompt_id for relation in data.relations})
@@ -36,7 +35,7 @@ def split_probe(data: PreferenceData, relations: int, *, seed: int) -> tuple[Pre
         count += sum(relation.prompt_id == prompt for relation in data.relations)
     if 2 * count > len(data.relations):
         raise TrainerError(
-            f"train.probe_pairs={relations} would keep {count} of the round's {len(data.relations)} {data.kind} out of "
+            f"train.probe_pairs={relations} would hold {count} of the round's {len(data.relations)} {data.kind} out of "
             "training, more than half. Lower it, or sample more."
         )
     kept = tuple(relation for relation in data.relations if relation.prompt_id not in held)
@@ -56,15 +55,15 @@ class ProbeSet:
     def measure(self, context: StepContext) -> dict[str, float]:
         """The loss, its parts and all diagnostics, over the whole set at once."""
         context = replace(context, data=self.data)
-        said: list[Responses] = []
+        responses: list[Responses] = []
         entropies = StepTotals({}, torch.zeros(()))
         with context.arithmetic.autocast():
             for at, step in enumerate(self.plan.steps):
                 jobs = list(row_jobs(context, step, None if self.reference is None else self.reference[at]))
-                said += read_rows(context, jobs, len(step.rows), entropies)
+                responses += read_rows(context, jobs, len(step.rows), entropies)
         placed = place_over(self.data, [row for step in self.plan.steps for row in step.rows])
         entropy = entropies.of_all(context.team).means()["entropy"]
-        return {"entropy": entropy} | self._numbers(context, join(said), placed)
+        return {"entropy": entropy} | self._numbers(context, join(responses), placed)
 
     def _numbers(self, context: StepContext, responses: Responses, placed: Sequence[Placed]) -> dict[str, float]:
         relations = [relation for relation, _ in placed]

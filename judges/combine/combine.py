@@ -107,38 +107,38 @@ class Combine(Judge):
         return hashlib.sha256(json.dumps(prints, sort_keys=True).encode("utf-8")).hexdigest()
 
     def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
-        said = self._ask_all(groups)
-        return [self._group(group, [part[index] for part in said]) for index, group in enumerate(groups)]
+        verdicts = self._ask_all(groups)
+        return [self._group(group, [part[index] for part in verdicts]) for index, group in enumerate(groups)]
 
     def _ask_all(self, groups: Sequence[Group]) -> list[Sequence[Sequence[Verdict | None]]]:
         """Verdicts by part, group and response. Later parts of a fallback are asked only where a score is missing."""
         everything = [[True] * len(group.responses) for group in groups]
         undecided = everything
-        said: list[Sequence[Sequence[Verdict | None]]] = []
+        verdicts: list[Sequence[Sequence[Verdict | None]]] = []
         for part, judge in zip(self.parts, self.judges, strict=True):
             later = self.how == "fallback" and not part.shadow
             answers = _ask(part, judge, groups, undecided if later else everything)
             if later:
                 undecided = [[_has_no_score(verdict) for verdict in row] for row in answers]
-            said.append(answers)
-        return said
+            verdicts.append(answers)
+        return verdicts
 
-    def _group(self, group: Group, said: Sequence[Sequence[Verdict | None]]) -> list[Verdict]:
-        """The verdicts of one prompt; `said` is indexed by part and response."""
+    def _group(self, group: Group, verdicts: Sequence[Sequence[Verdict | None]]) -> list[Verdict]:
+        """The verdicts of one prompt; `verdicts` is indexed by part and response."""
         scaled = [
             rescaled([None if verdict is None else verdict.score for verdict in row], part.normalise)
-            for part, row in zip(self.parts, said, strict=True)
+            for part, row in zip(self.parts, verdicts, strict=True)
         ]
-        heard = [
-            [PartVerdict(*one) for one in zip(self.parts, verdicts, scores, strict=True)]
-            for verdicts, scores in zip(zip(*said, strict=True), zip(*scaled, strict=True), strict=True)
+        part_verdicts = [
+            [PartVerdict(*one) for one in zip(self.parts, row, scores, strict=True)]
+            for row, scores in zip(zip(*verdicts, strict=True), zip(*scaled, strict=True), strict=True)
         ]
-        return [self._one(response, row) for response, row in zip(group.responses, heard, strict=True)]
+        return [self._one(response, row) for response, row in zip(group.responses, part_verdicts, strict=True)]
 
-    def _one(self, response: Response, heard: Sequence[PartVerdict]) -> Verdict:
+    def _one(self, response: Response, part_verdicts: Sequence[PartVerdict]) -> Verdict:
         """The verdict on one response, with every part's score in `parts`."""
-        parts = parts_of(heard)
-        counting = [one for one in heard if not one.part.shadow and one.verdict is not None]
+        parts = parts_of(part_verdicts)
+        counting = [one for one in part_verdicts if not one.part.shadow and one.verdict is not None]
         failure = None if self.how == "fallback" else failure_of(counting)
         if failure is not None:
             return Verdict(failure.kind, None, None, failure.why, failure.well_formed, parts)

@@ -81,23 +81,23 @@ class PartVerdict(NamedTuple):
 
 def check_part(part: Part, how: str) -> None:
     """ValueError if a setting of the part would have no effect."""
-    place = f"the part {part.label!r}"
+    part_name = f"the part {part.label!r}"
     if part.shadow and (part.factor or part.threshold is not None):
-        raise ValueError(f"{place} is a shadow, which has neither weight nor threshold; remove them")
+        raise ValueError(f"{part_name} is a shadow, which has neither weight nor threshold; remove them")
     if part.threshold is not None and how != "gates":
-        raise ValueError(f"{place} has a threshold, which only how: gates uses")
+        raise ValueError(f"{part_name} has a threshold, which only how: gates uses")
     if not part.shadow and part.factor == 0 and part.threshold is None:
-        raise ValueError(f"{place} has weight 0: to only record its score, set shadow: true instead")
+        raise ValueError(f"{part_name} has weight 0: to only record its score, set shadow: true instead")
     if how == "fallback" and not part.shadow and (part.weight is not None or part.normalise != "none"):
-        raise ValueError(f"{place}: how: fallback uses a score as it is; remove weight and normalise")
+        raise ValueError(f"{part_name}: how: fallback uses a score as it is; remove weight and normalise")
     if how == "majority" and (part.normalise != "none" or part.factor < 0):
-        raise ValueError(f"{place}: how: majority counts votes; remove normalise, and use no weight below 0")
+        raise ValueError(f"{part_name}: how: majority counts votes; remove normalise, and use no weight below 0")
 
 
-def parts_of(heard: Sequence[PartVerdict]) -> dict[str, float]:
+def parts_of(part_verdicts: Sequence[PartVerdict]) -> dict[str, float]:
     """Every part's score, raw and scaled, and the score's own parts."""
     parts: dict[str, float] = {}
-    for part, verdict, scaled in heard:
+    for part, verdict, scaled in part_verdicts:
         if verdict is not None:
             parts |= {f"{part.label}.{name}": value for name, value in verdict.parts.items()}
         if verdict is not None and verdict.score is not None:

@@ -1,7 +1,7 @@
-"""Puts one judge's scores of a prompt's responses on a common scale. Pure.
+"""Rescales one judge's scores of the responses to a prompt. Pure.
 
-Scores of different judges can only be added on scales that mean the same. None stands for a response without a score;
-it stays None. If all scores are equal, each becomes the middle of the scale.
+Scores of different judges can only be added on a common scale. None (a response without a score) stays None. If all
+scores are equal, each becomes the middle of the scale.
 """
 
 import math
@@ -16,13 +16,13 @@ def rescaled(scores: Sequence[float | None], scale: Scale) -> list[float | None]
     known = [score for score in scores if score is not None]
     if scale == "none" or not known:
         return list(scores)
-    size = math.frexp(max(map(abs, known)))[1]  # a power of 2 divided out: no scale depends on it, squares stay finite
+    size = math.frexp(max(map(abs, known)))[1]  # dividing by a power of 2 changes no scale and keeps squares finite
     new = iter(_SCALES[scale]([math.ldexp(score, -size) for score in known]))
     return [None if score is None else next(new) for score in scores]
 
 
 def standardised(scores: Sequence[float]) -> list[float]:
-    """Distance from the mean in standard deviations (of the group itself, not an estimate); middle 0."""
+    """Distance from the mean in standard deviations of the group (not an estimate); middle 0."""
     mean = math.fsum(scores) / len(scores)
     deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / len(scores))
     if min(scores) == max(scores) or deviation == 0:

@@ -49,7 +49,7 @@ class Child:
         self.batch: deque[int] = deque()
         self.alone = self.ready = False
         self._process: subprocess.Popen[bytes] | None = None
-        self._heard = b""
+        self._received = b""
         self._deadline = self._limit = 0.0
 
     def give(self, recipe: bytes, items: Sequence[Item], batch: Sequence[int], limit: float) -> None:
@@ -67,16 +67,16 @@ class Child:
 
     def _start(self) -> None:
         """Start a process that inherits only stderr, in its own group, so that all of it can be killed."""
-        room = str(Path(__file__).resolve().parents[2])
+        root = str(Path(__file__).resolve().parents[2])
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT, "\n".join([room, *sys.path]), str(os.getpid())],
+            [sys.executable, "-P", "-c", _BOOT, "\n".join([root, *sys.path]), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**_ONE_THREAD, **os.environ},
             start_new_session=True,
         )
         os.set_blocking(self.output, False)
-        self._heard = b""
+        self._received = b""
 
     @property
     def output(self) -> int:
@@ -89,13 +89,13 @@ class Child:
         """Messages received since the last call."""
         while True:
             try:
-                heard = os.read(self.output, 1 << 16)
+                received = os.read(self.output, 1 << 16)
             except BlockingIOError:
                 break
-            if not heard:
+            if not received:
                 break
-            self._heard += heard
-        *lines, self._heard = self._heard.split(b"\n")
+            self._received += received
+        *lines, self._received = self._received.split(b"\n")
         for line in lines:
             self._deadline = time.monotonic() + self._limit
             yield json.loads(line)
@@ -141,7 +141,7 @@ def _ending(code: int) -> str:
         return f"ended its process by signal {-code}"
 
 
-def heard_or_late(busy: list[Child]) -> list[Child]:
+def await_message(busy: list[Child]) -> list[Child]:
     """Wait until a busy child has sent a message or is late; return all of them, since checking one is cheap."""
     with selectors.DefaultSelector() as selector:
         for child in busy:

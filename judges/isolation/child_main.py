@@ -51,11 +51,11 @@ def main(parent: str) -> None:
         try:
             judge = judges.get(recipe) or judges.setdefault(recipe, build(pickle.loads(recipe)))
             limit_memory(judge.memory_limit)
-            say(out, "ready")
+            send(out, "ready")
             for prompt, response in items:
-                say_verdict(out, judge, prompt, response)
+                send_verdict(out, judge, prompt, response)
         except JudgeError as error:
-            say(out, "refused", str(error))
+            send(out, "refused", str(error))
 
 
 def _private_pipes() -> tuple[BinaryIO, int]:
@@ -67,7 +67,7 @@ def _private_pipes() -> tuple[BinaryIO, int]:
     return jobs, out
 
 
-def say_verdict(out: int, judge: PointwiseJudge, prompt: Any, response: Any) -> None:
+def send_verdict(out: int, judge: PointwiseJudge, prompt: Any, response: Any) -> None:
     """Judge one response and send its verdict; a process that the judge has forked ends here."""
     me = os.getpid()
     try:
@@ -77,14 +77,14 @@ def say_verdict(out: int, judge: PointwiseJudge, prompt: Any, response: Any) -> 
     finally:
         if os.getpid() != me:
             os._exit(0)
-    say(out, "verdict", *_fields(verdict))
+    send(out, "verdict", *_fields(verdict))
 
 
 def _fields(verdict: Verdict) -> tuple[Any, ...]:
     return verdict.kind, verdict.score, verdict.extracted, verdict.why, verdict.well_formed, verdict.parts
 
 
-def say(out: int, *message: Any) -> None:
+def send(out: int, *message: Any) -> None:
     """Write one line; a pipe may take a long one in pieces."""
     line = memoryview(json.dumps(message).encode("ascii") + b"\n")
     while line:

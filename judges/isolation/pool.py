@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 from judges.contract import PointwiseJudge
-from judges.isolation.child import Child, Item, Loss, heard_or_late
+from judges.isolation.child import Child, Item, Loss, await_message
 from judges.isolation.child_main import Recipe
 from judges.types import Group, JudgeError, Verdict
 from judges.versions import source_of, version_of
@@ -91,7 +91,7 @@ class _Run:
             for child in self.children:
                 if self.waiting and not child.batch:
                     self._give(child, self.waiting.popleft())
-            for child in heard_or_late([child for child in self.children if child.batch]):
+            for child in await_message([child for child in self.children if child.batch]):
                 self._take(child)
         return [verdict for verdict in self.verdicts if verdict is not None]
 
@@ -133,9 +133,9 @@ class _Run:
             self._give(child, [first])
             child.alone = True
         else:
-            self.verdicts[first] = Verdict.error(self._in_words(loss))
+            self.verdicts[first] = Verdict.error(self._describe(loss))
 
-    def _in_words(self, loss: Loss) -> str:
+    def _describe(self, loss: Loss) -> str:
         limit = f" ({self.judge.memory_limit:g} GiB)" if loss.why.startswith("needed") else ""
         return f"the judge {loss.why}{limit}{', twice' if loss.again else ''}"
 

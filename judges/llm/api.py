@@ -74,13 +74,13 @@ class Endpoint:
 
     def _refusal(self, status: int, body: str, headers: Mapping[str, str]) -> Exception:
         """Turn an error status into the exception to raise."""
-        said = " ".join((body.replace(self.key, "[key]") if self.key else body).split())[:300]
-        text = f"HTTP {status}: {said or 'no text'}"
-        if status == 429 and "insufficient_quota" in said:
+        reason = " ".join((body.replace(self.key, "[key]") if self.key else body).split())[:300]
+        text = f"HTTP {status}: {reason or 'no text'}"
+        if status == 429 and "insufficient_quota" in reason:
             status = 402
         elif status in TRANSIENT or status >= 500:
             return Transient(text, _retry_after(headers))
-        elif status in (400, 413, 422) and any(sign in said.lower() for sign in OF_ONE_ITEM):
+        elif status in (400, 413, 422) and any(sign in reason.lower() for sign in OF_ONE_ITEM):
             return Unanswerable(text)
         remedy = REMEDIES.get(status, OTHER_REMEDY).format(key_env=self.key_env, model=self.model)
         kind = Unaccepted if status in (400, 422) else JudgeError
@@ -136,13 +136,13 @@ def read_key(name: str | None) -> str | None:
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait, from a Retry-After header (RFC 9110, section 10.2.3: seconds or a date)."""
-    said = headers.get("retry-after", "").strip()
+    value = headers.get("retry-after", "").strip()
     try:
-        return max(0.0, float(said))
+        return max(0.0, float(value))
     except ValueError:
         pass
     try:
-        return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return None
 

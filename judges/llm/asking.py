@@ -104,7 +104,7 @@ class Asker:
         tries, form = 1, self.form
         while True:
             if not await self._turn(give_up):
-                return self._gone(f"its turn would come after the deadline of {self.limits.deadline:g} s")
+                return self._out_of_tries(f"its turn would come after the deadline of {self.limits.deadline:g} s")
             try:
                 return self._keep(ask, Answered(await self._call(ask.bodies[form], give_up), form))
             except Unanswerable as error:
@@ -116,7 +116,7 @@ class Asker:
             except Transient as error:
                 wait = self._wait(tries, error.retry_after)
                 if tries > self.limits.retries or time.monotonic() + wait >= give_up:
-                    return self._gone(f"{error} (tries: {tries})")
+                    return self._out_of_tries(f"{error} (tries: {tries})")
                 tries += 1
                 await self._sleep(wait)
 
@@ -140,7 +140,7 @@ class Asker:
         self.context.on_usage(reply.usage + Usage(calls=1), False)
         return answered
 
-    def _gone(self, why: str) -> Failed:
+    def _out_of_tries(self, why: str) -> Failed:
         """Fail a request that ran out of tries; JudgeError after enough in a row that it must be down."""
         self._failures_in_a_row += 1
         patience = max(8, 2 * self.limits.concurrency)

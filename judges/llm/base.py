@@ -109,10 +109,10 @@ class LLM(LLMSettings):
         if not distinct:
             return {}
         if self.context.generate is None:
-            whom = "the policy in the sampling engine" if self.engine == "policy" else "its model in an engine"
+            model = "the policy in the sampling engine" if self.engine == "policy" else "its model in an engine"
             raise JudgeError(
-                f"Judge {type(self).__name__} with engine: {self.engine} asks {whom}, which is missing here. Use it in "
-                f"a campaign, or use an endpoint: engine: api with base_url and model."
+                f"Judge {type(self).__name__} with engine: {self.engine} asks {model}, which is missing here. Use it "
+                f"in a campaign, or use an endpoint: engine: api with base_url and model."
             )
         assert self.temperature is not None
         assert self.max_tokens is not None

@@ -48,6 +48,6 @@ def _preference(votes: Sequence[Read | Failed]) -> Preference:
     """The mean of the readable votes; they must be more than half of all votes."""
     read = [vote for vote in votes if isinstance(vote, Read) and vote.value is not None]
     if len(read) * 2 <= len(votes):
-        word = undecided(votes)
-        return Preference.error(word.why) if word.kind == "error" else Preference.abstain(word.why)
+        verdict = undecided(votes)
+        return Preference.error(verdict.why) if verdict.kind == "error" else Preference.abstain(verdict.why)
     return Preference.of(sum(vote.value or 0.0 for vote in read) / len(read), read[0].reasoning)

@@ -111,7 +111,7 @@ class LLMSettings(Judge):
 
     @field_validator("request")
     @classmethod
-    def _leaves_the_judges_own(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def _sets_no_reserved_key(cls, given: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted({"messages", "model", "n", "response_format", "stream"} & set(given)):
             raise ValueError(f"{', '.join(taken)} cannot be set here: the judge sets it itself")
         return given

@@ -23,8 +23,8 @@ class Words:
 
     values: dict[str, float]
 
-    def read(self, said: str) -> float | None:
-        return {word.casefold(): value for word, value in self.values.items()}.get(said.casefold())
+    def read(self, answer: str) -> float | None:
+        return {word.casefold(): value for word, value in self.values.items()}.get(answer.casefold())
 
     @property
     def meaning(self) -> str:
@@ -43,8 +43,8 @@ class Numbers:
     low: float
     high: float
 
-    def read(self, said: str) -> float | None:
-        number = float(said) if re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,9})?", said) else None
+    def read(self, answer: str) -> float | None:
+        number = float(answer) if re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,9})?", answer) else None
         return number if number is not None and self.low <= number <= self.high else None
 
     @property
@@ -101,12 +101,12 @@ def read_reply(reply: Reply, scale: Scale, form: Form, code: str) -> Read:
     if reply.finish_reason != "stop":
         return Read(None, f"the judge's reply ended early ({reply.finish_reason})")
     text = reply.text.rpartition("</think>")[2].strip()
-    said, reasoning = _from_json(text) if form == "json" else _from_line(text, code)
-    if said is None:
+    answer, reasoning = _from_json(text) if form == "json" else _from_line(text, code)
+    if answer is None:
         return Read(None, f"garbage verdict: {reasoning}: {_one_line(text) or 'an empty reply'}")
-    value = scale.read(said)
+    value = scale.read(answer)
     if value is None:
-        return Read(None, f"garbage verdict: {_one_line(said)!r}, where the verdict {scale.meaning}")
+        return Read(None, f"garbage verdict: {_one_line(answer)!r}, where the verdict {scale.meaning}")
     return Read(value, "", _one_line(reasoning))
 
 
@@ -125,10 +125,10 @@ def _from_json(text: str) -> tuple[str | None, str]:
         found = json.loads(text, object_pairs_hook=_without_repetition)
     except (ValueError, RecursionError) as error:
         return None, f"no JSON object ({_one_line(str(error))[:80]})"
-    said = found.get("verdict") if isinstance(found, dict) else None
-    if not isinstance(said, (str, int, float)) or isinstance(said, bool):
+    answer = found.get("verdict") if isinstance(found, dict) else None
+    if not isinstance(answer, (str, int, float)) or isinstance(answer, bool):
         return None, "no verdict in the JSON"
-    return str(said).strip(), str(found.get("reasoning", ""))
+    return str(answer).strip(), str(found.get("reasoning", ""))
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

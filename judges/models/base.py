@@ -1,4 +1,4 @@
-"""Base class of the judges with a classification model of their own: their arguments, and scoring with the cache."""
+"""Base class of the judges that hold a classification model: their arguments, and scoring through the cache."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from judges.context import ModelRef
 from judges.contract import Judge
 from judges.models.classification import Dtype, Encoded, SequenceModel
-from judges.remember import Words, once_each
+from judges.remember import Batch, once_each
 from judges.types import JudgeError, Prompt, Response, Verdict, describe
 
 Template = Literal["chat", "plain", "pair"]
@@ -29,13 +29,13 @@ class ModelJudge(Judge):
     """A folder, a hub id, or `pypi:name`."""
 
     dtype: Dtype = "auto"
-    """Of the layers; the head is always float32. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    """Number format of the layers; the head is always float32. `auto`: bfloat16 on a GPU, float32 on a CPU."""
 
     device: str = "auto"
-    """`auto` is the GPU if there is one; or `cpu`, `cuda:1`."""
+    """`auto` (the GPU if there is one), `cpu`, or a device such as `cuda:1`."""
 
     batch_tokens: PositiveInt = 8192
-    """Tokens in a batch, padding included; higher is faster until memory is full. It changes no score."""
+    """Tokens in a batch, padding included; higher is faster until memory is full. Scores do not depend on it."""
 
     @cached_property
     def _found(self) -> ModelRef:
@@ -48,15 +48,15 @@ class ModelJudge(Judge):
 
     @property
     def content_version(self) -> str:
-        """Hash of the model's weights, settings and tokenizer: read when it is first needed, never by `plan`."""
+        """Hash of the model's weights, settings and tokenizer: computed when first needed, never by `plan`."""
         return self._found.digest
 
     def ready(self) -> None:
-        """Loads the model, so that a wrong one is known before anything was sampled."""
+        """Load the model, so that a wrong one is found before anything is sampled."""
         self.check(self._network)
 
     def check(self, network: SequenceModel) -> None:
-        """JudgeError if the model is none for this judge."""
+        """JudgeError if the model does not fit this judge."""
 
     def rest(self) -> None:
         if "_network" in self.__dict__:
@@ -73,7 +73,7 @@ class ModelJudge(Judge):
         return network.encode_text(asked + response.text)
 
     def check_template(self, template: Template) -> None:
-        """JudgeError if the tokenizer cannot do it."""
+        """JudgeError if the tokenizer lacks what the template needs."""
         if template == "chat" and not self._network.has_chat_template:
             raise JudgeError(
                 f"The tokenizer of the judge's model {self.model} has no chat template. Set judge.args.template to "
@@ -82,43 +82,43 @@ class ModelJudge(Judge):
             )
 
     def scored(
-        self, keys: Sequence[str], encode: Callable[[int], Encoded], word: Callable[[list[float]], Verdict]
+        self, keys: Sequence[str], encode: Callable[[int], Encoded], verdict_of: Callable[[list[float]], Verdict]
     ) -> list[Verdict]:
-        """One verdict per key: remembered, or what `word` makes of the logits of what `encode` gives for its place.
+        """One verdict per key: from the cache, or `verdict_of` the logits of the text that `encode` gives for it.
 
-        A text that cannot be encoded, is too long or gets NaN is an error of its own.
+        A text that cannot be encoded, is too long or gets NaN is an error by itself.
         """
 
-        def give(places: list[int]) -> Iterator[Words]:
+        def compute(indices: list[int]) -> Iterator[Batch]:
             texts: dict[int, Encoded] = {}
             failed: dict[int, dict[str, Any]] = {}
-            for place in places:
-                text, why = self._encoded(encode, place)
+            for index in indices:
+                text, why = self._encoded(encode, index)
                 if text is None:
-                    failed[place] = asdict(Verdict.error(why))
+                    failed[index] = asdict(Verdict.error(why))
                 else:
-                    texts[place] = text
+                    texts[index] = text
             if failed:
                 yield failed
             where = list(texts)
             for batch in self._network.logits(list(texts.values()), self.batch_tokens):
-                yield {where[i]: asdict(_safely(word, logits)) for i, logits in batch.items()}
+                yield {where[i]: asdict(_safely(verdict_of, logits)) for i, logits in batch.items()}
 
-        return [Verdict(**word) for word in once_each(self, keys, give)]
+        return [Verdict(**found) for found in once_each(self, keys, compute)]
 
-    def _encoded(self, encode: Callable[[int], Encoded], place: int) -> tuple[Encoded | None, str]:
+    def _encoded(self, encode: Callable[[int], Encoded], index: int) -> tuple[Encoded | None, str]:
         """The text, or why there is none."""
         try:
-            text = encode(place)
-        except Exception as error:  # noqa: BLE001  the boundary to the model's own template
+            text = encode(index)
+        except Exception as error:  # noqa: BLE001  a chat template is foreign code and may raise anything
             return None, f"the text cannot be encoded: {describe(error)}"
         why = self._network.unfit(text)
         return (None, why) if why else (text, "")
 
 
-def _safely(word: Callable[[list[float]], Verdict], logits: list[float]) -> Verdict:
-    """A score that is not a finite number is an error."""
+def _safely(verdict_of: Callable[[list[float]], Verdict], logits: list[float]) -> Verdict:
+    """The verdict; an error if the score is not a finite number."""
     try:
-        return word(logits)
+        return verdict_of(logits)
     except ValueError as error:
         return Verdict.error(str(error))

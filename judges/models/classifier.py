@@ -40,7 +40,7 @@ class Classifier(ModelJudge, PointwiseJudge):
     def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
         items = [(group.prompt, response) for group in groups for response in group.responses]
         keys = [key_of(self, prompt, [response], columns=()) for prompt, response in items]
-        verdicts = iter(self.scored(keys, lambda place: self._encode(*items[place]), self._verdict))
+        verdicts = iter(self.scored(keys, lambda index: self._encode(*items[index]), self._verdict))
         return [[next(verdicts) for _ in group.responses] for group in groups]
 
     def _encode(self, prompt: Prompt, response: Response) -> Encoded:

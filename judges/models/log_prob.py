@@ -15,7 +15,7 @@ ROLES = ("policy", "initial")
 """Models that are named by their role in the campaign."""
 
 
-class Measuring(Judge):
+class LogProbJudge(Judge):
     """A judge that uses log-probs. Its verdicts are not cached: they belong to the sampled tokens, and two responses
     with the same text may have been sampled as different tokens."""
 
@@ -53,7 +53,7 @@ class Measuring(Judge):
         return self.models.measure(groups, name, precision=self.precision)
 
 
-class LogProb(Measuring, PointwiseJudge):
+class LogProb(LogProbJudge, PointwiseJudge):
     """The log-prob (nats) of a response under a model: per token or in total."""
 
     version: ClassVar[str] = "1"
@@ -81,7 +81,7 @@ class LogProb(Measuring, PointwiseJudge):
         return Verdict.of(score, f"{score:.6g}", parts={"logp": found.logp, "tokens": float(found.tokens)})
 
 
-class ImplicitReward(Measuring, PointwiseJudge):
+class ImplicitReward(LogProbJudge, PointwiseJudge):
     """Beta times the log-ratio of a response under a tuned model and its reference."""
 
     version: ClassVar[str] = "1"

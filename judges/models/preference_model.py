@@ -1,8 +1,8 @@
-"""Judge "preference-model": a classification model says how likely one response is better than another.
+"""Judge "preference-model": the probability, by a classification model, that one response is better than another.
 
-From a reward model by Bradley and Terry: P(first is better) = sigmoid((r1 - r2) / temperature), Eq. 1 of
-arXiv:2305.18290; each response is scored once, however many games it has. Or from a model that reads the prompt
-and both responses in one text, as pair rankers do (arXiv:2306.02561).
+Either from a reward model (Bradley-Terry): P(first is better) = sigmoid((r1 - r2) / temperature), Eq. 1 of
+arXiv:2305.18290; each response is scored once, however many games it has. Or from a model that reads the prompt and
+both responses in one text, as pair rankers do (arXiv:2306.02561).
 """
 
 import hashlib
@@ -26,19 +26,19 @@ SLOTS = ("question", "first", "second")
 
 
 class PreferenceModel(ModelJudge, PairwiseJudge):
-    """How likely a model finds one response better than another; a response's score is its win rate in the group."""
+    """The probability that one response is better than another; a response's score is its win rate in the group."""
 
     version: ClassVar[str] = "1"
 
     of: Literal["scores", "texts"] = "scores"
     """`scores`: the model is a reward model, and its scores become probabilities (Bradley-Terry); `texts`: it reads
-    both responses in one text and says how likely the first is better."""
+    both responses in one text and gives the probability that the first is better."""
 
     template: Template = "chat"
     """With `of: scores`, how prompt and response become one text: `chat`, `plain` or `pair`."""
 
     temperature: PositiveFloat = 1.0
-    """With `of: scores`, what the difference of two scores is divided by; higher is less certain."""
+    """With `of: scores`, the divisor of the difference of two scores; higher is less certain."""
 
     text: str | None = None
     """With `of: texts`, the text with the slots {question}, {first} and {second}, or the path of a file with it."""
@@ -46,11 +46,11 @@ class PreferenceModel(ModelJudge, PairwiseJudge):
     @model_validator(mode="after")
     def _has_its_text(self) -> "PreferenceModel":
         if (self.of == "texts") != (self.text is not None):
-            raise ValueError("text is given with of: texts, and only then")
+            raise ValueError("of: texts needs text, and of: scores takes none")
         if self.of == "texts":
-            lost = [slot for slot in SLOTS if f"{{{slot}}}" not in self._text]
-            if lost:
-                raise ValueError(f"text lacks {', '.join(f'{{{slot}}}' for slot in lost)}")
+            missing = [slot for slot in SLOTS if f"{{{slot}}}" not in self._text]
+            if missing:
+                raise ValueError(f"text lacks {', '.join(f'{{{slot}}}' for slot in missing)}")
         return self
 
     @cached_property
@@ -62,7 +62,7 @@ class PreferenceModel(ModelJudge, PairwiseJudge):
         try:
             return Path(given).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"text has no slots and is no readable file ({error})") from None
+            raise ValueError(f"text has no slots and is not a readable file ({error})") from None
 
     @property
     def content_version(self) -> str:
@@ -75,8 +75,8 @@ class PreferenceModel(ModelJudge, PairwiseJudge):
             check_one_output(network)
         elif len(network.labels) > 2:
             raise JudgeError(
-                f"The judge's model {self.model} has {len(network.labels)} outputs. With of: texts it has one (the "
-                f"logit of the first being better) or two (first, second)."
+                f"The judge's model {self.model} has {len(network.labels)} outputs. With of: texts it must have "
+                f"one (the logit that the first is better) or two (first, second)."
             )
 
     def compare(self, prompt: Prompt, first: Response, second: Response) -> Preference:
@@ -85,14 +85,14 @@ class PreferenceModel(ModelJudge, PairwiseJudge):
     def compare_all(self, games: Sequence[Game]) -> list[Preference]:
         if self.of == "texts":
             keys = [key_of(self, game.prompt, [game.first, game.second], columns=()) for game in games]
-            return [_preference(v) for v in self.scored(keys, lambda place: self._pair(games[place]), first_is_better)]
+            return [_preference(v) for v in self.scored(keys, lambda index: self._pair(games[index]), first_is_better)]
         sides = [(game.prompt, response) for game in games for response in (game.first, game.second)]
         keys = [key_of(self, prompt, [response], columns=()) for prompt, response in sides]
-        rewards = self.scored(keys, lambda place: self.encode(self.template, *sides[place]), reward_verdict)
+        rewards = self.scored(keys, lambda index: self.encode(self.template, *sides[index]), reward_verdict)
         return [self._bradley_terry(*rewards[2 * i : 2 * i + 2]) for i in range(len(games))]
 
     def _pair(self, game: Game) -> Encoded:
-        """Both responses in one text; what they hold is put in as it is."""
+        """Both responses in one text, inserted verbatim."""
         asked = "\n".join(message["content"] for message in game.prompt.messages)
         values = dict(zip(SLOTS, (asked, game.first.text, game.second.text), strict=True))
         return self._network.encode_text(re.sub(r"\{(question|first|second)\}", lambda m: values[m[1]], self._text))
@@ -109,7 +109,7 @@ class PreferenceModel(ModelJudge, PairwiseJudge):
 
 
 def first_is_better(logits: list[float]) -> Verdict:
-    """Probability that the first is better: of label 0 of two, or of the one logit. ValueError if it is not finite."""
+    """Probability that the first is better, from label 0 of two or the one logit. ValueError if it is not finite."""
     return Verdict.of(probability_of(0, logits, each=False))
 
 

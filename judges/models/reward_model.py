@@ -11,7 +11,7 @@ from judges.types import Group, JudgeError, Prompt, Response, Verdict
 
 
 class RewardModel(ModelJudge, PointwiseJudge):
-    """The scalar that a reward model (sequence classification with one output) gives to prompt and response."""
+    """The score of prompt and response by a reward model: sequence classification with one output."""
 
     version: ClassVar[str] = "1"
 
@@ -29,20 +29,20 @@ class RewardModel(ModelJudge, PointwiseJudge):
     def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
         items = [(group.prompt, response) for group in groups for response in group.responses]
         keys = [key_of(self, prompt, [response], columns=()) for prompt, response in items]
-        verdicts = iter(self.scored(keys, lambda place: self.encode(self.template, *items[place]), reward_verdict))
+        verdicts = iter(self.scored(keys, lambda index: self.encode(self.template, *items[index]), reward_verdict))
         return [[next(verdicts) for _ in group.responses] for group in groups]
 
 
 def check_one_output(network: SequenceModel) -> None:
-    """JudgeError unless the head gives one number."""
+    """JudgeError unless the head has one output."""
     if len(network.labels) != 1:
         raise JudgeError(
             f"The judge's model {network.name} has {len(network.labels)} outputs ({', '.join(network.labels[:6])}), "
-            f"and a reward model has one. Use the judge classifier with one of these labels."
+            f"but a reward model must have one. Use the judge classifier with one of these labels."
         )
 
 
 def reward_verdict(logits: list[float]) -> Verdict:
-    """The model's one output as it is. ValueError if it is not finite."""
+    """The model's one output as the score. ValueError if it is not finite."""
     (reward,) = logits
     return Verdict.of(reward, f"{reward:.6g}")

@@ -64,8 +64,8 @@ class MultipleChoice(PointwiseJudge):
             return unparsable(self.unparsable, found.why, well_formed=False)
         if not complete and not text[found.end :].strip(" .)") and len(text.split()) > 1:
             return unparsable(self.unparsable, "cut off inside its final answer", well_formed=False)
-        said, why = found.letter, "" if found.letter == right else f"expected {right}"
-        return Verdict("score", float(said == right), said, why, found.stated and complete)
+        letter, why = found.letter, "" if found.letter == right else f"expected {right}"
+        return Verdict("score", float(letter == right), letter, why, found.stated and complete)
 
     def _options(self, prompt: Prompt) -> dict[str, str]:
         """Option texts by letter; empty if no column is named."""
@@ -93,7 +93,7 @@ class MultipleChoice(PointwiseJudge):
         elif (letter := _bare_letter(target)) in letters and letter:
             return letter
         else:
-            same = [letter for letter, text in options.items() if _squeezed(text) == _squeezed(target)]
+            same = [letter for letter, text in options.items() if _normalised(text) == _normalised(target)]
             if len(same) == 1:
                 return same[0]
         raise JudgeError(
@@ -118,26 +118,27 @@ def _listed(value: Any) -> Any:
         return value
 
 
-def _squeezed(text: str) -> str:
+def _normalised(text: str) -> str:
     return " ".join(text.casefold().split()).strip(" .")
 
 
 def _by_text(text: str, options: dict[str, str], *, otherwise: Letter) -> Letter:
     """The option whose text is in the response; if one option's text contains another's, the longer."""
-    said = _squeezed(text)
-    found = [letter for letter, option in options.items() if _contains(said, _squeezed(option))]
+    answer = _normalised(text)
+    found = [letter for letter, option in options.items() if _contains(answer, _normalised(option))]
     longest = [letter for letter in found if not _inside_another(letter, found, options)]
     if len(longest) == 1:
         return Letter(longest[0], "", False, len(text))
     return otherwise if not longest else Letter(None, f"several options' texts: {', '.join(longest)}", False, len(text))
 
 
-def _contains(said: str, option: str) -> bool:
-    return bool(option) and re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said) is not None
+def _contains(answer: str, option: str) -> bool:
+    return bool(option) and re.search(rf"(?<!\w){re.escape(option)}(?!\w)", answer) is not None
 
 
 def _inside_another(letter: str, found: Sequence[str], options: dict[str, str]) -> bool:
-    mine = _squeezed(options[letter])
+    mine = _normalised(options[letter])
     return any(
-        other != letter and mine != _squeezed(options[other]) and mine in _squeezed(options[other]) for other in found
+        other != letter and mine != _normalised(options[other]) and mine in _normalised(options[other])
+        for other in found
     )

@@ -1,7 +1,7 @@
-"""Judge "format": does a response have the required form? A pattern, XML-like tags, or JSON.
+"""Judges "format" and "length": does a response have the required form (a pattern, XML-like tags, JSON) and length?
 
-All given conditions must hold; `parts` lists each. The content is not judged. A response that was cut off never has
-the form.
+The content is not judged. For "format", all given conditions must hold, and `parts` lists each; a response that was cut
+off never has the form.
 """
 
 import json
@@ -19,7 +19,7 @@ Type = Literal["string", "number", "integer", "boolean", "array", "object", "nul
 
 
 class Format(PointwiseJudge):
-    """1 if the response has the whole form, 0 if not."""
+    """1 if the response meets every given condition, else 0."""
 
     version: ClassVar[str] = "1"
     examples: ClassVar[tuple[Example, ...]] = (
@@ -31,19 +31,20 @@ class Format(PointwiseJudge):
     )
 
     pattern: str | None = None
-    """Regular expression that the whole response matches, outer space aside; a dot matches a line's end too."""
+    """Regular expression that the whole response must match, ignoring white space around it; a dot also matches a line
+    break."""
 
     tags: tuple[str, ...] = ()
-    """Names of tags: each opens and closes once, one after the other, with nothing but space between and around."""
+    """Names of tags: each must open and close once, in this order, with only white space between and around them."""
 
     keys: dict[str, Type] = Field(default={})
-    """The response is one JSON object with these keys, each of the type given; `any` takes every type."""
+    """The response must be one JSON object with these keys, each of the given type; `any` accepts every type."""
 
     more_keys: bool = True
-    """Whether the JSON object may have other keys too."""
+    """Whether the JSON object may have other keys."""
 
     fenced: bool = False
-    """Whether the JSON object may stand in a Markdown code block."""
+    """Whether the JSON object may be inside a Markdown code block."""
 
     @field_validator("pattern")
     @classmethod
@@ -54,9 +55,9 @@ class Format(PointwiseJudge):
     @classmethod
     def _names(cls, tags: tuple[str, ...]) -> tuple[str, ...]:
         if bad := [tag for tag in tags if not re.fullmatch(r"[\w.-]+", tag)]:
-            raise ValueError(f"a tag is named without its brackets: think, not {bad[0]}")
+            raise ValueError(f"name a tag without its brackets: think, not {bad[0]}")
         if len(set(tags)) < len(tags):
-            raise ValueError("each tag is named once")
+            raise ValueError("name each tag once")
         return tags
 
     @model_validator(mode="after")
@@ -64,12 +65,12 @@ class Format(PointwiseJudge):
         if self.pattern is None and not self.tags and not self.keys:
             raise ValueError("give pattern, tags or keys; without them every response has the form")
         if self.pattern is not None or self.tags:
-            _ = self._regexes  # compiled now, so that a config that cannot be used is refused
+            _ = self._regexes  # compiled now, so that an unusable config is rejected
         return self
 
     @cached_property
     def _regexes(self) -> dict[str, re.Pattern[str]]:
-        """By condition, what the whole response must match."""
+        """The pattern that the whole response must match, by condition."""
         found = {} if self.pattern is None else {"pattern": re.compile(self.pattern, re.DOTALL)}
         if self.tags:
             found["tags"] = re.compile(r"\s*".join(map(_element, self.tags)), re.DOTALL)
@@ -86,14 +87,14 @@ class Format(PointwiseJudge):
         return Verdict("score", float(not why), None, why, not why, {name: float(not f) for name, f in wrong.items()})
 
     def _json_fault(self, text: str) -> str:
-        """What keeps the text from being the JSON object that was asked for; empty if nothing does."""
+        """Why the text is not the required JSON object; empty if it is."""
         fence = _FENCE.fullmatch(text) if self.fenced else None
         try:
             value = json.loads(fence["inside"] if fence else text, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
-            return f"no JSON ({str(error)[:80]})"
+            return f"not JSON ({str(error)[:80]})"
         if not isinstance(value, dict):
-            return f"JSON, but no object: {text[:40]!r}"
+            return f"JSON, but not an object: {text[:40]!r}"
         return self._key_fault(value)
 
     def _key_fault(self, value: dict[str, Any]) -> str:
@@ -134,7 +135,7 @@ def _refuse(constant: str) -> Any:
 
 
 class Length(PointwiseJudge):
-    """1 for a length between `least` and `most`; outside 0, or with `slope` lower the farther away."""
+    """1 for a length between `least` and `most`; outside that range 0, or less and less with `slope`."""
 
     version: ClassVar[str] = "1"
     examples: ClassVar[tuple[Example, ...]] = (

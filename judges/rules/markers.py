@@ -1,8 +1,8 @@
 r"""Finds the last explicit final answer in a response.
 
 Explicit answers are `#### 18`, `\boxed{18}` and the phrase "the answer is 18" (also "Answer: 18" on a line of its own).
-The last one decides, also when it cannot be read: a refusal ("#### no answer"), an empty or cut-off marker, or two
-answers at once ("18 or 20") are *unreadable*, and no earlier number takes their place.
+The last one decides, even if it cannot be read: a refusal ("#### no answer"), an empty or cut-off marker, or two
+answers at once ("18 or 20") are *unreadable*, and no earlier number replaces them.
 """
 
 import re
@@ -31,7 +31,7 @@ class Found(NamedTuple):
 
 
 _LONGEST = 300
-"""Characters after a marker that are looked at."""
+"""Number of characters searched after a marker."""
 
 _MARKER = re.compile(
     r"(?P<hashes>\#{4,})"
@@ -69,7 +69,7 @@ def last_marker(text: str, wanted: Sequence[Marker]) -> Found | None:
     near = max(text.rfind("####"), text.rfind("box"), text.rfind("nswer"), text.rfind("NSWER"))
     if near < 0:
         return None
-    for start in range(near, max(-1, near - 3), -1):  # no later marker is possible, and this is nearly always the one
+    for start in range(near, max(-1, near - 3), -1):  # no later marker is possible; nearly always this is one
         match = _MARKER.match(text, start)
         found = None if match is None else _found(text, match, wanted)
         if found is not None:
@@ -78,7 +78,7 @@ def last_marker(text: str, wanted: Sequence[Marker]) -> Found | None:
 
 
 def _last_of_all(text: str, wanted: Sequence[Marker]) -> Found | None:
-    """The last explicit answer, all markers looked at."""
+    """The last explicit answer, from a scan of all markers."""
     found = (_found(text, match, wanted) for match in reversed(list(_MARKER.finditer(text))))
     return next(filter(None, found), None)
 
@@ -107,7 +107,7 @@ def _after_hashes(text: str, match: re.Match[str]) -> _Answer | None:
     end = _line_end(text, start)
     line = text[start:end]
     if _REFUSAL.match(line):
-        return _Answer(None, None, f"the marker holds no number: {line.strip()[:40]!r}", end)
+        return _Answer(None, None, f"no number follows the marker: {line.strip()[:40]!r}", end)
     answer = _answer_in(line, start)
     if answer is None or _HEADING.match(text, answer.end, end):
         return None  # a Markdown heading such as "#### Step 1" or "#### 1. Eggs"
@@ -135,9 +135,9 @@ def _after_phrase(text: str, match: re.Match[str]) -> _Answer | None:
     end = _line_end(text, start) if colon else _sentence_end(text, start)
     payload = text[start:end]
     if _REFUSAL.match(payload):
-        return _Answer(None, None, f"the answer is no number: {payload.strip()[:40]!r}", end)
+        return _Answer(None, None, f"the answer is not a number: {payload.strip()[:40]!r}", end)
     if colon and len(find_numbers(_without_asides(payload))) != 1:
-        return None  # "Answer: she had 16 - 3 = 13 eggs …" announces working, not a result
+        return None  # "Answer: she had 16 - 3 = 13 eggs …" begins a calculation, not a result
     answer = _answer_in(payload, start)
     if answer is not None and "\n" in text[match.end() : start] and _HEADING.match(text, answer.end):
         return None  # "Answer:" above a numbered list
@@ -148,7 +148,7 @@ _READERS = {"####": _after_hashes, "boxed": _in_box, "phrase": _after_phrase}
 
 
 def _answer_in(payload: str, offset: int) -> _Answer | None:
-    """The number a payload states: the one it starts with, or the one after its last equals sign."""
+    """The number that a payload states: the one at its start, or the one after its last equals sign."""
     simple = _SIMPLE.fullmatch(payload)
     if simple is not None:
         value = int(simple[1])
@@ -168,7 +168,7 @@ def _answer_in(payload: str, offset: int) -> _Answer | None:
 
 
 def _without_asides(payload: str) -> str:
-    """The payload with spaces for what follows a number in parentheses: "18 (9 + 9)", "18 dollars (in 2024)"."""
+    """The payload with parentheses after a number blanked out: "18 (9 + 9)", "18 dollars (in 2024)"."""
     return _ASIDE.sub(lambda aside: " " * len(aside[0]), payload) if "(" in payload else payload
 
 
@@ -181,14 +181,14 @@ def _undecided(stated: str, numbers: list[Number]) -> bool:
 
 
 def _skip_blank(text: str, start: int) -> int:
-    """Past spaces and at most one blank stretch of lines, so that the answer may stand on the next line."""
+    """Skip white space and line breaks, so that the answer may be on a later line."""
     while start < len(text) and text[start] in " \t\r\n":
         start += 1
     return start
 
 
 def _line_end(text: str, start: int) -> int:
-    """End of the line, or of what is looked at of it."""
+    """End of the line, or of the part of it that is searched."""
     limit = min(len(text), start + _LONGEST)
     end = text.find("\n", start, limit)
     return limit if end < 0 else end
@@ -211,7 +211,7 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 
 def last_box(text: str) -> str | None:
-    """What is in the last `\\boxed{…}` of a text; empty if it is not closed, None if there is no box."""
+    """Content of the last `\\boxed{…}` of a text; empty if it is not closed, None if there is no box."""
     start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
     if start < 0:
         return None
@@ -221,5 +221,5 @@ def last_box(text: str) -> str | None:
 
 
 def closes(text: str, found: Found) -> bool:
-    """Whether nothing but units and punctuation follows on the answer's line, and nothing at all below it."""
+    """Whether only punctuation follows the answer."""
     return not text[_line_end(text, found.end) :].strip(" \t\r\n*_`$\\])}.")

@@ -1,8 +1,8 @@
 r"""Judge "math": is the final answer mathematically equal to the target? math-verify parses and compares.
 
 1/2, 0.5 and \frac{1}{2} are equal, and so are x=3 and 3, {1,2} and {2,1}, (x+1)^2 and x^2+2x+1. The last \boxed{…}
-decides; without one, math-verify looks for the answer. Its parsers can hang, so they run in child processes
-(isolation/) and its own timeouts, which fail outside the main thread, are off.
+decides; without one, math-verify searches for the answer. Its parsers can hang, so they run in child processes
+(isolation/); its own timeouts, which fail outside the main thread, are off.
 """
 
 import logging
@@ -31,7 +31,7 @@ class Math(PointwiseJudge):
     )
 
     decimals: int = Field(default=6, ge=0)
-    """Decimals to which inexact numbers are compared; more is stricter."""
+    """Decimal places to which inexact numbers are compared; more is stricter."""
 
     only_boxed: bool = False
     """Read the answer only from \\\\boxed{…}; a response without one is unparsable."""
@@ -48,41 +48,41 @@ class Math(PointwiseJudge):
         answer = response.text if boxed is None else f"\\boxed{{{boxed}}}"
         if boxed is None and (self.only_boxed or response.finish_reason != "stop"):
             return self._unparsable("cut off" if response.finish_reason != "stop" else "no boxed answer")
-        said = _parsed(answer)
-        if not said:
-            return self._unparsable("no answer that can be read as mathematics")
+        found = _parsed(answer)
+        if not found:
+            return self._unparsable("no answer that can be parsed as mathematics")
         right = _math_verify().verify(
-            gold, said, float_rounding=self.decimals, timeout_seconds=None, raise_on_error=True
+            gold, found, float_rounding=self.decimals, timeout_seconds=None, raise_on_error=True
         )
         well_formed = boxed is not None and response.finish_reason == "stop"
-        return Verdict.of(right, _shown(said), "" if right else f"expected {_shown(gold)}"[:200], well_formed)
+        return Verdict.of(right, _shown(found), "" if right else f"expected {_shown(gold)}"[:200], well_formed)
 
     def _unparsable(self, why: str) -> Verdict:
         return unparsable(self.unparsable, why, well_formed=False)
 
 
 def _parsed(text: str) -> list[Any]:
-    """The answer as math-verify reads it: an expression and the text it came from; empty if there is none."""
+    """The answer as parsed by math-verify: an expression and its text; empty if there is none."""
     found: list[Any] = _math_verify().parse(text, parsing_timeout=None, raise_on_error=True)
     return found
 
 
 @lru_cache(maxsize=1024)
 def _target(target: str) -> list[Any]:
-    """The target, parsed; of a worked solution its last box, or what follows its last `####`. May raise JudgeError."""
+    """The parsed target: of a worked solution its last box, or the text after its last `####`. May raise JudgeError."""
     boxed = last_box(target)
     answer = target.rpartition("####")[2].strip() if boxed is None else boxed
     found = _parsed(f"\\boxed{{{answer.strip('$')}}}")
     if not found:
         raise JudgeError(
-            f"Judge math cannot read the target {target[:200]!r} as mathematics. Give LaTeX or a plain expression "
+            f"Judge math cannot parse the target {target[:200]!r} as mathematics. Give LaTeX or a plain expression "
             f"such as \\frac{{1}}{{2}}, 0.5 or x^2+1, or choose the judge exact for answers that are words."
         )
     return found
 
 
 def _shown(parsed: list[Any]) -> str:
-    """What was read, as it was written: printing an expression may take for ever."""
+    """The answer as written: printing a parsed expression may take forever."""
     texts = [part for part in parsed if isinstance(part, str)]
     return texts[-1] if texts else str(parsed[0])
 

@@ -1,9 +1,9 @@
-r"""Parses numbers as people write them in answers into exact numbers (int or Fraction, never float).
+r"""Finds numbers in text as people write them in answers, with their exact values (values.py).
 
 Read: 18 · 18.00 · .5 · -5 with any dash, "negative 5" · 1,234 · 1.234.567 · 1.234,50 · 1'234 · 1_234 and thin or
 no-break spaces as separators · 18,50 as a decimal comma · 3/4 · 2 1/2 · ½ · $18, 18%, 18 dollars, 5km (units are
 dropped, 18% is 18) · 3:00 pm is 3 · 5k, $2 million · 1e3, 1.5 × 10^6 · any script's digits · **18** · LaTeX.
-Not read, so that nothing is right by accident: an unfinished expression (9*2, 16 - 3), a range or time (3-5, 3:30),
+Not read, so that no answer is right by accident: an unfinished expression (9*2, 16 - 3), a range or time (3-5, 3:30),
 two alternatives (18 or 20), powers, roots, multiples of π, division by zero, broken separators (1,23,4), more than 100
 digits. An ordinary space joins digits only where a number stands alone as an answer (`joined`). Spelled-out numbers are
 words.
@@ -59,7 +59,7 @@ _AFTER = re.compile(
 )
 _LAST_DIGIT = re.compile(r"(?s:.*)\d")
 _BEFORE_NUMBER = re.compile(r"(?s:.*)[^\d .,'’٬٫_\u00a0\u202f\u2009/⁄×x*·^{+−eE:-]")
-"""Up to the last character that cannot be part of a number: where a scan for the last number begins."""
+"""Everything up to the last character that cannot be part of a number; a scan for the last number begins after it."""
 _ENDS_IN_DIGIT = re.compile(r"[\d)\]}%]\s*$")
 _ALTERNATIVE = re.compile(
     r"(?P<other>\d[\d.,]*)(?<=\d)[^\d\n.=]{0,24}\bor[ ]+(?:(?:maybe|perhaps|about|possibly)[ ]+)?$|\d[ ]*to[ ]*$"
@@ -70,7 +70,7 @@ _ALTERNATIVE = re.compile(
 
 
 def plain_text(text: str) -> str:
-    """The text with LaTeX, vulgar fractions and full-width punctuation spelled plainly; \\boxed stays."""
+    """The text with LaTeX, vulgar fractions and full-width punctuation in plain characters; \\boxed stays."""
     if not text.isascii():
         if _HAS_WIDE.search(text):
             text = text.translate(_WIDE)
@@ -115,7 +115,7 @@ def _vulgar(before: str, char: str) -> str:
 
 
 def joined(text: str) -> str:
-    """`1 234 567` with ordinary spaces becomes `1234567`: only for a text that is an answer and nothing else."""
+    """`1 234 567` with ordinary spaces becomes `1234567`; only for a text that is nothing but an answer."""
     return _SPACED.sub(lambda m: m[0].replace(" ", ""), text)
 
 
@@ -128,7 +128,7 @@ def find_numbers(text: str, *, alone: bool = False) -> list[Number]:
 
 
 def last_number(text: str) -> Number | None:
-    """The last number of a plain text; None if the text holds no number at all."""
+    """The last number of a plain text; None if there is none."""
     found = _LAST_DIGIT.match(text)
     while found is not None:
         before = _BEFORE_NUMBER.match(text, 0, found.end())
@@ -147,7 +147,7 @@ def parse_number(text: str) -> Value | None:
 
 
 def _read(text: str, match: re.Match[str], alone: bool) -> list[Number]:
-    """The match as a number with sign, scale and context; two numbers if "16 48/2" is not a mixed fraction."""
+    """The match as a number with sign and scale; two numbers if it is no mixed fraction, as in "16 48/2"."""
     start, end = match.span()
     plain = match["plain"]
     if plain is not None:
@@ -167,7 +167,7 @@ def _read(text: str, match: re.Match[str], alone: bool) -> list[Number]:
 
 
 def _in_context(text: str, start: int, end: int, value: Value | None, alone: bool) -> Number:
-    """The number with the sign before and the scale after it; no value where its surroundings make it no answer."""
+    """The number with the sign before and the scale after it; no value if the context rules it out as an answer."""
     sign = _sign(text, start, value, alone) if value is not None else 0
     after = _AFTER.match(text, end)
     if value is None or sign == 0 or (after is not None and after["unread"]):
@@ -214,7 +214,9 @@ def _dash(bare: str, *, spaced: bool, alone: bool) -> int:
         return 0
     if spaced:
         return -1 if ahead.rstrip().endswith(("=", ":", "≈")) or (alone and not ahead.strip(" *$")) else 1
-    return 1 if ahead[-1:].isalpha() and ahead[-1] < "\u0590" else -1  # COVID-19; scripts without spaces have no hyphen
+    return (
+        1 if ahead[-1:].isalpha() and ahead[-1] < "\u0590" else -1
+    )  # COVID-19; scripts without spaces have no hyphens
 
 
 def _is_operator(bare: str, before: str) -> bool:

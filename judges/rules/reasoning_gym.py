@@ -1,7 +1,7 @@
 """Judge "reasoning-gym": the answer to a procedural task, checked by the task's own verifier.
 
 The prompt's columns are the task's entry (question, answer, metadata). The verifiers are foreign code, so they run in
-child processes (isolation/). reasoning_gym takes a second to import; that never happens when a config is read.
+child processes (isolation/). reasoning_gym takes a second to import, so reading a config does not import it.
 """
 
 import re
@@ -19,7 +19,7 @@ from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verd
 
 
 class ReasoningGym(PointwiseJudge):
-    """Extracts an answer and asks the task's verifier; the verifier's own score is kept in `parts`."""
+    """Extracts an answer and runs the task's verifier; the verifier's own score is in `parts`."""
 
     version: ClassVar[str] = "2"
     isolated: ClassVar[bool] = True
@@ -28,16 +28,17 @@ class ReasoningGym(PointwiseJudge):
     """Name of the reasoning-gym task whose verifier decides, e.g. "chain_sum"."""
 
     pattern: str | None = None
-    """Regular expression with a group named `answer` that a well-formed response matches in full, outer space aside."""
+    """Regular expression with a group named `answer` that a well-formed response matches in full, ignoring white space
+    around it."""
 
     must_contain: str | None = None
-    """Template, filled from the prompt's columns, that a well-formed response repeats: "{metadata[expression]}"."""
+    """Text, filled from the prompt's columns, that a well-formed response must repeat: "{metadata[expression]}"."""
 
     fallback: Literal["last-number", "text", "none"] = "last-number"
     """The answer of a response that is not well-formed: its last number, the whole text, or none (unparsable)."""
 
     threshold: float = 1.0
-    """The verifier's score from which on an answer counts as right; lower values accept partial credit."""
+    """Minimum verifier score of a right answer; lower values accept partial credit."""
 
     unparsable: Unparsable = "wrong"
     """A response without a readable answer, or cut off: score 0, or abstain, which keeps it out of every pair."""
@@ -52,7 +53,7 @@ class ReasoningGym(PointwiseJudge):
         return None if self.pattern is None else re.compile(self.pattern)
 
     def known_examples(self) -> Sequence[Example]:
-        """The task's own first entry: a nonsense number is wrong; its answer, if it is a text, is right."""
+        """The task's own first entry: a nonsense number must be wrong; its answer, if it is text, right."""
         entry = dict(_dataset(self.task)[0])
         answer = entry["answer"]
         prompt = Prompt(f"{self.task}[0]", (), answer, entry)
@@ -81,7 +82,7 @@ class ReasoningGym(PointwiseJudge):
         )
 
     def _well_formed(self, match: re.Match[str] | None, prompt: Prompt, response: Response) -> bool | None:
-        """Whether a finished response is in the format; None if none was asked for."""
+        """Whether a finished response has the requested format; None if none was requested."""
         if self.pattern is None and self.must_contain is None:
             return None
         if self.pattern is not None and match is None:
@@ -112,7 +113,7 @@ class ReasoningGym(PointwiseJudge):
 
 
 def _entry(prompt: Prompt) -> dict[str, Any]:
-    """The task's entry; JudgeError if the prompt is not one."""
+    """The task's entry; JudgeError if the prompt has none."""
     missing = [name for name in ("question", "answer", "metadata") if name not in prompt.columns]
     if missing:
         raise JudgeError(
@@ -126,9 +127,10 @@ def _entry(prompt: Prompt) -> dict[str, Any]:
 _DASHES = str.maketrans("−–×", "--*", " \t\r\n")
 
 
-def _repeats(text: str, asked: str) -> bool:
-    """Whether `text` holds `asked`, whitespace and dash style aside, and not as a piece of a longer expression."""
-    squeezed, wanted = (part.replace("**", "").translate(_DASHES) for part in (text, asked))
+def _repeats(text: str, expected: str) -> bool:
+    """Whether `text` contains `expected`, ignoring white space and the style of dashes, and not as part of a longer
+    expression."""
+    squeezed, wanted = (part.replace("**", "").translate(_DASHES) for part in (text, expected))
     return re.search(rf"(?<![\d.+\-*/]){re.escape(wanted)}(?![\d.+\-*/])", squeezed) is not None
 
 

@@ -1,8 +1,8 @@
 """The plain-text judges: "exact", "contains", "regex" and "number".
 
-All compare a response with the prompt's target by a simple rule; a missing or empty target is a mistake in the data and
-stops the stage, so that two missing answers never count as equal. In a response that was cut off, a number at the very
-end is not read: "18" may be the start of "180".
+All compare a response with the prompt's target by a simple rule. A missing or empty target is a mistake in the data and
+stops the stage, so two missing answers never count as equal. In a response that was cut off, a number at the very end
+is not read: "18" may be the start of "180".
 """
 
 import re
@@ -20,7 +20,7 @@ from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verd
 
 
 class Exact(PointwiseJudge):
-    """Right if the response is the target, character for character after the chosen cleaning."""
+    """Right if the response equals the target, character for character after the chosen normalisation."""
 
     version: ClassVar[str] = "1"
     examples: ClassVar[tuple[Example, ...]] = (
@@ -34,19 +34,19 @@ class Exact(PointwiseJudge):
     """Ignore white space around the response and the target."""
 
     ignore_case: bool = False
-    """Upper and lower case are the same."""
+    """Ignore the difference between upper and lower case."""
 
     ignore_space: bool = False
-    """Any run of white space inside counts as one space."""
+    """Count any run of white space as one space."""
 
     def one(self, prompt: Prompt, response: Response) -> Verdict:
         target = text_target(prompt)
-        text = settled(response)
+        text = complete_text(response)
         if text == target:
             return Verdict("score", 1.0, target)
-        said = self._clean(text)
-        right = said == self._clean(target)
-        return Verdict("score", float(right), said, "" if right else f"expected {target[:100]!r}")
+        answer = self._clean(text)
+        right = answer == self._clean(target)
+        return Verdict("score", float(right), answer, "" if right else f"expected {target[:100]!r}")
 
     def _clean(self, text: str) -> str:
         if self.strip:
@@ -66,26 +66,26 @@ class Contains(PointwiseJudge):
     )
 
     ignore_case: bool = False
-    """Upper and lower case are the same."""
+    """Ignore the difference between upper and lower case."""
 
     whole_words: bool = True
-    """The target must not be a piece of a longer word or number."""
+    """The target must not be part of a longer word or number."""
 
     def one(self, prompt: Prompt, response: Response) -> Verdict:
         target = text_target(prompt).strip()
-        said, wanted = settled(response), target
+        answer, wanted = complete_text(response), target
         if self.ignore_case:
-            said, wanted = said.casefold(), wanted.casefold()
-        right = wanted in said and (not self.whole_words or _as_words(wanted, said))
+            answer, wanted = answer.casefold(), wanted.casefold()
+        right = wanted in answer and (not self.whole_words or _as_words(wanted, answer))
         return Verdict("score", float(right), target if right else None, "" if right else f"no {target[:100]!r} in it")
 
 
-def _as_words(wanted: str, said: str) -> bool:
-    return re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(wanted)}(?!\w)(?![.,]\d)", said) is not None
+def _as_words(wanted: str, answer: str) -> bool:
+    return re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(wanted)}(?!\w)(?![.,]\d)", answer) is not None
 
 
 class Regex(PointwiseJudge):
-    """Reads the response with a regular expression; well-formed means that it matches."""
+    """Extracts the answer with a regular expression; a response that matches is well-formed."""
 
     version: ClassVar[str] = "1"
     examples: ClassVar[tuple[Example, ...]] = (
@@ -96,16 +96,16 @@ class Regex(PointwiseJudge):
     )
 
     pattern: str
-    """Regular expression (Python syntax); with compare "target" it has a group named `answer`."""
+    """Regular expression (Python syntax); with compare "target" it needs a group named `answer`."""
 
     compare: Literal["target", "match"] = "target"
-    """"target": the group `answer` must equal the target. "match": matching is right, not matching is wrong."""
+    """"target": the group `answer` must equal the target. "match": a response is right if it matches, else wrong."""
 
     where: Literal["full", "last"] = "full"
-    """"full": the whole response, outer space aside, must match. "last": the last match anywhere in it counts."""
+    """"full": the whole response must match, ignoring white space around it. "last": the last match in it counts."""
 
     ignore_case: bool = False
-    """Upper and lower case are the same, in the pattern and in the comparison."""
+    """Ignore case, in the pattern and in the comparison."""
 
     unparsable: Unparsable = "wrong"
     """With compare "target", a response that does not match: score 0, or abstain, which keeps it out of every pair."""
@@ -120,18 +120,18 @@ class Regex(PointwiseJudge):
         return re.compile(self.pattern, re.IGNORECASE if self.ignore_case else 0)
 
     def one(self, prompt: Prompt, response: Response) -> Verdict:
-        match = self._match(settled(response))
+        match = self._match(complete_text(response))
         well_formed = match is not None and response.finish_reason == "stop"
         if self.compare == "match":
             why = "" if match is not None else "the pattern does not match"
             return Verdict("score", float(match is not None), None if match is None else match[0], why, well_formed)
         target = text_target(prompt).strip()
-        said = None if match is None else match["answer"]
-        if said is None:
+        answer = None if match is None else match["answer"]
+        if answer is None:
             return unparsable(self.unparsable, "the pattern does not match", well_formed=False)
-        said = said.strip()
-        right = said.casefold() == target.casefold() if self.ignore_case else said == target
-        return Verdict("score", float(right), said, "" if right else f"expected {target[:100]!r}", well_formed)
+        answer = answer.strip()
+        right = answer.casefold() == target.casefold() if self.ignore_case else answer == target
+        return Verdict("score", float(right), answer, "" if right else f"expected {target[:100]!r}", well_formed)
 
     def _match(self, text: str) -> re.Match[str] | None:
         if self.where == "full":
@@ -141,7 +141,7 @@ class Regex(PointwiseJudge):
 
 
 class Number(PointwiseJudge):
-    """Right if the last number of the response is the target's number, within the tolerance; cut off is unparsable."""
+    """Right if the last number of the response is within the tolerance of the target's number."""
 
     version: ClassVar[str] = "2"
     examples: ClassVar[tuple[Example, ...]] = (
@@ -180,8 +180,8 @@ class Number(PointwiseJudge):
         return Verdict("score", float(right), show(number.value), "" if right else f"expected {show(target)}")
 
 
-def settled(response: Response) -> str:
-    """The response's text, without the number it was cut off in."""
+def complete_text(response: Response) -> str:
+    """The response's text, without a number that may have been cut off."""
     return response.text if response.finish_reason == "stop" else _CUT_NUMBER.sub("", response.text)
 
 
@@ -203,7 +203,7 @@ def checked_pattern(pattern: str, *, needs_answer: bool) -> str:
     try:
         regex = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"not a regular expression: {error}") from None
+        raise ValueError(f"not a valid regular expression: {error}") from None
     if needs_answer and "answer" not in regex.groupindex:
         raise ValueError("the pattern needs a group named answer: (?P<answer>…)")
     return pattern

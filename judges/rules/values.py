@@ -28,7 +28,7 @@ def show(value: Value) -> str:
 
 
 def close(value: Value, target: Value, *, tolerance: Fraction, relative: Fraction) -> bool:
-    """Whether the two differ by at most `tolerance` plus `relative` times the target's size; both 0 means equal."""
+    """Whether the two differ by at most `tolerance` plus `relative` times the target's size."""
     return abs(Fraction(value) - target) <= tolerance + relative * abs(Fraction(target))
 
 

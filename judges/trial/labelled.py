@@ -167,10 +167,10 @@ def _text(name: str, value: Any) -> str:
 
 
 def _label(row: dict[str, Any]) -> str:
-    said = str(row["label"]).strip().lower().removesuffix(".0")
-    if said not in LABELS:
+    label = str(row["label"]).strip().lower().removesuffix(".0")
+    if label not in LABELS:
         raise ValueError(f"the label {row['label']!r} is not one of right, wrong, abstain, true, false, 1, 0")
-    return LABELS[said]
+    return LABELS[label]
 
 
 def _score(row: dict[str, Any]) -> float:

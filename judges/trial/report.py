@@ -13,22 +13,22 @@ from typing import Any
 from judges.trial.trial import Outcome
 
 BINS = 10
-"""Equal bins of [0, 1] for the calibration."""
+"""Number of equal bins of [0, 1] for the calibration."""
 
 
 def report(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """All numbers about a trial, ready for JSON."""
     pairs = [o for o in outcomes if o.case.kind == "pair"]
-    decided = [o for o in outcomes if o.said not in ("abstain", "error")]
+    decided = [o for o in outcomes if o.decision not in ("abstain", "error")]
     agreed = sum(o.agrees for o in outcomes)
     return {
         "examples": dict(Counter(o.case.kind for o in outcomes)),
         "agreed": agreed,
         "agreement": share(agreed, len(outcomes)),
         "agreement_among_decided": share(sum(o.agrees for o in decided), len(decided)),
-        "abstain_rate": share(sum(o.said == "abstain" for o in outcomes), len(outcomes)),
-        "error_rate": share(sum(o.said == "error" for o in outcomes), len(outcomes)),
-        "tie_rate": share(sum(o.said == "tie" for o in pairs), len(pairs)),
+        "abstain_rate": share(sum(o.decision == "abstain" for o in outcomes), len(outcomes)),
+        "error_rate": share(sum(o.decision == "error" for o in outcomes), len(outcomes)),
+        "tie_rate": share(sum(o.decision == "tie" for o in pairs), len(pairs)),
         "confusion": confusion(outcomes),
         "kappa": kappa(outcomes),
         "calibration": calibration(forecasts(outcomes)),
@@ -39,7 +39,7 @@ def report(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def share(part: int, whole: int) -> float | None:
-    """part / whole, None of nothing."""
+    """part / whole; None if `whole` is 0."""
     return part / whole if whole else None
 
 
@@ -48,26 +48,26 @@ def confusion(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
     table: dict[str, Counter[str]] = {}
     for outcome in outcomes:
         if isinstance(outcome.case.wanted, str):
-            table.setdefault(outcome.case.wanted, Counter())[outcome.said] += 1
-    return {wanted: dict(said) for wanted, said in table.items()}
+            table.setdefault(outcome.case.wanted, Counter())[outcome.decision] += 1
+    return {wanted: dict(given) for wanted, given in table.items()}
 
 
 def kappa(outcomes: Sequence[Outcome]) -> float | None:
     """Cohen's kappa of right and wrong where the judge decided: 0 is chance, 1 is perfect (Cohen 1960, Eq. 1)."""
-    words = [(o.case.wanted, o.said) for o in outcomes if {o.case.wanted, o.said} <= {"right", "wrong"}]
-    if not words:
+    labels = [(o.case.wanted, o.decision) for o in outcomes if {o.case.wanted, o.decision} <= {"right", "wrong"}]
+    if not labels:
         return None
-    observed = sum(wanted == said for wanted, said in words) / len(words)
-    wanted_right, said_right = (sum(word[side] == "right" for word in words) / len(words) for side in (0, 1))
-    chance = wanted_right * said_right + (1 - wanted_right) * (1 - said_right)
+    observed = sum(wanted == given for wanted, given in labels) / len(labels)
+    wanted_right, judged_right = (sum(label[side] == "right" for label in labels) / len(labels) for side in (0, 1))
+    chance = wanted_right * judged_right + (1 - wanted_right) * (1 - judged_right)
     return None if chance == 1 else (observed - chance) / (1 - chance)
 
 
 def forecasts(outcomes: Sequence[Outcome]) -> list[tuple[float, bool]]:
-    """What reads as a probability, and whether it came true.
+    """Scores that can be read as probabilities, and whether they came true.
 
-    A score for right; or, of a judge that sees orders, the preference for the response it reads first, in both orders:
-    the chosen one is first in one of them.
+    The score of a labelled response; for a judge that sees orders, the preference for the response that it reads first,
+    in both orders: the chosen one is first in one of them.
     """
     found = [
         (o.verdicts[0].score, o.case.wanted == "right")
@@ -103,7 +103,7 @@ def calibration(points: Sequence[tuple[float, bool]], bins: int = BINS) -> dict[
 
 
 def score_correlation(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
-    """Pearson's and Spearman's correlation and the mean difference of scores with the wanted ones."""
+    """Pearson's and Spearman's correlation of scores with the expected ones, and their mean difference."""
     both = [
         (o.verdicts[0].score, o.case.wanted)
         for o in outcomes
@@ -111,11 +111,11 @@ def score_correlation(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
     ]
     if not both:
         return None
-    said, wanted = [s for s, _ in both], [w for _, w in both]
+    given, wanted = [s for s, _ in both], [w for _, w in both]
     return {
         "n": len(both),
-        "pearson": correlation(said, wanted),
-        "spearman": correlation(ranks(said), ranks(wanted)),
+        "pearson": correlation(given, wanted),
+        "spearman": correlation(ranks(given), ranks(wanted)),
         "mean_absolute_difference": statistics.fmean(abs(s - w) for s, w in both),
     }
 
@@ -123,25 +123,25 @@ def score_correlation(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
 def length(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """How judge and labels depend on length (characters): Spearman of scores, and how often the longer of a pair wins.
 
-    Compare the two sides: a judge that likes length more than the labels do is biased, one that follows them is not.
+    Compare judge and labels: a judge that prefers length more than the labels do is biased.
     """
     singles = [o for o in outcomes if o.case.kind != "pair" and o.verdicts[0].score is not None]
     sizes = [float(len(o.case.responses[0].text)) for o in singles]
-    said = [float(o.verdicts[0].score or 0.0) for o in singles]
+    given = [float(o.verdicts[0].score or 0.0) for o in singles]
     known = [(size, wanted) for size, o in zip(sizes, singles, strict=True) if (wanted := _as_number(o)) is not None]
-    pairs = [o for o in outcomes if o.said in ("chosen", "rejected") and _longer(o) is not None]
-    longer_said = sum(o.said == _longer(o) for o in pairs)
+    pairs = [o for o in outcomes if o.decision in ("chosen", "rejected") and _longer(o) is not None]
+    longer_won = sum(o.decision == _longer(o) for o in pairs)
     longer_wanted = sum(_longer(o) == "chosen" for o in pairs)
     return {
-        "score": correlation(ranks(sizes), ranks(said)),
+        "score": correlation(ranks(sizes), ranks(given)),
         "label": correlation(ranks([s for s, _ in known]), ranks([w for _, w in known])),
-        "longer_preferred_by_judge": share(longer_said, len(pairs)),
+        "longer_preferred_by_judge": share(longer_won, len(pairs)),
         "longer_preferred_by_labels": share(longer_wanted, len(pairs)),
     }
 
 
 def orders(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
-    """Of pairs decided in both orders: how often both name the same winner or a tie, and how often the first read wins.
+    """For pairs decided in both orders: how often both orders agree, and how often the response read first wins.
 
     `first_preferred` counts half for a tie; without position bias it is 0.5.
     """
@@ -168,7 +168,7 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 
 def ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 1; equal values share the mean of theirs."""
+    """Ranks from 1; equal values share their mean rank."""
     first: dict[float, int] = {}
     for place, value in enumerate(sorted(values)):
         first.setdefault(value, place)

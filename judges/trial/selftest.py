@@ -1,6 +1,6 @@
-"""Tests a judge before a campaign starts, on its own examples and the user's labelled ones.
+"""Tests a judge before a campaign starts, on its own examples and on the user's labelled ones.
 
-A mistake on one of its own, or less agreement with the user's than required, stops the run.
+The run stops at a mistake on the judge's own examples, or if it agrees with too few of the user's labels.
 """
 
 from pathlib import Path
@@ -15,8 +15,10 @@ from judges.types import Example, Group, JudgeError, Response, Verdict
 
 
 def self_test(judge: Judge) -> int:
-    """Runs the known examples of the judge and of those that it is made of, and returns how many there were; JudgeError
-    at the first that comes out wrong, or if something that the judge needs is missing."""
+    """Run the known examples of the judge and of its members; return how many there are.
+
+    Raises JudgeError at the first wrong verdict, or if something that the judge needs is missing.
+    """
     judge.ready()
     inside = sum(self_test(member) for member in judge.members())
     examples = judge.known_examples()
@@ -31,18 +33,18 @@ def self_test(judge: Judge) -> int:
 
 
 def agree_with(judge: Judge, examples: Path, *, agreement: float, correct_at: float) -> int:
-    """Runs the user's labelled examples and returns how many there were.
+    """Run the user's labelled examples; return how many there are.
 
-    Raises JudgeError if the judge agrees with a smaller share of them than `agreement`; it shows the first it missed.
+    Raises JudgeError if the judge agrees with a smaller share of them than `agreement`; it shows the first mistake.
     """
     outcomes = try_cases(judge, read_cases(examples), correct_at=correct_at)
     missed = [outcome for outcome in outcomes if not outcome.agrees]
     agreed = len(outcomes) - len(missed)
-    if agreed / len(outcomes) < agreement - 1e-9:  # 0.7 of 10 is 7, whatever floats say
+    if agreed / len(outcomes) < agreement - 1e-9:  # 0.7 of 10 is 7, despite rounding
         raise JudgeError(
-            f"Judge {type(judge).__name__} judges {agreed} of the {len(outcomes)} labelled examples in {examples} as "
-            f"labelled; judge.examples_agreement={agreement:g} asks for more. {_first(missed[0])} Nothing was judged; "
-            f"mend the judge or the label, or lower judge.examples_agreement. `prefloop judge test` lists all of them."
+            f"Judge {type(judge).__name__} agrees with {agreed} of {len(outcomes)} labelled examples in {examples}; "
+            f"judge.examples_agreement={agreement:g} requires more. {_first(missed[0])} Nothing was judged; fix the "
+            f"judge or the label, or lower judge.examples_agreement. `prefloop judge test` lists all mistakes."
         )
     return len(outcomes)
 
@@ -50,11 +52,11 @@ def agree_with(judge: Judge, examples: Path, *, agreement: float, correct_at: fl
 def _first(outcome: Outcome) -> str:
     case, verdict = outcome.case, outcome.verdicts[0]
     wanted = f"score {case.wanted:g}" if isinstance(case.wanted, float) else case.wanted
-    said = f"score {verdict.score:g}" if outcome.said == "score" else outcome.said
+    given = f"score {verdict.score:g}" if outcome.decision == "score" else outcome.decision
     extracted = "" if verdict.extracted is None else f"; extracted {verdict.extracted!r}"
     return (
-        f"The first other word is at {case.where}: {case.responses[0].text[:200]!r}, labelled {wanted}, is {said} "
-        f"to it ({outcome.why or 'no reason'}{extracted})."
+        f"The first mistake is at {case.where}: {case.responses[0].text[:200]!r} is labelled {wanted}, but the judge "
+        f"gave {given} ({outcome.why or 'no reason'}{extracted})."
     )
 
 
@@ -74,11 +76,11 @@ def _as_expected(example: Example, verdict: Verdict) -> bool:
 
 
 def _complaint(judge: Judge, example: Example, verdict: Verdict) -> str:
-    said = f"{verdict.kind} {verdict.score if verdict.kind == 'score' else ''}".strip()
+    given = f"{verdict.kind} {verdict.score if verdict.kind == 'score' else ''}".strip()
     other = "" if example.against is None else f" against {example.against!r}"
     wanted = "abstain" if example.score is None else f"score {example.score}"
     return (
         f"Judge {type(judge).__name__} fails its own self-test: for the answer {example.text!r}{other} to target "
-        f"{example.prompt.target!r} it said {said} ({verdict.why or 'no reason'}; extracted {verdict.extracted!r}), "
+        f"{example.prompt.target!r} it gave {given} ({verdict.why or 'no reason'}; extracted {verdict.extracted!r}), "
         f"expected {wanted}. Nothing was judged; fix the judge, or correct its `examples`."
     )

@@ -16,12 +16,12 @@ from judges.trial.labelled import Case
 from judges.types import Group, JudgeError, Response, Verdict
 
 TOLERANCE = 1e-6
-"""Two scores that differ by no more are the same."""
+"""Scores that differ by no more are equal."""
 
 AT_A_TIME = 64
 """Groups in one call of the judge: enough for it to work on many at once, few enough to show progress."""
 
-Said = Literal["right", "wrong", "score", "chosen", "rejected", "tie", "abstain", "error"]
+Decision = Literal["right", "wrong", "score", "chosen", "rejected", "tie", "abstain", "error"]
 OnProgress = Callable[[int], None]
 
 
@@ -34,7 +34,7 @@ class Outcome:
     """
 
     case: Case
-    said: Said
+    decision: Decision
     agrees: bool
     why: str
     verdicts: tuple[Verdict, ...]
@@ -51,12 +51,12 @@ def try_cases(
 ) -> list[Outcome]:
     """One outcome per case, in order. `correct_at` is the lowest score at which a response counts as right.
 
-    Raises JudgeError if the judge fails as a whole, or compares and is given no pairs.
+    Raises JudgeError if the judge fails as a whole, or if a pairwise judge gets cases that are not pairs.
     """
     if isinstance(judge, PairwiseJudge) and (single := next((case for case in cases if case.kind != "pair"), None)):
         raise JudgeError(
-            f"Judge {type(judge).__name__} compares responses, but the labelled example at {single.where} is a single "
-            f"one with a {single.kind}. Give it rows with prompt, chosen and rejected."
+            f"Judge {type(judge).__name__} compares two responses, but the labelled example at {single.where} has one "
+            f"response with a {single.kind}. Give rows with prompt, chosen and rejected."
         )
     groups, asked = list(_groups(judge, cases)), _one_order(judge)
     verdicts: dict[tuple[str, bool], Verdict] = {}
@@ -69,14 +69,14 @@ def try_cases(
 
 
 def _one_order(judge: Judge) -> Judge:
-    """The judge, playing a game in the order it is shown: the trial shows both and tells them apart."""
+    """The judge without swapping of its own: the trial shows both orders and keeps them apart."""
     if isinstance(judge, PairwiseJudge):
         return judge.model_copy(update={"both_orders": False, "games": "all"})
     return judge
 
 
 def _groups(judge: Judge, cases: Sequence[Case]) -> Iterator[tuple[Group, bool]]:
-    """What the judge is shown, and whether it is the second order of a pair."""
+    """The groups that the judge is shown, and whether each is the second order of a pair."""
     together: dict[str, list[Case]] = {}
     for case in cases:
         if isinstance(judge, PointwiseJudge):
@@ -97,23 +97,23 @@ def _outcome(
     seen = tuple(verdicts[response.id, False] for response in case.responses)
     if case.kind == "pair":
         if isinstance(judge, PointwiseJudge):
-            word = _preference(*seen)
-            return Outcome(case, _winner(word), _winner(word) == "chosen", word.why, seen)
+            preference = _preference(*seen)
+            return Outcome(case, _winner(preference), _winner(preference) == "chosen", preference.why, seen)
         turned = tuple(verdicts[response.id, True] for response in case.responses)
         orders = (_preference(*seen), _preference(*turned))
-        word = _used(judge, case, orders)
-        return Outcome(case, _winner(word), _winner(word) == "chosen", word.why, seen, orders)
+        preference = _effective(judge, case, orders)
+        return Outcome(case, _winner(preference), _winner(preference) == "chosen", preference.why, seen, orders)
     (verdict,) = seen
     if verdict.score is None:
-        return Outcome(case, _left_open(verdict), case.wanted == verdict.kind == "abstain", verdict.why, seen)
+        return Outcome(case, _undecided(verdict), case.wanted == verdict.kind == "abstain", verdict.why, seen)
     if isinstance(case.wanted, float):
         return Outcome(case, "score", abs(verdict.score - case.wanted) <= tolerance, verdict.why, seen)
-    said: Said = "right" if verdict.score >= correct_at else "wrong"
-    return Outcome(case, said, said == case.wanted, verdict.why, seen)
+    decision: Decision = "right" if verdict.score >= correct_at else "wrong"
+    return Outcome(case, decision, decision == case.wanted, verdict.why, seen)
 
 
 def _preference(chosen: Verdict, rejected: Verdict) -> Preference:
-    """How much two verdicts prefer the chosen response: a pairwise judge's win rates are the probability itself."""
+    """The preference for the chosen response from two verdicts; a pairwise judge's win rate is the probability."""
     for verdict in sorted((chosen, rejected), key=lambda verdict: verdict.kind != "error"):
         if verdict.kind != "score":
             return Preference(verdict.kind, None, verdict.why)
@@ -125,18 +125,18 @@ def _preference(chosen: Verdict, rejected: Verdict) -> Preference:
     return Preference.of((1 + (chosen.score > rejected.score) - (chosen.score < rejected.score)) / 2, why)
 
 
-def _used(judge: Judge, case: Case, orders: tuple[Preference, Preference]) -> Preference:
-    """What a campaign would go by: both orders, or one of them, as chance has it (here: as the text has it)."""
+def _effective(judge: Judge, case: Case, orders: tuple[Preference, Preference]) -> Preference:
+    """The preference that a campaign would use: from both orders, or from one, chosen by a hash of the text."""
     if isinstance(judge, PairwiseJudge) and judge.both_orders:
         return both(*orders)[0]
     return orders[zlib.crc32(case.responses[0].text.encode("utf-8", "surrogatepass")) % 2]
 
 
-def _winner(word: Preference) -> Said:
-    if word.probability is None:
-        return "error" if word.kind == "error" else "abstain"
-    return "chosen" if word.probability > 0.5 else "rejected" if word.probability < 0.5 else "tie"
+def _winner(preference: Preference) -> Decision:
+    if preference.probability is None:
+        return "error" if preference.kind == "error" else "abstain"
+    return "chosen" if preference.probability > 0.5 else "rejected" if preference.probability < 0.5 else "tie"
 
 
-def _left_open(verdict: Verdict) -> Said:
+def _undecided(verdict: Verdict) -> Decision:
     return "error" if verdict.kind == "error" else "abstain"

@@ -93,11 +93,13 @@ def run_test(
 
 def hint(outcomes: Sequence[Outcome], correct_at: float) -> str | None:
     """What to change where labelled responses get different scores and all of them count as right, or none does."""
-    graded = [outcome for outcome in outcomes if outcome.case.kind == "label" and outcome.said in ("right", "wrong")]
+    graded = [
+        outcome for outcome in outcomes if outcome.case.kind == "label" and outcome.decision in ("right", "wrong")
+    ]
     scores = {verdict.score for outcome in graded for verdict in outcome.verdicts if verdict.score is not None}
-    if len(scores) < 2 or len({outcome.said for outcome in graded}) > 1:
+    if len(scores) < 2 or len({outcome.decision for outcome in graded}) > 1:
         return None
-    what = "all of them count as right" if graded[0].said == "right" else "none of them counts as right"
+    what = "all of them count as right" if graded[0].decision == "right" else "none of them counts as right"
     return (
         f"The judge's scores lie between {min(scores):g} and {max(scores):g}, and a score counts as right from "
         f"{correct_at:g} on, so {what}: choose another threshold with --correct-at."
@@ -167,7 +169,7 @@ def _shown(outcome: Outcome) -> dict[str, Any]:
         "target": case.prompt.target,
         "responses": [response.text for response in case.responses],
         "wanted": case.wanted,
-        "said": outcome.said,
+        "said": outcome.decision,
         "scores": [verdict.score for verdict in outcome.verdicts],
         "extracted": [verdict.extracted for verdict in outcome.verdicts],
         "why": outcome.why,

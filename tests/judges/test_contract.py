@@ -230,7 +230,7 @@ def test_a_judge_that_fails_its_own_examples_is_stopped_with_what_it_said() -> N
         def one(self, prompt: Prompt, response: Response) -> bool:
             return True
 
-    with pytest.raises(JudgeError, match=r"Generous fails its own self-test: .*'19'.* it said score 1.0 .* score 0.0"):
+    with pytest.raises(JudgeError, match=r"Generous fails its own self-test: .*'19'.* it gave score 1.0 .* score 0.0"):
         self_test(Generous())
     assert self_test(pointwise(len)) == 0
 

@@ -52,7 +52,7 @@ def verdicts(judge: PairwiseJudge, *texts: str) -> list[Verdict]:
 def test_a_preference_is_a_probability(value: Any) -> None:
     with pytest.raises(ValueError, match=r"between 0 and 1|finite number"):
         Preference.of(value)
-    with pytest.raises(ValueError, match="has no probability"):
+    with pytest.raises(ValueError, match="must have no probability"):
         Preference("abstain", 0.5)
 
 
@@ -180,7 +180,7 @@ def test_the_examples_of_a_pairwise_judge_name_both_responses() -> None:
             return longer(second.text, first.text)
 
     assert self_test(Longer()) == 2
-    with pytest.raises(JudgeError, match=r"answer 'aa' against 'b' .*said score 0.0.*expected score 1.0"):
+    with pytest.raises(JudgeError, match=r"answer 'aa' against 'b' .*gave score 0.0.*expected score 1.0"):
         self_test(Shorter())
 
 

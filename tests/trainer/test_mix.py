@@ -139,7 +139,7 @@ def test_stopped_and_resumed_equals_uninterrupted(make_spec: Spec, toy_data: Pre
 def test_examples_and_settings_go_together(make_spec: Spec, toy_data: PreferenceData) -> None:
     with pytest.raises(TrainerError, match=r"train\.mix names mix\.jsonl, but its examples were not handed"):
         train_round(make_spec(mix=MIX), toy_data, report=silent)
-    with pytest.raises(TrainerError, match=r"examples were given, but train\.mix does not say"):
+    with pytest.raises(TrainerError, match=r"examples were given, but train\.mix is not set"):
         train_round(make_spec("other"), toy_data, report=silent, examples=examples_of(2))
     foreign = replace(examples_of(1), groups=(PromptGroup("m0", [1], (Response("m0", [97]),)),))
     with pytest.raises(TrainerError, match=r"token id 97, but the model's vocabulary has 97"):

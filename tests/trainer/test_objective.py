@@ -101,9 +101,9 @@ def test_pairs_as_groups_by_hand() -> None:
 @pytest.mark.parametrize(
     ("relation", "kind", "message"),
     [
-        (Single("p", "a", True), "pairs", "a pair cannot be made of a single response"),
-        (Ranked("p", ("a", "b")), "pairs", "a pair cannot be made of a ranked group"),
-        (Ranked("p", ("a", "b")), "singles", "a single response cannot be made of a ranked group"),
+        (Single("p", "a", True), "pairs", "a single response cannot be converted to a pair"),
+        (Ranked("p", ("a", "b")), "pairs", "a ranked group cannot be converted to a pair"),
+        (Ranked("p", ("a", "b")), "singles", "a ranked group cannot be converted to a single response"),
     ],
 )
 def test_what_cannot_be_derived_is_refused(relation: Any, kind: Any, message: str) -> None:

@@ -11,19 +11,19 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 Kind = Literal["pairs", "singles", "groups"]
-"""Over which relation a loss is written."""
+"""The kind of relation that a loss is defined on."""
 Need = Literal[
     "reference",  # log-probs under the reference
     "tokens",  # log-probs of single tokens
     "sequence_kl",  # KL(reference || policy) over the whole vocabulary; the reference stays in memory
     "collision",  # sum of squared probabilities over the vocabulary
-    "value",  # a value network, trained beside the policy
+    "value",  # a value network, trained together with the policy
     "moving_reference",  # the reference follows the policy during the round, so it stays in memory
     "scores",  # the judge's scores
     "shares",  # the scores are win rates or probabilities, from 0 to 1
     "win_rates",  # win rate of each response over the prompt's responses
     "probability",  # probability that the chosen response is preferred
-    "margin",  # by how much the chosen response is better
+    "margin",  # how much better the chosen response is
     "origin",  # which of the two was sampled from the reference
     "labels",  # good or bad
     "mismatched",  # another prompt's response after this prompt

@@ -17,15 +17,15 @@ INTRODUCTION = """\
 
 <!-- Written by `make docs` from the rows in trainer/losses/. Change those, not this page. -->
 
-Every loss that prefloop can train with, by its name in the config. A loss is written over one of three relations:
+Every loss that prefloop can train with, by its name in the config. A loss is defined on one of three relations:
 **pairs** (chosen and rejected response), **singles** (one response with a label or a score) or **groups** (several
 responses to a prompt, with an order or scores). The last column says where the paper and known implementations
-disagree, and which of them this is.
+disagree, and which of them prefloop follows.
 
-Below, `logp` is a response's log-prob under the policy, summed over its tokens, and `n` their number; a *log-ratio* is
-`logp` less the same sum under the reference, and the *margin* is the chosen response's log-ratio less the rejected
-one's. Losses are averaged over the relations of a whole optimizer step. [training.md](training.md) shows how to sum
-losses and how to write one of your own.
+Below, `logp` is a response's log-prob under the policy, summed over its `n` tokens; a *log-ratio* is `logp` minus the
+same sum under the reference, and the *margin* is the chosen response's log-ratio minus the rejected one's. Losses are
+averaged over the relations of a whole optimizer step. [training.md](training.md) shows how to sum losses and how to
+write your own.
 """
 HEADER = """\
 | name | relation | what it does | paper | needs | arguments | known disagreements |
@@ -36,18 +36,18 @@ NEED_IN_WORDS: dict[Need, str] = {
     "tokens": "log-probs of single tokens",
     "sequence_kl": "KL between reference and policy over the whole vocabulary; the reference stays in memory",
     "collision": "the policy's squared probabilities, summed over the vocabulary",
-    "value": "a value network, trained beside the policy",
+    "value": "a value network, trained together with the policy",
     "moving_reference": "a reference that follows the policy during the round and stays in memory",
     "scores": "the judge's scores",
     "shares": "scores from 0 to 1",
     "win_rates": "each response's win rate over the prompt's responses",
     "probability": "the probability that the chosen response is preferred",
-    "margin": "by how much the chosen response is better",
+    "margin": "how much better the chosen response is",
     "origin": "which of the two responses was sampled from the reference",
     "labels": "a label, good or bad",
     "mismatched": "responses of other prompts, scored after this one",
     "step": "all relations of the optimizer step at once",
-    "random": "random draws of its own",
+    "random": "its own random draws",
 }
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 

@@ -76,7 +76,7 @@ ROWS: dict[str, Method] = {
         paper="Liu et al. 2023 (RSO), arXiv:2309.06657",
         about="Hinge of the margin: pairs that are far enough apart no longer count.",
         needs=REFERENCE,
-        arguments={"beta": number(0.05, "The paper's γ; higher asks for a smaller difference of log-ratios.", gt=0)},
+        arguments={"beta": number(0.05, "The paper's γ; higher requires a smaller difference of log-ratios.", gt=0)},
         notes="RSO's hinge-norm, the `hinge` of TRL and torchtune's RSOLoss. SLiC has no reference: see `slic`.",
     ),
     "ipo": Method(
@@ -89,8 +89,8 @@ ROWS: dict[str, Method] = {
             "tau": number(0.1, "Target 1/(2τ); higher keeps the policy closer to the reference. `beta` in TRL.", gt=0),
             "normalise": choice("mean", "Log-ratios as means over a response's tokens, or as sums.", "sum"),
         },
-        notes="Eq. 17 is written with sums (OpenRLHF, original DPO code); the authors' results are said to use means "
-        "(TRL, HALOs, LLaMA-Factory, oat). The same τ means a gap per token with means: tune it per convention.",
+        notes="Eq. 17 is written with sums (OpenRLHF, original DPO code); the authors' results reportedly use means "
+        "(TRL, HALOs, LLaMA-Factory, oat). With means, τ sets a gap per token: tune it for each convention.",
     ),
     "online_ipo": Method(
         kind="pairs",
@@ -105,7 +105,7 @@ ROWS: dict[str, Method] = {
         kind="pairs",
         function="trainer.losses.contrastive:r_dpo",
         paper="Park et al. 2024, arXiv:2403.19159",
-        about="DPO in which a difference of lengths explains a part of the preference.",
+        about="DPO in which a length difference explains part of the preference.",
         needs=REFERENCE,
         arguments={
             "beta": BETA,
@@ -119,14 +119,18 @@ ROWS: dict[str, Method] = {
         paper="Lambert et al. 2024 (Tülu 3), arXiv:2411.15124",
         about="DPO over means of token log-ratios, so that length does not add to the margin.",
         needs=REFERENCE,
-        arguments={"beta": number(5.0, "As in `dpo`, but on a scale that is a response length larger.", gt=0)},
+        arguments={
+            "beta": number(
+                5.0, "As in `dpo`, but larger by about a response's length, because log-ratios are per token.", gt=0
+            )
+        },
         notes="`sigmoid_norm` in TRL. Not RSO's sigmoid-norm, which is `dpo`.",
     ),
     "f_dpo": Method(
         kind="pairs",
         function="trainer.losses.contrastive:f_dpo",
         paper="Wang et al. 2023, arXiv:2309.16240",
-        about="DPO with another divergence from the reference in place of the reverse KL.",
+        about="DPO with another divergence from the reference instead of the reverse KL.",
         needs=REFERENCE,
         arguments={
             "beta": BETA,
@@ -173,7 +177,7 @@ ROWS: dict[str, Method] = {
             "eta": number(1.0, "Step size; higher moves further for the same difference of scores.", gt=0),
             "form": choice("paper", "The paper's scale, or that of the authors' code: η² times as much.", "code"),
         },
-        notes="Paper and code differ by the factor η², so in learning rate. The reference is the previous iterate.",
+        notes="Paper and code differ by the factor η², i.e. in learning rate. The reference is the previous iterate.",
     ),
     "xpo": Method(
         kind="pairs",

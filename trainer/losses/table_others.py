@@ -56,7 +56,7 @@ GROUPS: dict[str, Method] = {
             "beta_r": number(0.5, "Temperature of the scores; higher spreads the target over more responses.", gt=0),
         },
         notes="The authors' `exo-rw` with the settings of their scripts (the paper says 0.1); for pairs see `exo`. "
-        "Both tails are flat: a group in quite the wrong order has next to no gradient.",
+        "Both tails are flat: a group in the wrong order has almost no gradient.",
     ),
     "infonca": Method(
         kind="groups",
@@ -84,7 +84,7 @@ SINGLES: dict[str, Method] = {
         kind="singles",
         function="trainer.losses.stepwise:kto",
         paper="Ethayarajh et al. 2024, arXiv:2402.01306",
-        about="Good responses above, bad ones below a reference point; flat for those far on either side.",
+        about="Moves good responses above and bad ones below a reference point; flat for those far from it.",
         needs=LABELLED | {"mismatched", "step"},
         arguments={"beta": BETA, "desirable_weight": DESIRABLE, "undesirable_weight": UNDESIRABLE},
         notes="The reference point is the mean over the mismatched responses of the whole step, at least 0 (TRL "
@@ -119,7 +119,7 @@ SINGLES: dict[str, Method] = {
         kind="singles",
         function="trainer.losses.singles:sft",
         paper="the baseline Preferred-FT of Rafailov et al. 2023, arXiv:2305.18290",
-        about="Raises the likelihood of good responses: a control, or the retain term beside `npo` and `simnpo`.",
+        about="Raises the likelihood of good responses: a control, or the retain term added to `npo` and `simnpo`.",
         needs=frozenset({"labels"}),
         takes="good",
         arguments={
@@ -131,7 +131,7 @@ SINGLES: dict[str, Method] = {
         kind="singles",
         function="trainer.losses.singles:retain_kl",
         paper="Zhang et al. 2024, arXiv:2404.05868",
-        about="Keeps the policy's token distributions on good responses where the reference has them, beside `npo`.",
+        about="Keeps the policy's token distributions on good responses close to the reference's; added to `npo`.",
         needs=frozenset({"labels", "sequence_kl"}),
         takes="good",
         notes="KL(reference || policy) per token as in the authors' code, but each response weighs the same.",
@@ -144,7 +144,7 @@ SINGLES: dict[str, Method] = {
         needs=LABELLED,
         takes="bad",
         arguments={"beta": number(0.1, "Higher stops sooner; towards 0 it becomes gradient ascent.", gt=0)},
-        notes="Alone it harms general ability: add `sft` (weight 1 in the authors' code) or `retain_kl` on good "
+        notes="Used alone it harms general ability: add `sft` (weight 1 in the authors' code) or `retain_kl` on good "
         "responses.",
     ),
     "simnpo": Method(
@@ -160,50 +160,50 @@ SINGLES: dict[str, Method] = {
             "gamma_times_beta": flag(False, "Multiply gamma by beta, as the authors' code does."),
         },
         notes="The paper's form; the authors' TOFU code has gamma inside the factor beta (`gamma_times_beta`), "
-        "subtracts it from the mean loss, and weighs the loss 0.1375 beside the retain term.",
+        "subtracts it from the mean loss, and weights the loss 0.1375 relative to the retain term.",
     ),
     "dro_v": Method(
         kind="singles",
         function="trainer.losses.singles:dro_v",
         paper="Richemond et al. 2024, arXiv:2405.19107",
-        about="Regression of score minus value on the log-ratio; a value network learns beside the policy.",
+        about="Regression of score minus value on the log-ratio; a value network is trained together with the policy.",
         needs=SCORED | {"value"},
         arguments={"tau": number(1.0, "Strength of the pull towards the reference; higher keeps closer.", gt=0)},
         notes="The policy's gradient is divided by tau, as the paper trains. One value for each prompt (the paper's "
-        "best is one at each position). Normalise the scores to mean 0, variance 1. `DRO` elsewhere often means "
-        "other losses.",
+        "best is one at each position). Normalise the scores to mean 0, variance 1. Elsewhere `DRO` often "
+        "means other losses.",
     ),
     "spo": Method(
         kind="singles",
         function="trainer.losses.singles:spo",
         paper="Swamy et al. 2024, arXiv:2401.04056; Wu et al. 2024, arXiv:2405.00675",
-        about="Self-play with win rates as scores in [0, 1]: each log-ratio is drawn to eta times (win rate - 1/2).",
+        about="Self-play with win rates as scores in [0, 1]: each log-ratio is pulled to eta times (win rate - 1/2).",
         needs=WINNING,
-        arguments={"eta": number(1000.0, "Where a win rate of 1 draws the log-ratio: eta / 2.", gt=0)},
+        arguments={"eta": number(1000.0, "A win rate of 1 pulls the log-ratio to eta / 2.", gt=0)},
         notes="The paper optimises the win rate over the prompt's other responses by reinforcement learning; for "
         "language models no setting is published, and this is SPPO's regression, with its eta. Scores other "
-        "than win rates are wrong here. Not the Single-stream PO of the same letters.",
+        "than win rates are wrong here. Not Single-stream Policy Optimization, also called SPO.",
     ),
     "nash_md": Method(
         kind="singles",
         function="trainer.losses.singles:nash_md",
         paper="Munos et al. 2023, arXiv:2312.00886",
-        about="Policy gradient of the probability to win, less the log-ratio to the reference.",
+        about="Policy gradient of the win probability minus the log-ratio to the reference.",
         needs=WINNING,
         arguments={"tau": number(0.008, "Strength of the pull towards the reference; higher keeps closer.", gt=0)},
-        notes="The score is the probability that the response beats its opponent; it is as right as the responses are "
-        "the policy's own, so keep rounds short. Win rates over own samples make it the paper's self-play "
-        "(mixture 0); the geometric mixture as opponent is a matter of sampling. Default tau of "
+        notes="The score is the probability that the response beats its opponent; it is valid only as far as "
+        "the responses are the policy's own, so keep rounds short. Win rates over own samples make it the paper's "
+        "self-play (mixture 0); the geometric mixture as opponent is a matter of sampling. Default tau of "
         "arXiv:2403.08635.",
     ),
     "nash_md_token": Method(
         kind="singles",
         function="trainer.losses.singles:nash_md_token",
         paper="Munos et al. 2023, arXiv:2312.00886, as in TRL",
-        about="`nash_md` where each token answers for its own log-ratio instead of the response's.",
+        about="`nash_md` in which each token is weighted by its own log-ratio instead of the response's.",
         needs=WINNING | {"tokens"},
         arguments={"tau": number(0.008, "Strength of the pull towards the reference; higher keeps closer.", gt=0)},
-        notes="TRL's form; the paper sums the log-ratio over the response. Else as `nash_md`.",
+        notes="TRL's form; the paper sums the log-ratio over the response. Otherwise as `nash_md`.",
     ),
 }
 
@@ -222,7 +222,7 @@ PAIRS: dict[str, Method] = {
             "momentum": number(0.9, "Of the running mean and spread; higher follows more slowly.", ge=0, lt=1),
             "bias_correction": flag(False, "Correct the running mean and spread for their start at 0."),
         },
-        notes="As the authors' code: the gap has no factor beta (the paper speaks of a reward discrepancy), and the "
+        notes="As the authors' code: the gap has no factor beta (the paper uses the reward discrepancy), and the "
         "running values are updated before they are used. Without bias_correction beta is too high in the first "
         "20 steps or so, and the filter keeps the pairs nearest to 0.",
     ),
@@ -244,8 +244,8 @@ PAIRS: dict[str, Method] = {
         about="DPO with chosen and rejected log-ratios matched by rank over the whole step, whatever their pairs.",
         needs=REFERENCE | {"step"},
         arguments={"beta": SMALL_BETA, "label_smoothing": SMOOTHING},
-        notes="Unpaired form, over the chosen and the rejected responses of the step's pairs. Else as `aot`; weights "
-        "go with the chosen response.",
+        notes="Unpaired form, over the chosen and the rejected responses of the step's pairs. Otherwise as `aot`; "
+        "weights go with the chosen response.",
     ),
     "tr_dpo": Method(
         kind="pairs",

@@ -23,7 +23,9 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         needs=REFERENCE,
         arguments={
             "beta": number(0.3, "Strength of the pull towards the reference; higher keeps the policy closer.", gt=0),
-            "penalty": number(50.0, "The paper's λ: cost of a nat that the chosen response has lost.", ge=0),
+            "penalty": number(
+                50.0, "The paper's λ: penalty per nat by which the chosen response is below the reference.", ge=0
+            ),
         },
         notes="oat agrees with the paper; turbo-alignment has 0.1 for λ. With 50 the gradients need clipping.",
     ),
@@ -59,7 +61,7 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         kind="pairs",
         function="trainer.losses.log_ratios:apo_zero",
         paper="D'Oosterlinck et al. 2024, arXiv:2408.06266",
-        about="Chosen up, rejected down: for chosen responses that are better than what the policy writes.",
+        about="Chosen up, rejected down: for chosen responses that are better than the policy's own.",
         needs=REFERENCE,
         arguments={"beta": BETA},
         notes="The form in TRL.",
@@ -68,7 +70,7 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         kind="pairs",
         function="trainer.losses.log_ratios:apo_down",
         paper="D'Oosterlinck et al. 2024, arXiv:2408.06266",
-        about="Both down, rejected further: for chosen responses that are worse than what the policy writes.",
+        about="Both down, rejected further: for chosen responses that are worse than the policy's own.",
         needs=REFERENCE,
         arguments={"beta": BETA},
         notes="The form in TRL. It lowers the chosen response on purpose.",
@@ -118,7 +120,7 @@ TOKEN_LEVEL_ROWS: dict[str, Method] = {
         about="DPO with the difference of both responses' KL to the reference in the margin.",
         needs=REFERENCE | {"sequence_kl"},
         arguments={"beta": BETA},
-        notes="Rewards a high KL of the chosen response, which `tdpo2` cures. The default of the authors' code.",
+        notes="Rewards a high KL of the chosen response, which `tdpo2` avoids. The default of the authors' code.",
     ),
     "tdpo2": Method(
         kind="pairs",
@@ -136,13 +138,13 @@ TOKEN_LEVEL_ROWS: dict[str, Method] = {
         kind="pairs",
         function="trainer.losses.token_level:wpo",
         paper="Zhou et al. 2024, arXiv:2406.11827",
-        about="DPO in which pairs that the policy itself would hardly sample count less.",
+        about="DPO in which pairs that the policy is unlikely to sample count less.",
         needs=REFERENCE | {"collision"},
         arguments={
             "beta": number(0.01, "Strength of the pull towards the reference; higher keeps the policy closer.", gt=0),
-            "clamp": flag(True, "Hold the weight of a pair at most at 1."),
+            "clamp": flag(True, "Limit the weight of a pair to 1."),
         },
-        notes="The authors' code holds the weight at 1, TRL no longer does.",
+        notes="The authors' code limits the weight to 1, TRL no longer does.",
     ),
     "ld_dpo": Method(
         kind="pairs",
@@ -152,7 +154,7 @@ TOKEN_LEVEL_ROWS: dict[str, Method] = {
         needs=REFERENCE | {"tokens"},
         arguments={
             "beta": BETA,
-            "alpha": number(0.5, "Weight of the surplus tokens; 1 is DPO, 0 cuts them off.", ge=0, le=1),
+            "alpha": number(0.5, "Weight of the surplus tokens; 1 is DPO, 0 ignores them.", ge=0, le=1),
             "apply_to": choice("both", "Policy and reference, or the policy only.", "policy"),
         },
         notes="TRL applies it to both; older TRL and LLaMA-Factory to the policy only, so margins do not start at 0.",
@@ -166,7 +168,7 @@ REFERENCE_FREE_ROWS: dict[str, Method] = {
         paper="Zhao et al. 2023, arXiv:2305.10425",
         about="Hinge of the difference of log-probs, plus the chosen response's likelihood.",
         arguments={
-            "delta": number(1.0, "Margin in nats, between sums; higher asks for more.", ge=0),
+            "delta": number(1.0, "Margin in nats, between sums; higher requires more.", ge=0),
             "nll_weight": number(0.1, "Weight of the chosen response's likelihood, a sum over its tokens.", ge=0),
         },
         notes="The regularisation target is the chosen response; the paper also uses a separate one and does not state "
@@ -177,7 +179,7 @@ REFERENCE_FREE_ROWS: dict[str, Method] = {
         function="trainer.losses.reference_free:hinge_raw",
         paper="Liu et al. 2023 (RSO), arXiv:2309.06657",
         about="Hinge of the difference of log-probs, without a reference.",
-        arguments={"gamma": number(0.05, "Higher asks for a smaller difference of log-probs.", gt=0)},
+        arguments={"gamma": number(0.05, "Higher requires a smaller difference of log-probs.", gt=0)},
         notes="The paper calls it hinge; in TRL `hinge` has a reference, as here.",
     ),
     "cpo": Method(
@@ -186,7 +188,7 @@ REFERENCE_FREE_ROWS: dict[str, Method] = {
         paper="Xu et al. 2024, arXiv:2401.08417",
         about="DPO without a reference, plus the chosen response's likelihood.",
         arguments={
-            "beta": number(0.1, "Scale of the difference of log-probs; higher is satisfied by less.", gt=0),
+            "beta": number(0.1, "Scale of the difference of log-probs; higher requires less of it.", gt=0),
             "nll_weight": number(1.0, "Weight of the chosen response's likelihood; `cpo_alpha` in TRL.", ge=0),
             "normalise": NLL,
         },
@@ -197,10 +199,10 @@ REFERENCE_FREE_ROWS: dict[str, Method] = {
         kind="pairs",
         function="trainer.losses.reference_free:simpo",
         paper="Meng et al. 2024, arXiv:2405.14734",
-        about="Mean token log-probs a margin apart, without a reference.",
+        about="Pushes mean token log-probs apart by a margin, without a reference.",
         arguments={
             "beta": number(2.0, "Scale of the difference of mean log-probs.", gt=0),
-            "gamma_beta_ratio": number(0.25, "Target margin in nats per token; higher asks for more.", ge=0),
+            "gamma_beta_ratio": number(0.25, "Target margin in nats per token; higher requires more.", ge=0),
         },
         notes="The margin is a ratio, as in the authors' code and HALOs; TRL's, LLaMA-Factory's and fairseq2's `gamma` "
         "is `beta` times that.",

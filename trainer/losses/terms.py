@@ -43,11 +43,11 @@ class LossTerm:
 def loss(*, kind: Kind = "pairs", needs: Sequence[Need] = ("reference",)) -> Callable[[Any], Any]:
     """Decorator for a loss of your own: its kind of relation and its needs (see docs/training.md)."""
     if kind not in get_args(Kind):
-        raise ValueError(f"kind is {kind!r}; a loss is written over pairs, singles or groups")
+        raise ValueError(f"kind is {kind!r}; a loss is defined on pairs, singles or groups")
     for need in needs:
         if need not in get_args(Need):
             known = ", ".join(get_args(Need))
-            raise ValueError(f"there is no need {need!r}{_near(need, get_args(Need))}; there are {known}")
+            raise ValueError(f"there is no need {need!r}{_near(need, get_args(Need))}; known needs: {known}")
 
     def mark(function: Any) -> Any:
         setattr(function, OWN, (kind, frozenset(needs)))
@@ -57,7 +57,7 @@ def loss(*, kind: Kind = "pairs", needs: Sequence[Need] = ("reference",)) -> Cal
 
 
 def terms_of(given: Any, *, beta: float | None, nll_weight: float | None) -> tuple[LossTerm, ...]:
-    """The sum that a config means. Raises ValueError for unknown names or arguments."""
+    """The loss of a config as a sum. Raises ValueError for unknown names or arguments."""
     parts = given if isinstance(given, (list, tuple)) else [given]
     if not parts:
         raise ValueError("loss is an empty list; name at least one method")
@@ -67,7 +67,7 @@ def terms_of(given: Any, *, beta: float | None, nll_weight: float | None) -> tup
     kinds = {term.name: term.method().kind for term in terms if not term.is_custom}
     if len(set(kinds.values())) > 1:
         each = ", ".join(f"{name} over {kind}" for name, kind in kinds.items())
-        raise ValueError(f"the losses of a sum must be written over the same kind of data, but there are {each}")
+        raise ValueError(f"the losses of a sum must be defined on the same kind of data, but there are {each}")
     return tuple(terms)
 
 
@@ -134,18 +134,18 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 
 def _custom(name: str) -> Method:
-    """The row that a user's `@loss(kind=..., needs=...)` declares, keyword-only parameters as arguments."""
+    """The row that a user's `@loss(kind=..., needs=...)` declares; its keyword-only parameters are the arguments."""
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # noqa: BLE001  the boundary to foreign code
+    except Exception as error:  # noqa: BLE001  importing a user's module may raise anything
         raise ValueError(
             f"the loss {name!r} cannot be imported ({type(error).__name__}: {error}); it must be "
             "package.module:function, with the package installed or its folder in PYTHONPATH"
         ) from None
     if not hasattr(function, OWN):
         raise ValueError(
-            f"the loss {name!r} does not say what it is written over; put @trainer.losses.terms.loss(kind='pairs', "
+            f"the loss {name!r} does not declare what it is defined on; put @trainer.losses.terms.loss(kind='pairs', "
             "needs=['reference']) above the function"
         )
     kind, needs = getattr(function, OWN)

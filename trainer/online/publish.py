@@ -1,8 +1,8 @@
-"""Publish the current weights to a sampler as a folder its engine can load, in the number format it samples in. Nothing
-is flushed to the disk or hashed: the folder is temporary, and a round that is killed makes it again.
+"""Publish the current weights to a sampler, as a folder that its engine can load in its number format.
 
-A file of shared memory is costly to make and cheap to write over, so two of them take turns: one is read, the other
-written."""
+Nothing is flushed to the disk or hashed: the folder is temporary, and a killed round makes it again. A file in shared
+memory is slow to create but fast to overwrite, so two of them take turns: one is read, the other written.
+"""
 
 import json
 import mmap
@@ -18,10 +18,10 @@ from trainer.model import copy_tokenizer
 
 Format = Literal["float32", "bfloat16", "float16"]
 BASE = "base_layer."
-"""What peft puts into the name of a weight beneath an adapter."""
+"""Infix that peft adds to the name of a weight with an adapter."""
 WEIGHTS = "model.safetensors"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64, "BOOL": torch.bool}
-"""As safetensors files name them."""
+"""Dtypes by their names in safetensors files."""
 
 
 class Publisher:
@@ -29,14 +29,14 @@ class Publisher:
 
     def __init__(self) -> None:
         self.now: tuple[Path, dict[str, Tensor]] | None = None
-        """The folder that was handed over last, with its weights in place."""
+        """The folder published last, with the tensors in its file."""
         self.spare: tuple[Path, dict[str, Tensor]] | None = None
-        """The one before, which nobody reads any more."""
+        """The folder before it, which is no longer read."""
 
     @torch.no_grad()
     def publish(self, model: Any, folder: Path, *, policy: Path, number_format: Format) -> None:
-        """Make `folder` hold the model, adapters merged, with the policy's tokenizer. It is complete once it has its
-        name; the one handed over before keeps its files, those that are older lose them."""
+        """Write the model, adapters merged, with the policy's tokenizer to `folder`, which is complete once it has its
+        name. The previously published folder keeps its files; older ones are removed."""
         partial = folder.with_name(folder.name + PARTIAL)
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         tensors = weights_in(inner)
@@ -49,8 +49,8 @@ class Publisher:
         else:
             fresh_partial(folder)
             cast = {id(one): one.to(dtype) if one.is_floating_point() else one for one in tensors.values()}
-            said = {name: cast[id(one)] for name, one in tensors.items()}
-            inner.save_pretrained(partial, state_dict=said)
+            state = {name: cast[id(one)] for name, one in tensors.items()}
+            inner.save_pretrained(partial, state_dict=state)
             copy_tokenizer(policy, partial)
             places = in_place(partial / WEIGHTS) if (partial / WEIGHTS).exists() else {}
         partial.rename(folder)
@@ -61,7 +61,7 @@ class Publisher:
                 shutil.rmtree(other)
 
     def _put_aside(self) -> tuple[Path, dict[str, Tensor]] | None:
-        """Rename the previous folder, so that nobody reads it."""
+        """Rename the previous folder, so that it is no longer read."""
         if self.now is None or not self.now[0].is_dir():
             return None
         folder, places = self.now
@@ -69,7 +69,7 @@ class Publisher:
 
 
 def fits(tensors: dict[str, Tensor], places: dict[str, Tensor], dtype: torch.dtype) -> bool:
-    """Whether a file holds all these weights under these names and in this number format. Tied ones have one place."""
+    """Whether a file holds exactly these weights under these names in this number format. Tied ones are stored once."""
     known = {id(tensors[name]) for name in places if name in tensors}
     return known == {id(one) for one in tensors.values()} and all(
         name in tensors
@@ -87,20 +87,19 @@ def in_place(path: Path) -> dict[str, Tensor]:
     begin = 8 + int.from_bytes(memory[:8], "little")
     header: dict[str, Any] = json.loads(memory[8:begin])
     header.pop("__metadata__", None)
-    if any(said["dtype"] not in DTYPES for said in header.values()):
+    if any(entry["dtype"] not in DTYPES for entry in header.values()):
         return {}
     found = {}
-    for name, said in header.items():
-        start, end = said["data_offsets"]
-        dtype = DTYPES[said["dtype"]]
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        dtype = DTYPES[entry["dtype"]]
         flat = torch.frombuffer(memory, dtype=dtype, count=(end - start) // dtype.itemsize, offset=begin + start)
-        found[name] = flat.view(said["shape"])
+        found[name] = flat.view(entry["shape"])
     return found
 
 
 def weights_in(model: Any) -> dict[str, Tensor]:
-    """The model's weights under the names they have without adapters and with what adapters add to them; tied ones stay
-    one tensor."""
+    """The model's weights with adapters merged, under their names without adapters; tied ones stay one tensor."""
     added = {
         f"{name}.weight": module.get_delta_weight(adapter)
         for name, module in model.named_modules()

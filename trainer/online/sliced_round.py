@@ -1,11 +1,13 @@
-"""A round whose data arrive in slices, because later ones are sampled from weights that earlier ones have trained.
-Between slices the weights go to the sampler; the end result is that of `train_round`. One optimizer, one schedule, one
-reference.
+"""A round whose data arrive in slices, because later ones are sampled from weights trained on earlier ones.
+
+Between slices the weights are published to the sampler. There is one optimizer, one schedule and one reference, and the
+result has the form of `train_round`'s.
 
 A slice's steps are those of a whole round (`run_steps`), so a round of one slice gives the same weights as
 `train_round`. The reference stays in memory with the policy, in the number format of training: with adapters it is
-the policy with its adapters switched off. Killed at any moment and opened again, it resumes from its last checkpoint
-and asks for the slice that this one is in."""
+the policy with its adapters switched off. Killed at any moment and opened again, it resumes from its last checkpoint,
+at the slice of that checkpoint.
+"""
 
 import copy
 import hashlib
@@ -40,7 +42,7 @@ from trainer.summary import RoundSummary, read_summary
 from trainer.tree.rows import Layout, Plan
 
 LAYOUT = "layout.json"
-"""In the work folder: what the probe of the first slice found, for a round that goes on."""
+"""In the work folder: the result of the first slice's probe, for a round that resumes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +50,19 @@ class SliceProgress:
     """Results of the slices so far; kept in checkpoints."""
 
     slices: int = 0
-    """Slices that are done."""
+    """Finished slices."""
     before: int = 0
     """Their optimizer steps."""
     plans: str = ""
     """Digest over their plans."""
     plan: str = ""
-    """Digest of the plan that is under way, in a checkpoint."""
+    """In a checkpoint, digest of the current slice's plan."""
     pairs: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
 
 
 class SlicedRound:
-    """One round, open for the next slice. `next` is the slice that it wants, `steps` the optimizer steps it has made;
-    a finished one wants none."""
+    """A round in progress: `next` is the slice to give it, `steps` the number of optimizer steps made."""
 
     def __init__(self, spec: RoundSpec, slices: int, *, report: Report) -> None:
         self.running, self.slices, self.seen = prepare.start(spec, report, ALONE), slices, SliceProgress()
@@ -87,13 +88,14 @@ class SlicedRound:
 
     @property
     def trained(self) -> int:
-        """Slices of which at least one step has been made."""
+        """Number of slices with at least one step made."""
         return self.next + (self.summary is None and self.steps > self.seen.before)
 
     def train(self, data: PreferenceData) -> None:
-        """All steps of the slice `next` that are still to do; there may be none, where nothing can be trained on.
+        """Run the remaining steps of the slice `next`; there are none if nothing can be trained on.
 
-        Raises TrainerError as `train_round` does, and for data that are not those of a slice under way."""
+        Raises TrainerError as `train_round` does, and for data that differ from those of a slice already begun.
+        """
         assert self.next < self.slices, "every slice was given"
         checked = prepare.check(self.running, data, may_be_empty=True) if data.relations else None
         seen = self.seen
@@ -106,14 +108,14 @@ class SlicedRound:
         self.seen = replace(seen, slices=seen.slices + 1, before=self.steps, dropped=dropped, plan="")
 
     def publish(self, folder: Path, *, number_format: Format) -> None:
-        """Write the weights as they are now for the sampler."""
+        """Write the current weights for the sampler."""
         assert self.learner is not None, "before the first step the policy's own folder serves"
         spec = self.running.spec
         with self.running.clock.part("hand over"):
             self.publisher.publish(self.learner.model, folder, policy=spec.policy, number_format=number_format)
 
     def close(self) -> RoundSummary:
-        """After the last slice: write the candidate. A round that made no step raises TrainerError."""
+        """After the last slice, write the candidate. Raises TrainerError if no step was made."""
         assert self.next == self.slices, "slices are missing"
         if self.summary is not None:
             return self.summary
@@ -134,13 +136,13 @@ class SlicedRound:
         return self.summary
 
     def _begin(self, data: PreferenceData | None) -> None:
-        """Load the models; the first data decide on the layout, a checkpoint puts back where the round stood."""
+        """Load the models. The first data determine the layout; a checkpoint restores the progress."""
         running = self.running
         model = prepare.load(running, running.spec.policy, adapters=True)
         layout = self._layout(model, data)
         self.window = narrowest_window(model)
         model = cast_weights(model, running.arithmetic)
-        self.anchor, live = self._anchor(model, data, layout)
+        self.reference, live = self._load_reference(model, data, layout)
         self.learner = prepare.learner_of(running, model, live)
         self.optimizer = make_optimizer(self.learner.parameters().values(), running.spec.settings)
         self.position = resume(self.learner, self.optimizer, running.spec.work, self.identity, running.clock)
@@ -156,9 +158,11 @@ class SlicedRound:
         found: Layout = read_json(path)["layout"]
         return found
 
-    def _anchor(self, model: Any, data: PreferenceData | None, layout: Layout) -> tuple[Any, LiveReference | None]:
-        """The reference as a separate model, and as one used in every step where the losses need it;
-        None where none is needed, or where it is the policy without its adapters."""
+    def _load_reference(
+        self, model: Any, data: PreferenceData | None, layout: Layout
+    ) -> tuple[Any, LiveReference | None]:
+        """The reference as a separate model, and as a live one if the losses need it; None where none is needed, or
+        where it is the policy without its adapters."""
         running, needs = self.running, self.running.objective.needs
         lives = bool(LIVE & needs)
         if not lives and "reference" not in needs:
@@ -166,13 +170,13 @@ class SlicedRound:
         spec = running.spec
         if not spec.same_weights:
             probed = None if data is None else (data, layout)
-            anchor = cast_weights(prepare.load_reference(running, probed), running.arithmetic)
+            reference = cast_weights(prepare.load_reference(running, probed), running.arithmetic)
         elif spec.settings.lora is not None and not lives:
             return None, None
         else:
-            anchor = copy.deepcopy(model)
-        live = LiveReference.of(anchor, running.objective) if lives else None
-        return anchor.eval().requires_grad_(False), live
+            reference = copy.deepcopy(model)
+        live = LiveReference.of(reference, running.objective) if lives else None
+        return reference.eval().requires_grad_(False), live
 
     def _train(self, data: PreferenceData) -> Plan:
         if self.learner is None:
@@ -182,8 +186,8 @@ class SlicedRound:
         spec, plan = running.spec, prepare.plan(running, data, self._layout_for(data))
         if self.steps > seen.before and plan.digest != seen.plan:
             raise TrainerError(
-                f"Slice {seen.slices} of the round was begun with other data than it is given now, so its samples, "
-                f"verdicts or pairs were replaced. Remove {spec.work} to train this round from its start."
+                f"Slice {seen.slices} of the round was begun with different data, so its samples, verdicts or pairs "
+                f"were replaced. Remove {spec.work} to train this round from the start."
             )
         part = Slice(seen.slices, self.slices, seen.before, asdict(replace(seen, plan=plan.digest)))
         planned = StepsPlan(data, plan, self._score_reference(data, plan))
@@ -203,8 +207,8 @@ class SlicedRound:
         return plan
 
     def _layout_for(self, data: PreferenceData) -> Layout:
-        """Trees as the probe allowed them; but it saw the first slice only, so a window too narrow for a later one
-        calls for plain rows."""
+        """The probed layout; but the probe saw only the first slice, so plain rows if a window is too narrow for this
+        one."""
         layout: Layout = read_json(self.running.spec.work / LAYOUT)["layout"]
         longest = max(len(group.token_ids) + max(map(_tokens, group.responses)) for group in data.groups)
         needed = max(longest, self.running.spec.settings.row_tokens)
@@ -223,21 +227,21 @@ class SlicedRound:
 
         with running.clock.part("reference"), self._reference_model() as model, torch.no_grad():
             scored = scoring.load() or scoring.score(RowScorer(model), running.arithmetic, tick, ALONE)
-        scoring.path.unlink()  # a slice that is trained again scores it again
+        scoring.path.unlink()  # a slice that is trained again is scored again
         return scored
 
     @contextmanager
     def _reference_model(self) -> Iterator[Any]:
         assert self.learner is not None
         policy: Any = self.learner.model
-        if self.anchor is not None:
-            yield self.anchor
+        if self.reference is not None:
+            yield self.reference
         else:
             with policy.disable_adapter():
                 yield policy
 
     def _sampler_gap(self) -> float | None:
-        """Of the steps that were made with the very weights that had sampled their responses."""
+        """Mean over the steps made with the same weights that sampled their responses."""
         fresh = [step for step in read_steps(self.running.spec.work) if step["staleness"] == 0]
         gaps = [step["sampler_gap"] for step in fresh if "sampler_gap" in step]
         return fmean(gaps) if gaps else None

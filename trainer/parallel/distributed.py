@@ -24,7 +24,7 @@ from trainer.parallel.team import Anything, Team
 
 @contextmanager
 def joined(rank: int, size: int, *, sharded: bool, meeting: Path) -> Iterator[Team]:
-    """Join as process `rank` of `size`; all name the same file, which must be new."""
+    """Join as process `rank` of `size`; all use the same file `meeting`, which must not exist before."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     backend = "cpu:gloo"
     if torch.cuda.is_available():
@@ -32,7 +32,7 @@ def joined(rank: int, size: int, *, sharded: bool, meeting: Path) -> Iterator[Te
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=size)
     yield ProcessTeam(rank, size, sharded)
-    dist.destroy_process_group()  # not after an error: it may wait for processes that will never answer
+    dist.destroy_process_group()  # not after an error: it might wait forever for failed processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,12 @@ class ProcessTeam(Team):
         return values
 
     def place(self, model: Any) -> Any:
-        """Shard the model, adapters included; the same object comes back."""
+        """Shard the model, adapters included, in place."""
         return shard(model, self.size) if self.sharded else model
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum what every process has; `fully_shard` has done so in the backward pass. A parameter that nobody used
-        keeps no gradient, as it would in one process."""
+        """Sum over processes; `fully_shard` has done so in the backward pass. A parameter that no process used keeps no
+        gradient, as it would in one process."""
         if self.sharded:
             return
         listed = list(parameters)
@@ -65,7 +65,7 @@ class ProcessTeam(Team):
             work.wait()
 
     def collect(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Put the parts together, one tensor after the other; only the leader keeps them, on the CPU."""
+        """Gather the parts, one tensor after the other; only the leader keeps them, on the CPU."""
         whole: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             value = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,8 +1,8 @@
-"""Run a function in several processes on this machine and return the leader's result. Each process writes to a log of
-its own.
+"""Run a function in several processes on this machine and return the leader's result. Each process has its own log.
 
-No process outlives the call, and none outlives a killed caller: each one watches for the caller's end. The first real
-cause of a failure is what the caller gets: a process that loses its partners complains too."""
+No process outlives the call or a killed caller, whose end each one watches for. A failure also makes the other
+processes fail; the caller gets the first cause.
+"""
 
 import multiprocessing
 import os
@@ -26,11 +26,11 @@ from trainer.parallel.team import Team
 
 Report = Callable[[dict[str, Any]], None]
 PATIENCE = 3.0
-"""Seconds in which another process may turn out to be the cause of an exception."""
+"""Seconds to wait for an earlier cause after an exception in one process."""
 
 
 class ProcessError(RuntimeError):
-    """Raised for an exception in one of the processes that is no TrainerError; its text has the process and its log."""
+    """Raised for an exception other than TrainerError in a process; the text names the process and its log."""
 
     def __init__(self, text: str, raised_at: float) -> None:
         super().__init__(text)
@@ -46,7 +46,7 @@ class Work(Protocol):
 
 @dataclass(slots=True)
 class Member:
-    """A process, as its caller sees it."""
+    """The caller's side of a process."""
 
     rank: int
     size: int
@@ -58,23 +58,23 @@ class Member:
 
     @property
     def name(self) -> str:
-        """For messages, counted from 1."""
+        """Its name in messages, counted from 1."""
         return f"process {self.rank + 1} of {self.size}"
 
-    def hear(self, report: Report) -> None:
+    def receive(self, report: Report) -> None:
         """Handle one message. Raises TrainerError or ProcessError if the process failed."""
         try:
             kind, content = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(5)
-            raise TrainerError(_epitaph(self)) from None
+            raise TrainerError(_describe_death(self)) from None
         if kind == "report":
             report(content)
         elif kind == "refused":
             raise TrainerError(content)
         elif kind == "failed":
             what, raised_at = content
-            text = f"{what} (in {self.name}; its last words, from {self.log}:\n{_last_words(self.log)})"
+            text = f"{what} (in {self.name}; end of its log {self.log}:\n{_log_tail(self.log)})"
             raise ProcessError(text, raised_at)
         else:
             self.done, self.result = True, content
@@ -109,23 +109,23 @@ def _start(rank: int, size: int, work: Work, sharded: bool, meeting: Path, logs:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     log = logs / f"process-{rank + 1}.log"
-    given = (rank, size, work, sharded, meeting, log, theirs)
-    process = context.Process(target=_member, args=given, name=f"prefloop-train-{rank + 1}")
+    arguments = (rank, size, work, sharded, meeting, log, theirs)
+    process = context.Process(target=_member, args=arguments, name=f"prefloop-train-{rank + 1}")
     process.start()
     theirs.close()
     return Member(rank, size, log, process, ours)
 
 
 def _listen(members: Sequence[Member], report: Report) -> Any:
-    """Wait until all are done or one fails. An exception may be the echo of another process's end, so that end is
-    waited for, and the first exception is the one that counts; a TrainerError is always a cause."""
+    """Wait until all are done or one fails. An exception may be the consequence of another process's failure, so wait
+    for that too and raise the earliest; a TrainerError is always a cause."""
     failures: list[ProcessError] = []
     deadline = float("inf")
     while not all(member.done for member in members) and time.monotonic() < deadline:
         open_pipes = {member.pipe: member for member in members if not member.done}
         for pipe in wait(list(open_pipes), PATIENCE if failures else None):
             try:
-                open_pipes[pipe].hear(report)
+                open_pipes[pipe].receive(report)
             except ProcessError as error:
                 open_pipes[pipe].done = True
                 failures.append(error)
@@ -135,27 +135,27 @@ def _listen(members: Sequence[Member], report: Report) -> Any:
     return members[0].result
 
 
-def _epitaph(member: Member) -> str:
+def _describe_death(member: Member) -> str:
     code = member.process.exitcode
     how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with code {code}"
-    words = _last_words(member.log) or "    (none)"
+    tail = _log_tail(member.log) or "    (none)"
     return (
         f"Training stopped: {member.name} {how}. If it was killed, the machine may have run out of memory: use fewer "
-        "train.processes, or lower train.row_tokens. The last checkpoint is kept, and the same command goes on from "
-        f"there. Its last words, from {member.log}:\n{words}"
+        "train.processes, or lower train.row_tokens. The last checkpoint is kept, and the same command resumes from "
+        f"it. The end of its log {member.log}:\n{tail}"
     )
 
 
-def _last_words(log: Path, count: int = 12) -> str:
+def _log_tail(log: Path, count: int = 12) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     return "\n".join(f"    {line}" for line in lines[-count:])
 
 
 def _member(rank: int, size: int, work: Work, sharded: bool, meeting: Path, log: Path, pipe: Connection) -> None:
-    """The inside of a process."""
+    """Entry point of a process."""
     _end_with_caller()
     _write_to(log)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller handles Ctrl-C
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, about which Python would warn when this process is ended
 
     def report(event: dict[str, Any]) -> None:
@@ -169,7 +169,7 @@ def _member(rank: int, size: int, work: Work, sharded: bool, meeting: Path, log:
             result = work(team=team, report=report)
     except TrainerError as error:
         pipe.send(("refused", str(error)))
-    except Exception as error:  # noqa: BLE001  the boundary of the process: whatever failed is told to the caller
+    except Exception as error:  # noqa: BLE001  the process boundary: any failure is reported to the caller
         raised_at = time.monotonic()  # one clock for all processes of a machine
         traceback.print_exc()
         sys.stderr.flush()

@@ -1,8 +1,7 @@
-"""The processes that train a round together, as the round sees them. The team of one is here and returns what it is
-given; `distributed.py` has the others.
+"""The processes that train a round together. `Team` is a team of one; `distributed.py` has teams of several.
 
-The plan of a step never depends on the team. Its rows are dealt out in turns: row 0 to process 0, row 1 to process 1
-and so on. Losses are divided by the counts of the whole step, so gradients are summed over processes, never averaged.
+The plan of a step never depends on the team. Its rows are assigned in turn: row 0 to process 0, row 1 to process 1 and
+so on. Losses are divided by the counts of the whole step, so gradients are summed over processes, never averaged.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,8 +18,8 @@ class RowTurn(NamedTuple):
 
     row: int
     idle: bool
-    """There was no row left for this process: it reads the last one again, so that all make the same number of passes,
-    and nothing of it counts."""
+    """No row is left for this process: it reads the last one again, so that all make the same number of passes, and the
+    result is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class Team:
     rank: int = 0
     size: int = 1
     sharded: bool = False
-    """Each process holds a part of every weight only."""
+    """Each process holds only a part of every weight."""
 
     @property
     def leads(self) -> bool:
@@ -44,12 +43,12 @@ class Team:
             yield RowTurn(min(mine, rows - 1), idle=mine >= rows)
 
     def in_order(self, mine: Sequence[Anything], rows: int) -> list[Anything]:
-        """What all processes made in their turns, in the order of the rows."""
+        """The results of all processes, in the order of the rows."""
         each = self.gather(list(mine))
         return [each[row % self.size][row // self.size] for row in range(rows)]
 
     def gather(self, value: Anything) -> list[Anything]:
-        """The values of all, by rank. Tensors in it must lie on the CPU if there are several processes."""
+        """The values of all processes, by rank. With several processes, tensors in them must be on the CPU."""
         return [value]
 
     def wait(self) -> None:
@@ -64,11 +63,11 @@ class Team:
         """Make every gradient the sum over processes."""
 
     def collect(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors, for the leader; the others get none. Every process must call it."""
+        """Whole tensors for the leader, nothing for the others. Every process must call it."""
         return {name: tensor.detach() for name, tensor in tensors.items()}
 
     def part(self, whole: Tensor, *, like: Tensor) -> Tensor:
-        """This process's part of a whole tensor, cut as `like` is."""
+        """This process's part of a whole tensor, sharded like `like`."""
         return whole
 
 

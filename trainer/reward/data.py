@@ -1,5 +1,5 @@
-"""Prepare checked pairs for a reward model: add a place after each response's end, and split them by prompt into
-training and held-out pairs."""
+"""Prepare checked pairs for a reward model: add a placeholder token after each response, and split the pairs by prompt
+into training and held-out ones."""
 
 import random
 from dataclasses import replace
@@ -8,12 +8,12 @@ from trainer.data import PreferenceData, PromptGroup
 from trainer.errors import TrainerError
 
 AFTER_END = 0
-"""Stands for whatever would follow a response; it is never read."""
+"""Placeholder token id after a response; the model never reads it."""
 
 
 def with_end(data: PreferenceData) -> PreferenceData:
-    """Every response one place longer. Rows read all of a response but its last place (a policy only predicts it), so
-    now its own last token, the end token if one was sampled, is read, and the last place marks where it lies."""
+    """Every response with a placeholder appended. Rows read all tokens of a response except its last (a policy only
+    predicts it), so now its own last token is read, and the placeholder marks where the reward is."""
     return replace(data, groups=tuple(_with_end(group) for group in data.groups))
 
 
@@ -23,9 +23,10 @@ def _with_end(group: PromptGroup) -> PromptGroup:
 
 
 def hold_out(data: PreferenceData, share: float, *, seed: int) -> tuple[PreferenceData, PreferenceData | None]:
-    """What is trained on, and whole prompts with at least this share of the pairs to measure (None for 0).
+    """Training data, and whole prompts with at least this share of the pairs to measure (None for 0).
 
-    Raises TrainerError if that would leave nothing to train on."""
+    Raises TrainerError if nothing would be left to train on.
+    """
     if share == 0:
         return data, None
     counts: dict[str, int] = {}

@@ -1,9 +1,8 @@
-"""Load and save reward models: the layers of a causal model with a new linear head that reads a whole response's reward
-at its last token, saved as an ordinary sequence-classification folder.
+"""Load and save reward models: the layers of a causal model with a new linear head that computes a response's reward at
+its last token, saved as an ordinary sequence-classification folder.
 
-Whoever loads that folder pads: transformers read the reward at the last token that is not the pad token. So the pad
-token must be one with which no response ends; with the common `pad = eos` every finished response would be read one
-token early.
+transformers read the reward at the last token that is not the pad token, so no response may end with the pad token:
+with the common `pad = eos`, every finished response would be read one token early.
 
 Shapes: `B` sequences, `T` tokens, `R` responses, `D` hidden size.
 """
@@ -24,7 +23,7 @@ from trainer.tree.attention import use_tree_attention
 
 
 class RewardScorer(nn.Module):
-    """Rewards of the responses of a row, whose last place (`data.with_end`) marks where each is read."""
+    """Rewards of the responses of a row, each read just before its placeholder (`data.with_end`)."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -50,7 +49,7 @@ class RewardScorer(nn.Module):
 
 
 def load_reward_model(folder: Path, arithmetic: Arithmetic, *, pad_id: int, head_scale: float, seed: int) -> Any:
-    """The model of a folder in fp32, dropout off, with a new head; `pad_id` may be one more than the vocabulary has.
+    """The model of a folder in fp32, dropout off, with a new head; `pad_id` may be the first id beyond the vocabulary.
 
     Raises TrainerError for architectures without a linear head on the last token."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -91,7 +90,7 @@ def padded_rewards(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
 
 
 def check_padding(data: PreferenceData, pad_id: int) -> None:
-    """TrainerError if a response ends with the pad token, where nobody could tell it from padding."""
+    """TrainerError if a response ends with the pad token, which cannot be distinguished from padding."""
     for group in data.groups:
         for response in group.responses:
             if len(response.token_ids) and response.token_ids[-1] == pad_id:
@@ -102,7 +101,7 @@ def check_padding(data: PreferenceData, pad_id: int) -> None:
 
 
 def save_reward_model(model: Any, folder: Path, *, tokenizer: Path) -> None:
-    """Weights in fp32, config, and the tokenizer files byte for byte."""
+    """Save weights in fp32, config, and the tokenizer files byte for byte."""
     model.save_pretrained(folder)
     copy_tokenizer(tokenizer, folder)
 
@@ -124,6 +123,6 @@ def _set_padding(model: Any, pad_id: int) -> None:
 def _no_head(folder: Path, kind: str, why: str) -> TrainerError:
     reason = " ".join(why.split())[:200].rstrip(".")
     return TrainerError(
-        f"The model in {folder} (model type {kind}) cannot be made a reward model: {reason}. Choose a decoder model "
+        f"The model in {folder} (model type {kind}) cannot become a reward model: {reason}. Choose a decoder model "
         "that transformers can load with AutoModelForSequenceClassification, such as Llama, Qwen, Mistral or Gemma."
     )

@@ -29,13 +29,12 @@ from trainer.tree.encode import encode_plain_row, encode_tree_row
 from trainer.tree.rows import Layout, Plan, plan_rows, row_trees
 
 MOST_DISAGREEMENT = 1e-3
-"""By how much transformers' own padded forward may differ from the trainer's rewards, as a share of their size."""
+"""Largest allowed difference between transformers' padded rewards and the trainer's, relative to their size."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewardSpec:
-    """From which weights a reward model is trained, and where. The hash names the weights, the path says where they
-    lie."""
+    """Identifies the training of a reward model. The hash identifies the weights; the path only says where they are."""
 
     base: Path
     base_hash: str
@@ -43,9 +42,9 @@ class RewardSpec:
     """Folder with the tokenizer files for the result; they set the pad token `pad_id`."""
     pad_id: int
     work: Path
-    """Checkpoints and the step log; nobody else writes here."""
+    """Checkpoints and the step log of this training alone."""
     out: Path
-    """The result; exists only when it is complete."""
+    """Folder of the result; exists only when it is complete."""
     settings: RewardSettings
     seed: int
     threads: int | None
@@ -74,7 +73,7 @@ def train_reward(spec: RewardSpec, data: PreferenceData, *, report: Report) -> R
     """Train a reward model on the pairs and write it to `spec.out`; a finished one is returned as it is.
 
     `report` is called with `phase` (load, measure, train, save), `done`, `total` and, after a step, its metrics. Raises
-    TrainerError for data, folders or numbers with which it cannot go on."""
+    TrainerError for data, folders or numbers with which it cannot continue."""
     finished = read_record(spec.out / SUMMARY, RewardSummary, spec.identity | {"data": data_digest(data)})
     if finished is not None:
         return finished
@@ -113,7 +112,7 @@ def train_reward(spec: RewardSpec, data: PreferenceData, *, report: Report) -> R
 
 
 def data_digest(data: PreferenceData) -> str:
-    """Names prompts, responses and pairs."""
+    """Hash of prompts, responses and pairs."""
     sha = hashlib.sha256()
     for group in data.groups:
         sha.update(repr((group.id, list(group.token_ids))).encode())
@@ -156,7 +155,7 @@ def _load(running: _Running) -> Any:
 
 
 def _choose_layout(running: _Running, model: Any, data: PreferenceData) -> tuple[Layout, float | None]:
-    """Trees if a probe finds them right for it: hidden states are compared, for a new head may be 0."""
+    """Trees if a probe shows them to be correct. It compares hidden states, because a new head may be 0."""
     wanted = running.spec.settings.layout
     if wanted == "plain":
         return "plain", None
@@ -170,8 +169,8 @@ def _choose_layout(running: _Running, model: Any, data: PreferenceData) -> tuple
         return "tree", gap
     if wanted == "tree":
         raise TrainerError(
-            f"layout: tree was asked for, but this model reads tree rows wrongly: hidden states differ from those of "
-            f"plain rows by up to {gap:.2g} of their size ({MOST_GAP:g} is allowed). Use layout: auto or plain."
+            f"layout: tree cannot be used, because this model reads tree rows wrongly: hidden states differ from those "
+            f"of plain rows by up to {gap:.2g} of their size ({MOST_GAP:g} is allowed). Use layout: auto or plain."
         )
     running.notes.append(f"plain rows: tree rows differ by up to {gap:.2g} of the hidden states' size on this model")
     return "plain", gap
@@ -216,9 +215,9 @@ def _train(running: _Running, context: RewardContext, plan: Plan) -> None:
 
 @torch.no_grad()
 def _compare_with_transformers(model: Any, context: RewardContext, plan: Plan) -> float:
-    """Shortest and longest response of a step, scored here and by transformers in one padded batch, both in fp32.
+    """Score the shortest and longest response of a step here and by transformers in one padded batch, both in fp32.
 
-    Raises TrainerError if they differ: whoever loads the folder would get other rewards than those that were trained.
+    Raises TrainerError if they differ: users of the folder would get other rewards than those that were trained.
     """
     trees = [tree for row in plan.steps[0].rows for tree in row_trees(context.data, row)]
     responses = sorted(((len(p) + len(r), p, r) for p, rs in trees for r in rs), key=lambda found: found[0])
@@ -230,8 +229,8 @@ def _compare_with_transformers(model: Any, context: RewardContext, plan: Plan) -
     if gap > MOST_DISAGREEMENT:
         raise TrainerError(
             f"transformers give this reward model other rewards ({theirs.tolist()}) than those it was trained with "
-            f"({ours.tolist()}), so its folder would mislead. Its architecture reads the reward elsewhere than at the "
-            "last token: choose another base model."
+            f"({ours.tolist()}), so the folder would be wrong. Its architecture does not read the reward at the last "
+            "token: choose another base model."
         )
     return gap
 

@@ -1,5 +1,5 @@
-"""The optimizer steps of a reward model: train on the planned pairs from the last checkpoint on, with one line of
-`steps.jsonl` per step and regular checkpoints."""
+"""The optimizer steps of a reward model, from the last checkpoint on: one line of `steps.jsonl` per step, and
+checkpoints."""
 
 import json
 import os
@@ -33,11 +33,11 @@ class RewardJob:
     plan: Plan
     settings: TrainSettings
     identity: dict[str, Any]
-    """Names the training; a checkpoint with another one is refused."""
+    """Identifies the training; a checkpoint with another identity is rejected."""
 
 
 def train_reward_steps(job: RewardJob, *, clock: Clock, report: Report) -> int:
-    """All optimizer steps that are still to do; returns the number of the first of them."""
+    """Run all remaining optimizer steps; return the number of the first one."""
     learner, total = Learner(job.context.scorer.model, Objective(())), len(job.plan.order)
     optimizer = make_optimizer(learner.parameters().values(), job.settings)
     start = resume(learner, optimizer, job.work, job.identity, clock)
@@ -59,7 +59,7 @@ def train_reward_steps(job: RewardJob, *, clock: Clock, report: Report) -> int:
 def _step(
     job: RewardJob, number: int, optimizer: torch.optim.Optimizer, learner: Learner, report: Report
 ) -> dict[str, Any]:
-    """One optimizer step; returns its line of the log."""
+    """Make one optimizer step; return its line of the log."""
     started, total = time.perf_counter(), len(job.plan.order)
     step = job.plan.steps[job.plan.order[number]]
 

@@ -324,10 +324,10 @@ def test_a_model_that_reads_both_is_asked_in_both_orders(make: Callable[..., Pat
 @pytest.mark.parametrize(
     ("args", "why"),
     [
-        ({"of": "texts"}, "text is given with of: texts"),
+        ({"of": "texts"}, "of: texts needs text"),
         ({"of": "texts", "text": "{question} {first}"}, r"text lacks \{second\}"),
-        ({"of": "texts", "text": "nowhere.txt"}, "no readable file"),
-        ({"text": "{question}{first}{second}"}, "and only then"),
+        ({"of": "texts", "text": "nowhere.txt"}, "not a readable file"),
+        ({"text": "{question}{first}{second}"}, "of: scores takes none"),
     ],
 )
 def test_a_pair_text_is_checked_with_the_arguments(args: dict[str, Any], why: str) -> None:

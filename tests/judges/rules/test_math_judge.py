@@ -86,7 +86,7 @@ def test_the_options_do_what_they_say() -> None:
 
 
 def test_a_target_that_cannot_be_read_stops_the_stage() -> None:
-    with pytest.raises(JudgeError, match="Judge math cannot read the target '#### ' as mathematics"):
+    with pytest.raises(JudgeError, match="Judge math cannot parse the target '#### ' as mathematics"):
         judged("\\boxed{18}", "#### ")
     with pytest.raises(JudgeError, match="Prompt 'p' has no target"):
         judged("\\boxed{18}", None)

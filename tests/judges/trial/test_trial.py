@@ -52,7 +52,7 @@ def case(wanted: str | float, *texts: str, prompt: str = "?", where: str = "") -
 
 
 def said(judge: Judge, *cases: Case, **options: Any) -> list[str]:
-    return [outcome.said for outcome in try_cases(judge, cases, **options)]
+    return [outcome.decision for outcome in try_cases(judge, cases, **options)]
 
 
 # ---- what a judge said ----
@@ -61,7 +61,7 @@ def said(judge: Judge, *cases: Case, **options: Any) -> list[str]:
 def test_scores_say_right_from_the_threshold_on_and_what_is_no_score_agrees_with_no_label() -> None:
     cases = [case("right", "1.0"), case("wrong", "0.9"), case("right", "abstain"), case("wrong", "raise")]
     outcomes = try_cases(Length(), cases)
-    assert [o.said for o in outcomes] == ["right", "wrong", "abstain", "error"]
+    assert [o.decision for o in outcomes] == ["right", "wrong", "abstain", "error"]
     assert [o.agrees for o in outcomes] == [True, True, False, False]
     assert said(Length(), *cases[:2], correct_at=0.9) == ["right", "right"]
 
@@ -85,7 +85,7 @@ def test_a_pointwise_judge_prefers_the_higher_score() -> None:
 
 def test_a_pairwise_judge_is_asked_in_both_orders_and_contradiction_is_a_tie() -> None:
     outcomes = try_cases(Longer(), [case("chosen", "aaa", "a"), case("chosen", "a", "aaa"), case("chosen", "aa", "a")])
-    assert [o.said for o in outcomes] == ["chosen", "rejected", "tie"]
+    assert [o.decision for o in outcomes] == ["chosen", "rejected", "tie"]
     assert [[word.probability for word in o.orders] for o in outcomes] == [
         [1.0, 1.0],
         [0.0, 0.0],
@@ -107,7 +107,7 @@ def test_a_group_judge_sees_the_responses_to_equal_prompts_together() -> None:
 
 
 def test_a_pairwise_judge_without_pairs_is_refused() -> None:
-    with pytest.raises(JudgeError, match=r"Longer compares responses, but .* at line 7 is a single one with a label"):
+    with pytest.raises(JudgeError, match=r"compares two responses, but .* at line 7 has one response with a label"):
         try_cases(Longer(), [case("chosen", "a", "b"), case("right", "a", where="line 7")])
 
 
@@ -232,9 +232,7 @@ def test_the_share_that_was_asked_for_is_enough_and_less_is_not(tmp_path: Any) -
     rows = "".join(f"?,{'1' if i < 7 else '0'},right\n" for i in range(10))
     path.write_text(f"prompt,response,label\n{rows}", encoding="utf-8")
     assert agree_with(Length(), path, agreement=0.7, correct_at=1.0) == 10
-    complaint = (
-        r"judges 7 of the 10 .*agreement=0\.71 asks.* at line 9: '0', labelled right, is wrong to it \(no reason\)"
-    )
+    complaint = r"agrees with 7 of 10 .*=0\.71 requires.* line 9: '0' is labelled right, .* gave wrong \(no reason\)"
     with pytest.raises(JudgeError, match=complaint) as caught:
         agree_with(Length(), path, agreement=0.71, correct_at=1.0)
     assert "\n" not in str(caught.value)

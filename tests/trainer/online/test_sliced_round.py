@@ -261,7 +261,7 @@ def test_a_window_that_a_later_slice_outgrows_calls_for_plain_rows(make_spec: Sp
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"max_steps": 5}, "max_steps cannot be used with sync_every 4: how many steps"),
+        ({"max_steps": 5}, "max_steps cannot be used with sync_every 4: the number of steps"),
         ({"warm_start": {}}, "warm_start cannot be used"),
         ({"mix": {"path": "a.jsonl"}}, "mix cannot be used"),
         ({"probe_pairs": 2}, "probe_pairs cannot be used"),

@@ -160,7 +160,7 @@ def test_a_killed_process_ends_the_round_and_one_process_goes_on(make_spec: Spec
         train_round(broken, toy_data, report=kill_one)
     first, *words = str(caught.value).splitlines()
     assert first.startswith("Training stopped: process 2 of 2 was killed by SIGKILL. If it was killed, the machine may")
-    assert first.endswith(f"Its last words, from {broken.work / 'process-2.log'}:")
+    assert first.endswith(f"The end of its log {broken.work / 'process-2.log'}:")
     assert all(line.startswith("    ") for line in words)
     assert len(members) == 2
     assert not any(is_alive(member.pid) for member in members)
@@ -230,7 +230,7 @@ def fail_in_the_second(error: Exception, *, team: Team, report: Any) -> None:
         (
             ZeroDivisionError("of two"),
             ProcessError,
-            r"^ZeroDivisionError: of two \(in process 2 of 2; its last words, .*",
+            r"^ZeroDivisionError: of two \(in process 2 of 2; end of its log .*",
         ),
     ],
 )
