@@ -165,12 +165,8 @@ class PairwiseJudge(Judge):
 
     def _compared(self, game: Game) -> Preference:
         try:
-            preference = self.compare(game.prompt, game.first, game.second)
-            return (
-                preference
-                if type(preference) is Preference
-                else Preference.of(finite(preference, "what compare() returns"))
-            )
+            found = self.compare(game.prompt, game.first, game.second)
+            return found if type(found) is Preference else Preference.of(finite(found, "what compare() returns"))
         except JudgeError:
             raise  # the data or the arguments are at fault, not this game
         except (Exception, SystemExit) as error:  # noqa: BLE001  the boundary to foreign code: a failure is no preference
@@ -199,25 +195,22 @@ class PairwiseJudge(Judge):
         asked = [(table, couple) for table, couple in couples if not table.enter_if_equal(couple)]
         games = [table.game(couple) for table, couple in asked]
         orders = [order for game in games for order in ((game, game.swapped) if self.both_orders else (game,))]
-        preferences = self._checked(orders, self.compare_all(orders)) if orders else []
+        found = self._checked(orders, self.compare_all(orders)) if orders else []
         each = 2 if self.both_orders else 1
         for number, (table, couple) in enumerate(asked):
-            table.enter(couple, preferences[each * number : each * (number + 1)])
+            table.enter(couple, found[each * number : each * (number + 1)])
 
-    def _checked(self, games: Sequence[Game], preferences: object) -> list[Preference]:
+    def _checked(self, games: Sequence[Game], found: object) -> list[Preference]:
         """JudgeError unless there is one Preference per game."""
-        right = isinstance(preferences, (list, tuple)) and len(preferences) == len(games)
-        if not (
-            isinstance(preferences, (list, tuple))
-            and right
-            and all(type(preference) is Preference for preference in preferences)
-        ):
-            shown = f"{len(preferences)} items" if isinstance(preferences, (list, tuple)) else repr(preferences)[:80]
-            raise JudgeError(
-                f"Judge {type(self).__name__}: compare_all returned {shown} for {len(games)} games. It must return a "
-                f"list with one Preference per game, in the same order. For a plain probability, use Preference.of(p)."
-            )
-        return list(preferences)
+        shown = repr(found)[:80]
+        if isinstance(found, (list, tuple)):
+            if len(found) == len(games) and all(type(item) is Preference for item in found):
+                return list(found)
+            shown = f"{len(found)} items"
+        raise JudgeError(
+            f"Judge {type(self).__name__}: compare_all returned {shown} for {len(games)} games. It must return a list "
+            f"with one Preference per game, in the same order. For a plain probability, use Preference.of(p)."
+        )
 
 
 @dataclass(slots=True)
@@ -252,37 +245,31 @@ class _Table:
     def points(self) -> list[float]:
         """Points of each response so far; an undecided game counts half."""
         points = [0.0] * len(self.order)
-        for (a, b), preference in self.results.items():
-            won = 0.5 if preference.probability is None else preference.probability
+        for (a, b), result in self.results.items():
+            won = 0.5 if result.probability is None else result.probability
             points[a] += won
             points[b] += 1.0 - won
         return points
 
     def verdict(self, place: int, least_decided: float) -> Verdict:
-        seen = {
-            a + b - place: (preference if a == place else preference.swapped)
-            for (a, b), preference in self._of(place).items()
-        }
-        beats = {
-            rival: preference.probability for rival, preference in seen.items() if preference.probability is not None
-        }
-        open_games = [preference for preference in seen.values() if preference.probability is None]
+        seen = {a + b - place: (game if a == place else game.swapped) for (a, b), game in self._of(place).items()}
+        beats = {rival: game.probability for rival, game in seen.items() if game.probability is not None}
+        open_games = [game for game in seen.values() if game.probability is None]
         if not seen:
             return Verdict.abstain("no other response to compare with")
         if len(beats) < max(1, least_decided * len(seen)):
             why = f"{len(beats)} of {len(seen)} games were decided: {open_games[0].why}"
-            failed = all(preference.kind == "error" for preference in open_games)
+            failed = all(game.kind == "error" for game in open_games)
             return Verdict.error(why) if failed else Verdict.abstain(why)
         won = sum(beats.values())
         undecided = f", {len(open_games)} more undecided" if open_games else ""
         parts = {"games": float(len(beats)), **self._agreement(place)}
         parts |= {f"beats {rival}": probability for rival, probability in sorted(beats.items())}
-        return Verdict.of(
-            won / len(beats), f"{won:g}/{len(beats)}", f"won {won:g} of {len(beats)} games{undecided}", parts=parts
-        )
+        why = f"won {won:g} of {len(beats)} games{undecided}"
+        return Verdict.of(won / len(beats), f"{won:g}/{len(beats)}", why, parts=parts)
 
     def _of(self, place: int) -> dict[Couple, Preference]:
-        return {couple: preference for couple, preference in self.results.items() if place in couple}
+        return {couple: result for couple, result in self.results.items() if place in couple}
 
     def _agreement(self, place: int) -> dict[str, float]:
         agreed = [agreed for couple, agreed in self.agreed.items() if place in couple]

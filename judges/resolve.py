@@ -137,7 +137,7 @@ def _load_file(name: str, where: str, base_dir: Path) -> ModuleType:
 
 
 def run_source(name: str, path: str, source: bytes, module_name: str) -> None:
-    """Runs the source that was hashed (not what a bytecode cache may hold) as the module of that name."""
+    """Run the source that was hashed (not a bytecode cache) as the module of that name."""
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -147,7 +147,7 @@ def run_source(name: str, path: str, source: bytes, module_name: str) -> None:
     sys.modules[module_name] = module
     try:
         exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
-    except BaseException as error:
+    except BaseException as error:  # the boundary to foreign code; a module that failed must not stay imported
         del sys.modules[module_name]
         if not isinstance(error, (Exception, SystemExit)):
             raise
