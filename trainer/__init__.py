@@ -17,7 +17,7 @@ The modules of a round (`round.py` lists its steps):
   stops.py        when to stop a round                 memory.py         large pages, peak memory
   warm_start.py   a supervised phase before a round    mix.py            supervised examples in every step
   average.py      the mean of two models               candidates.py     intermediate models to choose from
-  files.py        write, flush, rename                 errors.py         what a user is told
+  files.py        write, flush, rename                 errors.py         the exception for users
   score.py        log-probs outside a round
 
 Subpackages:

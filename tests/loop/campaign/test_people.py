@@ -194,7 +194,7 @@ def test_a_judge_that_misses_labelled_examples_stops_the_run_before_it_starts(
     examples.write_text("".join(json.dumps(row) + "\n" for row in given), encoding="utf-8")
     settings["judge"]["examples"] = "labelled.jsonl"
     told = refusal(cli("run", cli.write(settings)))
-    assert f"judges 2 of the 3 labelled examples in {examples} as labelled" in told
+    assert f"agrees with 2 of 3 labelled examples in {examples}" in told
     assert "at line 3: 'four', labelled wrong, is right to it (parity; extracted '4')" in told
     assert not (cli.runs / "campaign" / "prompts").exists()
     lenient = JudgeConfig(**settings["judge"] | {"examples": str(examples), "examples_agreement": 0.6})

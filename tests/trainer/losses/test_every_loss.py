@@ -136,7 +136,7 @@ def test_arguments_of_one_s_own_loss_reach_it(make_spec: Spec, telling_data: Pre
     [
         ("no_such_package:f", r"'no_such_package:f' cannot be imported \(ModuleNotFoundError.*PYTHONPATH"),
         (f"{OWN}:gone", r"cannot be imported \(AttributeError"),
-        (f"{OWN}:unmarked", r"does not say what it is written over; put @trainer\.losses\.terms\.loss\("),
+        (f"{OWN}:unmarked", r"does not declare what it is defined on; put @trainer\.losses\.terms\.loss\("),
         (f"{OWN}:averaged", r"averaged returned \(\) for \d+ relations\. A loss gives one value for each"),
         (
             f"{OWN}:capped",
@@ -158,7 +158,7 @@ def test_a_mistake_in_one_s_own_loss_is_explained(
 @pytest.mark.parametrize(
     ("declared", "message"),
     [
-        ({"kind": "triples"}, "'triples'; a loss is written over pairs, singles or groups"),
+        ({"kind": "triples"}, "'triples'; a loss is defined on pairs, singles or groups"),
         ({"needs": ["referense"]}, r"no need 'referense' \(did you mean 'reference'\?\)"),
     ],
 )

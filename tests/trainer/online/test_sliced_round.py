@@ -160,7 +160,7 @@ def test_a_round_goes_on_in_the_slice_of_its_checkpoint(make_spec: Spec, slices:
     stopped(spec, slices, 2)
     again = SlicedRound(spec, len(slices), report=silent)
     assert (again.next, again.steps, again.trained) == (0, 1, 1), "one of its two steps is in the checkpoint"
-    with pytest.raises(TrainerError, match="Slice 0 of the round was begun with other data"):
+    with pytest.raises(TrainerError, match="Slice 0 of the round was begun with different data"):
         again.train(slices[2])
     again.train(slices[0])
     assert (again.next, again.steps, again.trained) == (1, 2, 1)

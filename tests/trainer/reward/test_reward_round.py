@@ -317,7 +317,7 @@ def test_an_architecture_without_a_head_on_the_last_token_is_refused(
 
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     BertLMHeadModel(BertConfig(vocab_size=97, is_decoder=True, **small)).save_pretrained(tmp_path / "bert")
-    with pytest.raises(TrainerError, match=r"bert.* cannot be made a reward model: its classifier is not one linear"):
+    with pytest.raises(TrainerError, match=r"bert.* cannot become a reward model: its classifier is not one linear"):
         train_reward(make(base=tmp_path / "bert"), toy_data, report=silent)
 
 
