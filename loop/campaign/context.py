@@ -4,6 +4,7 @@ A manifest's inputs are the settings and upstream digests that determine the sta
 inputs differ from the current settings is neither used nor overwritten: the run stops and names the changed keys.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from loop.config.load import LoadedConfig
 from loop.config.settings import Config
 from loop.errors import StoppedAtUntil, UserError
 from loop.measure.alarms import Stage, alarms
+from loop.prompts.row import PromptRow
 from loop.redact import redacted, unchanged
 from loop.store.files import read_json
 from loop.store.lineage import record_settings
@@ -25,7 +27,7 @@ from loop.view.display import Bar, Display
 from loop.view.status import numbers_of
 from loop.workers.pool import WorkerPool
 
-GOALS = (*STAGES, "promote")
+STOP_STAGES = (*STAGES, "promote")
 
 
 class StopPoint(NamedTuple):
@@ -38,10 +40,10 @@ class StopPoint(NamedTuple):
         return f"iteration {self.iteration}, stage {self.stage}"
 
 
-def read_goal(text: str, iterations: int) -> StopPoint:
+def read_stop_point(text: str, iterations: int) -> StopPoint:
     """Parse `2` (all of iteration 2), `2/pair` (up to its pairs) or `0` (the base model's evaluation)."""
     number, slash, stage = text.partition("/")
-    stages = GOALS if number != "0" else ("eval",)
+    stages = STOP_STAGES if number != "0" else ("eval",)
     if not number.isdecimal() or (slash and stage not in stages):
         raise UserError(
             f"--until is {text!r}, expected an iteration or an iteration and a stage, e.g. 2 or 2/pair; the stages "
@@ -64,8 +66,8 @@ class ModelRoles:
     """The base model."""
     previous: Model
     """The last candidate, promoted or not."""
-    anchor: Model | None = None
-    """The reference of `reference: path` or `ema`."""
+    separate: Model | None = None
+    """The reference of `reference: path` or `ema`, which no iteration trained."""
 
     def start(self, config: Config) -> Model:
         """The model that training starts from."""
@@ -78,8 +80,8 @@ class ModelRoles:
     def reference(self, config: Config) -> Model:
         """The reference model of the loss."""
         if config.reference in ("path", "ema"):
-            assert self.anchor is not None, "the anchor is found before the first iteration"
-            return self.anchor
+            assert self.separate is not None, "it is found before the first iteration"
+            return self.separate
         return {"incumbent": self.incumbent, "previous": self.previous, "initial": self.initial}[config.reference]
 
 
@@ -124,7 +126,7 @@ class Campaign:
         self.display.warn(text)
 
     def reached(self, k: int, stage: str) -> None:
-        """Called after each stage; raises ReachedGoal if the run is to stop there."""
+        """Called after each stage; raises StoppedAtUntil if the run is to stop there."""
         if self.until == (k, stage):
             raise StoppedAtUntil
 
@@ -165,6 +167,44 @@ class Campaign:
         manifest = folder.finish(files, versions=self.versions, **what)
         self.run.event("stage_finished", stage=folder.stage, iteration=folder.iteration, seconds=what["seconds"])
         return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """One iteration of a campaign, as every stage gets it; number 0 evaluates the base model."""
+
+    campaign: Campaign
+    k: int
+    config: Config
+    """The settings of this iteration, with sampling widened where `sampling.widen` asks for it."""
+    models: ModelRoles
+    prompts: Mapping[str, list[PromptRow]]
+    """The three sets: train, gate and test."""
+    widened: str = ""
+    """Why sampling was widened; empty if it was not."""
+
+    @property
+    def start(self) -> Model:
+        """The model that training starts from."""
+        return self.models.start(self.config)
+
+    @property
+    def sampler(self) -> Model:
+        """The model that samples responses to the training prompts."""
+        return self.models.sampler(self.config)
+
+    @property
+    def reference(self) -> Model:
+        """The reference model of the loss."""
+        return self.models.reference(self.config)
+
+    def folder(self, stage: str, attempt: int = 1) -> StageFolder:
+        """The folder of one of its stages."""
+        return self.campaign.run.stage(self.k, stage, attempt)
+
+    def reached(self, stage: str) -> None:
+        """Called after each stage; raises StoppedAtUntil if the run is to stop there."""
+        self.campaign.reached(self.k, stage)
 
 
 def refuse_changes(folder: StageFolder, then: dict[str, Any], now: dict[str, Any]) -> None:

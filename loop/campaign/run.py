@@ -8,19 +8,18 @@ from dataclasses import replace
 from functools import partial
 
 from judges.context import ModelRef
-from loop.campaign.context import Campaign, ModelRoles, StopPoint
+from loop.campaign.context import Campaign, Iteration, ModelRoles, StopPoint
 from loop.campaign.stages.evaluate import eval_stage
 from loop.campaign.stages.limits import check_files
 from loop.campaign.stages.online import online_stages
 from loop.campaign.stages.pair import pair_stage
 from loop.campaign.stages.prepare import base_stage, prompts_stage
 from loop.campaign.stages.promote import promote_stage, train_and_decide
-from loop.campaign.stages.reference import first_anchor, move_anchor
-from loop.campaign.stages.sample import Sources, record_given_prompts, sample_and_judge
-from loop.campaign.stages.take_prompts import Take, slice_of
+from loop.campaign.stages.reference import first_reference, update_average
+from loop.campaign.stages.sample import record_given_prompts, sample_and_judge, widened
+from loop.campaign.stages.take_prompts import take_prompts
 from loop.config.load import LoadedConfig, refuse_comparing
 from loop.errors import StoppedAtUntil
-from loop.prompts.row import PromptRow
 from loop.redact import remember_secrets
 from loop.report.model_card import describe_model, describe_models
 from loop.store.lineage import inherited_caches
@@ -49,7 +48,7 @@ def run_campaign(
 ) -> RunState:
     """Run the configured iterations, or stop after `until`, and return the state that `prefloop status` shows.
 
-    Raises UserError, JudgeError or TrainerError with a one-paragraph message, and WaitingForPeople while human labels
+    Raises UserError, JudgeError or TrainerError with a one-paragraph message, and AwaitingLabels while human labels
     are missing. Finished work is kept in every case.
     """
     run.check_format()
@@ -100,25 +99,27 @@ def warn_of_lost_caches(campaign: Campaign) -> None:
 def walk(campaign: Campaign, last: int) -> int:
     """Go from the prompt sets to the end of iteration `last` (0: the base model's evaluation); only check finished
     work. Returns the last completed iteration: an earlier one if a rejection ended the campaign."""
-    sets = prompts_stage(campaign)
-    standing = base_stage(campaign)
+    prompts = prompts_stage(campaign)
+    models = base_stage(campaign)
     if last:
-        standing = replace(standing, anchor=first_anchor(campaign, standing.initial))
-    campaign.crew.initial = ModelRef(standing.initial.path, standing.initial.hash)
-    measured = {0: eval_stage(campaign, 0, standing.initial, sets)}
+        models = replace(models, separate=first_reference(campaign, models.initial))
+    campaign.crew.initial = ModelRef(models.initial.path, models.initial.hash)
+    evaluations = {0: eval_stage(Iteration(campaign, 0, campaign.base, models, prompts), models.initial)}
     refresh(campaign, 0)
     campaign.reached(0, "eval")
     for k in range(1, last + 1):
-        standing = run_iteration(campaign, k, standing, sets, measured)
-        if k < last and stops_at(campaign, k, standing):
+        models = update_average(campaign, k, models)
+        config, why = widened(campaign.run, campaign.loaded, k)
+        models = run_iteration(Iteration(campaign, k, config, models, prompts, why), evaluations)
+        if k < last and stops_at(campaign, k, models):
             return k
         campaign.reached(k, "promote")
     return last
 
 
-def stops_at(campaign: Campaign, k: int, standing: ModelRoles) -> bool:
+def stops_at(campaign: Campaign, k: int, models: ModelRoles) -> bool:
     """Whether a rejection ends the campaign at iteration `k`, and it has not been continued since."""
-    rejected = standing.incumbent.iteration != k
+    rejected = models.incumbent.iteration != k
     return rejected and campaign.loaded.at(k).promote.on_reject == "stop" and not campaign.run.promotion(k + 1).exists()
 
 
@@ -132,57 +133,41 @@ def check_judges(campaign: Campaign) -> None:
         campaign.eval_judge = crew.prepare(crew.eval_judge, correct_at)
 
 
-def run_iteration(
-    campaign: Campaign,
-    k: int,
-    standing: ModelRoles,
-    sets: dict[str, list[PromptRow]],
-    measured: dict[int, Evaluation],
-) -> ModelRoles:
-    """Run one iteration, from the incumbent to the next one."""
-    was_working, started = campaign.working, time.monotonic()
-    standing = move_anchor(campaign, k, standing)
-    announce(campaign, k, standing)
-    paired = make_pairs(campaign, k, standing, sets)
-    campaign.reached(k, "pair")
-    attempts = train_and_decide(campaign, k, standing, paired, sets, measured)
-    standing = promote_stage(campaign, k, standing, attempts)
+def run_iteration(it: Iteration, evaluations: dict[int, Evaluation]) -> ModelRoles:
+    """Run one iteration, and return the models that the next one starts from. `evaluations` holds those of the earlier
+    iterations, and gets this one's."""
+    campaign, was_working, started = it.campaign, it.campaign.working, time.monotonic()
+    announce(it)
+    paired = make_pairs(it)
+    it.reached("pair")
+    models = promote_stage(it, train_and_decide(it, paired, evaluations))
     if campaign.working:
-        describe_model(campaign.run, k)
+        describe_model(campaign.run, it.k)
         elapsed = time.monotonic() - started if was_working else None
-        campaign.run.event("iteration_finished", iteration=k, seconds=elapsed)
-    refresh(campaign, k)
-    return standing
+        campaign.run.event("iteration_finished", iteration=it.k, seconds=elapsed)
+    refresh(campaign, it.k)
+    return models
 
 
-def make_pairs(campaign: Campaign, k: int, standing: ModelRoles, sets: dict[str, list[PromptRow]]) -> Manifest:
+def make_pairs(it: Iteration) -> Manifest:
     """Return the pair manifest. In online mode the round has been trained when this returns."""
-    taken = slice_of(campaign, k, sets["train"])
-    if campaign.loaded.at(k).train.online:
-        paired = online_stages(campaign, k, standing, taken)
-        campaign.reached(k, "sample")
-        campaign.reached(k, "judge")
+    taken = take_prompts(it)
+    if it.config.train.online:
+        paired = online_stages(it, taken)
+        it.reached("sample")
+        it.reached("judge")
         return paired
-    sampled, judged = responses_of(campaign, k, standing, taken)
-    campaign.reached(k, "judge")
-    return pair_stage(campaign, k, sampled, judged, taken, sets)
+    sampled, judged = sample_and_judge(it, taken) if it.config.samples else record_given_prompts(it, taken)
+    it.reached("judge")
+    return pair_stage(it, sampled, judged, taken)
 
 
-def responses_of(campaign: Campaign, k: int, standing: ModelRoles, taken: Take) -> tuple[Manifest, Manifest]:
-    """Sample and judge these prompts; both stages stay empty where the pairs come from the data."""
-    config = campaign.loaded.at(k)
-    if not config.samples:
-        return record_given_prompts(campaign, k, taken)
-    sources = Sources.of(config, standing.sampler(config), standing.reference(config))
-    return sample_and_judge(campaign, k, sources, taken)
-
-
-def announce(campaign: Campaign, k: int, standing: ModelRoles) -> None:
+def announce(it: Iteration) -> None:
     """Print which models this iteration starts from, unless it is finished."""
-    if campaign.run.promotion(k).exists():
+    campaign, config = it.campaign, it.config
+    if campaign.run.promotion(it.k).exists():
         return
-    config = campaign.loaded.at(k)
-    sampler, start, reference = standing.sampler(config), standing.start(config), standing.reference(config)
+    sampler, start = it.sampler, it.start
     warm = ", both after a warm start on the chosen responses" if config.train.warm_start else ""
     online = (
         f"; syncing weights to the sampler at least every {config.train.sync_every} steps"
@@ -191,10 +176,10 @@ def announce(campaign: Campaign, k: int, standing: ModelRoles) -> None:
     )
     works_on = f"and training {start.named}" if sampler == start else f"{sampler.named}, training {start.named}"
     works_on = f"sampling from {works_on}" if config.samples else f"training {start.named}"
-    beside = describe_data(config, k)
+    extra = describe_data(config, it.k)
     campaign.display.say(
-        f"\niteration {k} of {campaign.loaded.iterations}: {works_on}, reference: {reference.named}{warm}{online}"
-        f"{f'; {beside}' if beside else ''}"
+        f"\niteration {it.k} of {campaign.loaded.iterations}: {works_on}, reference: {it.reference.named}{warm}{online}"
+        f"{f'; {extra}' if extra else ''}"
     )
 
 

@@ -72,14 +72,14 @@ def run(
     """
     from rich.console import Console
 
-    from loop.campaign.context import read_goal
+    from loop.campaign.context import read_stop_point
     from loop.campaign.run import run_campaign
     from loop.store.locate import locate
     from loop.view.display import Display
     from loop.view.status_tables import print_json, print_status
 
     folder, loaded = locate(config, overrides or [], name, runs, toy=toy)
-    goal = None if until is None else read_goal(until, loaded.iterations)
+    goal = None if until is None else read_stop_point(until, loaded.iterations)
     display = Display(quiet=as_json)
     if not as_json:
         display.say(f"{'continuing' if folder.exists() else 'starting'} {folder} from {loaded.source}")

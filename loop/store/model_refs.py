@@ -8,6 +8,7 @@ from pathlib import Path
 from loop.config.settings import Config
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import ModelRecord
+from loop.store.run_state import ReferenceCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,5 +57,5 @@ def averages(run: RunFolder, k: int) -> list[Model]:
     """The moving averages of `reference: ema` that were made for iterations 1 to `k`; the last one stands."""
     folders = [run.stage(i, "reference") for i in run.iterations() if 1 <= i <= k]
     made = [(folder, manifest) for folder in folders if (manifest := folder.manifest())]
-    words = "the moving average for iteration {}"
-    return [Model(f.model, m.counts["weights_hash"], f.iteration, words.format(f.iteration)) for f, m in made]
+    hashes = [(folder, manifest.counted(ReferenceCounts).weights_hash) for folder, manifest in made]
+    return [Model(f.model, hash, f.iteration, f"the moving average for iteration {f.iteration}") for f, hash in hashes]

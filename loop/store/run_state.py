@@ -74,6 +74,13 @@ class TrainCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferenceCounts:
+    """What the reference stage records of the average that it made."""
+
+    weights_hash: str
+
+
+@dataclass(frozen=True, slots=True)
 class Alarm:
     """One thing that is wrong with an iteration."""
 

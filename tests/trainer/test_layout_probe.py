@@ -50,7 +50,7 @@ def test_the_round_falls_back_to_plain_rows_and_says_so(
     spec = make_spec(policy=model, reference=model, max_steps=1)
     summary = train_round(spec, toy_data, report=silent)
     assert summary.layout == "plain"
-    assert summary.notes[0].startswith("plain rows, as tree rows are wrong on this model: ")
+    assert summary.notes[0].startswith("plain rows, because tree rows are wrong on this model: ")
     assert summary.probe_gap is None or summary.probe_gap > 10 * MOST_GAP
     assert summary.first["margin"] == 0.0
     with pytest.raises(TrainerError, match=r"layout: tree cannot be used, for the model in .*/model .*layout: plain"):
@@ -137,4 +137,4 @@ def test_the_layout_by_gap_and_wish(tree: float, wanted: Any, layout: str) -> No
 
 def test_what_is_wrong_is_described() -> None:
     assert how_wrong(Gaps(0.25, 0.0)) == "up to 0.25 nat per token away from sequences run alone"
-    assert "refuses" in how_wrong(Gaps(float("inf"), 0.0))
+    assert "rejects" in how_wrong(Gaps(float("inf"), 0.0))

@@ -137,7 +137,7 @@ def test_stopped_and_resumed_equals_uninterrupted(make_spec: Spec, toy_data: Pre
 
 
 def test_examples_and_settings_go_together(make_spec: Spec, toy_data: PreferenceData) -> None:
-    with pytest.raises(TrainerError, match=r"train\.mix names mix\.jsonl, but its examples were not handed"):
+    with pytest.raises(TrainerError, match=r"train\.mix names mix\.jsonl, but the round got no examples"):
         train_round(make_spec(mix=MIX), toy_data, report=silent)
     with pytest.raises(TrainerError, match=r"examples were given, but train\.mix is not set"):
         train_round(make_spec("other"), toy_data, report=silent, examples=examples_of(2))

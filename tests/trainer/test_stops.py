@@ -108,7 +108,7 @@ def test_weights_that_an_update_broke_become_no_candidate(
     spec = make_spec(**OPTIONS, learning_rate=1e39, max_steps=1)
     message, saved = stop(spec, toy_data, silent, step=0)
     assert "its update left NaN or infinity in model." in message
-    assert "No checkpoint had been made yet." in message
+    assert "There is no checkpoint yet." in message
     assert saved["numbers"]["loss"] == pytest.approx(0.693147, abs=1e-6)
 
 

@@ -80,12 +80,10 @@ def check(name: str, toy_data: PreferenceData, *relations: Pair | Single | Ranke
 
 
 @pytest.mark.parametrize(("name", "need", "column"), CASES)
-def test_a_missing_column_is_named_with_the_way_out(
-    name: str, need: str, column: str, toy_data: PreferenceData
-) -> None:
+def test_a_missing_column_is_named_with_what_to_do(name: str, need: str, column: str, toy_data: PreferenceData) -> None:
     whole = relation(METHODS[name].kind)
     check(name, toy_data, whole)
-    expected = rf"The loss {name} needs \w+( \w+)*, but 1 of 2 \w+ come without\. .*or .*another loss\."
+    expected = rf"The loss {name} needs \w+( \w+)*, but 1 of 2 \w+ have none\. .*or .*another loss\."
     with pytest.raises(TrainerError, match=expected):
         check(name, toy_data, whole, replace(whole, **{column: None}))
 
@@ -147,7 +145,7 @@ def test_a_reference_with_another_vocabulary_is_refused_for_every_loss(
     make_spec: Spec, make_policy: Callable[..., Path], toy_data: PreferenceData, silent: Report
 ) -> None:
     other = make_policy(1, vocab_size=90)
-    with pytest.raises(TrainerError, match=r"97 ids, .* 90\. Both must read the same tokens"):
+    with pytest.raises(TrainerError, match=r"97 ids, .* of 90\. Both must use the same tokens"):
         train_round(make_spec(reference=other, reference_hash="other", loss="tdpo1"), toy_data, report=silent)
 
 

@@ -5,17 +5,20 @@ settings, so a killed run reaches the same one again.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated
 
-from loop.campaign.context import Campaign
+from pydantic import Field
+
+from loop.campaign.context import Iteration
 from loop.config.pairs_section import PairsConfig
 from loop.config.settings import Config
 from loop.measure.allocation import ProbeResult, allocate
 from loop.pairing.io import judged_groups
 from loop.pairing.records import Judged
 from loop.prompts.row import PromptRow
-from loop.store.files import read_json, sha256_of, to_json, write_file
+from loop.store.files import sha256_of, to_json, write_file
+from loop.store.run_records import Json, read_record
 from loop.store.stage import Manifest
 from loop.workers.pool import BATCHES_PER_SHARD, Shard
 
@@ -23,27 +26,47 @@ OF_PAIRS = ("rule", "per_prompt", "correct_at", "drop_truncated")
 """Keys of `pairs` that define a usable pair."""
 
 
-def adaptive_inputs(campaign: Campaign, config: Config) -> dict[str, Any]:
+def adaptive_inputs(it: Iteration) -> Json:
     """What determines the allocation: the judge, and the definition of a usable pair."""
-    return {"judge": campaign.judge, **{f"pairs.{key}": getattr(config.pairs, key) for key in OF_PAIRS}}
+    return {"judge": it.campaign.judge, **{f"pairs.{key}": getattr(it.config.pairs, key) for key in OF_PAIRS}}
 
 
-def further_shards(
-    campaign: Campaign, k: int, config: Config, probe: list[Shard], sampled: Manifest | None
-) -> list[Shard]:
+@dataclass(frozen=True, slots=True)
+class AllocationRecord:
+    """allocation.json: how many more responses each prompt gets, and what the decision rests on."""
+
+    more: dict[str, int]
+    """By prompt id."""
+    prior: dict[str, float]
+    expected_pairs: float
+    expected_pairs_uniform: float
+    """With the same number of responses to every prompt."""
+    prompts: int
+    responses: dict[str, int]
+    """Of the probe, and `more`."""
+    made_from: Annotated[Json, Field(validation_alias="made from")]
+    """Hashes of the probe's files."""
+
+    def as_json(self) -> Json:
+        """Plain values."""
+        values = asdict(self)
+        return {"made from": values.pop("made_from"), **values}
+
+
+def further_shards(it: Iteration, probe: list[Shard], sampled: Manifest | None) -> list[Shard]:
     """The shards of phase 2, in the order of the probe's prompts; the allocation is read if the stage is finished,
     else decided and written."""
-    path = campaign.run.stage(k, "sample").allocation
+    path = it.folder("sample").allocation
     if sampled is None:
-        decision = decide(config, k, probe)
-        write_file(path, to_json(decision))
-        say_decided(campaign, config, decision)
-    more: dict[str, int] = read_json(path)["more"]
+        decision = decide(it.config, it.k, probe)
+        write_file(path, to_json(decision.as_json()))
+        print_allocation(it, decision)
+    more = read_record(path, AllocationRecord).more
     rows = [(row, more[row.id]) for shard in probe for row in shard.task.prompts if row.id in more]
-    return [further_shard(campaign, k, config, probe[0], number, part) for number, part in enumerate(cut(config, rows))]
+    return [further_shard(it, probe[0], number, part) for number, part in enumerate(cut(it.config, rows))]
 
 
-def decide(config: Config, k: int, probe: list[Shard]) -> dict[str, Any]:
+def decide(config: Config, k: int, probe: list[Shard]) -> AllocationRecord:
     """How many more responses each prompt gets, with the inputs of the decision."""
     adaptive = config.sampling.adaptive
     assert adaptive is not None
@@ -57,18 +80,18 @@ def decide(config: Config, k: int, probe: list[Shard]) -> dict[str, Any]:
         budget=adaptive.budget,
         seed=f"{config.seed}|{k}",
     )
-    return {
-        "more": allocation.more,
-        "prior": allocation.prior._asdict(),
-        "expected_pairs": allocation.expected,
-        "expected_pairs_uniform": allocation.uniform,
-        "prompts": len(found),
-        "responses": {"probe": sum(one.seen for one in found), "more": allocation.responses},
-        "made from": {
+    return AllocationRecord(
+        more=allocation.more,
+        prior=allocation.prior._asdict(),
+        expected_pairs=allocation.expected,
+        expected_pairs_uniform=allocation.uniform,
+        prompts=len(found),
+        responses={"probe": sum(one.seen for one in found), "more": allocation.responses},
+        made_from={
             shard.task.path.name: {"sample": sha256_of(shard.task.path), "judge": sha256_of(shard.verdicts)}
             for shard in probe
         },
-    }
+    )
 
 
 def probed(prompt_id: str, responses: Sequence[Judged], pairs: PairsConfig) -> ProbeResult:
@@ -104,30 +127,27 @@ def cut(config: Config, rows: list[tuple[PromptRow, int]]) -> list[list[tuple[Pr
     return parts
 
 
-def further_shard(
-    campaign: Campaign, k: int, config: Config, like: Shard, number: int, part: list[tuple[PromptRow, int]]
-) -> Shard:
+def further_shard(it: Iteration, like: Shard, number: int, part: list[tuple[PromptRow, int]]) -> Shard:
     """One shard of phase 2: indices, and so seeds and ids, continue where the probe's end."""
-    sampling = config.sampling
+    sampling = it.config.sampling
     assert sampling.adaptive is not None
     probe = sampling.adaptive.probe
     task = replace(
         like.task,
-        name=f"further shard {number} of iteration {k}",
-        path=campaign.run.stage(k, "sample").further_shard(number),
+        name=f"further shard {number} of iteration {it.k}",
+        path=it.folder("sample").further_shard(number),
         prompts=tuple(row for row, _ in part),
         temperatures=(sampling.temperature,) * sampling.n,
         spans=tuple((probe, probe + more) for _, more in part),
     )
-    return Shard(task, campaign.run.stage(k, "judge").further_shard(number))
+    return Shard(task, it.folder("judge").further_shard(number))
 
 
-def say_decided(campaign: Campaign, config: Config, decision: dict[str, Any]) -> None:
+def print_allocation(it: Iteration, decision: AllocationRecord) -> None:
     """Print a summary of phase 2."""
-    more, all_of_them = decision["responses"]["more"], sum(decision["responses"].values())
-    uniform = config.sampling.n * decision["prompts"]
-    campaign.display.say(
-        f"  after the probe: {more} more responses to {len(decision['more'])} of {decision['prompts']} prompts; "
-        f"{all_of_them} in total instead of {uniform}, expected to give {decision['expected_pairs']:.0f} usable pairs "
-        f"instead of {decision['expected_pairs_uniform']:.0f}"
+    more, total = decision.responses["more"], sum(decision.responses.values())
+    it.campaign.display.say(
+        f"  after the probe: {more} more responses to {len(decision.more)} of {decision.prompts} prompts; "
+        f"{total} in total instead of {it.config.sampling.n * decision.prompts}, expected to give "
+        f"{decision.expected_pairs:.0f} usable pairs instead of {decision.expected_pairs_uniform:.0f}"
     )

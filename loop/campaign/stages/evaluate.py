@@ -1,10 +1,10 @@
 """Stage eval: a model answers the gate and test prompts; metrics with confidence intervals go to metrics.json."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from loop.campaign.context import Campaign
+from loop.campaign.context import Campaign, Iteration
 from loop.campaign.stages.answer_log_probs import score, tokenise
 from loop.campaign.stages.sample import engine_inputs, judge_usage, label_seconds, response_counts
 from loop.config.settings import Config
@@ -22,11 +22,10 @@ from loop.workers.sampling_service import SampleTask
 SETS = ("gate", "test")
 
 
-def preference_eval_stage(
-    campaign: Campaign, k: int, model: Model, sets: Mapping[str, Sequence[PromptRow]], attempt: int = 1
-) -> Evaluation:
+def preference_eval_stage(it: Iteration, model: Model, attempt: int = 1) -> Evaluation:
     """Measure a model on the held-out pairs."""
-    folder, base = campaign.run.stage(k, "eval", attempt), campaign.run.stage(0, "eval")
+    campaign, k, sets = it.campaign, it.k, it.prompts
+    folder, base = it.folder("eval", attempt), campaign.run.stage(0, "eval")
     made_from = {"prompts": campaign.prompts_digest, "policy": model.hash}
     if k:
         manifest = base.manifest()
@@ -58,13 +57,12 @@ def _measured(campaign: Campaign, pairs: Sequence[GivenPair], own: Path, base: P
     return measure_preferences(names, read_logps(own), read_logps(base), campaign.base.promote.confidence)
 
 
-def eval_stage(
-    campaign: Campaign, k: int, model: Model, sets: dict[str, list[PromptRow]], attempt: int = 1
-) -> Evaluation:
+def eval_stage(it: Iteration, model: Model, attempt: int = 1) -> Evaluation:
     """Measure a model on the gate and test prompts."""
+    campaign = it.campaign
     if campaign.crew.eval_judge is None:
-        return preference_eval_stage(campaign, k, model, sets, attempt)
-    config, folder = campaign.base, campaign.run.stage(k, "eval", attempt)
+        return preference_eval_stage(it, model, attempt)
+    config, folder = campaign.base, it.folder("eval", attempt)
     inputs = {
         "seed": config.seed,
         "eval.samples": config.eval.samples,
@@ -80,16 +78,17 @@ def eval_stage(
         return read_evaluation(folder.metrics)
     campaign.begin_work()
     started = time.perf_counter()
-    shards = {name: eval_shards(campaign, folder, config, model, name, sets[name]) for name in SETS}
+    shards = {name: eval_shards(config, folder, model, name, it.prompts[name]) for name in SETS}
     everything = [shard for part in shards.values() for shard in part]
-    title = "evaluate the base model" if k == 0 else "evaluate"
+    title = "evaluate the base model" if it.k == 0 else "evaluate"
     with campaign.bar(folder, title, sum(s.responses for s in everything), "responses") as bar:
         labelled = campaign.crew.label(everything, campaign.crew.eval_judge, bar)
     metrics = Evaluation(*(results(shards[name], config) for name in SETS))
     write_file(folder.metrics, to_json(metrics.as_json()))
     files = [path for s in everything for path in (s.task.path, s.verdicts)]
     counts = {
-        name: response_counts([s.task.path for s in part], len(sets[name])) | judge_usage([s.verdicts for s in part])
+        name: response_counts([s.task.path for s in part], len(it.prompts[name]))
+        | judge_usage([s.verdicts for s in part])
         for name, part in shards.items()
     }
     campaign.finish(
@@ -109,9 +108,7 @@ def eval_tokens(config: Config) -> int:
     return config.eval.max_tokens or config.sampling.max_tokens
 
 
-def eval_shards(
-    campaign: Campaign, folder: StageFolder, config: Config, model: Model, name: str, rows: list[PromptRow]
-) -> list[Shard]:
+def eval_shards(config: Config, folder: StageFolder, model: Model, name: str, rows: list[PromptRow]) -> list[Shard]:
     """The shards of one prompt set: one greedy and `eval.samples` sampled responses per prompt, with the same seeds for
     all models."""
     temperatures = (0.0, *(config.eval.temperature,) * config.eval.samples)

@@ -1,7 +1,7 @@
 """Extra pairs added to an iteration's own: replayed from earlier iterations, and drawn from an offline preference set.
 The seed decides the draw; `source_iteration` in the table says where a pair is from (0: the offline set)."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from loop.campaign.context import Campaign
+from loop.campaign.context import Iteration
 from loop.campaign.stages.answer_log_probs import tokenise
 from loop.config.prompts_section import PromptsBase
 from loop.config.rule_table import RULES
@@ -23,7 +23,6 @@ from loop.prompts.sources import Source
 from loop.prompts.supervised import file_digest
 from loop.store import tables
 from loop.store.files import write_file
-from trainer.losses.method import Kind
 
 
 def draw(keys: Sequence[str], count: int, seed: str) -> list[int]:
@@ -54,7 +53,7 @@ KEY = "pairs.offline"
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class ExtraPairs:
     """Rows for the pair table, with their counts and files for the manifest."""
 
     tables: list[pa.Table] = field(default_factory=list)
@@ -62,12 +61,12 @@ class Beside:
     files: list[Path] = field(default_factory=list)
 
 
-def sources_of(campaign: Campaign, k: int) -> dict[str, str]:
+def sources_of(it: Iteration) -> dict[str, str]:
     """Digests of the sources of replayed and offline pairs; empty if there are none."""
-    pairs, found = campaign.loaded.at(k).pairs, dict[str, str]()
+    k, pairs, found = it.k, it.config.pairs, dict[str, str]()
     for back in sorted(pairs.replay):
         for stage in ("sample", "pair") if back < k else ():
-            manifest = campaign.run.stage(k - back, stage).manifest()
+            manifest = it.campaign.run.stage(k - back, stage).manifest()
             assert manifest is not None, "iterations finish in order"
             found[f"{stage} of iteration {k - back}"] = manifest.digest
     if pairs.offline is not None and pairs.offline.path is not None:
@@ -75,47 +74,48 @@ def sources_of(campaign: Campaign, k: int) -> dict[str, str]:
     return found
 
 
-def extra_pairs(campaign: Campaign, k: int, new: int, held_out: Set[str]) -> Beside:
+def extra_pairs(it: Iteration, new: int) -> ExtraPairs:
     """The extra pairs for `new` pairs, singles or groups; offline pairs of held-out prompts are left out."""
-    kind = RULES[campaign.loaded.at(k).pairs.rule].kind
-    earlier = replayed_pairs(campaign, k, new, kind)
-    offline = offline_pairs(campaign, k, new + sum(table.num_rows for table in earlier.tables), held_out)
-    return Beside(earlier.tables + offline.tables, earlier.counts | offline.counts, offline.files)
+    earlier = replayed_pairs(it, new)
+    offline = offline_pairs(it, new + sum(table.num_rows for table in earlier.tables))
+    return ExtraPairs(earlier.tables + offline.tables, earlier.counts | offline.counts, offline.files)
 
 
-def replayed_pairs(campaign: Campaign, k: int, new: int, kind: Kind) -> Beside:
+def replayed_pairs(it: Iteration, new: int) -> ExtraPairs:
     """Up to `share * new` pairs from each earlier iteration that `pairs.replay` names."""
-    config, parts, counts = campaign.loaded.at(k), list[pa.Table](), dict[str, int]()
+    config, k, parts, counts = it.config, it.k, list[pa.Table](), dict[str, int]()
+    kind = RULES[config.pairs.rule].kind
     for back, share in sorted(config.pairs.replay.items()):
         source = k - back
         if source < 1:
             continue
         seed = f"{config.seed}|{k}|replay|{source}"
-        earlier = tables.read(campaign.run.stage(source, "pair").relations(kind))
+        earlier = tables.read(it.campaign.run.stage(source, "pair").relations(kind))
         parts.append(replayed(earlier, source, round(share * new), seed))
         counts[str(source)] = parts[-1].num_rows
-    return Beside(parts, {"replayed": counts} if counts else {})
+    return ExtraPairs(parts, {"replayed": counts} if counts else {})
 
 
-def offline_pairs(campaign: Campaign, k: int, others: int, held_out: Set[str]) -> Beside:
+def offline_pairs(it: Iteration, others: int) -> ExtraPairs:
     """Pairs of the offline set, if any: enough to make up their share of the total, given `others` other pairs."""
-    config, folder = campaign.loaded.at(k), campaign.run.stage(k, "pair")
+    config, folder = it.config, it.folder("pair")
     offline = config.pairs.offline
     if offline is None:
-        return Beside()
+        return ExtraPairs()
+    held_out = {row.id for name in ("gate", "test") for row in it.prompts[name]}
     source = read_pairs_of(offline, KEY, read := dict[str, int]())
     rows = [row for row in rows_of(source, config.prompts) if row.id not in held_out]
     pairs = [pair for row in rows for pair in given_pairs(row)]
     keys = [f"{pair.made.prompt_id}|{pair.made.chosen_id}|{pair.made.rejected_id}" for pair in pairs]
-    places = draw(keys, how_many(others, offline.share), f"{config.seed}|{k}|offline")
+    places = draw(keys, how_many(others, offline.share), f"{config.seed}|{it.k}|offline")
     chosen = [pairs[place] for place in places]
     prompts = {pair.chosen.prompt.id: pair.chosen.prompt for pair in chosen}
     write_file(folder.offline_prompts, tables.table_bytes(write_table(list(prompts.values()))))
-    tokenise(campaign, answers_of(chosen), folder.offline)
+    tokenise(it.campaign, answers_of(chosen), folder.offline)
     counts = {"offline": len(chosen), "offline_of": len(pairs), "offline_held_out": len(source.rows) - len(rows)}
     dropped = {f"offline_{what}": n for what, n in read.items() if what != "pairs" and n}
     table = table_of([pair.made for pair in chosen], "pairs", 0)
-    return Beside([table], counts | dropped, [folder.offline, folder.offline_prompts])
+    return ExtraPairs([table], counts | dropped, [folder.offline, folder.offline_prompts])
 
 
 def rows_of(source: Source, prompts: PromptsBase) -> list[PromptRow]:

@@ -5,7 +5,7 @@ import hashlib
 import time
 from pathlib import Path
 
-from loop.campaign.context import Campaign
+from loop.campaign.context import Campaign, Iteration
 from loop.campaign.stages.evaluate import eval_tokens
 from loop.campaign.stages.sample import engine_inputs
 from loop.config.settings import Config
@@ -78,14 +78,13 @@ def read_benign(path: str) -> list[PromptRow]:
     ]
 
 
-def guard_stage(
-    campaign: Campaign, k: int, attempt: int, candidate: Model, initial: Model, gate: list[PromptRow]
-) -> Numbers:
+def limits_stage(it: Iteration, candidate: Model, attempt: int) -> Numbers:
     """Measure the configured limits that the evaluation does not cover: `kl`, `perplexity_ratio`, `refusals`."""
-    config, limits = campaign.loaded.at(k), campaign.loaded.at(k).promote.limits
+    campaign, initial, gate = it.campaign, it.models.initial, it.prompts["gate"]
+    config, limits = it.config, it.config.promote.limits
     if not limits.measures:
         return {}
-    folder = campaign.run.stage(k, "guard", attempt)
+    folder = it.folder("guard", attempt)
     files = {name: sha256_of(Path(path)) for name, path in limits.measures.items() if path is not None}
     inputs = {
         "seed": config.seed,
@@ -98,14 +97,14 @@ def guard_stage(
         return read_record(folder.metrics, Numbers)
     campaign.begin_work()
     started = time.perf_counter()
-    drift = _shards(campaign, folder, "drift", gate, 1.0, candidate) if limits.kl is not None else []
+    drift = _shards(campaign.base, folder, "drift", gate, 1.0, candidate) if limits.kl is not None else []
     asked = read_benign(limits.benign) if limits.benign is not None else []
-    benign = _shards(campaign, folder, "benign", asked, 0.0, candidate)
+    benign = _shards(campaign.base, folder, "benign", asked, 0.0, candidate)
     if drift or benign:
         with campaign.bar(folder, "measure limits", len(asked) + len(gate) * bool(drift), "responses") as bar:
             campaign.crew.label([*drift, *benign], None, bar)
     text = Path(limits.text) if limits.text is not None else None
-    metrics = _log_probs(campaign, k, candidate, initial, drift, text)
+    metrics = _log_probs(it, candidate, drift, text)
     if benign:
         metrics |= refused([shard.task.path for shard in benign])
     write_file(folder.metrics, to_json(metrics))
@@ -115,13 +114,11 @@ def guard_stage(
     return metrics
 
 
-def _log_probs(
-    campaign: Campaign, k: int, candidate: Model, initial: Model, drift: list[Shard], text: Path | None
-) -> Numbers:
+def _log_probs(it: Iteration, candidate: Model, drift: list[Shard], text: Path | None) -> Numbers:
     if not drift and text is None:
         return {}
-    task = MeasureTask(candidate.path, initial.path, tuple(shard.task.path for shard in drift), text)
-    return campaign.crew.train(Job(f"measuring the limits of iteration {k}", "measure", {"task": task}))
+    task = MeasureTask(candidate.path, it.models.initial.path, tuple(shard.task.path for shard in drift), text)
+    return it.campaign.crew.train(Job(f"measuring the limits of iteration {it.k}", "measure", {"task": task}))
 
 
 def refused(shards: list[Path]) -> Numbers:
@@ -132,10 +129,9 @@ def refused(shards: list[Path]) -> Numbers:
 
 
 def _shards(
-    campaign: Campaign, folder: StageFolder, name: str, rows: list[PromptRow], temperature: float, model: Model
+    config: Config, folder: StageFolder, name: str, rows: list[PromptRow], temperature: float, model: Model
 ) -> list[Shard]:
     """Shards of one unjudged response per prompt, with the same seeds for all models."""
-    config: Config = campaign.base
     size = shard_size(config, 1)
     tasks = [
         SampleTask(

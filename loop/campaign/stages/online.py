@@ -15,10 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from loop.campaign.context import Campaign, ModelRoles
+from loop.campaign.context import Iteration
 from loop.campaign.stages.online_record import OnlineRecord
 from loop.campaign.stages.pair import given_answers, refuse_nothing, write_relations
-from loop.campaign.stages.sample import Sources, one_shard, tell_widened
+from loop.campaign.stages.sample import Sources, announce_widening, one_shard
 from loop.campaign.stages.take_prompts import Take
 from loop.config.fit import prompts_per_slice
 from loop.config.rule_table import RULES
@@ -36,17 +36,17 @@ from loop.workers.process import Job, OnProgress, call
 from loop.workers.train_service import TrainResult
 
 
-def online_stages(campaign: Campaign, k: int, standing: ModelRoles, taken: Take) -> Manifest:
-    """Sample, judge, pair and train iteration `k` slice by slice; return the pair manifest. The train stage then finds
+def online_stages(it: Iteration, taken: Take) -> Manifest:
+    """Sample, judge, pair and train the iteration slice by slice; return the pair manifest. The train stage then finds
     its candidate finished."""
-    record = OnlineRecord(campaign, k, standing, taken)
+    record = OnlineRecord(it, taken)
     if finished := record.finished():
         return finished
-    campaign.begin_work()
-    tell_widened(campaign, k, record.widened)
-    rows, n = taken.rows, record.config.sampling.n
-    with campaign.bar(record.samples, "sample, judge, pair and train", len(rows) * n, "responses") as bar:
-        work = OnlineWork(record, cut(rows, prompts_per_slice(record.config)), bar)
+    it.campaign.begin_work()
+    announce_widening(it)
+    rows, n = taken.rows, it.config.sampling.n
+    with it.campaign.bar(record.samples, "sample, judge, pair and train", len(rows) * n, "responses") as bar:
+        work = OnlineWork(record, cut(rows, prompts_per_slice(it.config)), bar)
         result = work.walk()
     shards = [work.shard(at, record.sampler(at)) for at in range(len(work.slices))]
     made = [work.made[at] for at in range(len(work.slices))]
@@ -65,7 +65,7 @@ class OnlineWork:
 
     def __init__(self, record: OnlineRecord, slices: list[Sequence[PromptRow]], bar: Bar) -> None:
         self.record, self.slices, self.bar = record, slices, bar
-        self.campaign, self.config = record.campaign, record.config
+        self.it, self.campaign, self.config = record.it, record.it.campaign, record.it.config
         self.task = record.task(len(slices))
         self.made: dict[int, Pairing] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -78,12 +78,12 @@ class OnlineWork:
         record.train.claim(record.identity)
         for folder in (record.samples, record.verdicts):
             folder.keep_shards(len(self.slices))
-        with handover_folder(record.policy.path, record.train.work / "handed-over") as self.place:
+        with handover_folder(self.it.start.path, record.train.work / "handed-over") as self.place:
             self.open()
             while True:
                 while at < len(self.slices):
                     at = self.take(at)
-                refuse_nothing(joined([*self.made.values()], record.k), record.pairs)
+                refuse_nothing(joined([*self.made.values()], self.it.k), record.pairs)
                 result = self.ask("close_round", self.note)
                 if not isinstance(result, Stand):
                     return cast(TrainResult, result)
@@ -96,7 +96,7 @@ class OnlineWork:
         gone = [at for at in range(self.stand.trained) if not self.is_made(self.shard(at, self.record.sampler(at)))]
         if gone:
             self.campaign.display.say(
-                f"  slice {gone[0]} of iteration {self.record.k} was trained on, but its samples or verdicts are gone: "
+                f"  slice {gone[0]} of iteration {self.it.k} was trained on, but its samples or verdicts are gone: "
                 "training the round again from the start"
             )
             shutil.rmtree(self.record.train.path)
@@ -111,7 +111,7 @@ class OnlineWork:
             self.stand = self.ask("hand_over", number=at, folder=folder)
             if self.stand.next != at:
                 return self.stand.next
-            shard = self.shard(at, Model(folder, shard.task.policy_hash, self.record.k))
+            shard = self.shard(at, Model(folder, shard.task.policy_hash, self.it.k))
         self.label(at, shard)
         self.made[at] = self.pair(shard)
         if at >= self.stand.next:
@@ -131,7 +131,7 @@ class OnlineWork:
         """Pair the slice's judged responses."""
         with self.timed("pair"):
             groups = read_judged(shard.task.path, shard.verdicts)
-            return pair_all(groups, self.config.pairs, self.record.k, answers=self.answers, seed=self.config.seed)
+            return pair_all(groups, self.config.pairs, self.it.k, answers=self.answers, seed=self.config.seed)
 
     def train(self, at: int, shard: Shard, pairing: Pairing) -> Stand:
         """Train on the slice, while engine and judge leave the device to the trainer."""
@@ -147,8 +147,7 @@ class OnlineWork:
 
     def shard(self, at: int, sampler: Model) -> Shard:
         """The shard of slice `at`."""
-        sources = Sources.of(self.config, sampler, self.record.reference)
-        return one_shard(self.campaign, self.record.k, self.config, sources, at, self.slices[at])
+        return one_shard(self.it, Sources.of(self.it, sampler), at, self.slices[at])
 
     def is_made(self, shard: Shard) -> bool:
         """Whether the shard's samples and verdicts exist; stale ones are removed."""
@@ -159,20 +158,20 @@ class OnlineWork:
     def answers(self) -> Mapping[str, Answers]:
         """Gold and bad answers for all prompts of the iteration."""
         rows = [row for part in self.slices for row in part]
-        return given_answers(self.campaign, self.config, self.record.pairs, rows)
+        return given_answers(self.it, rows)
 
     def job(self, method: str, on_progress: OnProgress, **details: Any) -> Job:
-        return Job(f"training iteration {self.record.k}", method, {"task": self.task, **details}, on_progress)
+        return Job(f"training iteration {self.it.k}", method, {"task": self.task, **details}, on_progress)
 
     def ask(self, method: str, on_progress: OnProgress = lambda _: None, **details: Any) -> Any:
         """Run a trainer job that takes no optimizer steps, and return its result."""
         with self.timed("train"):
             return call(self.campaign.crew.trainer, self.job(method, on_progress, **details))
 
-    def note(self, said: dict[str, Any]) -> None:
+    def note(self, progress: Mapping[str, Any]) -> None:
         """Show the trainer's slow phases other than optimizer steps."""
-        if said.get("phase") in ("load", "save") and not said["done"]:
-            self.bar.note(PHASES[said["phase"]])
+        if progress.get("phase") in ("load", "save") and not progress["done"]:
+            self.bar.note(PHASES[progress["phase"]])
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:

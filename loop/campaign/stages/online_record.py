@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from loop.campaign.context import Campaign, ModelRoles
-from loop.campaign.stages.extra_pairs import Beside
+from loop.campaign.context import Iteration
+from loop.campaign.stages.extra_pairs import ExtraPairs
 from loop.campaign.stages.pair import finish_pairing, own_of, pair_inputs, signal_of, tally_for
 from loop.campaign.stages.sample import (
     Sources,
@@ -14,7 +14,6 @@ from loop.campaign.stages.sample import (
     origins,
     response_counts,
     sample_inputs,
-    settings_now,
     verdict_counts,
 )
 from loop.campaign.stages.take_prompts import Take
@@ -25,6 +24,7 @@ from loop.pairing.iteration import Pairing, joined
 from loop.pairing.records import Answers
 from loop.store.files import read_rows
 from loop.store.model_refs import Model
+from loop.store.run_records import Json
 from loop.store.stage import Manifest
 from loop.store.tables import digest
 from loop.workers.online_service import OnlineTask
@@ -35,50 +35,45 @@ from loop.workers.train_service import TrainResult
 class OnlineRecord:
     """Folders, models and inputs of one online iteration."""
 
-    def __init__(self, campaign: Campaign, k: int, standing: ModelRoles, taken: Take) -> None:
-        self.campaign, self.k, self.taken = campaign, k, taken
-        self.config, self.widened = settings_now(campaign, k)
-        self.samples, self.verdicts, self.pairs, self.train = (
-            campaign.run.stage(k, stage) for stage in ("sample", "judge", "pair", "train")
-        )
-        self.policy, self.reference = standing.start(self.config), standing.reference(self.config)
+    def __init__(self, it: Iteration, taken: Take) -> None:
+        self.it, self.campaign, self.config, self.taken = it, it.campaign, it.config, taken
+        self.samples, self.verdicts, self.pairs, self.train = map(it.folder, ("sample", "judge", "pair", "train"))
 
     @cached_property
-    def sample_inputs(self) -> dict[str, Any]:
+    def sample_inputs(self) -> Json:
         """Settings and digests that determine the samples of the first slice."""
-        sources = Sources.of(self.config, self.policy, self.reference)
-        return sample_inputs(self.campaign, self.config, sources, self.taken)
+        return sample_inputs(self.it, Sources.of(self.it, self.it.start), self.taken)
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Json:
         """Settings that determine the samples of later slices: those of all four stages."""
         return {
             "sample": self.sample_inputs,
             "judge": self.campaign.judge,
             "pair": self.config.pairs.recorded(),
-            "train": train_inputs(self.campaign, self.k, self.config.train),
-            "reference": self.reference.hash,
+            "train": train_inputs(self.it, self.config.train),
+            "reference": self.it.reference.hash,
         }
 
-    def train_inputs(self, paired: Manifest) -> dict[str, Any]:
+    def train_inputs(self, paired: Manifest) -> Json:
         """The inputs of the train stage."""
-        made_from = {"pair": paired.digest, "policy": self.policy.hash, "reference": self.reference.hash}
-        return train_inputs(self.campaign, self.k, self.config.train) | {"made from": made_from}
+        made_from = {"pair": paired.digest, "policy": self.it.start.hash, "reference": self.it.reference.hash}
+        return train_inputs(self.it, self.config.train) | {"made from": made_from}
 
     def sampler(self, at: int) -> Model:
         """The model that samples slice `at`. Weights inside a round have no hash, so a digest of all that determines
         them stands in for it; the folder is the first slice's model, valid until the first step."""
-        name = f"{digest(self.identity)[:40]}-slice-{at:04d}" if at else self.policy.hash
-        return Model(self.policy.path, name, self.k)
+        name = f"{digest(self.identity)[:40]}-slice-{at:04d}" if at else self.it.start.hash
+        return Model(self.it.start.path, name, self.it.k)
 
     def task(self, slices: int) -> OnlineTask:
         """The round as a task for the trainer."""
-        spec = round_spec(self.config, self.k, self.config.train, self.policy, self.reference, self.train)
+        spec = round_spec(self.it, self.config.train, self.train)
         return OnlineTask(spec, self.train.steps, slices, number_format(self.config.engine))
 
-    def pair_inputs(self, sampled: Manifest, judged: Manifest) -> dict[str, Any]:
+    def pair_inputs(self, sampled: Manifest, judged: Manifest) -> Json:
         """The inputs of the pair stage."""
-        return pair_inputs(self.campaign, self.k, sampled, judged, self.taken)
+        return pair_inputs(self.it, sampled, judged, self.taken)
 
     def finished(self) -> Manifest | None:
         """The pair manifest if all four stages are finished, else None."""
@@ -103,9 +98,9 @@ class OnlineRecord:
         judged = self._finish_verdicts(shards, sampled, seconds["judge"])
         inputs = self.pair_inputs(sampled, judged)
         if not (paired := self.campaign.finished(self.pairs, inputs)):
-            pairing = joined(made, self.k)
+            pairing = joined(made, self.it.k)
             own = own_of(pairing, self.pairs, answers, self._signal(shards, pairing))
-            paired = finish_pairing(self.campaign, self.pairs, own, Beside(), inputs, seconds["pair"])
+            paired = finish_pairing(self.it, own, ExtraPairs(), inputs, seconds["pair"])
         inputs = self.train_inputs(paired)
         if not self.campaign.finished(self.train, inputs):
             finish_training(self.campaign, self.train, inputs, result, None, seconds["train"])
@@ -125,11 +120,16 @@ class OnlineRecord:
             return manifest
         paths = [shard.task.path for shard in shards]
         rows = [row for shard in shards for row in shard.task.prompts]
-        counts = response_counts(paths, len(rows)) | origins(rows)
-        counts["slices"] = of_slices([row["slice"] for row in read_rows(self.train.steps)], made)
+        slices = of_slices([row["slice"] for row in read_rows(self.train.steps)], made)
         times = {name: seconds[name] for name in ("load", "generate", "judge_after_sampling")}
         times |= {"wall": seconds["label"], "judge": 0.0}
-        return self.campaign.finish(self.samples, paths, inputs=self.sample_inputs, counts=counts, seconds=times)
+        return self.campaign.finish(
+            self.samples,
+            paths,
+            inputs=self.sample_inputs,
+            counts={**response_counts(paths, len(rows)), **origins(rows), "slices": slices},
+            seconds=times,
+        )
 
     def _finish_verdicts(self, shards: Sequence[Shard], sampled: Manifest, seconds: float) -> Manifest:
         inputs, paths = judge_inputs(self.campaign, sampled, None), [shard.verdicts for shard in shards]

@@ -5,14 +5,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from loop.campaign.context import Campaign, sound_alarms
+from loop.campaign.context import Campaign, Iteration, sound_alarms
 from loop.campaign.stages.answer_log_probs import tokenise
-from loop.campaign.stages.extra_pairs import Beside, extra_pairs, sources_of
+from loop.campaign.stages.extra_pairs import ExtraPairs, extra_pairs, sources_of
 from loop.campaign.stages.take_prompts import Take
 from loop.config.pairs_section import BY_OUTCOME
 from loop.config.rule_table import RULES
@@ -26,6 +25,8 @@ from loop.pairing.records import Answers, Made
 from loop.prompts.row import PromptRow, read_table
 from loop.store import tables
 from loop.store.files import write_file
+from loop.store.run_records import Json
+from loop.store.run_state import SampleCounts
 from loop.store.stage import Manifest, StageFolder
 
 
@@ -34,82 +35,71 @@ class Own:
     """What an iteration makes itself; `counts` holds the outcomes of prompts and responses by reason."""
 
     relations: Sequence[Made]
-    counts: dict[str, Any]
+    counts: Json
     files: list[Path] = field(default_factory=list)
 
 
-def pair_stage(
-    campaign: Campaign,
-    k: int,
-    sampled: Manifest,
-    judged: Manifest,
-    taken: Take,
-    sets: Mapping[str, Sequence[PromptRow]],
-) -> Manifest:
+def pair_stage(it: Iteration, sampled: Manifest, judged: Manifest, taken: Take) -> Manifest:
     """Build pairs from judged responses, or take them from the data, and add the configured extra pairs. Every prompt
     and response that gave none is counted under a reason."""
-    config, folder = campaign.loaded.at(k), campaign.run.stage(k, "pair")
-    inputs = pair_inputs(campaign, k, sampled, judged, taken)
-    if manifest := campaign.finished(folder, inputs):
+    inputs = pair_inputs(it, sampled, judged, taken)
+    if manifest := it.campaign.finished(it.folder("pair"), inputs):
         return manifest
-    campaign.begin_work()
+    it.campaign.begin_work()
     started = time.perf_counter()
-    own = from_responses(campaign, k, sampled) if config.samples else from_data(campaign, k, taken)
-    held_out = {row.id for name in ("gate", "test") for row in sets[name]}
-    beside = extra_pairs(campaign, k, len(own.relations), held_out)
-    return finish_pairing(campaign, folder, own, beside, inputs, time.perf_counter() - started)
+    own = from_responses(it, sampled) if it.config.samples else from_data(it, taken)
+    extra = extra_pairs(it, len(own.relations))
+    return finish_pairing(it, own, extra, inputs, time.perf_counter() - started)
 
 
-def finish_pairing(
-    campaign: Campaign, folder: StageFolder, own: Own, beside: Beside, inputs: dict[str, Any], wall: float
-) -> Manifest:
+def finish_pairing(it: Iteration, own: Own, extra: ExtraPairs, inputs: Json, wall: float) -> Manifest:
     """Write the table of own and extra pairs, and the manifest."""
-    kind = RULES[campaign.loaded.at(folder.iteration).pairs.rule].kind
-    table = pa.concat_tables([table_of(own.relations, kind, folder.iteration), *beside.tables])
+    kind, folder = RULES[it.config.pairs.rule].kind, it.folder("pair")
+    table = pa.concat_tables([table_of(own.relations, kind, it.k), *extra.tables])
     path = folder.relations(kind)
     write_relations(path, table)
-    counts = {"pairs": table.num_rows, "kind": kind, **own.counts, **beside.counts}
-    files = [path, *own.files, *beside.files]
-    manifest = campaign.finish(folder, files, inputs=inputs, counts=counts, seconds={"wall": wall})
-    sound_alarms(campaign, folder.iteration, "pair")
+    counts = {"pairs": table.num_rows, "kind": kind, **own.counts, **extra.counts}
+    files = [path, *own.files, *extra.files]
+    manifest = it.campaign.finish(folder, files, inputs=inputs, counts=counts, seconds={"wall": wall})
+    sound_alarms(it.campaign, it.k, "pair")
     return manifest
 
 
-def pair_inputs(campaign: Campaign, k: int, sampled: Manifest, judged: Manifest, taken: Take) -> dict[str, Any]:
+def pair_inputs(it: Iteration, sampled: Manifest, judged: Manifest, taken: Take) -> Json:
     """Settings and digests that determine the pairs; the seed only where something is drawn."""
-    config = campaign.loaded.at(k)
+    config = it.config
     recorded = {f"pairs.{key}": value for key, value in config.pairs.recorded().items()}
-    others = sources_of(campaign, k)
+    others = sources_of(it)
     drawn = {"seed": config.seed} if RULES[config.pairs.rule].draws or others or not config.samples else {}
     if config.samples:
         made_from = {"sample": sampled.digest, "judge": judged.digest}
     else:
         recorded |= taken.inputs
-        made_from = {"prompts": campaign.prompts_digest, **taken.made_from}
+        made_from = {"prompts": it.campaign.prompts_digest, **taken.made_from}
     return recorded | drawn | {"made from": made_from | others}
 
 
-def from_data(campaign: Campaign, k: int, taken: Take) -> Own:
+def from_data(it: Iteration, taken: Take) -> Own:
     """The pairs that the data hold for these prompts, as policy tokens."""
-    config, folder = campaign.loaded.at(k), campaign.run.stage(k, "pair")
-    pairs = within_cap(taken.rows, config.pairs.max_pairs, k)
-    tokenise(campaign, answers_of(pairs), folder.answers)
+    folder = it.folder("pair")
+    pairs = within_cap(taken.rows, it.config.pairs.max_pairs, it.k)
+    tokenise(it.campaign, answers_of(pairs), folder.answers)
     used = len({pair.chosen.prompt.id for pair in pairs})
     outcomes = {"paired": used, "over_cap": len(taken.rows) - used}
     counts = {"responses": {}, "prompts": {name: count for name, count in outcomes.items() if count}}
     return Own([pair.made for pair in pairs], counts, [folder.answers])
 
 
-def from_responses(campaign: Campaign, k: int, sampled: Manifest) -> Own:
+def from_responses(it: Iteration, sampled: Manifest) -> Own:
     """Apply the pair rule to the judged responses. UserError if that yields nothing."""
-    config, folder = campaign.loaded.at(k), campaign.run.stage(k, "pair")
-    samples, verdicts = campaign.run.stage(k, "sample"), campaign.run.stage(k, "judge")
+    config, folder = it.config, it.folder("pair")
+    samples, verdicts = it.folder("sample"), it.folder("judge")
     shards = [(samples.path / name, verdicts.path / name) for name in sampled.shards]
-    rows = sampled_rows(campaign, [path for path, _ in shards]) if wanted(config.pairs) else []
-    answers = given_answers(campaign, config, folder, rows)
+    rows = sampled_rows(it.campaign, [path for path, _ in shards]) if wanted(config.pairs) else []
+    answers = given_answers(it, rows)
     tally = tally_for(config)
-    pairing = pair_all(tally.watch(judged_groups(shards)), config.pairs, k, answers=answers, seed=config.seed)
-    assert sum(pairing.responses.values()) == sampled.counts["responses"]
+    pairing = pair_all(tally.watch(judged_groups(shards)), config.pairs, it.k, answers=answers, seed=config.seed)
+    assert sum(pairing.responses.values()) == sampled.counted(SampleCounts).responses
     return own_of(pairing, folder, answers, signal_of(tally, pairing, [path for path, _ in shards]))
 
 
@@ -153,17 +143,16 @@ def log_probs_in(shard: Path) -> tuple[float, int]:
     return pc.sum(pc.cast(values, "double")).as_py() or 0.0, len(values)
 
 
-def given_answers(
-    campaign: Campaign, config: Config, folder: StageFolder, rows: list[PromptRow]
-) -> Mapping[str, Answers]:
+def given_answers(it: Iteration, rows: list[PromptRow]) -> Mapping[str, Answers]:
     """Gold and bad answers for these prompts; empty unless the rule uses them."""
-    if not wanted(config.pairs):
+    pairs, path = it.config.pairs, it.folder("pair").answers
+    if not wanted(pairs):
         return {}
-    texts = texts_of(rows, config.pairs)
+    texts = texts_of(rows, pairs)
     if not texts:
         return {}
-    tokenise(campaign, texts, folder.answers)
-    return read_answers(folder.answers, config.pairs)
+    tokenise(it.campaign, texts, path)
+    return read_answers(path, pairs)
 
 
 def sampled_rows(campaign: Campaign, shards: list[Path]) -> list[PromptRow]:

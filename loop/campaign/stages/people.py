@@ -9,7 +9,7 @@ from judges.people.external import External, Item, read_labels
 from judges.people.label_page import label_page
 from judges.resolve import build_judge
 from judges.run import judge_groups
-from loop.campaign.context import Campaign
+from loop.campaign.context import Iteration
 from loop.errors import AwaitingLabels, UserError
 from loop.store.files import sha256_of, write_file
 from loop.store.stage import StageFolder
@@ -17,22 +17,22 @@ from loop.workers.judge_service import read_groups, write_verdicts
 from loop.workers.pool import Shard
 
 
-def label_by_people(campaign: Campaign, k: int, shards: Sequence[Shard]) -> str | None:
+def label_by_people(it: Iteration, shards: Sequence[Shard]) -> str | None:
     """Write the sheet, read the labels, write the verdicts; return the labels' sha256 (None: nothing to label).
 
-    Raises WaitingForPeople while labels are missing, JudgeError if they are invalid.
+    Raises AwaitingLabels while labels are missing, JudgeError if they are invalid.
     """
-    settings, folder = campaign.base.judge, campaign.run.stage(k, "judge")
+    campaign, settings, folder = it.campaign, it.campaign.base.judge, it.folder("judge")
     assert settings is not None, "human labels need a judge section"
     judge = build_judge(settings.name, settings.args)
     assert isinstance(judge, External)
     groups = [read_groups(shard.task.path, shard.task.prompts) for shard in shards]
     sheet = judge.sheet([group for part in groups for group in part])
-    write_sheet(judge, sheet, folder, title=f"{campaign.run.name}, iteration {k}")
+    write_sheet(judge, sheet, folder, title=f"{campaign.run.name}, iteration {it.k}")
     found = folder.labels.read_bytes() if folder.labels.exists() else None
     labels = read_labels(judge, sheet, _text(found, folder.labels), str(folder.labels)) if found else {}
     if len(labels) < len(sheet) and (found is None or judge.missing == "wait"):
-        campaign.run.event("waiting_for_people", iteration=k, to_label=len(sheet), labelled=len(labels))
+        campaign.run.event("waiting_for_people", iteration=it.k, to_label=len(sheet), labelled=len(labels))
         raise AwaitingLabels(_what_to_do(judge, folder, len(sheet), len(labels)))
     for shard, part in zip(shards, groups, strict=True):
         verdicts = [verdict for row in judge_groups(judge.labelled(labels), part) for verdict in row]

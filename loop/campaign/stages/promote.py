@@ -5,17 +5,17 @@ Attempt 1 uses the iteration's own folders, attempt n uses `attempt-n/`, and all
 their contents, so a killed run reaches the same one again.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loop.campaign.context import Campaign, ModelRoles, refuse_changes
+from loop.campaign.context import Iteration, ModelRoles, refuse_changes
 from loop.campaign.stages.evaluate import eval_stage
-from loop.campaign.stages.limits import guard_stage
+from loop.campaign.stages.limits import limits_stage
 from loop.campaign.stages.train import train_stage
 from loop.config.promote_section import settings_of_attempt
 from loop.measure.evaluation import compare, shadow_change
 from loop.measure.promotion import Decision, check_limits, decide
-from loop.prompts.row import PromptRow
 from loop.store.files import to_json, write_file
 from loop.store.model_refs import Model, model_of, model_record
 from loop.store.run_records import (
@@ -27,6 +27,7 @@ from loop.store.run_records import (
     SetMetrics,
     read_record,
 )
+from loop.store.run_state import TrainCounts
 from loop.store.stage import Manifest, StageFolder
 from loop.view.describe import describe_changes
 
@@ -56,60 +57,51 @@ class Attempt:
         )
 
 
-def train_and_decide(
-    campaign: Campaign,
-    k: int,
-    standing: ModelRoles,
-    paired: Manifest,
-    sets: dict[str, list[PromptRow]],
-    measured: dict[int, Evaluation],
-) -> list[Attempt]:
-    """Run attempts until one is promoted or none is left; stores the last evaluation in `measured[k]`."""
-    promote, steps = campaign.loaded.at(k).promote, 0
+def train_and_decide(it: Iteration, paired: Manifest, evaluations: dict[int, Evaluation]) -> list[Attempt]:
+    """Run attempts until one is promoted or none is left; the last evaluation becomes the iteration's."""
+    campaign, k, steps = it.campaign, it.k, 0
     tried: list[Attempt] = []
-    for number in range(1, attempts_of(campaign, k) + 1):
-        train, changes = settings_of_attempt(campaign.loaded.at(k).train, promote.retry, number, steps)
+    for number in range(1, attempts_of(it) + 1):
+        train, changes = settings_of_attempt(it.config.train, it.config.promote.retry, number, steps)
         if tried and not campaign.run.promotion(k).exists():
             campaign.display.say(f"  {tried[-1].decision.reason}\n  attempt {number}: {describe_changes(changes)}")
-        trained, candidate = train_stage(campaign, k, standing, paired, sets["gate"], train, number)
-        campaign.reached(k, "train")
-        measured[k] = eval_stage(campaign, k, candidate, sets, number)
-        guarded = guard_stage(campaign, k, number, candidate, standing.initial, sets["gate"])
-        campaign.reached(k, "eval")
-        tried.append(compare_with_incumbent(campaign, k, number, standing, candidate, changes, guarded, measured))
-        steps = trained.counts["steps"]
+        trained, candidate = train_stage(it, paired, train, number)
+        it.reached("train")
+        evaluations[k] = eval_stage(it, candidate, number)
+        measured = limits_stage(it, candidate, number)
+        it.reached("eval")
+        tried.append(compare_with_incumbent(it, number, candidate, changes, measured, evaluations))
+        steps = trained.counted(TrainCounts).steps
         if tried[-1].decision.promote:
             break
     return tried
 
 
-def attempts_of(campaign: Campaign, k: int) -> int:
+def attempts_of(it: Iteration) -> int:
     """How many attempts an iteration may have; for a finished one, how many it had."""
-    decision = campaign.run.decision(k)
-    return len(decision.attempts) if decision else campaign.loaded.at(k).promote.attempts
+    decision = it.campaign.run.decision(it.k)
+    return len(decision.attempts) if decision else it.config.promote.attempts
 
 
 def compare_with_incumbent(
-    campaign: Campaign,
-    k: int,
+    it: Iteration,
     number: int,
-    standing: ModelRoles,
     candidate: Model,
     changes: dict[str, Any],
-    guarded: Numbers,
-    measured: dict[int, Evaluation],
+    measured: Numbers,
+    evaluations: Mapping[int, Evaluation],
 ) -> Attempt:
     """Compare candidate and incumbent on the gate prompts, check the limits, and decide."""
-    promote, incumbent = campaign.loaded.at(k).promote, standing.incumbent
-    ours, theirs = measured[k].gate, measured[incumbent.iteration].gate
+    promote, run, incumbent = it.config.promote, it.campaign.run, it.models.incumbent
+    ours, theirs = evaluations[it.k].gate, evaluations[incumbent.iteration].gate
     difference = compare(theirs, ours, promote.metric, promote.confidence)
-    numbers = limits_measured(ours, theirs) | guarded
+    numbers = limits_measured(ours, theirs) | measured
     if promote.limits.shadow is not None:
-        before = campaign.run.judged_shards(incumbent.iteration, "gate")
-        own = campaign.run.judged_shards(k, "gate", number)
+        before = run.judged_shards(incumbent.iteration, "gate")
+        own = run.judged_shards(it.k, "gate", number)
         numbers["shadow"] = shadow_change(before, own, promote.limits.shadow)
     limits = check_limits(promote.limits, numbers)
-    return Attempt(candidate, changes, difference, guarded, decide(promote, difference, limits))
+    return Attempt(candidate, changes, difference, measured, decide(promote, difference, limits))
 
 
 def limits_measured(ours: SetMetrics, theirs: SetMetrics) -> Numbers:
@@ -119,19 +111,20 @@ def limits_measured(ours: SetMetrics, theirs: SetMetrics) -> Numbers:
     return {"length": own, "length_ratio": ratio, "truncated": ours.truncated_share}
 
 
-def promote_stage(campaign: Campaign, k: int, standing: ModelRoles, attempts: list[Attempt]) -> ModelRoles:
+def promote_stage(it: Iteration, attempts: list[Attempt]) -> ModelRoles:
     """Record the last attempt's decision with its evidence; returns the models that the next iteration starts from."""
-    config, path, last = campaign.loaded.at(k), campaign.run.promotion(k), attempts[-1]
+    campaign, config, last = it.campaign, it.config, attempts[-1]
+    path = campaign.run.promotion(it.k)
     inputs = {
         **config.promote.decided_by(len(attempts)),
-        "made from": {"candidate": last.candidate.hash, "incumbent": standing.incumbent.hash},
+        "made from": {"candidate": last.candidate.hash, "incumbent": it.models.incumbent.hash},
     }
     if not path.exists():
         campaign.begin_work()
         promoted, reason = last.decision.promote, last.decision.reason
-        policy = last.candidate if promoted else standing.incumbent
+        policy = last.candidate if promoted else it.models.incumbent
         record = PromotionRecord(
-            iteration=k,
+            iteration=it.k,
             promoted=promoted,
             reason=reason,
             gain=last.difference,
@@ -139,14 +132,14 @@ def promote_stage(campaign: Campaign, k: int, standing: ModelRoles, attempts: li
             attempts=tuple(attempt.record for attempt in attempts),
             policy=model_record(campaign.run, policy),
             candidate=model_record(campaign.run, last.candidate),
-            incumbent=model_record(campaign.run, standing.incumbent),
-            start=model_record(campaign.run, standing.start(config)),
-            reference=model_record(campaign.run, standing.reference(config)),
+            incumbent=model_record(campaign.run, it.models.incumbent),
+            start=model_record(campaign.run, it.start),
+            reference=model_record(campaign.run, it.reference),
             inputs=inputs,
         )
         write_file(path, to_json(record.as_json()))
-        campaign.run.event("promotion", iteration=k, promoted=promoted, reason=reason, attempts=len(attempts))
+        campaign.run.event("promotion", iteration=it.k, promoted=promoted, reason=reason, attempts=len(attempts))
     decided = read_record(path, PromotionRecord)
-    refuse_changes(StageFolder(path.parent, "promote", k), decided.inputs, inputs)
+    refuse_changes(StageFolder(path.parent, "promote", it.k), decided.inputs, inputs)
     policy, candidate = (model_of(campaign.run, record) for record in (decided.policy, decided.candidate))
-    return replace(standing, incumbent=policy, previous=candidate)
+    return replace(it.models, incumbent=policy, previous=candidate)

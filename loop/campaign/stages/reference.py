@@ -8,11 +8,12 @@ from loop.campaign.context import Campaign, ModelRoles, refuse_changes
 from loop.store.files import to_json, write_file
 from loop.store.model_refs import Model, model_of, model_record
 from loop.store.run_records import ReferenceRecord, read_record
+from loop.store.run_state import ReferenceCounts
 from loop.workers.process import Job, call
 from loop.workers.train_service import AverageTask
 
 
-def first_anchor(campaign: Campaign, initial: Model) -> Model | None:
+def first_reference(campaign: Campaign, initial: Model) -> Model | None:
     """The reference of the first iteration under `path` or `ema`, else None; the average starts at the base model."""
     if campaign.base.reference == "ema":
         return initial
@@ -40,11 +41,11 @@ def _refuse_another(campaign: Campaign, before: str | None, named: str) -> None:
         refuse_changes(folder, then | {"reference_path": before}, now)
 
 
-def move_anchor(campaign: Campaign, k: int, standing: ModelRoles) -> ModelRoles:
+def update_average(campaign: Campaign, k: int, models: ModelRoles) -> ModelRoles:
     """With `reference: ema`, update the average if the previous iteration promoted its candidate."""
-    config, newest, average = campaign.base, standing.incumbent, standing.anchor
+    config, newest, average = campaign.base, models.incumbent, models.separate
     if config.reference != "ema" or not newest.iteration or newest.iteration != k - 1:
-        return standing
+        return models
     assert average is not None, "the average starts as the base model"
     folder = campaign.run.stage(k, "reference")
     inputs = {
@@ -62,4 +63,4 @@ def move_anchor(campaign: Campaign, k: int, standing: ModelRoles) -> ModelRoles:
         seconds = {"wall": time.perf_counter() - started}
         manifest = campaign.finish(folder, files, inputs=inputs, counts={"weights_hash": found}, seconds=seconds)
     words = f"the average of base and promoted models up to iteration {newest.iteration}"
-    return replace(standing, anchor=Model(folder.model, manifest.counts["weights_hash"], k, words))
+    return replace(models, separate=Model(folder.model, manifest.counted(ReferenceCounts).weights_hash, k, words))

@@ -4,11 +4,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow.compute as pc
 
-from loop.campaign.context import Campaign, keys
+from loop.campaign.context import Campaign, Iteration, keys
 from loop.campaign.stages.adaptive import adaptive_inputs, further_shards
 from loop.campaign.stages.people import label_by_people, labels_of
 from loop.campaign.stages.take_prompts import Take
@@ -19,19 +19,15 @@ from loop.prompts.sets import ORIGIN
 from loop.store import tables
 from loop.store.model_refs import Model
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Json
 from loop.store.stage import Manifest
 from loop.view.status import numbers_of
 from loop.workers.pool import JudgeHandle, Shard, ShardTotals, shard_size
 from loop.workers.sampling_service import SampleTask
 
 
-def settings_now(campaign: Campaign, k: int) -> tuple[Config, str]:
-    """The settings of iteration `k`, widened where `sampling.widen` says so, and the reason (empty if unchanged)."""
-    return widened(campaign.run, campaign.loaded, k)
-
-
 def widened(run: RunFolder, loaded: LoadedConfig, k: int) -> tuple[Config, str]:
-    """Like `settings_now`, without a campaign: for read-only views of a run folder."""
+    """The settings of iteration `k`, widened where `sampling.widen` says so, and the reason (empty if unchanged)."""
     config = loaded.at(k)
     plain, widen = config.sampling, config.sampling.widen
     if widen is None:
@@ -50,12 +46,14 @@ def widened(run: RunFolder, loaded: LoadedConfig, k: int) -> tuple[Config, str]:
     return config.model_copy(update={"sampling": sampling}), why
 
 
-def tell_widened(campaign: Campaign, k: int, why: str) -> None:
+def announce_widening(it: Iteration) -> None:
     """Print and log the widening when the iteration starts sampling."""
-    if why:
-        sampling = settings_now(campaign, k)[0].sampling
-        campaign.display.say(f"  {why}")
-        campaign.run.event("sampling_widened", iteration=k, temperature=sampling.temperature, n=sampling.n, why=why)
+    if it.widened:
+        sampling = it.config.sampling
+        it.campaign.display.say(f"  {it.widened}")
+        it.campaign.run.event(
+            "sampling_widened", iteration=it.k, temperature=sampling.temperature, n=sampling.n, why=it.widened
+        )
 
 
 class Sources(NamedTuple):
@@ -65,9 +63,9 @@ class Sources(NamedTuple):
     reference: Model | None = None
 
     @classmethod
-    def of(cls, config: Config, policy: Model, reference: Model) -> "Sources":
+    def of(cls, it: Iteration, policy: Model) -> "Sources":
         """The sources that the settings ask for."""
-        return cls(policy, reference if config.sampling.from_reference else None)
+        return cls(policy, it.reference if it.config.sampling.from_reference else None)
 
     @property
     def made_from(self) -> dict[str, str]:
@@ -75,94 +73,94 @@ class Sources(NamedTuple):
         return {name: model.hash for name, model in self._asdict().items() if model is not None}
 
 
-def sample_and_judge(campaign: Campaign, k: int, sources: Sources, taken: Take) -> tuple[Manifest, Manifest]:
+def sample_and_judge(it: Iteration, taken: Take) -> tuple[Manifest, Manifest]:
     """Sample this iteration's prompts, and judge each shard while the next is being sampled. Adaptive sampling does
     this twice: a probe of every prompt, then more responses where the probe shows they pay off."""
-    config, why = settings_now(campaign, k)
-    samples, verdicts = campaign.run.stage(k, "sample"), campaign.run.stage(k, "judge")
-    inputs = sample_inputs(campaign, config, sources, taken)
+    campaign, config, sources = it.campaign, it.config, Sources.of(it, it.sampler)
+    samples, verdicts = it.folder("sample"), it.folder("judge")
+    inputs = sample_inputs(it, sources, taken)
     sampled = campaign.finished(samples, inputs)
     labels = labels_of(verdicts) if config.human_judge else None
     if sampled:
-        campaign.reached(k, "sample")
+        it.reached("sample")
     judged = campaign.finished(verdicts, judge_inputs(campaign, sampled, labels)) if sampled else None
     if sampled and judged:
         return sampled, judged
     campaign.begin_work()
-    tell_widened(campaign, k, why)
+    announce_widening(it)
     rows = taken.rows
     started = time.perf_counter()
-    shards, labelled = draw(campaign, k, config, sources, rows, sampled)
-    seconds = label_seconds(labelled, started)
+    shards, totals = draw(it, sources, rows, sampled)
+    seconds = label_seconds(totals, started)
     if sampled is None:
         files = [s.task.path for s in shards]
         samples.sweep(files)
         verdicts.sweep([s.verdicts for s in shards])
-        counts = response_counts(files, len(rows)) | origins(rows)
+        counts = {**response_counts(files, len(rows)), **origins(rows)}
         files += [samples.allocation] if config.sampling.adaptive is not None else []
         sampled = campaign.finish(samples, files, inputs=inputs, counts=counts, seconds=seconds | {"judge": 0.0})
-    campaign.reached(k, "sample")
+    it.reached("sample")
     if config.human_judge:
-        labels = label_by_people(campaign, k, shards)
+        labels = label_by_people(it, shards)
     judged = campaign.finish(
         verdicts,
         [s.verdicts for s in shards],
         inputs=judge_inputs(campaign, sampled, labels),
         counts=verdict_counts([s.verdicts for s in shards]),
-        seconds={"wall": 0.0, "judge": labelled.seconds["judge"]},
+        seconds={"wall": 0.0, "judge": totals.seconds["judge"]},
     )
     return sampled, judged
 
 
-def origins(rows: Sequence[PromptRow]) -> dict[str, Any]:
+def origins(rows: Sequence[PromptRow]) -> dict[str, dict[str, int]]:
     """The number of prompts from each source of a mixture."""
     names = Counter(row.columns[ORIGIN] for row in rows if ORIGIN in row.columns)
     return {"sources": dict(sorted(names.items()))} if names else {}
 
 
 def draw(
-    campaign: Campaign, k: int, config: Config, sources: Sources, rows: list[PromptRow], sampled: Manifest | None
+    it: Iteration, sources: Sources, rows: list[PromptRow], sampled: Manifest | None
 ) -> tuple[list[Shard], ShardTotals]:
     """Sample all shards of the iteration, and judge them unless people do or the run stops after sampling."""
-    labelled = ShardTotals()
-    judge = None if config.human_judge or campaign.until == (k, "sample") else campaign.crew.judge
-    shards = sample_shards(campaign, k, config, sources, rows)
+    totals, pool, config = ShardTotals(), it.campaign.crew, it.config
+    judge = None if config.human_judge or it.campaign.until == (it.k, "sample") else pool.judge
+    shards = sample_shards(it, sources, rows)
     if config.sampling.adaptive is not None:
-        labelled.add(label(campaign, k, shards, campaign.crew.judge, "probe"))
-        shards += further_shards(campaign, k, config, shards, sampled)
+        totals.add(label(it, shards, pool.judge, "probe"))
+        shards += further_shards(it, shards, sampled)
     if not (sampled and config.human_judge):
-        labelled.add(label(campaign, k, shards, judge, "sample" if judge is None else "sample and judge"))
-    return shards, labelled
+        totals.add(label(it, shards, judge, "sample" if judge is None else "sample and judge"))
+    return shards, totals
 
 
-def label(campaign: Campaign, k: int, shards: list[Shard], judge: JudgeHandle | None, title: str) -> ShardTotals:
+def label(it: Iteration, shards: list[Shard], judge: JudgeHandle | None, title: str) -> ShardTotals:
     """Sample the shards and judge them; without a judge, only sample."""
-    folder = campaign.run.stage(k, "sample")
-    with campaign.bar(folder, title, sum(s.responses for s in shards), "responses") as bar:
-        return campaign.crew.label(shards, judge, bar)
+    with it.campaign.bar(it.folder("sample"), title, sum(s.responses for s in shards), "responses") as bar:
+        return it.campaign.crew.label(shards, judge, bar)
 
 
-def sample_inputs(campaign: Campaign, config: Config, sources: Sources, taken: Take) -> dict[str, Any]:
+def sample_inputs(it: Iteration, sources: Sources, taken: Take) -> Json:
     """Settings and digests that determine the responses; with adaptive sampling, also those of the allocation."""
+    config = it.config
     online = keys("train", config.train, ("sync_every",)) if config.train.online else {}
     return {
         "seed": config.seed,
         **taken.inputs,
         **config.sampling.recorded(),
-        **(adaptive_inputs(campaign, config) if config.sampling.adaptive is not None else {}),
+        **(adaptive_inputs(it) if config.sampling.adaptive is not None else {}),
         **engine_inputs(config),
         **online,
-        "made from": {"prompts": campaign.prompts_digest, **sources.made_from, **taken.made_from},
+        "made from": {"prompts": it.campaign.prompts_digest, **sources.made_from, **taken.made_from},
     }
 
 
-def judge_inputs(campaign: Campaign, sampled: Manifest, labels: str | None) -> dict[str, Any]:
+def judge_inputs(campaign: Campaign, sampled: Manifest, labels: str | None) -> Json:
     """Settings and digests that determine the verdicts; `labels` is the sha256 of human labels, if people judge."""
     human_judge = {"labels": labels} if campaign.base.human_judge else {}
     return {"judge": campaign.judge, **human_judge, "made from": {"sample": sampled.digest}}
 
 
-def engine_inputs(config: Config) -> dict[str, Any]:
+def engine_inputs(config: Config) -> Json:
     """The engine and model settings that affect which responses can be sampled."""
     return {
         **keys("engine", config.engine, ("kind", "dtype", "max_model_len")),
@@ -170,34 +168,33 @@ def engine_inputs(config: Config) -> dict[str, Any]:
     }
 
 
-def sample_shards(campaign: Campaign, k: int, config: Config, sources: Sources, rows: list[PromptRow]) -> list[Shard]:
+def sample_shards(it: Iteration, sources: Sources, rows: list[PromptRow]) -> list[Shard]:
     """The iteration's shards, in order; with adaptive sampling, the probe's."""
-    size = config.sampling.shard_prompts or shard_size(config, per_prompt(config))
+    size = it.config.sampling.shard_prompts or shard_size(it.config, per_prompt(it.config))
     return [
-        one_shard(campaign, k, config, sources, number, rows[start : start + size])
+        one_shard(it, sources, number, rows[start : start + size])
         for number, start in enumerate(range(0, len(rows), size))
     ]
 
 
-def one_shard(
-    campaign: Campaign, k: int, config: Config, sources: Sources, number: int, rows: Sequence[PromptRow]
-) -> Shard:
+def one_shard(it: Iteration, sources: Sources, number: int, rows: Sequence[PromptRow]) -> Shard:
     """A shard of the iteration's prompts."""
+    config = it.config
     sampling = config.sampling
     task = SampleTask(
-        name=f"shard {number} of iteration {k}",
-        path=campaign.run.stage(k, "sample").shard(number),
+        name=f"shard {number} of iteration {it.k}",
+        path=it.folder("sample").shard(number),
         prompts=tuple(rows),
         temperatures=(sampling.temperature,) * per_prompt(config),
         top_p=sampling.top_p,
         max_tokens=sampling.max_tokens,
-        seed_words=(config.seed, k, "train"),
+        seed_words=(config.seed, it.k, "train"),
         policy=sources.policy.path,
         policy_hash=sources.policy.hash,
         reference=sources.reference.path if sources.reference else None,
         reference_hash=sources.reference.hash if sources.reference else "",
     )
-    return Shard(task, campaign.run.stage(k, "judge").shard(number))
+    return Shard(task, it.folder("judge").shard(number))
 
 
 def per_prompt(config: Config) -> int:
@@ -206,7 +203,7 @@ def per_prompt(config: Config) -> int:
     return config.sampling.n if adaptive is None else adaptive.probe
 
 
-def response_counts(shards: list[Path], prompts: int) -> dict[str, Any]:
+def response_counts(shards: list[Path], prompts: int) -> dict[str, int]:
     """Totals over sample shards; prompts = sampled prompts + those too long."""
     too_long = sum(tables.notes_of(path)["too_long"] for path in shards)
     responses = tokens = truncated = sampled = 0
@@ -226,7 +223,7 @@ def response_counts(shards: list[Path], prompts: int) -> dict[str, Any]:
     }
 
 
-def verdict_counts(shards: list[Path]) -> dict[str, Any]:
+def verdict_counts(shards: list[Path]) -> dict[str, float]:
     """Verdicts by kind, and how many of the scored ones had no extracted answer."""
     counts: Counter[str] = Counter()
     for path in shards:
@@ -247,23 +244,23 @@ def judge_usage(shards: list[Path]) -> dict[str, float]:
     return {f"judge_{what}": amount for what, amount in used.items()}
 
 
-def label_seconds(labelled: ShardTotals, started: float) -> dict[str, float]:
-    return {"wall": time.perf_counter() - started, **labelled.seconds}
+def label_seconds(totals: ShardTotals, started: float) -> dict[str, float]:
+    return {"wall": time.perf_counter() - started, **totals.seconds}
 
 
-def record_given_prompts(campaign: Campaign, k: int, taken: Take) -> tuple[Manifest, Manifest]:
+def record_given_prompts(it: Iteration, taken: Take) -> tuple[Manifest, Manifest]:
     """Finish both stages without responses; their manifests record which prompts the iteration takes."""
+    campaign = it.campaign
     made_from = {"prompts": campaign.prompts_digest, **taken.made_from}
-    inputs: dict[str, Any] = {"seed": campaign.base.seed, **taken.inputs, "made from": made_from}
+    inputs: Json = {"seed": campaign.base.seed, **taken.inputs, "made from": made_from}
     done = {}
     for stage in ("sample", "judge"):
-        folder = campaign.run.stage(k, stage)
+        folder = it.folder(stage)
         manifest = campaign.finished(folder, inputs)
         if manifest is None:
             campaign.begin_work()
-            sample = response_counts([], 0) | {"prompts": len(taken.rows)}
-            counts = sample if stage == "sample" else verdict_counts([])
+            counts = dict(response_counts([], 0), prompts=len(taken.rows)) if stage == "sample" else verdict_counts([])
             manifest = campaign.finish(folder, [], inputs=inputs, counts=counts, seconds={"wall": 0.0, "judge": 0.0})
         done[stage] = manifest
-        campaign.reached(k, stage)
+        it.reached(stage)
     return done["sample"], done["judge"]

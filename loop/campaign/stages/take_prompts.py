@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from loop.campaign.context import Campaign
+from loop.campaign.context import Campaign, Iteration
 from loop.campaign.stages.answer_log_probs import score, tokenise
 from loop.config.prompts_section import MixturePrompts, Order, PreferencePrompts, PromptsBase, rate_columns
 from loop.errors import UserError
@@ -20,18 +19,19 @@ from loop.prompts.row import PromptRow
 from loop.prompts.sets import ORIGIN, names_of
 from loop.seeds import seeded
 from loop.store import tables
+from loop.store.run_records import Json
 from loop.workers.measure_service import read_logps
 
 
-def ordered(train_ids: Sequence[str], ease: Mapping[str, float], order: Order) -> list[str]:
-    """Sort the prompts by difficulty; `random` keeps their order. `ease` is higher for easier prompts; a prompt without
-    one counts as the median, and ties keep their seeded order."""
+def ordered(train_ids: Sequence[str], easiness: Mapping[str, float], order: Order) -> list[str]:
+    """Sort the prompts by difficulty; `random` keeps their order. `easiness` is higher for easier prompts; a prompt
+    without it counts as the median, and ties keep their seeded order."""
     if order == "random":
         return list(train_ids)
-    known = [ease[key] for key in train_ids if key in ease]
+    known = [easiness[key] for key in train_ids if key in easiness]
     middle = median(known) if known else 0.0
     sign = -1.0 if order == "easy_to_hard" else 1.0
-    return sorted(train_ids, key=lambda key: sign * ease.get(key, middle))
+    return sorted(train_ids, key=lambda key: sign * easiness.get(key, middle))
 
 
 def pass_of(iteration: int, prompts: int, per_iteration: int) -> tuple[int, int]:
@@ -78,7 +78,7 @@ class Take:
 
     choose: Callable[[], list[PromptRow]]
     """Finds the prompts; not called for a finished iteration."""
-    inputs: dict[str, Any]
+    inputs: Json
     """Settings by dotted key."""
     made_from: dict[str, str]
     """Digests of the measured difficulty."""
@@ -89,13 +89,13 @@ class Take:
         return self.choose()
 
 
-def slice_of(campaign: Campaign, k: int, train: list[PromptRow]) -> Take:
-    """The training prompts of iteration `k`."""
-    prompts = campaign.base.prompts
-    ease, made_from = _ease(campaign, k, train)
+def take_prompts(it: Iteration) -> Take:
+    """The training prompts of the iteration."""
+    campaign, prompts, train = it.campaign, it.campaign.base.prompts, it.prompts["train"]
+    easiness, made_from = _easiness(campaign, it.k, train)
     rows = {row.id: row for row in train}
     inputs = {f"prompts.{key}": value for key, value in prompts.scheduled().items()}
-    choose = partial(_chosen, prompts, k, ordered(list(rows), ease, prompts.order), campaign.base.seed)
+    choose = partial(_chosen, prompts, it.k, ordered(list(rows), easiness, prompts.order), campaign.base.seed)
     return Take(lambda: [rows[id] for id in choose()], inputs, made_from)
 
 
@@ -108,8 +108,8 @@ def _chosen(prompts: PromptsBase, k: int, ids: list[str], seed: int) -> list[str
     return [ids[i] for i in slice_for(place, ids, prompts.per_iteration, seed)]
 
 
-def _ease(campaign: Campaign, k: int, train: list[PromptRow]) -> tuple[dict[str, float], dict[str, str]]:
-    """Each prompt's ease, where known (higher is easier), and the digests it was computed from."""
+def _easiness(campaign: Campaign, k: int, train: list[PromptRow]) -> tuple[dict[str, float], dict[str, str]]:
+    """Each prompt's easiness, where known (higher is easier), and the digests it was computed from."""
     prompts = campaign.base.prompts
     if prompts.order == "random":
         return {}, {}
@@ -120,7 +120,7 @@ def _ease(campaign: Campaign, k: int, train: list[PromptRow]) -> tuple[dict[str,
         return given_rates(prompts, train) | measured, {"solve rates": tables.digest(measured)} if measured else {}
     if prompts.order_by == "margin":
         return margins_of(train), {}
-    return model_ease(campaign, train)
+    return base_easiness(campaign, train)
 
 
 def given_rates(prompts: PromptsBase, train: list[PromptRow]) -> dict[str, float]:
@@ -173,7 +173,7 @@ def margins_of(train: list[PromptRow]) -> dict[str, float]:
     return found
 
 
-def model_ease(campaign: Campaign, train: list[PromptRow]) -> tuple[dict[str, float], dict[str, str]]:
+def base_easiness(campaign: Campaign, train: list[PromptRow]) -> tuple[dict[str, float], dict[str, str]]:
     """Mean log-prob of the chosen minus the rejected answer under the base model, in nats, measured once. In this order
     the share of pairs that the base model ranks correctly falls from part to part, as in sDPO (arXiv:2403.19270,
     section 4.1)."""
@@ -193,8 +193,8 @@ def model_ease(campaign: Campaign, train: list[PromptRow]) -> tuple[dict[str, fl
         counts = {"pairs": len(pairs), "known": sum(map(len, gaps.values())), "ranked_right": right}
         seconds = {"wall": time.perf_counter() - started, **computed}
         manifest = campaign.finish(folder, [answers, logps], inputs=inputs, counts=counts, seconds=seconds)
-    ease = {id: sum(each) / len(each) for id, each in _gaps(train, logps).items() if each}
-    return ease, {"ease": manifest.digest}
+    easiness = {id: sum(each) / len(each) for id, each in _gaps(train, logps).items() if each}
+    return easiness, {"ease": manifest.digest}
 
 
 def _gaps(train: list[PromptRow], path: Path) -> dict[str, list[float]]:

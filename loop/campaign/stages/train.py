@@ -4,18 +4,17 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from loop.campaign.context import Campaign, ModelRoles, sound_alarms
+from loop.campaign.context import Campaign, Iteration, sound_alarms
 from loop.campaign.stages.evaluate import eval_shards, results
-from loop.config.settings import Config
 from loop.measure.signal import late_mean
-from loop.prompts.row import PromptRow
 from loop.prompts.supervised import mix_digest
 from loop.seeds import seed_for
 from loop.store.files import read_rows
 from loop.store.model_folder import weights_hash
 from loop.store.model_refs import Model
+from loop.store.run_records import Json
+from loop.store.run_state import PairCounts, TrainCounts
 from loop.store.stage import Manifest, StageFolder
 from loop.view.display import train_progress
 from loop.workers.process import Job
@@ -31,21 +30,21 @@ class Selected:
     """The chosen checkpoint: the hash of its weights, and the manifest's record of the choice."""
 
     hash: str
-    record: dict[str, Any]
+    record: Json
 
 
-def select_candidate(campaign: Campaign, k: int, folder: StageFolder, gate: list[PromptRow]) -> Selected:
+def select_candidate(it: Iteration, folder: StageFolder) -> Selected:
     """Evaluate every checkpoint on the gate prompts, and make the best one the candidate; ties go to the latest."""
-    metric = campaign.loaded.at(k).promote.metric
+    metric = it.config.promote.metric
     paths = checkpoints_of(folder)
-    values = {path.name: _value(campaign, k, folder, path, gate, metric) for path in paths}
+    values = {path.name: _value(it, folder, path, metric) for path in paths}
     best = max(paths, key=lambda path: (values[path.name] is not None, values[path.name] or 0.0, paths.index(path)))
     if not folder.model.exists():
         partial = fresh_partial(folder.model)
         shutil.copytree(best, partial, dirs_exist_ok=True)
         shutil.copyfile(folder.last / SUMMARY, partial / SUMMARY)
         publish_folder(partial, folder.model)
-    campaign.display.say(f"  best of {len(paths)} checkpoints by {metric} on the gate prompts: {best.name}")
+    it.campaign.display.say(f"  best of {len(paths)} checkpoints by {metric} on the gate prompts: {best.name}")
     return Selected(weights_hash(folder.model), {"checkpoint": best.name, "metric": metric, "values": values})
 
 
@@ -55,87 +54,74 @@ def checkpoints_of(folder: StageFolder) -> list[Path]:
     return [*kept, folder.last]
 
 
-def _value(
-    campaign: Campaign, k: int, folder: StageFolder, path: Path, gate: list[PromptRow], metric: str
-) -> float | None:
+def _value(it: Iteration, folder: StageFolder, path: Path, metric: str) -> float | None:
     """The metric of one checkpoint, on the responses an evaluation would sample."""
+    campaign, k = it.campaign, it.k
     model = Model(path, weights_hash(path), k, f"checkpoint {path.name} of iteration {k}")
     place = StageFolder(folder.work / "gate" / path.name, "select", k)
-    shards = eval_shards(campaign, place, campaign.base, model, "gate", gate)
+    shards = eval_shards(campaign.base, place, model, "gate", it.prompts["gate"])
     with campaign.bar(place, f"evaluate {path.name}", sum(s.responses for s in shards), "responses") as bar:
         campaign.crew.label(shards, campaign.crew.eval_judge, bar)
     interval = results(shards, campaign.base).metric(metric)
     return interval.value if interval is not None else None
 
 
-def train_stage(
-    campaign: Campaign,
-    k: int,
-    standing: ModelRoles,
-    paired: Manifest,
-    gate: list[PromptRow],
-    train: TrainSettings,
-    attempt: int,
-) -> tuple[Manifest, Model]:
+def train_stage(it: Iteration, paired: Manifest, train: TrainSettings, attempt: int) -> tuple[Manifest, Model]:
     """Train the round with this attempt's settings; the candidate is a complete model folder. With `train.select: best`
     it is the best checkpoint on the gate prompts."""
-    config, folder = campaign.loaded.at(k), campaign.run.stage(k, "train", attempt)
-    policy, reference = standing.start(config), standing.reference(config)
-    inputs = train_inputs(campaign, k, train) | {
-        "made from": {"pair": paired.digest, "policy": policy.hash, "reference": reference.hash}
+    campaign, k, folder = it.campaign, it.k, it.folder("train", attempt)
+    inputs = train_inputs(it, train) | {
+        "made from": {"pair": paired.digest, "policy": it.start.hash, "reference": it.reference.hash}
     }
     if train.mix is not None:
         inputs["made from"]["mix"] = mix_digest(train.mix.path)
     if train.select == "best":
-        inputs |= {"judge": campaign.eval_judge, "promote.metric": config.promote.metric}
+        inputs |= {"judge": campaign.eval_judge, "promote.metric": it.config.promote.metric}
     if manifest := campaign.finished(folder, inputs):
-        return manifest, Model(folder.model, manifest.counts["weights_hash"], k)
+        return manifest, Model(folder.model, manifest.counted(TrainCounts).weights_hash, k)
     campaign.begin_work()
     folder.claim(inputs)
     own, others = campaign.run.behind(k)
     task = TrainTask(
         name=f"iteration {k}",
-        spec=round_spec(config, k, train, policy, reference, folder),
-        sampled_by=standing.sampler(config).hash,
+        spec=round_spec(it, train, folder),
+        sampled_by=it.sampler.hash,
         responses=tuple(own),
-        pairs=campaign.run.stage(k, "pair").relations(paired.counts.get("kind", "pairs")),
+        pairs=it.folder("pair").relations(paired.counted(PairCounts).kind),
         others=tuple(others),
         steps=folder.steps,
-        chat_template_kwargs=config.model.chat_template_kwargs,
+        chat_template_kwargs=it.config.model.chat_template_kwargs,
     )
     started = time.perf_counter()
     with campaign.bar(folder, "train", 0, "steps") as bar:
         progress = train_progress(bar, lambda total: campaign.run.event("stage_planned", iteration=k, total=total))
         result = campaign.crew.train(Job(f"training iteration {k}", "train", {"task": task}, progress))
-    selected = select_candidate(campaign, k, folder, gate) if train.select == "best" else None
+    selected = select_candidate(it, folder) if train.select == "best" else None
     manifest = finish_training(campaign, folder, inputs, result, selected, time.perf_counter() - started)
-    return manifest, Model(folder.model, manifest.counts["weights_hash"], k)
+    return manifest, Model(folder.model, manifest.counted(TrainCounts).weights_hash, k)
 
 
-def round_spec(
-    config: Config, k: int, train: TrainSettings, policy: Model, reference: Model, folder: StageFolder
-) -> RoundSpec:
-    """What the trainer needs to know of iteration `k`'s round, whose stage folder is `folder`."""
+def round_spec(it: Iteration, train: TrainSettings, folder: StageFolder) -> RoundSpec:
+    """What the trainer needs to know of the iteration's round, whose stage folder is `folder`."""
     return RoundSpec(
-        policy=policy.path,
-        policy_hash=policy.hash,
-        reference=reference.path,
-        reference_hash=reference.hash,
+        policy=it.start.path,
+        policy_hash=it.start.hash,
+        reference=it.reference.path,
+        reference_hash=it.reference.hash,
         work=folder.work,
         out=folder.last if train.select == "best" else folder.model,
         settings=train,
-        seed=seed_for(config.seed, k, "train"),
-        threads=config.threads,
+        seed=seed_for(it.config.seed, it.k, "train"),
+        threads=it.config.threads,
     )
 
 
-def train_inputs(campaign: Campaign, k: int, train: TrainSettings) -> dict[str, Any]:
+def train_inputs(it: Iteration, train: TrainSettings) -> Json:
     """The settings that determine the candidate."""
-    config = campaign.loaded.at(k)
     return {
-        "seed": config.seed,
-        "start": config.start,
-        "reference": config.reference,
+        "seed": it.config.seed,
+        "start": it.config.start,
+        "reference": it.config.reference,
         **{f"train.{key}": value for key, value in train.deciding.items()},
     }
 
@@ -143,7 +129,7 @@ def train_inputs(campaign: Campaign, k: int, train: TrainSettings) -> dict[str, 
 def finish_training(
     campaign: Campaign,
     folder: StageFolder,
-    inputs: dict[str, Any],
+    inputs: Json,
     result: TrainResult,
     selected: Selected | None,
     wall: float,

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from loop.campaign.stages.take_prompts import slice_of
+from loop.campaign.context import Iteration, ModelRoles
+from loop.campaign.stages.take_prompts import take_prompts
 from loop.commands.export import export_pairs
 from loop.config.load import load_config
 from loop.config.reward_settings import RunPairs
 from loop.format import percent
 from loop.prompts.row import PromptRow
 from loop.report.model_card import model_card
+from loop.store.model_refs import Model
 from loop.store.run_folder import RunFolder
 from loop.view.frame import scores
 from loop.view.notebook import RunView
@@ -248,7 +250,12 @@ def test_the_second_pass_goes_by_the_solve_rates_of_the_first(reference: Path) -
     train = [PromptRow(id, [], None, {}) for id in sorted(rates)]
     base = load_config(reference / "campaign.yaml", ["prompts.order=hard_to_easy"]).base
     campaign: Any = SimpleNamespace(base=base, run=RunFolder(reference))
-    first, third, fourth = (slice_of(campaign, k, train) for k in (1, 3, 4))
+
+    def of(k: int) -> Iteration:
+        model = Model(reference, "hash", 0)
+        return Iteration(campaign, k, base, ModelRoles(model, model, model), {"train": train})
+
+    first, third, fourth = (take_prompts(of(k)) for k in (1, 3, 4))
     assert (first.made_from, third.inputs["prompts.order"]) == ({}, "hard_to_easy")
     hard, easy = ([rate[row.id] for row in one.rows] for one in (third, fourth))
     assert (len(hard), len(easy)) == (16, 16)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from loop.campaign.context import ModelRoles
+from loop.campaign.context import Iteration, ModelRoles
 from loop.campaign.stages.limits import LOOKED_AT, is_refusal
 from loop.campaign.stages.promote import compare_with_incumbent, limits_measured
 from loop.config.load import load_config
@@ -212,13 +212,14 @@ class GateOnly:
 def test_no_decision_reads_the_test_set(settings: dict[str, Any], tmp_path: Path) -> None:
     settings["promote"] = {"rule": "not_worse", "limits": {"length_ratio": 1.5, "truncated": 0.5}}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    campaign: Any = SimpleNamespace(loaded=load_config(tmp_path / "settings.yaml"), run=RunFolder(tmp_path / "run"))
+    campaign: Any = SimpleNamespace(run=RunFolder(tmp_path / "run"))
     base, candidate = Model(Path("base"), "b", 0), Model(Path("one"), "c", 1)
     counts: Counts = {"sampled_accuracy": {f"p{i}": [i % 2, 1] for i in range(40)}}
     gate = SetMetrics(counts=counts, mean_length=8.0, truncated_share=0.1)
     measured: Any = {0: GateOnly(gate), 1: GateOnly(gate)}
-    standing = ModelRoles(base, base, base)
-    attempt = compare_with_incumbent(campaign, 1, 1, standing, candidate, {}, {}, measured)
+    config = load_config(tmp_path / "settings.yaml").base
+    it = Iteration(campaign, 1, config, ModelRoles(base, base, base), {})
+    attempt = compare_with_incumbent(it, 1, candidate, {}, {}, measured)
     assert attempt.decision.promote
     with pytest.raises(AssertionError, match="reads the test set"):
         _ = measured[0].test

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from judges import JudgeError
-from loop.campaign.context import Campaign
+from loop.campaign.context import Campaign, Iteration, ModelRoles
 from loop.campaign.stages.people import label_by_people, labels_of
 from loop.commands.plan import check_judge
 from loop.config.load import load_config
@@ -16,6 +16,7 @@ from loop.config.settings import JudgeConfig
 from loop.errors import AwaitingLabels
 from loop.prompts.row import read_table
 from loop.store import tables
+from loop.store.model_refs import Model
 from loop.store.run_folder import RunFolder
 from loop.view.display import Display
 from loop.workers.pool import Shard, WorkerPool
@@ -90,6 +91,8 @@ class Bench:
         shutil.copytree(reference / "iter-001" / "sample", run.stage(1, "sample").path)
         display = Display(quiet=True)
         self.campaign = Campaign(run, loaded, WorkerPool(run, loaded.base, display), display, verify=False)
+        models = ModelRoles(*[Model(run.root, "hash", 0)] * 3)
+        self.it = Iteration(self.campaign, 1, loaded.base, models, {})
         self.campaign.judge = {"name": "external", "version": "1", "args": args}
         self.folder = run.stage(1, "judge")
         prompts = tuple(read_table(tables.read(run.prompts().path / "train.parquet")))
@@ -99,7 +102,7 @@ class Bench:
         ]
 
     def label(self) -> str | None:
-        return label_by_people(self.campaign, 1, self.shards)
+        return label_by_people(self.it, self.shards)
 
     def sheet(self) -> list[dict[str, Any]]:
         """What is to be labelled, once it has been written."""

@@ -18,7 +18,7 @@ from tests.helpers import tiny
 from tests.helpers.campaigns import Cli, assert_same_results, read, refusal, rows
 
 BASE, ONE, TWO, ANCHOR = (Model(Path(name), name, k) for k, name in enumerate(("base", "one", "two", "anchor")))
-STANDING = ModelRoles(incumbent=ONE, initial=BASE, previous=TWO, anchor=ANCHOR)
+STANDING = ModelRoles(incumbent=ONE, initial=BASE, previous=TWO, separate=ANCHOR)
 WEIGHTS = "train/model/model.safetensors"
 
 

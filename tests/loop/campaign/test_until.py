@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loop.campaign.context import StopPoint, read_goal
+from loop.campaign.context import StopPoint, read_stop_point
 from loop.errors import UserError
 from tests.helpers.campaigns import Cli, assert_same_results, refusal
 
@@ -15,18 +15,18 @@ from tests.helpers.campaigns import Cli, assert_same_results, refusal
     [("2", (2, "promote")), ("1/pair", (1, "pair")), ("3/promote", (3, "promote")), ("0", (0, "eval"))],
 )
 def test_a_goal_is_an_iteration_or_a_stage_of_one(text: str, goal: tuple[int, str]) -> None:
-    assert read_goal(text, 3) == StopPoint(*goal)
+    assert read_stop_point(text, 3) == StopPoint(*goal)
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1/", "1/pairs", "0/train", "1.5", "1/pair/2"])
 def test_anything_else_is_refused_with_the_stages(text: str) -> None:
     with pytest.raises(UserError, match="expected an iteration or an iteration and a stage"):
-        read_goal(text, 3)
+        read_stop_point(text, 3)
 
 
 def test_a_goal_beyond_the_campaign_is_refused() -> None:
     with pytest.raises(UserError, match="the campaign has 3 iterations"):
-        read_goal("4", 3)
+        read_stop_point("4", 3)
 
 
 @pytest.mark.slow

@@ -99,6 +99,7 @@ def test_a_fork_reads_its_parents_and_writes_only_its_own(tmp_path: Path) -> Non
 def test_a_cache_is_shown_by_judge_and_by_word_with_those_of_the_parents(cli: Cli) -> None:
     run = RunFolder(cli.runs / "fork")
     run.root.mkdir(parents=True)
+    run.write_format()
     run.config.write_text("iterations: 1\n", encoding="utf-8")
     parent, own = cli.folder / "parent.sqlite", run.verdict_cache
     run.lineage.write_text(json.dumps({"verdict_caches": [str(parent)]}), encoding="utf-8")

@@ -137,7 +137,7 @@ def test_arguments_of_one_s_own_loss_reach_it(make_spec: Spec, telling_data: Pre
         ("no_such_package:f", r"'no_such_package:f' cannot be imported \(ModuleNotFoundError.*PYTHONPATH"),
         (f"{OWN}:gone", r"cannot be imported \(AttributeError"),
         (f"{OWN}:unmarked", r"does not declare what it is defined on; put @trainer\.losses\.terms\.loss\("),
-        (f"{OWN}:averaged", r"averaged returned \(\) for \d+ relations\. A loss gives one value for each"),
+        (f"{OWN}:averaged", r"averaged returned \(\) for \d+ relations\. A loss must return one value for each"),
         (
             f"{OWN}:capped",
             r"capped: most has no default, so the config must give it \(.*beta=0\.1, most\)",
