@@ -92,13 +92,13 @@ class Campaign:
         self,
         run: RunFolder,
         loaded: LoadedConfig,
-        crew: WorkerPool,
+        pool: WorkerPool,
         display: Display,
         *,
         verify: bool = False,
         until: StopPoint | None = None,
     ):
-        self.run, self.loaded, self.crew, self.display = run, loaded, crew, display
+        self.run, self.loaded, self.pool, self.display = run, loaded, pool, display
         self.verify, self.until = verify, until
         self.base = loaded.base
         self.judge: dict[str, Any] = {}

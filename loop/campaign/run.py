@@ -53,8 +53,8 @@ def run_campaign(
     """
     run.check_format()
     remember_secrets(loaded.raw)
-    with run.locked(), WorkerPool(run, loaded.base, display) as crew:
-        campaign = Campaign(run, loaded, crew, display, verify=verify, until=until)
+    with run.locked(), WorkerPool(run, loaded.base, display) as pool:
+        campaign = Campaign(run, loaded, pool, display, verify=verify, until=until)
         display.look = partial(look, run, loaded)
         if repair:
             campaign.repair()
@@ -103,7 +103,7 @@ def walk(campaign: Campaign, last: int) -> int:
     models = base_stage(campaign)
     if last:
         models = replace(models, separate=first_reference(campaign, models.initial))
-    campaign.crew.initial = ModelRef(models.initial.path, models.initial.hash)
+    campaign.pool.initial = ModelRef(models.initial.path, models.initial.hash)
     evaluations = {0: eval_stage(Iteration(campaign, 0, campaign.base, models, prompts), models.initial)}
     refresh(campaign, 0)
     campaign.reached(0, "eval")
@@ -125,12 +125,12 @@ def stops_at(campaign: Campaign, k: int, models: ModelRoles) -> bool:
 
 def check_judges(campaign: Campaign) -> None:
     """Test the judges on their known examples, and keep their fingerprints."""
-    crew, correct_at = campaign.crew, campaign.base.pairs.correct_at
-    if crew.judge is not None:
-        campaign.judge = campaign.eval_judge = crew.prepare(crew.judge, correct_at)
-        refuse_comparing(campaign.loaded, crew.judge.compares)
-    if crew.eval_judge is not None and crew.eval_judge is not crew.judge:
-        campaign.eval_judge = crew.prepare(crew.eval_judge, correct_at)
+    pool, correct_at = campaign.pool, campaign.base.pairs.correct_at
+    if pool.judge is not None:
+        campaign.judge = campaign.eval_judge = pool.prepare(pool.judge, correct_at)
+        refuse_comparing(campaign.loaded, pool.judge.compares)
+    if pool.eval_judge is not None and pool.eval_judge is not pool.judge:
+        campaign.eval_judge = pool.prepare(pool.eval_judge, correct_at)
 
 
 def run_iteration(it: Iteration, evaluations: dict[int, Evaluation]) -> ModelRoles:

@@ -27,7 +27,7 @@ UNSURE = 0.05
 """Largest normal share of error verdicts."""
 INCONSISTENT = 0.7
 """Smallest normal share of games in which both orders agree."""
-RUNG: dict[str, tuple[tuple[str, ...], str]] = {
+CAMPAIGN_ALARMS: dict[str, tuple[tuple[str, ...], str]] = {
     "mixed": (("solve-rates", "prompts"), "few prompts have both outcomes"),
     "solved": (("solve-rates",), "nearly all prompts are solved"),
     "unsolved": (("solve-rates",), "almost no prompts are solved"),
@@ -68,11 +68,11 @@ def alarms(data: RunData) -> list[Alarm]:
         (("orders",), "the judge depends on response order", _order),
     )
     found = [(figures, what, list(_each(data, rule))) for figures, what, rule in rules]
-    found += [(figures, what, list(_rung(data, name))) for name, (figures, what) in RUNG.items()]
+    found += [(figures, what, list(_campaign_alarms(data, name))) for name, (figures, what) in CAMPAIGN_ALARMS.items()]
     return [Alarm(figures, what, _summed(texts)) for figures, what, texts in found if texts]
 
 
-def _rung(data: RunData, name: str) -> Iterator[str]:
+def _campaign_alarms(data: RunData, name: str) -> Iterator[str]:
     for turn in data.rounds:
         for alarm in turn.state.alarms:
             if alarm.name == name:

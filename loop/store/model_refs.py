@@ -43,8 +43,8 @@ def model_record(run: RunFolder, model: Model) -> ModelRecord:
 
 
 def models_needed(run: RunFolder, k: int, config: Config) -> list[Model]:
-    """The models that an iteration after `k` finished ones starts from, samples from or is anchored to, the base model
-    first. (A reference of the user's own is found and checked when it is used.)"""
+    """The models that an iteration after `k` finished ones starts from, samples from or takes as reference, the base
+    model first. (A reference of the user's own is found and checked when it is used.)"""
     records = [run.base().policy, run.policy(k)]
     decision = run.decision(k) if k else None
     if decision and "previous" in (config.start, config.reference):

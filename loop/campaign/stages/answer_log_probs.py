@@ -13,7 +13,7 @@ from loop.workers.process import Job, call
 
 def tokenise(campaign: Campaign, texts: Sequence[AnswerText], path: Path) -> None:
     """Write the answers as policy tokens, with the base model's chat template, which all its descendants share."""
-    initial = campaign.crew.initial
+    initial = campaign.pool.initial
     assert initial is not None, "the base model is found before the first iteration"
     task = {
         "policy": initial.folder,
@@ -21,7 +21,7 @@ def tokenise(campaign: Campaign, texts: Sequence[AnswerText], path: Path) -> Non
         "chat_template_kwargs": campaign.base.model.chat_template_kwargs,
         "path": path,
     }
-    call(campaign.crew.trainer, Job("tokenising answers", "answers", task))
+    call(campaign.pool.trainer, Job("tokenising answers", "answers", task))
 
 
 def score(
@@ -32,4 +32,4 @@ def score(
     with campaign.bar(folder, title, total, "answers") as bar:
         task = ScoreTask(model, tuple(files.items()))
         job = Job(title, "score", {"task": task}, lambda said: bar.set(said["done"]))
-        return campaign.crew.train(job)
+        return campaign.pool.train(job)

@@ -60,7 +60,7 @@ def _measured(campaign: Campaign, pairs: Sequence[GivenPair], own: Path, base: P
 def eval_stage(it: Iteration, model: Model, attempt: int = 1) -> Evaluation:
     """Measure a model on the gate and test prompts."""
     campaign = it.campaign
-    if campaign.crew.eval_judge is None:
+    if campaign.pool.eval_judge is None:
         return preference_eval_stage(it, model, attempt)
     config, folder = campaign.base, it.folder("eval", attempt)
     inputs = {
@@ -82,7 +82,7 @@ def eval_stage(it: Iteration, model: Model, attempt: int = 1) -> Evaluation:
     everything = [shard for part in shards.values() for shard in part]
     title = "evaluate the base model" if it.k == 0 else "evaluate"
     with campaign.bar(folder, title, sum(s.responses for s in everything), "responses") as bar:
-        labelled = campaign.crew.label(everything, campaign.crew.eval_judge, bar)
+        labelled = campaign.pool.label(everything, campaign.pool.eval_judge, bar)
     metrics = Evaluation(*(results(shards[name], config) for name in SETS))
     write_file(folder.metrics, to_json(metrics.as_json()))
     files = [path for s in everything for path in (s.task.path, s.verdicts)]

@@ -102,7 +102,7 @@ def limits_stage(it: Iteration, candidate: Model, attempt: int) -> Numbers:
     benign = _shards(campaign.base, folder, "benign", asked, 0.0, candidate)
     if drift or benign:
         with campaign.bar(folder, "measure limits", len(asked) + len(gate) * bool(drift), "responses") as bar:
-            campaign.crew.label([*drift, *benign], None, bar)
+            campaign.pool.label([*drift, *benign], None, bar)
     text = Path(limits.text) if limits.text is not None else None
     metrics = _log_probs(it, candidate, drift, text)
     if benign:
@@ -118,7 +118,7 @@ def _log_probs(it: Iteration, candidate: Model, drift: list[Shard], text: Path |
     if not drift and text is None:
         return {}
     task = MeasureTask(candidate.path, it.models.initial.path, tuple(shard.task.path for shard in drift), text)
-    return it.campaign.crew.train(Job(f"measuring the limits of iteration {it.k}", "measure", {"task": task}))
+    return it.campaign.pool.train(Job(f"measuring the limits of iteration {it.k}", "measure", {"task": task}))
 
 
 def refused(shards: list[Path]) -> Numbers:

@@ -123,7 +123,7 @@ class OnlineWork:
         """Sample and judge the slice."""
         self.bar.before = sum(map(len, self.slices[:at])) * self.config.sampling.n
         with self.timed("label"):
-            labelled = self.campaign.crew.label([shard], self.campaign.crew.judge, self.bar)
+            labelled = self.campaign.pool.label([shard], self.campaign.pool.judge, self.bar)
         for part, seconds in labelled.seconds.items():
             self.seconds[part] += seconds
 
@@ -142,7 +142,7 @@ class OnlineWork:
             write_relations(path, table_of(pairing.relations, kind, pairing.iteration))
         part = SliceData(at, shard.task.path, path, self.record.pairs.answers if self.answers else None)
         with self.timed("train"):
-            stand: Stand = self.campaign.crew.train(self.job("train_slice", self.note, part=part))
+            stand: Stand = self.campaign.pool.train(self.job("train_slice", self.note, part=part))
         return stand
 
     def shard(self, at: int, sampler: Model) -> Shard:
@@ -166,7 +166,7 @@ class OnlineWork:
     def ask(self, method: str, on_progress: OnProgress = lambda _: None, **details: Any) -> Any:
         """Run a trainer job that takes no optimizer steps, and return its result."""
         with self.timed("train"):
-            return call(self.campaign.crew.trainer, self.job(method, on_progress, **details))
+            return call(self.campaign.pool.trainer, self.job(method, on_progress, **details))
 
     def note(self, progress: Mapping[str, Any]) -> None:
         """Show the trainer's slow phases other than optimizer steps."""

@@ -52,7 +52,7 @@ def base_stage(campaign: Campaign) -> ModelRoles:
     base = campaign.base.model.base
     if not path.exists():
         campaign.begin_work()
-        folder, found = call(campaign.crew.trainer, Job(f"finding the model {base}", "base", {"base": base}))
+        folder, found = call(campaign.pool.trainer, Job(f"finding the model {base}", "base", {"base": base}))
         write_file(path, to_json(BaseRecord(base, ModelRecord(str(folder), found, 0)).as_json()))
     record = campaign.run.base()
     if record.base != base:

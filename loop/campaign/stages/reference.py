@@ -26,7 +26,7 @@ def first_reference(campaign: Campaign, initial: Model) -> Model | None:
         _refuse_another(campaign, before, named)
         campaign.begin_work()
         job = Job(f"finding the reference {named}", "reference", {"named": named, "base": initial.path})
-        folder, found = call(campaign.crew.trainer, job)
+        folder, found = call(campaign.pool.trainer, job)
         model = model_record(campaign.run, Model(folder, found, 0, f"the model {named}"))
         write_file(path, to_json(ReferenceRecord(named, model).as_json()))
     return model_of(campaign.run, read_record(path, ReferenceRecord).model)
@@ -58,7 +58,7 @@ def update_average(campaign: Campaign, k: int, models: ModelRoles) -> ModelRoles
         folder.claim(inputs)
         started = time.perf_counter()
         task = AverageTask(average.path, average.hash, newest.path, newest.hash, config.reference_decay, folder.model)
-        found = campaign.crew.train(Job(f"averaging the reference of iteration {k}", "average", {"task": task}))
+        found = campaign.pool.train(Job(f"averaging the reference of iteration {k}", "average", {"task": task}))
         files = [path for path in folder.model.rglob("*") if path.is_file()]
         seconds = {"wall": time.perf_counter() - started}
         manifest = campaign.finish(folder, files, inputs=inputs, counts={"weights_hash": found}, seconds=seconds)

@@ -122,7 +122,7 @@ def draw(
     it: Iteration, sources: Sources, rows: list[PromptRow], sampled: Manifest | None
 ) -> tuple[list[Shard], ShardTotals]:
     """Sample all shards of the iteration, and judge them unless people do or the run stops after sampling."""
-    totals, pool, config = ShardTotals(), it.campaign.crew, it.config
+    totals, pool, config = ShardTotals(), it.campaign.pool, it.config
     judge = None if config.human_judge or it.campaign.until == (it.k, "sample") else pool.judge
     shards = sample_shards(it, sources, rows)
     if config.sampling.adaptive is not None:
@@ -136,7 +136,7 @@ def draw(
 def label(it: Iteration, shards: list[Shard], judge: JudgeHandle | None, title: str) -> ShardTotals:
     """Sample the shards and judge them; without a judge, only sample."""
     with it.campaign.bar(it.folder("sample"), title, sum(s.responses for s in shards), "responses") as bar:
-        return it.campaign.crew.label(shards, judge, bar)
+        return it.campaign.pool.label(shards, judge, bar)
 
 
 def sample_inputs(it: Iteration, sources: Sources, taken: Take) -> Json:

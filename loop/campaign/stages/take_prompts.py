@@ -177,7 +177,7 @@ def base_easiness(campaign: Campaign, train: list[PromptRow]) -> tuple[dict[str,
     """Mean log-prob of the chosen minus the rejected answer under the base model, in nats, measured once. In this order
     the share of pairs that the base model ranks correctly falls from part to part, as in sDPO (arXiv:2403.19270,
     section 4.1)."""
-    folder, initial = campaign.run.stage(0, "ease"), campaign.crew.initial
+    folder, initial = campaign.run.stage(0, "ease"), campaign.pool.initial
     assert initial is not None, "the base model is found before the first iteration"
     pairs = [pair for row in train for pair in given_pairs(row)]
     inputs = {"made from": {"prompts": campaign.prompts_digest, "policy": initial.digest}}

@@ -61,7 +61,7 @@ def _value(it: Iteration, folder: StageFolder, path: Path, metric: str) -> float
     place = StageFolder(folder.work / "gate" / path.name, "select", k)
     shards = eval_shards(campaign.base, place, model, "gate", it.prompts["gate"])
     with campaign.bar(place, f"evaluate {path.name}", sum(s.responses for s in shards), "responses") as bar:
-        campaign.crew.label(shards, campaign.crew.eval_judge, bar)
+        campaign.pool.label(shards, campaign.pool.eval_judge, bar)
     interval = results(shards, campaign.base).metric(metric)
     return interval.value if interval is not None else None
 
@@ -95,7 +95,7 @@ def train_stage(it: Iteration, paired: Manifest, train: TrainSettings, attempt: 
     started = time.perf_counter()
     with campaign.bar(folder, "train", 0, "steps") as bar:
         progress = train_progress(bar, lambda total: campaign.run.event("stage_planned", iteration=k, total=total))
-        result = campaign.crew.train(Job(f"training iteration {k}", "train", {"task": task}, progress))
+        result = campaign.pool.train(Job(f"training iteration {k}", "train", {"task": task}, progress))
     selected = select_candidate(it, folder) if train.select == "best" else None
     manifest = finish_training(campaign, folder, inputs, result, selected, time.perf_counter() - started)
     return manifest, Model(folder.model, manifest.counted(TrainCounts).weights_hash, k)

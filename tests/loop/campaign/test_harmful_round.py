@@ -1,6 +1,6 @@
 """A round that does harm, because the judge lies while its responses are labelled: what the gate makes of it.
 
-Three seeds, one crew for all of them. The gate and the retry decide on the very round that did harm: their runs are
+Three seeds, one pool for all of them. The gate and the retry decide on the very round that did harm: their runs are
 copies of the one without a gate, whose last decision was taken back.
 """
 
@@ -61,18 +61,18 @@ def config(toys: Path, _settings: dict[str, Any], tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="module")
-def crew(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerPool]:
+def pool(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerPool]:
     """Workers for all the campaigns of this file."""
-    run = RunFolder(tmp_path_factory.mktemp("crew"))
-    with WorkerPool(run, load_config(config).base, Display(quiet=True)) as crew:
-        yield crew
+    run = RunFolder(tmp_path_factory.mktemp("pool"))
+    with WorkerPool(run, load_config(config).base, Display(quiet=True)) as pool:
+        yield pool
 
 
-def campaign(run: RunFolder, config: Path, crew: WorkerPool, *changes: str) -> dict[str, Any]:
+def campaign(run: RunFolder, config: Path, pool: WorkerPool, *changes: str) -> dict[str, Any]:
     """Work until nothing is left to do; the state and the last decision."""
     with run.locked():
-        work(Campaign(run, load_config(config, changes), crew, Display(quiet=True)))
-    return collect(run) | {"last": read_json(run.promotion(2))}
+        work(Campaign(run, load_config(config, changes), pool, Display(quiet=True)))
+    return collect(run).as_json() | {"last": read_json(run.promotion(2))}
 
 
 def decided_again(run: RunFolder, name: str) -> RunFolder:
@@ -91,16 +91,16 @@ def accuracies(state: dict[str, Any]) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_gate_keeps_the_best_iteration_and_a_retry_recovers(
-    seed: int, config: Path, crew: WorkerPool, tmp_path: Path
+    seed: int, config: Path, pool: WorkerPool, tmp_path: Path
 ) -> None:
     run = RunFolder(tmp_path / "ungated")
-    ungated = campaign(run, config, crew, f"seed={seed}")
+    ungated = campaign(run, config, pool, f"seed={seed}")
     base, taught, harmed = accuracies(ungated)
     assert base + 0.2 < taught, "the honest round teaches something"
     assert harmed < taught - 0.3, "the round with the lying judge does harm"
     assert ungated["incumbent"] == 2
 
-    gated = campaign(decided_again(run, "gated"), config, crew, f"seed={seed}", *GATE)
+    gated = campaign(decided_again(run, "gated"), config, pool, f"seed={seed}", *GATE)
     assert accuracies(gated) == accuracies(ungated)
     assert (gated["incumbent"], gated["last"]["promoted"]) == (1, False)
     assert gated["last"]["reason"].startswith(
@@ -108,7 +108,7 @@ def test_the_gate_keeps_the_best_iteration_and_a_retry_recovers(
     )
     assert "does not lie above -10.00 (not_worse)" in gated["last"]["reason"]
 
-    retried = campaign(decided_again(run, "retried"), config, crew, f"seed={seed}", *RETRY)
+    retried = campaign(decided_again(run, "retried"), config, pool, f"seed={seed}", *RETRY)
     assert [attempt["promoted"] for attempt in retried["last"]["attempts"]] == [False, True]
     assert retried["incumbent"] == 2
     assert accuracies(retried)[2] > harmed + 0.15

@@ -125,8 +125,8 @@ def run_toy(name: str, model: Path, folder: Path, *changes: str) -> RunFolder:
     """Run a recipe at toy size on the tiny model; its run folder."""
     fixed = [f"model.base={model}", "threads=1", "train.precision=fp32", "eval.samples=1"]
     loaded, run = load_config(name, [*fixed, *changes], toy=True), RunFolder(folder / "run")
-    with run.locked(), WorkerPool(run, loaded.base, Display(quiet=True)) as crew:
-        work(Campaign(run, loaded, crew, Display(quiet=True)))
+    with run.locked(), WorkerPool(run, loaded.base, Display(quiet=True)) as pool:
+        work(Campaign(run, loaded, pool, Display(quiet=True)))
     return run
 
 

@@ -14,7 +14,7 @@ from loop.report.figure import Figure, Missing
 from loop.report.figures_data import orders, solve_rates
 from loop.report.figures_gradient import gradient_field
 from loop.report.figures_quality import frontier, kl, moved, won_and_lost
-from loop.report.warnings import RUNG, alarms
+from loop.report.warnings import CAMPAIGN_ALARMS, alarms
 from loop.store.run_records import Difference, SetMetrics
 from loop.store.run_state import Alarm
 from tests.helpers.made_runs import Made, make_run
@@ -81,17 +81,17 @@ def test_growing_and_cut_off_responses_are_warnings(data: RunData) -> None:
     assert found["responses are truncated"] == "iteration 2: 25.0 % of the test responses hit the token limit"
 
 
-def test_what_the_campaign_rang_is_on_the_page_by_iteration(data: RunData) -> None:
-    rung = changed(data, 1, state={"alarms": (alarm("entropy", "narrow: 20 %"),)})
-    rung = changed(rung, 2, state={"alarms": (alarm("entropy", "narrow: 10 %"), alarm("length", "long"))})
-    assert told(rung) == {
+def test_alarms_of_the_campaign_are_on_the_page_by_iteration(data: RunData) -> None:
+    alarmed = changed(data, 1, state={"alarms": (alarm("entropy", "narrow: 20 %"),)})
+    alarmed = changed(alarmed, 2, state={"alarms": (alarm("entropy", "narrow: 10 %"), alarm("length", "long"))})
+    assert told(alarmed) == {
         "entropy collapsed": "iteration 1: narrow: 20 %; iteration 2: narrow: 10 %",
         "training responses grow longer": "iteration 2: long",
     }
 
 
 def test_every_alarm_of_a_campaign_has_figures_to_stand_at() -> None:
-    assert set(RUNG) == set(RULES)
+    assert set(CAMPAIGN_ALARMS) == set(RULES)
 
 
 def test_gradients_that_are_no_numbers_are_a_warning(data: RunData) -> None:
