@@ -10,12 +10,13 @@ paying for all of their responses; here a prompt that is all right or all wrong 
 No prompt is excluded outright: the fitted prior says how often a one-sided probe misleads.
 """
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from loop.seeds import hash_of
 
 MEANS = tuple(i / 40 for i in range(1, 40))
 CONCENTRATIONS = tuple(0.1 * 1.3**j for j in range(20))
@@ -169,7 +170,7 @@ def _ordered(
     steps = {state: best_steps(forecast) for state, forecast in forecasts.items()}
     usual = sum(p.tokens for p in probed) / max(1, sum(p.seen for p in probed))
     ranked = [
-        (-step.gain / step.added / _tokens(one, usual), step.to, _draw(seed, one.prompt_id), one.prompt_id, step)
+        (-step.gain / step.added / _tokens(one, usual), step.to, hash_of(seed, one.prompt_id), one.prompt_id, step)
         for one in probed
         for step in steps[_state(one)]
     ]
@@ -179,10 +180,6 @@ def _ordered(
 def _tokens(one: ProbeResult, usual: float) -> float:
     """Tokens that a further response will take: the mean of the prompt's own and one usual one."""
     return (one.tokens + usual) / (one.seen + 1)
-
-
-def _draw(seed: str, prompt_id: str) -> bytes:
-    return hashlib.sha256(f"{seed}|{prompt_id}".encode()).digest()
 
 
 def usual_share(n: int, probe: int, *, wanted: int, keep: float, budget: float) -> float:

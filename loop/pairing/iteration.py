@@ -3,13 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 
 from loop.config.pairs_section import PairsConfig
 from loop.pairing.one_prompt import NO_ANSWERS, build_prompt
 from loop.pairing.reasons import PROMPT_OUTCOMES, RESPONSE_REASONS, why_nothing
 from loop.pairing.records import Answers, Judged, Made
 from loop.pairing.single_rules import over_iteration
+from loop.seeds import hash_of
 
 CLASSES = 5
 """Of prompts by their solve rate: below 20 %, 20 to 40 %, and so on."""
@@ -26,7 +26,7 @@ def quotas(counts: Mapping[str, int], cap: int | None, iteration: int) -> dict[s
     spare = cap - sum(min(count, level) for count in counts.values())
     drawn = sorted(
         (prompt_id for prompt_id, count in counts.items() if count > level),
-        key=lambda prompt_id: sha256(f"{iteration}:{prompt_id}".encode()).digest(),
+        key=lambda prompt_id: hash_of(iteration, prompt_id, separator=":"),
     )
     more = set(drawn[:spare])
     return {prompt_id: min(count, level) + (prompt_id in more) for prompt_id, count in counts.items()}

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from random import Random
 from typing import ClassVar
 
+from loop.seeds import hash_of
 from trainer.losses.method import Kind
 
 
@@ -131,8 +131,7 @@ class Pool:
 
     def draw(self) -> Random:
         """Chance that the seed and the prompt alone decide."""
-        digest = sha256(f"{self.seed}|{self.prompt_id}".encode()).digest()
-        return Random(int.from_bytes(digest[:8], "big"))
+        return Random(int.from_bytes(hash_of(self.seed, self.prompt_id)[:8], "big"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ turns them into messages. `datasets` and `reasoning_gym` are imported when a sou
 """
 
 import csv
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 from loop.config.prompts_section import FilePrompts, Gsm8kPrompts, HubPrompts, PromptsBase, ReasoningGymPrompts
 from loop.config.types import did_you_mean
 from loop.errors import UserError
+from loop.seeds import seed_for
 
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 GSM8K = "openai/gsm8k"
@@ -186,9 +186,7 @@ def gym_rounds(config: ReasoningGymPrompts, seed: int) -> Iterator[list[dict[str
     """Endless rounds of entries (question, answer, metadata); the same seed always gives the same ones."""
     number = 0
     while True:
-        text = f"{seed}|prompts|{config.task}|{number}"
-        derived = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
-        yield _gym_entries(config, GYM_ROUND << number, derived)
+        yield _gym_entries(config, GYM_ROUND << number, seed_for(seed, "prompts", config.task, number))
         number += 1
 
 

@@ -4,6 +4,7 @@ A file is written under a partial name that carries an attempt id, fsynced and m
 the first writer should win, the first link does, so a worker presumed dead cannot corrupt anything.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from loop.store.tables import damaged
 
@@ -72,6 +73,15 @@ def share(source: Path, target: Path) -> bool:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+        return False
+    return True
+
+
+def take_lock(file: int | IO[Any], *, wait: bool = False) -> bool:
+    """Lock an open file or folder for this process; whether it got the lock. With `wait`, it waits until it is free."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
         return False
     return True
 

@@ -4,20 +4,17 @@ A hub id is downloaded, a GGUF file is converted once into a cached folder with 
 torch is imported for a conversion only; the caller runs `resolve_base` in a worker process.
 """
 
-import fcntl
 import hashlib
 import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from judges.context import ModelRef
 from loop.errors import UserError
-from loop.store.files import sha256_of
+from loop.store.files import sha256_of, take_lock
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tiktoken.model")
 IDENTITY = (
@@ -201,7 +198,8 @@ def convert_gguf(file: Path, cache: Path) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_name(target.name + ".lock")):
+        with target.with_name(target.name + ".lock").open("w") as lock:
+            take_lock(lock, wait=True)
             if not _is_sound(target):  # another process may have made it while this one waited
                 _convert_into(file, target)
     except OSError as error:
@@ -210,13 +208,6 @@ def convert_gguf(file: Path, cache: Path) -> Path:
             f"room for the weights in fp32; PREFLOOP_CACHE chooses another one."
         ) from error
     return target
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _convert_into(file: Path, target: Path) -> None:

@@ -11,7 +11,6 @@ A stage is finished when its manifest exists.
       iter-000/ease/  how easy the base model finds given pairs
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -23,7 +22,7 @@ from typing import Any
 
 from loop.errors import UserError
 from loop.redact import redacted
-from loop.store.files import append_line, read_lines, to_json, write_file
+from loop.store.files import append_line, read_lines, take_lock, to_json, write_file
 from loop.store.run_records import BaseRecord, Event, ModelRecord, PromotionRecord, as_record, read_record
 from loop.store.stage import REPEATED, STAGES, StageFolder
 
@@ -240,14 +239,12 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     """Hold a folder, made if need be, for this process alone. UserError if another one has it; `what` it is then."""
     folder.mkdir(parents=True, exist_ok=True)
     with RunFolder(folder).lock.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not take_lock(file):
             file.seek(0)
             raise UserError(
                 f"{folder} is being worked on by another process ({file.read().strip() or 'unknown'}). "
                 f"Wait until it ends, or end it; {what} has one writer."
-            ) from error
+            )
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -1,13 +1,14 @@
 """Folder that passes weights from trainer to engine within an iteration, in shared memory if there is room. Its driver
 holds a lock on it, so a folder that a killed driver left behind is recognised by its free lock."""
 
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from loop.store.files import take_lock
 
 SHARED = Path("/dev/shm")
 COPIES = 3
@@ -59,9 +60,8 @@ def _locked(folder: Path) -> int | None:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
+    with suppress(OSError):
+        if take_lock(handle):
+            return handle
+    os.close(handle)
+    return None

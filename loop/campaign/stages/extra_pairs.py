@@ -3,7 +3,6 @@ The seed decides the draw; `source_iteration` in the table says where a pair is 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,14 @@ from loop.prompts.preferences import read_pairs_of
 from loop.prompts.row import PromptRow, prompt_id, write_table
 from loop.prompts.sources import Source
 from loop.prompts.supervised import file_digest
+from loop.seeds import hash_of
 from loop.store import tables
 from loop.store.files import write_file
 
 
 def draw(keys: Sequence[str], count: int, seed: str) -> list[int]:
     """Ascending indexes of `count` keys (or all), drawn from the seed and the keys alone."""
-    ranked = sorted(range(len(keys)), key=lambda i: (sha256(f"{seed}|{keys[i]}".encode()).digest(), i))
+    ranked = sorted(range(len(keys)), key=lambda i: (hash_of(seed, keys[i]), i))
     return sorted(ranked[:count])
 
 
