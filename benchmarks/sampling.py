@@ -31,9 +31,9 @@ from loop.errors import UserError
 from loop.prompts.chat_template import render
 from loop.prompts.row import PromptRow
 from loop.prompts.sets import build_prompt_sets
-from loop.workers.pool import shard_size
 from loop.workers.process import Job, Worker, call, last_lines
 from loop.workers.sampling_service import SampleTask
+from loop.workers.shards import shard_size
 
 SIDES = ("prefloop", "bare")
 
@@ -81,7 +81,7 @@ def time_prefloop(work: Work) -> Timed:
         seconds = time.perf_counter() - started
     finally:
         engine.close()
-    return Timed(sum(r["tokens"] for r in results), seconds, sum(r["generate"] for r in results))
+    return Timed(sum(r.tokens for r in results), seconds, sum(r.generate for r in results))
 
 
 def sample_task(work: Work, name: str, rows: Sequence[PromptRow]) -> SampleTask:

@@ -25,13 +25,15 @@ from loop.errors import UserError
 from loop.redact import REMEMBERED, RedactedStream
 from trainer.errors import TrainerError
 
+Arguments = dict[str, Any]
+"""Keyword arguments of a service or of one of its methods."""
+Progress = dict[str, Any]
+"""Keyword arguments of one call of `Report`."""
 Report = Callable[..., None]
 """Called by a service with what it has done so far; every call is a sign of life."""
 
 
-def main(
-    pipe: Connection, service: str, arguments: dict[str, Any], log: Path, driver: int, secrets: frozenset[str]
-) -> None:
+def main(pipe: Connection, service: str, arguments: Arguments, log: Path, driver: int, secrets: frozenset[str]) -> None:
     """Serve jobs until the driver closes the pipe. Its own output goes to `log`, without the `secrets`."""
     end_with_driver(driver)
     REMEMBERED.update(secrets)
@@ -52,7 +54,7 @@ def main(
         try:
             obj = obj or load(service)(**arguments)
             result = getattr(obj, method)(report=report, **details)
-        except Exception as error:  # noqa: BLE001  the boundary of the process: whatever failed is told to the driver
+        except Exception as error:  # noqa: BLE001  the boundary of the process: the driver is sent whatever failed
             traceback.print_exc()
             sys.stderr.flush()
             pipe.send(("refused" if is_users(error) else "failed", number, explain(error)))

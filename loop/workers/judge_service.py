@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from judges.context import Generate, JudgeContext, Usage
+from judges.context import Generate, JudgeContext, LocalModel, Usage
 from judges.contract import Judge
 from judges.resolve import build_judge
 from judges.run import judge_groups
@@ -30,6 +29,7 @@ from loop.redact import redacted
 from loop.store import tables
 from loop.store.files import write_file
 from loop.store.model_folder import find_model
+from loop.store.run_records import Json
 from loop.store.verdict_cache import VerdictCache
 from loop.workers.entry import Report
 from loop.workers.log_prob_service import Roles, Scoring
@@ -43,6 +43,30 @@ class JudgeTask:
     responses: Path
     path: Path
     prompts: tuple[PromptRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedShard:
+    """A judged shard."""
+
+    counts: dict[str, int]
+    """Verdicts by kind."""
+    seconds: float
+    remembered: int
+    """Calls that the verdict cache saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedJudge:
+    """A judge that has passed its tests."""
+
+    fingerprint: Json
+    needs: tuple[str, ...]
+    """What the loop must give it."""
+    compares: bool
+    """Whether it judges a prompt's responses against each other."""
+    local_model: LocalModel | None
+    """The model that it wants in an engine."""
 
 
 class Meter:
@@ -71,25 +95,20 @@ class JudgeService:
         self.fingerprint = fingerprint(self.judge, settings.name)
         self.scoring = Scoring()
 
-    def prepare(self, report: Report, correct_at: float) -> dict[str, Any]:
-        """Run the judge's own known examples and the user's labelled ones; its fingerprint, what the loop must hand to
-        it, and the model that it wants in an engine. With such a model the user's examples wait for it."""
+    def prepare(self, report: Report, correct_at: float) -> PreparedJudge:
+        """Test the judge on its own examples and the user's labelled ones; the latter wait if it wants a model in an
+        engine."""
         self.judge.bind(JudgeContext(self.store, find=find_model, log_probs=self.scoring, on_usage=Meter(report).note))
         self_test(self.judge)
         model = asked_for(self.judge)
         if model is None:
             try_examples(self.judge, self.settings, correct_at)
-        return {
-            "fingerprint": self.fingerprint,
-            "needs": sorted(self.judge.needs),
-            "compares": self.judge.compares,
-            "local_model": model,
-        }
+        return PreparedJudge(self.fingerprint, tuple(sorted(self.judge.needs)), self.judge.compares, model)
 
     def try_examples(self, report: Report, correct_at: float, generate: Generate, weights: str) -> int:
         """Run the user's labelled examples with a model that answers; how many there were."""
-        told = Meter(report).note
-        self.judge.bind(JudgeContext(self.store, generate, weights, find_model, self.scoring, told))
+        on_usage = Meter(report).note
+        self.judge.bind(JudgeContext(self.store, generate, weights, find_model, self.scoring, on_usage))
         return try_examples(self.judge, self.settings, correct_at)
 
     def label(
@@ -99,8 +118,8 @@ class JudgeService:
         generate: Generate | None = None,
         weights: str = "",
         roles: Roles | None = None,
-    ) -> dict[str, Any]:
-        """Judge one shard and write the verdicts; returns counts, seconds and how many calls the cache saved.
+    ) -> JudgedShard:
+        """Judge one shard and write the verdicts.
 
         `generate` asks a model whose hash is `weights`; `roles` are the models that measure log-probs.
         """
@@ -114,7 +133,7 @@ class JudgeService:
         self._check_errors(verdicts, counts, task)
         notes = {"judge": self.fingerprint, **self._used(meter)}
         write_verdicts(task.path, groups, verdicts, notes)
-        return {"counts": dict(counts), "judge": time.perf_counter() - started, "remembered": meter.remembered}
+        return JudgedShard(dict(counts), time.perf_counter() - started, meter.remembered)
 
     def rest(self, report: Report) -> None:
         """Leave the device's memory to the trainer, until the next shard."""
@@ -175,14 +194,14 @@ def read_groups(responses: Path, prompts: tuple[PromptRow, ...]) -> list[Group]:
 
 
 def write_verdicts(
-    path: Path, groups: list[Group], verdicts: list[Verdict], notes: dict[str, Any], *, replace: bool = False
+    path: Path, groups: list[Group], verdicts: list[Verdict], notes: Json, *, replace: bool = False
 ) -> None:
     """The verdicts, in the order of the groups' responses, as a file; `notes` holds the judge's fingerprint."""
     table = verdict_table(groups, verdicts, notes["judge"])
     write_file(path, tables.table_bytes(tables.noted(table, redacted(notes))), replace=replace)
 
 
-def verdict_table(groups: list[Group], verdicts: list[Verdict], judge: dict[str, Any]) -> pa.Table:
+def verdict_table(groups: list[Group], verdicts: list[Verdict], judge: Json) -> pa.Table:
     """The verdicts as a table, in the order of the groups' responses; column by column, as rows of dicts are slow."""
     columns = {
         "prompt_id": [group.prompt.id for group in groups for _ in group.responses],

@@ -79,8 +79,8 @@ class Scoring:
         whys = [[unfit(prompt, ids, scorer) for prompt, ids in row] for row in pairs]
         kept = [as_group(number, row, why) for number, (row, why) in enumerate(zip(pairs, whys, strict=True))]
         sums = scorer.score(kept, lambda done: self.report(scored=done))
-        said = [iter(zip(g.responses, row, strict=True)) for g, row in zip(kept, sums, strict=True)]
-        return [[why or measured(*next(row)) for why in each] for each, row in zip(whys, said, strict=True)]
+        results = [iter(zip(g.responses, row, strict=True)) for g, row in zip(kept, sums, strict=True)]
+        return [[why or measured(*next(row)) for why in each] for each, row in zip(whys, results, strict=True)]
 
     def _find(self, model: str) -> ModelRef:
         if model not in ("policy", "initial"):

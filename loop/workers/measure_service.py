@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 
 from loop.store import tables
 from loop.store.files import write_file
+from loop.store.run_records import Numbers
 from loop.workers.entry import Report
 from loop.workers.log_prob_service import sampled_ids, tokenizer_of
 from trainer.data import PromptGroup, Response
@@ -40,20 +41,20 @@ class MeasureTask:
     """The file for perplexities; None asks for none."""
 
 
-def measure_limits(task: MeasureTask, report: Report) -> dict[str, Any]:
+def measure_limits(task: MeasureTask, report: Report) -> Numbers:
     """`kl` with its standard error, `responses` behind it, and `perplexity` of policy and base; what was not asked for
     is left out."""
     own, base = (_measure_one(folder, task, report) for folder in (task.policy, task.initial))
-    found: dict[str, Any] = {}
+    measured: Numbers = {}
     if task.drift:
-        found |= k1([a - b for a, b in zip(own["logps"], base["logps"], strict=True)])
+        measured |= k1([a - b for a, b in zip(own.logps, base.logps, strict=True)])
     if task.text is not None:
-        found |= {"perplexity": own["perplexity"], "perplexity_base": base["perplexity"]}
-        found["perplexity_ratio"] = own["perplexity"] / base["perplexity"]
-    return found
+        measured |= {"perplexity": own.perplexity, "perplexity_base": base.perplexity}
+        measured["perplexity_ratio"] = own.perplexity / base.perplexity
+    return measured
 
 
-def k1(log_ratios: Sequence[float]) -> dict[str, Any]:
+def k1(log_ratios: Sequence[float]) -> Numbers:
     """Mean of the log-ratios in nats and its standard error (None for a single one)."""
     n = len(log_ratios)
     mean = sum(log_ratios) / n
@@ -61,12 +62,20 @@ def k1(log_ratios: Sequence[float]) -> dict[str, Any]:
     return {"kl": mean, "kl_error": spread, "kl_responses": n}
 
 
-def _measure_one(folder: Path, task: MeasureTask, report: Report) -> dict[str, Any]:
+class _Measured(NamedTuple):
+    """What one model makes of the responses and the text."""
+
+    logps: list[float]
+    perplexity: float
+    """NaN if there is no text."""
+
+
+def _measure_one(folder: Path, task: MeasureTask, report: Report) -> _Measured:
     from trainer.score import ResponseScorer
 
     report(phase="load")
     scorer = ResponseScorer(folder, precision="fp32")
-    found: dict[str, Any] = {"logps": []}
+    logps: list[float] = []
 
     def tick(done: int) -> None:
         report(phase="measure", done=done, total=done)
@@ -75,10 +84,10 @@ def _measure_one(folder: Path, task: MeasureTask, report: Report) -> dict[str, A
         groups = [
             PromptGroup(name, prompt, (Response(name, ids),)) for name, (prompt, ids) in sampled_ids(shard).items()
         ]
-        found["logps"] += [logp for row in scorer.score(groups, tick) for logp in row]
-    if task.text is not None:
-        found["perplexity"] = perplexity(task.text.read_text(encoding="utf-8"), folder, scorer, tick)
-    return found
+        logps += [logp for row in scorer.score(groups, tick) for logp in row]
+    if task.text is None:
+        return _Measured(logps, math.nan)
+    return _Measured(logps, perplexity(task.text.read_text(encoding="utf-8"), folder, scorer, tick))
 
 
 def perplexity(text: str, folder: Path, scorer: "ResponseScorer", tick: Callable[[int], None]) -> float:

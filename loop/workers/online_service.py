@@ -63,7 +63,7 @@ class OnlineTrainService(TrainService):
 
         self.round = None  # frees what an earlier one holds before the next is loaded
         check_models(task.spec)
-        self.round = SlicedRound(task.spec, task.slices, report=lambda said: report(**said))
+        self.round = SlicedRound(task.spec, task.slices, report=lambda progress: report(**progress))
         return stand_of(self.round)
 
     def train_slice(self, task: OnlineTask, part: SliceData, report: Report) -> Stand:
@@ -98,7 +98,7 @@ class OnlineTrainService(TrainService):
         if self.round is None:
             self.open_round(task, report)
         assert self.round is not None
-        self.round.running.report = lambda said: report(**said)
+        self.round.running.report = lambda progress: report(**progress)
         return self.round
 
 

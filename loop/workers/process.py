@@ -14,12 +14,13 @@ from typing import Any
 
 from loop.errors import UserError
 from loop.redact import REMEMBERED
-from loop.workers import entry as worker
+from loop.workers import entry
+from loop.workers.entry import Arguments, Progress
 
-OnProgress = Callable[[dict[str, Any]], None]
+OnProgress = Callable[[Progress], None]
 
 
-def _ignore(_: dict[str, Any]) -> None:
+def _ignore(_: Progress) -> None:
     pass
 
 
@@ -29,7 +30,7 @@ class Job:
 
     name: str
     method: str
-    details: dict[str, Any]
+    details: Arguments
     on_progress: OnProgress = _ignore
     tries: int = 0
     result: Any = None
@@ -42,7 +43,7 @@ class Worker:
 
     name: str
     service: str
-    arguments: dict[str, Any]
+    arguments: Arguments
     log: Path
     stall_seconds: float
     retries: int
@@ -61,7 +62,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=worker.main,
+            target=entry.main,
             args=(theirs, self.service, self.arguments, self.log, os.getpid(), frozenset(REMEMBERED)),
             name=f"prefloop-{self.name}",
         )

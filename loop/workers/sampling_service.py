@@ -18,9 +18,10 @@ from loop.prompts.chat_template import render
 from loop.prompts.row import PromptRow
 from loop.seeds import seed_for
 from loop.store.files import write_file
+from loop.store.run_records import Json
 from loop.store.tables import RESPONSES, to_bytes
-from loop.workers.entry import Report
-from loop.workers.judge_service import JudgeService, JudgeTask
+from loop.workers.entry import Arguments, Report
+from loop.workers.judge_service import JudgedShard, JudgeService, JudgeTask
 from loop.workers.log_prob_service import Roles
 
 
@@ -61,7 +62,7 @@ class SampleTask:
         return [(prompt, range(*span)) for prompt, span in zip(self.prompts, spans, strict=True)]
 
     @property
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> Json:
         """All that decides the shard's content; stored in it, so that a stale shard is recognised."""
         halves = {} if self.reference is None else {"reference_hash": self.reference_hash, "reference_from": self.own}
         return halves | {
@@ -75,18 +76,32 @@ class SampleTask:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class SampledShard:
+    """Counts and seconds of a sampled shard."""
+
+    responses: int
+    tokens: int
+    too_long: int
+    """Prompts that leave the engine no room for a response."""
+    identity: Json
+    """What the engine says that it is: library, version, precision and so on."""
+    load: float
+    generate: float
+
+
 class EngineService:
     """Holds the engine for the whole campaign; the policy is reloaded in place when a task names another."""
 
-    def __init__(self, settings: EngineConfig, chat_template_kwargs: dict[str, Any]) -> None:
+    def __init__(self, settings: EngineConfig, chat_template_kwargs: Json) -> None:
         self.settings, self.chat_template_kwargs = settings, chat_template_kwargs
         self.judges: dict[str, JudgeService] = {}
         self.engine: Engine | None = None
         self.policy_hash = ""
         self.asleep = False
 
-    def sample(self, task: SampleTask, report: Report) -> dict[str, Any]:
-        """Sample one shard and write it; returns counts and seconds."""
+    def sample(self, task: SampleTask, report: Report) -> SampledShard:
+        """Sample one shard and write it."""
         started = time.perf_counter()
         engine = self._ready(task.policy, task.policy_hash, report)
         ready = time.perf_counter()
@@ -98,14 +113,14 @@ class EngineService:
         rows = [_row(task, p, i, r, c) for (p, i, r), c in zip(planned, completions, strict=True)]
         _check_stops(rows, task, engine.stop_ids)
         write_file(task.path, to_bytes(rows, RESPONSES, {"spec": task.spec, "too_long": too_long}), replace=False)
-        return {
-            "responses": len(rows),
-            "tokens": sum(len(c.token_ids) for c in completions),
-            "too_long": too_long,
-            "identity": engine.identity,
-            "load": ready - started,
-            "generate": generated - generating,
-        }
+        return SampledShard(
+            responses=len(rows),
+            tokens=sum(len(c.token_ids) for c in completions),
+            too_long=too_long,
+            identity=engine.identity,
+            load=ready - started,
+            generate=generated - generating,
+        )
 
     def _completions(
         self, task: SampleTask, planned: Sequence[tuple[PromptRow, int, Request]], report: Report
@@ -134,24 +149,21 @@ class EngineService:
         task: JudgeTask,
         policy: Path,
         policy_hash: str,
-        judging: dict[str, Any],
+        judging: Arguments,
         report: Report,
         roles: Roles | None = None,
-    ) -> dict[str, Any]:
-        """Judge one shard here, with this engine's model answering the judge's questions; returns what the judge's
-        worker would. `judging`: arguments of that worker's service.
-        """
+    ) -> JudgedShard:
+        """Judge one shard here, with this engine's model answering the judge's questions. `judging`: arguments of
+        `JudgeService`."""
         ask = self.answering(policy, policy_hash, report)
         return self._judge(judging).label(task, report, generate=ask, weights=policy_hash, roles=roles)
 
-    def try_examples(
-        self, correct_at: float, model: Path, model_hash: str, judging: dict[str, Any], report: Report
-    ) -> int:
+    def try_examples(self, correct_at: float, model: Path, model_hash: str, judging: Arguments, report: Report) -> int:
         """Have the judge answer the user's labelled examples here, asking this engine's model; how many there were."""
         ask = self.answering(model, model_hash, report)
         return self._judge(judging).try_examples(report, correct_at, ask, model_hash)
 
-    def _judge(self, judging: dict[str, Any]) -> JudgeService:
+    def _judge(self, judging: Arguments) -> JudgeService:
         """The judge, built once in this process."""
         who = judging["settings"].model_dump_json()
         if who not in self.judges:
@@ -194,7 +206,7 @@ class Answering:
 
     engine: Engine
     settings: EngineConfig
-    chat_template_kwargs: dict[str, Any]
+    chat_template_kwargs: Json
     report: Report
 
     @property
@@ -230,7 +242,7 @@ def response_id(seed_words: tuple[Any, ...], prompt_id: str, index: int) -> str:
     return "-".join(map(str, (*seed_words[1:], prompt_id, index)))
 
 
-def _row(task: SampleTask, prompt: PromptRow, index: int, request: Request, completion: Completion) -> dict[str, Any]:
+def _row(task: SampleTask, prompt: PromptRow, index: int, request: Request, completion: Completion) -> Json:
     return {
         "prompt_id": prompt.id,
         "response_id": response_id(task.seed_words, prompt.id, index),
@@ -247,7 +259,7 @@ def _row(task: SampleTask, prompt: PromptRow, index: int, request: Request, comp
     }
 
 
-def _check_stops(rows: list[dict[str, Any]], task: SampleTask, stop_ids: frozenset[int]) -> None:
+def _check_stops(rows: list[Json], task: SampleTask, stop_ids: frozenset[int]) -> None:
     """A response ends with a stop token if and only if it was not cut off, and every token has its log-prob."""
     for row in rows:
         tokens = len(row["token_ids"])

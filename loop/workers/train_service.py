@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +18,7 @@ from loop.prompts.supervised import read_mix
 from loop.store import tables
 from loop.store.files import write_file
 from loop.store.model_folder import resolve_base, weights_hash
+from loop.store.run_records import Json, Numbers
 from loop.workers.entry import Report
 from loop.workers.log_prob_service import vocabulary
 from loop.workers.measure_service import MeasureTask, ScoreTask, measure_limits, score_answers
@@ -39,7 +39,7 @@ class TrainTask:
     pairs: Path
     """Pairs, singles or groups: the table says which."""
     steps: Path
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: Json = field(default_factory=dict)
     """For the supervised examples of `train.mix`."""
     others: tuple[Path, ...] = ()
     """Responses that this iteration has not sampled: answers from the data, and what earlier iterations replay."""
@@ -79,7 +79,7 @@ class TrainService:
         report: Report,
         policy: Path,
         texts: Sequence[AnswerText],
-        chat_template_kwargs: dict[str, Any],
+        chat_template_kwargs: Json,
         path: Path,
     ) -> int:
         """Write answers from the prompts' data in the policy's tokens; how many."""
@@ -115,7 +115,7 @@ class TrainService:
         """Write the log-probs of given answers; `compute`: seconds that the model took for them."""
         return score_answers(task, report)
 
-    def measure(self, task: MeasureTask, report: Report) -> dict[str, Any]:
+    def measure(self, task: MeasureTask, report: Report) -> Numbers:
         """What a gate's limits need of log-probs."""
         return measure_limits(task, report)
 
@@ -158,10 +158,10 @@ def check_models(spec: RoundSpec) -> None:
 
 def check_identity(folder: Path, expected: str, role: str) -> None:
     """UserError unless the folder holds the weights of that hash."""
-    found = weights_hash(folder) if folder.exists() else "missing"
-    if found != expected:
+    actual = weights_hash(folder) if folder.exists() else "missing"
+    if actual != expected:
         raise UserError(
-            f"The {role} in {folder} is not the model this run was made with (its hash is {found[:12]}, the "
+            f"The {role} in {folder} is not the model this run was made with (its hash is {actual[:12]}, the "
             f"promotion named {expected[:12]}). Put the original folder back, or start a new run with --name."
         )
 
@@ -196,7 +196,7 @@ def read_preferences(
     )
 
 
-def _relation(row: dict[str, Any]) -> Relation:
+def _relation(row: Json) -> Relation:
     """A row of the table as the trainer's relation; the columns have its names."""
     row = {name: value for name, value in row.items() if name not in ("rule", "source_iteration")}
     if "chosen_id" in row:

@@ -20,7 +20,7 @@ from loop.prompts.row import PromptRow
 from loop.store.files import sha256_of, to_json, write_file
 from loop.store.run_records import Json, read_record
 from loop.store.stage import Manifest
-from loop.workers.pool import BATCHES_PER_SHARD, Shard
+from loop.workers.shards import BATCHES_PER_SHARD, Shard
 
 OF_PAIRS = ("rule", "per_prompt", "correct_at", "drop_truncated")
 """Keys of `pairs` that define a usable pair."""

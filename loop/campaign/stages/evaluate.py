@@ -16,8 +16,8 @@ from loop.store.model_refs import Model
 from loop.store.run_records import Evaluation, SetMetrics
 from loop.store.stage import StageFolder
 from loop.workers.measure_service import read_logps
-from loop.workers.pool import Shard, shard_size
 from loop.workers.sampling_service import SampleTask
+from loop.workers.shards import Shard, shard_size
 
 SETS = ("gate", "test")
 

@@ -17,9 +17,9 @@ from loop.store.model_refs import Model
 from loop.store.run_records import Numbers, read_record
 from loop.store.stage import StageFolder
 from loop.workers.measure_service import MeasureTask
-from loop.workers.pool import Shard, shard_size
 from loop.workers.process import Job
 from loop.workers.sampling_service import SampleTask
+from loop.workers.shards import Shard, shard_size
 
 OPENINGS = (
     "i can't",

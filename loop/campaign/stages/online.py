@@ -31,8 +31,8 @@ from loop.store.stage import Manifest
 from loop.view.display import PHASES, Bar
 from loop.workers.handover import handover_folder
 from loop.workers.online_service import SliceData, Stand
-from loop.workers.pool import Shard, is_current
 from loop.workers.process import Job, OnProgress, call
+from loop.workers.shards import Shard, is_current
 from loop.workers.train_service import TrainResult
 
 

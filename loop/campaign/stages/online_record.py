@@ -28,7 +28,7 @@ from loop.store.run_records import Json
 from loop.store.stage import Manifest
 from loop.store.tables import digest
 from loop.workers.online_service import OnlineTask
-from loop.workers.pool import Shard
+from loop.workers.shards import Shard
 from loop.workers.train_service import TrainResult
 
 

@@ -14,7 +14,7 @@ from loop.errors import AwaitingLabels, UserError
 from loop.store.files import sha256_of, write_file
 from loop.store.stage import StageFolder
 from loop.workers.judge_service import read_groups, write_verdicts
-from loop.workers.pool import Shard
+from loop.workers.shards import Shard
 
 
 def label_by_people(it: Iteration, shards: Sequence[Shard]) -> str | None:

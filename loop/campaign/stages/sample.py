@@ -22,8 +22,8 @@ from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
 from loop.store.stage import Manifest
 from loop.view.status import numbers_of
-from loop.workers.pool import JudgeHandle, Shard, ShardTotals, shard_size
 from loop.workers.sampling_service import SampleTask
+from loop.workers.shards import JudgeHandle, Shard, ShardTotals, shard_size
 
 
 def widened(run: RunFolder, loaded: LoadedConfig, k: int) -> tuple[Config, str]:

@@ -19,8 +19,9 @@ from loop.store import tables
 from loop.store.model_refs import Model
 from loop.store.run_folder import RunFolder
 from loop.view.display import Display
-from loop.workers.pool import Shard, WorkerPool
+from loop.workers.pool import WorkerPool
 from loop.workers.sampling_service import SampleTask
+from loop.workers.shards import Shard
 from tests.helpers.campaigns import Cli, events, read, refusal, rows
 
 WAITING = 3

@@ -41,8 +41,9 @@ def test_it_is_the_judges_model_that_answers(own_model: Path, tmp_path: Path, mo
     prompts = responses(tmp_path / "shard.parquet", "eighteen")
     judging = {"settings": settings, "cache": tmp_path / "verdicts.sqlite"}
     prepared = JudgeService(**judging).prepare(lambda **_: None, 1.0)
-    assert prepared["needs"] == ["engine"]
-    own = judge_engine(prepared["local_model"], EngineConfig(batch=8))
+    assert prepared.needs == ("engine",)
+    assert prepared.local_model is not None
+    own = judge_engine(prepared.local_model, EngineConfig(batch=8))
     assert (own.settings.kind, own.settings.batch, own.settings.max_model_len) == ("transformers", 8, 4096)
     service = EngineService(own.settings, own.chat_template_kwargs)
     task = JudgeTask("shard", tmp_path / "shard.parquet", tmp_path / "v.parquet", prompts)
@@ -109,7 +110,8 @@ def test_labelled_examples_are_tried_with_the_model_that_answers(
     settings = JudgeConfig(name="llm-grade", args=args, examples=str(tmp_path / "e.jsonl"))
     judging = {"settings": settings, "cache": tmp_path / "v.sqlite"}
     prepared = JudgeService(**judging).prepare(lambda **_: None, 1.0)  # the examples wait: nobody answers here
-    own = judge_engine(prepared["local_model"], EngineConfig())
+    assert prepared.local_model is not None
+    own = judge_engine(prepared.local_model, EngineConfig())
     service = EngineService(own.settings, {})
     with nullcontext() if agrees else pytest.raises(JudgeError, match="agrees with 0 of 1 labelled examples"):
         assert service.try_examples(1.0, own_model, own.found.digest, judging, lambda **_: None) == 1

@@ -23,7 +23,7 @@ from loop.store.run_folder import RunFolder
 from loop.store.verdict_cache import VerdictCache
 from loop.view.status import collect
 from loop.view.status_tables import judge_line
-from loop.workers.judge_service import JudgeService, JudgeTask
+from loop.workers.judge_service import JudgedShard, JudgeService, JudgeTask
 from loop.workers.sampling_service import EngineService
 from tests.helpers.campaigns import Cli, events, read, refusal, rows
 from tests.helpers.llm_server import KEY, LLMServer
@@ -66,7 +66,7 @@ def ignore(**progress: Any) -> None:
     pass
 
 
-def label(service: JudgeService, shard: Path, to: Path) -> dict[str, Any]:
+def label(service: JudgeService, shard: Path, to: Path) -> JudgedShard:
     return service.label(JudgeTask("shard 0", shard, to, PROMPTS), ignore)
 
 
@@ -178,10 +178,10 @@ def test_a_kill_costs_the_calls_in_flight_and_no_other(
     service = JudgeService(config, tmp_path / "verdicts.sqlite")
     server.delay = 0.0
     result = label(service, shard, tmp_path / "verdicts.parquet")
-    assert result["counts"] == {"score": 40}
+    assert result.counts == {"score": 40}
     assert len(server.answered) == 40
     assert sum(server.answered.values()) <= 40 + 4  # four were in flight
-    assert result["remembered"] >= len(before) - 4
+    assert result.remembered >= len(before) - 4
     label(JudgeService(config, tmp_path / "fresh.sqlite"), shard, tmp_path / "uninterrupted.parquet")
     assert (tmp_path / "uninterrupted.parquet").read_bytes() == (tmp_path / "verdicts.parquet").read_bytes()
 
@@ -250,7 +250,7 @@ def test_the_policy_judges_its_responses_in_the_sampling_engine(toys: Path, shar
     two = [row for row in rows(shard) if row["prompt_id"] in ("p0", "p1")]
     shard.write_bytes(tables.to_bytes(two, tables.RESPONSES, {}))
     result = engine.label(task, toys / "model", "hash", judging, ignore)
-    assert result["counts"] == {"abstain": 4}  # random weights write no verdict line
+    assert result.counts == {"abstain": 4}  # random weights write no verdict line
     used = tables.notes_of(task.path)["used"]
     assert used["calls"] == 4
     assert used["prompt_tokens"] > 4 * 500

@@ -16,7 +16,7 @@ from loop.config.settings import JudgeConfig
 from loop.errors import UserError
 from loop.prompts.row import PromptRow
 from loop.store import tables
-from loop.workers.judge_service import JudgeService, JudgeTask, read_groups, verdict_table
+from loop.workers.judge_service import JudgedShard, JudgeService, JudgeTask, read_groups, verdict_table
 from loop.workers.process import Job, Worker, call
 from tests.helpers.campaigns import is_alive
 
@@ -93,13 +93,14 @@ def worker(tmp_path: Path) -> Iterator[Any]:
         one.close()
 
 
-def label(worker: Worker, shard: JudgeTask) -> dict[str, Any]:
-    return dict(call(worker, Job("judging shard", "label", {"task": shard})))
+def label(worker: Worker, shard: JudgeTask) -> JudgedShard:
+    result: JudgedShard = call(worker, Job("judging shard", "label", {"task": shard}))
+    return result
 
 
 def test_foreign_code_costs_single_verdicts_inside_the_worker_too(worker: Any, tmp_path: Path) -> None:
     judge = worker("Isolated", max_error_share=1.0)
-    assert label(judge, task(tmp_path, "ok", "hang", "ok", "crash", "ok"))["counts"] == {"score": 3, "error": 2}
+    assert label(judge, task(tmp_path, "ok", "hang", "ok", "crash", "ok")).counts == {"score": 3, "error": 2}
     rows = tables.read(tmp_path / "verdicts.parquet").to_pylist()
     assert [row["kind"] for row in rows] == ["score", "error", "score", "error", "score"]
     assert rows[1]["why"] == "the judge took longer than 1 s and was killed"
@@ -131,8 +132,8 @@ def test_a_judge_that_ends_or_blocks_its_worker_stops_with_what_happened(
 
 def test_a_judge_that_forks_is_one_worker_with_one_result(worker: Any, tmp_path: Path) -> None:
     judge = worker("Plain")
-    assert label(judge, task(tmp_path, "ok", "fork", "ok"))["counts"] == {"score": 3}
-    assert label(judge, task(tmp_path, "ok"))["counts"] == {"score": 1}
+    assert label(judge, task(tmp_path, "ok", "fork", "ok")).counts == {"score": 3}
+    assert label(judge, task(tmp_path, "ok")).counts == {"score": 1}
 
 
 def test_too_many_errors_keep_no_verdict_and_show_the_first(tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_too_many_errors_keep_no_verdict_and_show_the_first(tmp_path: Path) -> N
     tolerant = JudgeService(
         JudgeConfig(name=f"{tmp_path}/bad.py:Bad", max_error_share=0.1), tmp_path / "verdicts.sqlite"
     )
-    assert tolerant.label(shard, lambda **_: None)["counts"] == {"error": 1, "score": 9}
+    assert tolerant.label(shard, lambda **_: None).counts == {"error": 1, "score": 9}
 
 
 def test_the_table_of_verdicts_has_a_row_for_each_in_its_order() -> None:

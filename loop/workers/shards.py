@@ -1,0 +1,211 @@
+"""Sample and judge the shards of a stage with the pool's workers, reusing those that are finished."""
+
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from judges.context import ModelRef
+from loop.config.settings import Config
+from loop.errors import UserError
+from loop.redact import unchanged
+from loop.store import tables
+from loop.store.run_records import Json
+from loop.view.display import Bar
+from loop.workers.entry import Arguments, Progress
+from loop.workers.judge_service import JudgedShard, JudgeTask
+from loop.workers.log_prob_service import Roles
+from loop.workers.process import Job, Worker, wait
+from loop.workers.sampling_service import SampledShard, SampleTask
+
+BATCHES_PER_SHARD = 4
+"""Batches of the engine in one shard: fewer drain the engine too often, more lose more work when a run is killed."""
+
+
+def shard_size(config: Config, per_prompt: int) -> int:
+    """Prompts per shard when the user names none."""
+    return max(1, BATCHES_PER_SHARD * config.engine.batch // per_prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard to sample and the file of its verdicts."""
+
+    task: SampleTask
+    verdicts: Path
+
+    @property
+    def responses(self) -> int:
+        """Number of responses if no prompt is too long."""
+        return self.task.responses
+
+
+@dataclass(slots=True)
+class ShardTotals:
+    """Totals of sampling and judging some shards."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    identity: Json = field(default_factory=dict)
+
+    def add(self, later: "ShardTotals") -> None:
+        """Add the totals of later shards."""
+        self.counts.update(later.counts)
+        for part, seconds in later.seconds.items():
+            self.seconds[part] += seconds
+        self.identity = later.identity or self.identity
+
+    def add_sampled(self, result: SampledShard) -> None:
+        """Add a sampled shard."""
+        sampled = {"responses": result.responses, "tokens": result.tokens, "prompts_too_long": result.too_long}
+        self.counts.update(sampled)
+        self.seconds["load"] += result.load
+        self.seconds["generate"] += result.generate
+        self.identity = result.identity
+
+    def add_judged(self, result: JudgedShard) -> None:
+        """Add a judged shard."""
+        self.counts.update({f"verdicts_{kind}": n for kind, n in result.counts.items()})
+        self.seconds["judge"] += result.seconds
+
+
+@dataclass(slots=True)
+class JudgeHandle:
+    """A judge: its worker, its service's arguments and, once tested, its identity and needs."""
+
+    worker: Worker
+    judging: Arguments
+    fingerprint: Json = field(default_factory=dict)
+    measures: bool = False
+    """Whether it measures log-probs."""
+    compares: bool = False
+    """Whether it judges a prompt's responses against each other."""
+    engine: Worker | None = None
+    """The engine that answers its questions; it judges there."""
+    model: ModelRef | None = None
+    """The model that answers in that engine; None: the policy that sampled the shard."""
+
+    @property
+    def place(self) -> Worker:
+        """Where it judges."""
+        return self.engine or self.worker
+
+
+@dataclass(slots=True)
+class ShardQueue:
+    """Samples shards one after the other and judges each finished one while the next is being sampled."""
+
+    shards: Sequence[Shard]
+    engine: Worker
+    judge: JudgeHandle | None
+    """None: the shards are only sampled."""
+    initial: ModelRef | None
+    """The base model, once it is known; a judge may measure with it."""
+    bar: Bar
+    on_event: Callable[..., None]
+    to_sample: deque[Shard] = field(default_factory=deque)
+    to_judge: deque[Shard] = field(default_factory=deque)
+    totals: ShardTotals = field(default_factory=ShardTotals)
+    sampled_at: float = 0.0
+    """When the last shard was sampled."""
+
+    def work(self) -> ShardTotals:
+        """Sample and judge the shards that are not finished; totals of these."""
+        self._find_missing()
+        self.bar.count(shards=self._progress)
+        self.bar.resume_at(self._sampled)
+        self.sampled_at = time.perf_counter()
+        while self.to_sample or self.to_judge or any(worker.job for worker in self._workers):
+            self._submit()
+            for _, job in wait(self._workers):
+                if job.method == "label":
+                    self._finish_judging(job)
+                else:
+                    self._finish_sampling(job.result)
+        self.totals.seconds["judge_after_sampling"] = time.perf_counter() - self.sampled_at
+        return self.totals
+
+    @property
+    def _workers(self) -> list[Worker]:
+        judging = self.engine if self.judge is None else self.judge.place
+        return [self.engine] if judging is self.engine else [self.engine, judging]
+
+    @property
+    def _progress(self) -> tuple[int, int]:
+        """Sampled shards, of how many."""
+        return len(self.shards) - len(self.to_sample), len(self.shards)
+
+    @property
+    def _sampled(self) -> int:
+        """Responses in the sampled shards."""
+        return sum(s.responses for s in self.shards) - sum(s.responses for s in self.to_sample)
+
+    def _find_missing(self) -> None:
+        """Find the shards to sample and those that only lack verdicts; remove those made with other settings."""
+        for shard in self.shards:
+            if not is_current(shard.task.path, "spec", shard.task.spec):
+                shard.verdicts.unlink(missing_ok=True)
+                self.to_sample.append(shard)
+            elif self.judge is not None and not is_current(shard.verdicts, "judge", self.judge.fingerprint):
+                self.to_judge.append(shard)
+
+    def _submit(self) -> None:
+        """Give idle workers their next shard; a judge that asks the policy waits until sampling is finished."""
+        if self.to_sample and not self.engine.job:
+            self._submit_sampling(self.to_sample[0])
+        if self.judge is not None and self.to_judge and not self.judge.place.job:
+            self._submit_judging(self.to_judge[0], self.judge)
+
+    def _submit_sampling(self, shard: Shard) -> None:
+        before = self._sampled
+
+        def show(progress: Progress) -> None:
+            if "note" in progress:
+                self.bar.note(progress["note"])
+            else:
+                self.bar.set(before + progress["done"])
+
+        self.engine.submit(Job(f"sampling {shard.task.name}", "sample", {"task": shard.task}, show))
+
+    def _submit_judging(self, shard: Shard, judge: JudgeHandle) -> None:
+        task = JudgeTask(shard.task.name, shard.task.path, shard.verdicts, shard.task.prompts)
+        policy = ModelRef(shard.task.policy, shard.task.policy_hash)
+        details: Arguments = {"task": task}
+        if judge.measures:
+            assert self.initial is not None, "a judge that measures comes after the base model was found"
+            details["roles"] = Roles(policy, self.initial)
+        if judge.engine is not None:
+            model = judge.model or policy
+            details |= {"policy": model.folder, "policy_hash": model.digest, "judging": judge.judging}
+        judge.place.submit(Job(f"judging {task.name}", "label", details))
+
+    def _finish_sampling(self, result: SampledShard) -> None:
+        self.totals.add_sampled(result)
+        self.sampled_at = time.perf_counter()
+        shard = self.to_sample.popleft()
+        if self.judge is not None:
+            self.to_judge.append(shard)
+        self.bar.count(tokens=result.tokens, shards=self._progress)
+        self.bar.set(self._sampled)
+
+    def _finish_judging(self, job: Job) -> None:
+        self.totals.add_judged(job.result)
+        self.to_judge.popleft()
+        if job.result.remembered:
+            self.on_event("verdicts_remembered", job=job.name, calls=job.result.remembered)
+
+
+def is_current(path: Path, key: str, wanted: Any) -> bool:
+    """Whether the file exists, is whole and its note `key` equals `wanted`; if not, it is removed."""
+    if not path.exists():
+        return False
+    try:
+        tables.read(path)  # no manifest knows this file yet, so its own checksums must do
+        current = unchanged(tables.notes_of(path).get(key), wanted)
+    except UserError:
+        current = False
+    if not current:
+        path.unlink()
+    return current
