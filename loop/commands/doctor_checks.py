@@ -139,7 +139,7 @@ def trained_pair(run: RunFolder, tokenizer: Any, stops: Set[int]) -> Stream | No
         pair = tables.read(path).slice(0, 1).to_pylist()[0]
         wanted = {pair["chosen_id"]: "chosen", pair["rejected_id"]: "rejected"}
         ids: dict[str, list[int]] = {}
-        own, others = run.behind(k)
+        own, others = run.response_files(k)
         for responses in (*own, *others):
             for row in tables.read(responses, ["response_id", "prompt_token_ids", "token_ids"]).to_pylist():
                 if part := wanted.get(row["response_id"]):

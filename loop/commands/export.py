@@ -99,7 +99,7 @@ def pair_rows(run: RunFolder, k: int, form: PairFormat) -> Iterator[dict[str, An
 
 def _responses(run: RunFolder, k: int) -> tuple[dict[str, str], dict[str, float | None]]:
     """Texts of the responses behind the pairs by id, and the scores of those that a judge has seen."""
-    own, others = run.behind(k)
+    own, others = run.response_files(k)
     texts, scores = dict[str, str](), dict[str, float | None]()
     for path in (*own, *others):
         texts.update(_columns(path, "response_id", "text"))

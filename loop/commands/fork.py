@@ -166,8 +166,8 @@ def _adopt(parent: RunFolder, k: int, target: RunFolder) -> Counter[str]:
         for name in folder.present(manifest):
             linked = share(folder.path / name, target.root / folder.path.relative_to(parent.root) / name)
             count["linked" if linked else "copied"] += 1
-        _copy(parent, folder.beside(manifest), target)
-        count["copied"] += len(folder.beside(manifest))
+        _copy(parent, folder.unlisted(manifest), target)
+        count["copied"] += len(folder.unlisted(manifest))
     records = [parent.promotion(i) for i in range(k + 1)] + [parent.named_reference] * parent.named_reference.exists()
     _copy(parent, records, target)
     count["copied"] += len(records)

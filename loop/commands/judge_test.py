@@ -26,7 +26,7 @@ from loop.errors import UserError
 from loop.measure.stats import wilson
 from loop.store.model_folder import find_model
 from loop.view.display import Display
-from loop.workers.log_prob_service import Scoring
+from loop.workers.log_prob_service import LogProbScorer
 
 CONFIDENCE = 0.95
 """Of the interval around the agreement; examples count as independent."""
@@ -66,7 +66,7 @@ def run_test(
 ) -> dict[str, Any]:
     """The report on the judge, ready for JSON. Raises JudgeError or UserError."""
     judge, used = chosen.judge, UsageMeter()
-    judge.bind(JudgeContext(find=find_model, log_probs=Scoring(), on_usage=used.note))
+    judge.bind(JudgeContext(find=find_model, log_probs=LogProbScorer(), on_usage=used.note))
     judge.ready()
     cases = read_cases(data)[:limit]
     display = Display(quiet=quiet)

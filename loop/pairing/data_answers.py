@@ -26,7 +26,7 @@ GOLD, NEGATIVE = "gold", "negative"
 
 @dataclass(frozen=True, slots=True)
 class AnswerText:
-    """An answer as its data row has it; `role` is gold or negative, or names a given answer."""
+    """An answer from a data row; `role` is gold or negative, or names a given answer."""
 
     prompt: PromptRow
     role: str
@@ -41,12 +41,12 @@ class AnswerText:
 
 
 def wanted(settings: PairsConfig) -> bool:
-    """Whether the rule takes answers from the data at all."""
+    """Whether the rule uses answers from the data."""
     return RULES[settings.rule].gold or settings.gold_fallback or settings.negative_column is not None
 
 
 def texts_of(rows: Iterable[PromptRow], settings: PairsConfig) -> list[AnswerText]:
-    """The answers that the prompts have; an empty one is none. UserError for a column that is not there."""
+    """The non-empty answers of the prompts. UserError for a missing column."""
     found = []
     for row in rows:
         if RULES[settings.rule].gold or settings.gold_fallback:
@@ -67,7 +67,7 @@ def _cell(row: PromptRow, column: str, key: str) -> Any:
 
 
 def _text(value: Any, row: PromptRow, key: str) -> str:
-    """The answer's text; of a conversation what its assistant says to the prompt."""
+    """The answer's text; of a conversation the assistant's reply to the prompt."""
     if value is None or value == []:
         return ""
     if not isinstance(value, list):
@@ -102,7 +102,7 @@ def render_answers(texts: Sequence[AnswerText], renderer: Renderer) -> pa.Table:
 
 
 def read_answers(path: Path, settings: PairsConfig) -> dict[str, Answers]:
-    """The answers of each prompt as rules see them; SPIN compares no scores, so there a gold answer has none."""
+    """The answers of each prompt as rules see them; for SPIN, which compares no scores, a gold answer has none."""
     table = tables.read(path, ["prompt_id", "response_id", "token_ids"])
     score = None if settings.rule == "spin" else settings.score_of_gold
     found: dict[str, dict[str, Judged]] = {}
@@ -115,7 +115,7 @@ def read_answers(path: Path, settings: PairsConfig) -> dict[str, Answers]:
 
 
 RULE = "given"
-"""The rule of pairs that no rule has made."""
+"""Rule name of pairs that come from the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +146,12 @@ def _answer(row: PromptRow, turns: Sequence[Message]) -> AnswerText:
 
 
 def answers_of(pairs: Iterable[GivenPair]) -> list[AnswerText]:
-    """The answers of the pairs, each once."""
+    """The distinct answers of the pairs."""
     return list({one.response_id: one for pair in pairs for one in (pair.chosen, pair.rejected)}.values())
 
 
 def within_cap(rows: Sequence[PromptRow], most: int | None, iteration: int) -> list[GivenPair]:
-    """The pairs of the prompts, evenly cut to `most` in all."""
+    """The pairs of the prompts, at most `most` in total, evenly over the prompts."""
     pairs = {row.id: list(given_pairs(row)) for row in rows}
     kept = quotas({id: len(of_prompt) for id, of_prompt in pairs.items()}, most, iteration)
     return [pair for id, of_prompt in pairs.items() for pair in of_prompt[: kept[id]]]

@@ -12,13 +12,13 @@ from loop.pairing.single_rules import over_iteration
 from loop.seeds import hash_of
 
 CLASSES = 5
-"""Of prompts by their solve rate: below 20 %, 20 to 40 %, and so on."""
+"""Classes of prompts by solve rate: below 20 %, 20 to 40 %, and so on."""
 
 
 def quotas(counts: Mapping[str, int], cap: int | None, iteration: int) -> dict[str, int]:
-    """How many relations each prompt keeps: an equal level for all, and one more for some until `cap` is reached.
+    """Number of relations that each prompt keeps: an equal level, and one more for some until `cap` is reached.
 
-    Which prompts get one more is drawn from the iteration and their ids, so it is not always the first ones.
+    A hash of iteration and id draws the prompts that get one more.
     """
     if cap is None or sum(counts.values()) <= cap:
         return dict(counts)
@@ -33,7 +33,7 @@ def quotas(counts: Mapping[str, int], cap: int | None, iteration: int) -> dict[s
 
 
 def balanced(counts: Mapping[str, int], solve_rates: Mapping[str, float], iteration: int) -> dict[str, int]:
-    """Quotas that leave every class of prompts, by solve rate, as many relations as the smallest one has."""
+    """Quotas that give every class of prompts as many relations as the smallest class has."""
     classes: dict[int, dict[str, int]] = {}
     for prompt_id, count in counts.items():
         which = min(int(solve_rates[prompt_id] * CLASSES), CLASSES - 1)
@@ -44,7 +44,7 @@ def balanced(counts: Mapping[str, int], solve_rates: Mapping[str, float], iterat
 
 
 def _level(counts: Mapping[str, int], cap: int) -> int:
-    """The highest level that all prompts can be held to within the cap."""
+    """The highest level at which all prompts together stay within the cap."""
     level = 0
     while sum(min(count, level + 1) for count in counts.values()) <= cap:
         level += 1
@@ -53,7 +53,7 @@ def _level(counts: Mapping[str, int], cap: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """All relations of an iteration; how many responses ended for which reason, how many prompts with which outcome."""
+    """All relations of an iteration; counts of responses by reason and of prompts by outcome."""
 
     iteration: int
     relations: list[Made]
@@ -62,15 +62,15 @@ class Pairing:
 
 
 @dataclass(slots=True)
-class _Counted:
-    """What the prompts made so far, and the counts of what became of them and their responses."""
+class _PairState:
+    """Relations by prompt, and counts of responses by reason and of prompts by outcome, so far."""
 
     made: dict[str, list[Made]]
     answers: Mapping[str, Answers]
     responses: Counter[str]
     prompts: Counter[str]
 
-    def hold(self, allowed: Mapping[str, int], reason: str) -> None:
+    def limit(self, allowed: Mapping[str, int], reason: str) -> None:
         """Keep the allowed number per prompt; prompts and responses that lose all of them move to `reason`."""
         for prompt_id, count in allowed.items():
             of_prompt = self.made[prompt_id]
@@ -85,7 +85,7 @@ class _Counted:
                 del self.made[prompt_id]
 
     def sizes(self) -> dict[str, int]:
-        """How many relations each prompt has."""
+        """Number of relations by prompt."""
         return {prompt_id: len(of_prompt) for prompt_id, of_prompt in self.made.items()}
 
     def _own(self, prompt_id: str, relations: Sequence[Made]) -> set[str]:
@@ -104,24 +104,24 @@ def pair_all(
 
     A prompt's result depends on the seed, the iteration and its own responses, never on the order of the prompts.
     """
-    counted = _Counted({}, answers or {}, Counter(), Counter())
+    state = _PairState({}, answers or {}, Counter(), Counter())
     solve_rates: dict[str, float] = {}
     for prompt_id, judged in groups:
         if prompt_id in solve_rates:
             raise ValueError(f"prompt {prompt_id} came to pairing twice in iteration {iteration}")
-        given = counted.answers.get(prompt_id, NO_ANSWERS)
+        given = state.answers.get(prompt_id, NO_ANSWERS)
         one = build_prompt(prompt_id, judged, settings, answers=given, seed=f"{seed}|{iteration}")
         solve_rates[prompt_id] = one.solve_rate
-        counted.responses.update(one.reasons.values())
-        counted.prompts[one.outcome] += 1
+        state.responses.update(one.reasons.values())
+        state.prompts[one.outcome] += 1
         if one.relations:
-            counted.made[prompt_id] = one.relations
+            state.made[prompt_id] = one.relations
     if settings.rule == "scored" and settings.standardise == "iteration":
-        counted.made = over_iteration(counted.made)
+        state.made = over_iteration(state.made)
     if settings.balance == "solve_rate":
-        counted.hold(balanced(counted.sizes(), solve_rates, iteration), "balance")
-    counted.hold(quotas(counted.sizes(), settings.max_pairs, iteration), "over_cap")
-    return _result(counted, iteration)
+        state.limit(balanced(state.sizes(), solve_rates, iteration), "balance")
+    state.limit(quotas(state.sizes(), settings.max_pairs, iteration), "over_cap")
+    return _result(state, iteration)
 
 
 def joined(parts: Sequence[Pairing], iteration: int) -> Pairing:
@@ -135,15 +135,15 @@ def joined(parts: Sequence[Pairing], iteration: int) -> Pairing:
 
 
 def why_no_pairs(pairing: Pairing) -> str:
-    """A paragraph on why the iteration made nothing to train on."""
+    """Why the iteration made nothing to train on."""
     assert not pairing.relations
     return why_nothing(pairing.iteration, pairing.prompts, pairing.responses)
 
 
-def _result(counted: _Counted, iteration: int) -> Pairing:
-    relations = [one for of_prompt in counted.made.values() for one in of_prompt]
-    responses = _ordered(counted.responses, RESPONSE_REASONS)
-    return Pairing(iteration, relations, responses, _ordered(counted.prompts, PROMPT_OUTCOMES))
+def _result(state: _PairState, iteration: int) -> Pairing:
+    relations = [one for of_prompt in state.made.values() for one in of_prompt]
+    responses = _ordered(state.responses, RESPONSE_REASONS)
+    return Pairing(iteration, relations, responses, _ordered(state.prompts, PROMPT_OUTCOMES))
 
 
 def _ordered(counts: Counter[str], order: Iterable[str]) -> dict[str, int]:

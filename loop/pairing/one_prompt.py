@@ -17,7 +17,7 @@ NO_ANSWERS = Answers()
 
 
 class PromptResult(NamedTuple):
-    """What one prompt gave, the reason of each of its responses, its outcome, and its share of correct responses."""
+    """Relations of one prompt, the reason of each response, the outcome, and the share of correct responses."""
 
     relations: list[Made]
     reasons: dict[str, str]
@@ -46,7 +46,7 @@ def build_prompt(
 
 
 def _unfit(prompt_id: str, judged: Sequence[Judged]) -> dict[str, str]:
-    """Reasons of the responses that no rule may see. Of equal token sequences the first that has a score stays."""
+    """Reasons of the responses that no rule may see. Of equal token sequences the first with a score stays."""
     if len({response.response_id for response in judged}) < len(judged):
         raise ValueError(f"prompt {prompt_id}: two responses have the same id")
     reasons: dict[str, str] = {}
@@ -72,7 +72,7 @@ def _in_play(judged: Sequence[Judged], reasons: dict[str, str], settings: PairsC
 
 
 def _note_equal(judged: Sequence[Judged], reasons: dict[str, str], answers: Answers) -> None:
-    """A response with the tokens of an answer that takes part is that answer, and is no partner of it."""
+    """Exclude responses that equal an answer that takes part: they cannot be its partner."""
     keys = {answer.token_ids_key for answer in (answers.gold, answers.negative) if answer}
     for response in judged:
         if response.token_ids_key in keys:
@@ -80,8 +80,8 @@ def _note_equal(judged: Sequence[Judged], reasons: dict[str, str], answers: Answ
 
 
 def _weighed(scored: list[Judged], answers: Answers, settings: PairsConfig) -> list[Judged]:
-    """The responses as the rule sees them: less the penalty on length, and with a gold answer that stands in, which
-    pays none, so that it stays the best."""
+    """The responses as the rule sees them: scores less the length penalty, plus a gold answer that stands in; it pays
+    no penalty, so it stays the best."""
     if settings.length_penalty:
         scored = [replace(r, score=r.value - settings.length_penalty * r.length) for r in scored]
     gold = answers.gold if RULES[settings.rule].falls_back else None
@@ -102,7 +102,7 @@ def _pairs(pool: Pool, settings: PairsConfig) -> tuple[Choice, FilterResult]:
 
 
 def _pair(prompt_id: str, couple: Couple, rule: str, rates: dict[str, float], answers: frozenset[str]) -> MadePair:
-    """The pair with all that losses may want to know; of an answer that no judge saw there are no games."""
+    """The pair with everything a loss may need; an answer that no judge saw has no games."""
     chosen, rejected = couple
     margin = None if chosen.score is None or rejected.score is None else chosen.score - rejected.score
     return MadePair(

@@ -32,7 +32,7 @@ def accept(scores: Sequence[float], *, keep: int, beta: float, uniform: Callable
 
 
 def first_round(players: Sequence[Judged]) -> list[Couple]:
-    """Each meets one other, an odd one none; a tie is not a pair."""
+    """Neighbours play; an odd player is left out, and a tie makes no pair."""
     return [couple for one, other in zip(players[::2], players[1::2], strict=False) if (couple := ordered(one, other))]
 
 
@@ -41,15 +41,15 @@ def tournament(players: Sequence[Judged]) -> list[Couple]:
     couples = []
     while len(players) > 1:
         games = list(zip(players[::2], players[1::2], strict=False))
-        found = [ordered(one, other) for one, other in games]
-        couples += [couple for couple in found if couple]
-        winners = [couple[0] if couple else one for couple, (one, _) in zip(found, games, strict=True)]
+        results = [ordered(one, other) for one, other in games]
+        couples += [couple for couple in results if couple]
+        winners = [couple[0] if couple else one for couple, (one, _) in zip(results, games, strict=True)]
         players = [*winners, *players[2 * len(games) :]]
     return couples
 
 
 def ordered(one: Judged, other: Judged) -> Couple | None:
-    """The better one first; None for a tie, and where the judge did not decide."""
+    """The better one first; None for a tie, or if the judge did not decide."""
     probability = preference(one, other)
     if probability is None or probability == 0.5:
         return None
@@ -67,7 +67,7 @@ def correct_vs_wrong(pool: Pool, settings: PairsConfig) -> Choice:
     correct = {response.response_id for response in pool.scored if response.value >= settings.correct_at}
     winners = [r for r in pool.fit("chosen", settings.drop_truncated) if r.response_id in correct]
     losers = [r for r in pool.fit("rejected", settings.drop_truncated) if r.response_id not in correct]
-    lost = _cut(pool, winners + losers)
+    lost = pool.cut(winners + losers)
     if len(correct) in (0, len(pool.scored)):
         return Choice("all_correct" if correct else "all_wrong", lost=lost)
     if not winners or not losers:
@@ -80,7 +80,7 @@ def correct_vs_wrong(pool: Pool, settings: PairsConfig) -> Choice:
 
 
 def best_vs_worst(pool: Pool, settings: PairsConfig) -> Choice:
-    """The highest and the lowest score; of equal ones the earliest, or those whose lengths are nearest."""
+    """The highest and the lowest score; of equal ones the earliest, or those nearest in length."""
     winners, losers = (pool.fit(side, settings.drop_truncated) for side in ("chosen", "rejected"))
     lost = _cut_outbidding(pool, winners, losers)
     if (outcome := _too_close(pool, winners, losers, settings.min_margin)) != "paired":
@@ -130,14 +130,14 @@ def rso(pool: Pool, settings: PairsConfig) -> Choice:
     rank = first_round if settings.rso_ranking == "first_round" else tournament
     lost = {r.response_id: "not_accepted" for at, r in enumerate(candidates) if at not in accepted}
     choice = _some(rank(players))
-    return Choice(choice.outcome, choice.couples, lost=lost | _cut(pool, candidates))
+    return Choice(choice.outcome, choice.couples, lost=lost | pool.cut(candidates))
 
 
 def sppo(pool: Pool, settings: PairsConfig) -> Choice:
     """The highest and the lowest win rate: the two responses per prompt that arXiv:2405.00675 trains on."""
     winners, losers = (pool.fit(side, settings.drop_truncated) for side in ("chosen", "rejected"))
     if not winners or not losers:
-        return Choice("truncated", lost=_cut(pool, losers))
+        return Choice("truncated", lost=pool.cut(losers))
     rates = win_rates(pool.scored)
     best = max(winners, key=lambda response: rates[response.response_id])
     worst = min(losers, key=lambda response: rates[response.response_id])
@@ -168,7 +168,7 @@ def xpo(pool: Pool, settings: PairsConfig) -> Choice:
     others = [response for response in fit if response.from_reference]
     couples = [ordered(one, other) for one, other in zip(own, others, strict=False)]
     choice = _some([couple for couple in couples if couple])
-    return Choice(choice.outcome, choice.couples, lost=_cut(pool, fit))
+    return Choice(choice.outcome, choice.couples, lost=pool.cut(fit))
 
 
 def dno_prct(pool: Pool, settings: PairsConfig) -> Choice:
@@ -200,7 +200,7 @@ PAIR_RULES: dict[str, PairRule] = {
 
 
 def _some(couples: list[Couple]) -> Choice:
-    """Couples, or the outcome of responses of which none is better."""
+    """Couples, or the outcome if no response is better than another."""
     return Choice("paired", couples) if couples else Choice("all_tied")
 
 
@@ -209,7 +209,7 @@ def _falling(couples: list[Couple], rates: dict[str, float]) -> list[Couple]:
 
 
 def _too_close(pool: Pool, winners: Sequence[Judged], losers: Sequence[Judged], margin: float) -> str:
-    """`paired` if the best may be chosen over the worst, else why not."""
+    """`paired` if best and worst make a pair, else the outcome."""
     gap = _gap(pool.scored, pool.scored)
     if gap <= margin:
         return "within_margin" if gap > 0 else "all_tied"
@@ -220,16 +220,10 @@ def _gap(winners: Sequence[Judged], losers: Sequence[Judged]) -> float:
     return max(map(_value, winners)) - min(map(_value, losers))
 
 
-def _cut(pool: Pool, kept: Sequence[Judged]) -> dict[str, str]:
-    """The responses that truncation keeps off their side."""
-    ids = {response.response_id for response in kept}
-    return {response.response_id: "truncated" for response in pool.scored if response.response_id not in ids}
-
-
 def _cut_outbidding(pool: Pool, winners: Sequence[Judged], losers: Sequence[Judged]) -> dict[str, str]:
-    """The same for rules by score: truncated responses above all others would be chosen."""
+    """Responses that truncation excludes from a rule by score: also those above the best winner."""
     ceiling = max(map(_value, winners), default=-math.inf)
-    return _cut(pool, losers) | {r.response_id: "truncated" for r in pool.scored if r.value > ceiling}
+    return pool.cut(losers) | {r.response_id: "truncated" for r in pool.scored if r.value > ceiling}
 
 
 def _value(response: Judged) -> float:

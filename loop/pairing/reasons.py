@@ -19,7 +19,7 @@ PROMPT_OUTCOMES = {
     "balance": "over the share of their solve rate (pairs.balance)",
     "over_cap": "over pairs.max_pairs",
 }
-"""What became of a prompt, and how it is said to a person."""
+"""Outcomes of prompts, with their descriptions."""
 
 RESPONSE_REASONS = {
     "used": "in at least one pair, single or group",
@@ -48,7 +48,7 @@ RESPONSE_REASONS = {
     "prompt_no_negative": "the prompt has no answer known to be bad",
     "prompt_no_games": "no two responses to the prompt met",
 }
-"""What became of a response, and how it is said to a person."""
+"""Reasons why responses were used or not, with their descriptions."""
 
 REMEDIES = {
     "all_correct": "use harder prompts, or raise sampling.temperature or sampling.n",
@@ -67,13 +67,13 @@ REMEDIES = {
     "no_games": "raise sampling.n to at least 2",
     "no_score": "look at the verdicts (prefloop show): the judge abstained or failed on every response",
 }
-"""What a person can do when prompts end so."""
+"""Advice by outcome."""
 
 LOST_BEFORE = {"error": "judge errors", "abstain": "abstentions of the judge", "duplicate": "duplicates"}
 
 
 def why_nothing(iteration: int, prompts: Mapping[str, int], responses: Mapping[str, int]) -> str:
-    """A paragraph on why the iteration made nothing: what happened to the prompts, and what to change."""
+    """Why the iteration made nothing: the outcomes of its prompts, and advice."""
     total = sum(prompts.values())
     if not total:
         return f"no pairs in iteration {iteration}: no prompt came in"
@@ -88,11 +88,11 @@ def why_nothing(iteration: int, prompts: Mapping[str, int], responses: Mapping[s
 
 
 def _lost_responses(responses: Mapping[str, int]) -> str:
-    """The responses that were lost before any rule saw them, as a clause; empty if there are none."""
+    """A clause on the responses that no rule saw; empty if there are none."""
     total = sum(responses.values())
     lost = [
-        f"{responses[reason]} of {total} responses to {said}"
-        for reason, said in LOST_BEFORE.items()
+        f"{responses[reason]} of {total} responses to {cause}"
+        for reason, cause in LOST_BEFORE.items()
         if reason in responses
     ]
     return f"; lost before pairing: {', '.join(lost)}" if lost else ""

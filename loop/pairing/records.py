@@ -1,6 +1,6 @@
 """Judged responses as pairing rules see them, and the pairs, singles and groups that rules make."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import ClassVar
@@ -11,7 +11,7 @@ from trainer.losses.method import Kind
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One response with its verdict; `token_ids_key` is equal for two responses exactly if their tokens are."""
+    """One response with its verdict; equal `token_ids_key` means equal tokens."""
 
     response_id: str
     token_ids_key: bytes | str
@@ -28,7 +28,7 @@ class Judged:
 
     @property
     def value(self) -> float:
-        """The score, which every response has that rules may see."""
+        """The score; every response that rules see has one."""
         assert self.score is not None, self.response_id
         return self.score
 
@@ -102,7 +102,7 @@ Couple = tuple[Judged, Judged]
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Answers to a prompt that its data row brings, as tokens of the policy: the gold one and a bad one."""
+    """The gold and the bad answer in a prompt's data row, as tokens of the policy."""
 
     gold: Judged | None = None
     negative: Judged | None = None
@@ -115,8 +115,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What a rule chooses from: a prompt's scored, distinct responses in sampling order, perhaps a gold answer among
-    them; `seed` is for its draws."""
+    """Input of a rule: a prompt's scored, distinct responses in sampling order, possibly with a gold answer."""
 
     prompt_id: str
     scored: list[Judged]
@@ -129,14 +128,19 @@ class Pool:
             return self.scored
         return [response for response in self.scored if response.finish_reason != "length"]
 
+    def cut(self, kept: Sequence[Judged]) -> dict[str, str]:
+        """The responses that truncation excludes, with the reason: all that are not kept."""
+        ids = {response.response_id for response in kept}
+        return {response.response_id: "truncated" for response in self.scored if response.response_id not in ids}
+
     def draw(self) -> Random:
-        """Chance that the seed and the prompt alone decide."""
+        """A random generator that depends on seed and prompt alone."""
         return Random(int.from_bytes(hash_of(self.seed, self.prompt_id)[:8], "big"))
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a rule made of a pool: pairs to be, or singles or groups; why single responses were left out."""
+    """Output of a rule: couples, which become pairs, or singles or groups; why responses were left out."""
 
     outcome: str
     couples: list[Couple] = field(default_factory=list)

@@ -5,37 +5,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from loop.config.pairs_section import PairsConfig
-from loop.pairing.records import Choice, Judged, Made, MadeGroup, MadeSingle, Pool
+from loop.pairing.records import Choice, Made, MadeGroup, MadeSingle, Pool
 from loop.pairing.win_rates import over_others
 
 SingleRule = Callable[[Pool, PairsConfig], Choice]
 
 
 def labels(pool: Pool, settings: PairsConfig) -> Choice:
-    """Each response as good or bad by `correct_at`; truncation may keep it off a side."""
+    """Each response as good or bad by `correct_at`; truncation may exclude it from a side."""
     sides = {True: pool.fit("chosen", settings.drop_truncated), False: pool.fit("rejected", settings.drop_truncated)}
     fit = {good: {response.response_id for response in side} for good, side in sides.items()}
-    made: list[Made] = []
-    for response in pool.scored:
-        good = response.value >= settings.correct_at
-        if response.response_id in fit[good]:
-            made.append(MadeSingle(pool.prompt_id, response.response_id, "labels", good=good))
-    return _made(made, "truncated", _cut(pool, made))
+    kept = [r for r in pool.scored if r.response_id in fit[r.value >= settings.correct_at]]
+    made: list[Made] = [
+        MadeSingle(pool.prompt_id, r.response_id, "labels", good=r.value >= settings.correct_at) for r in kept
+    ]
+    return _made(made, "truncated", pool.cut(kept))
 
 
 def scored(pool: Pool, settings: PairsConfig) -> Choice:
-    """Each response with its score, over the prompt's if so asked; over the iteration's comes when all are there."""
+    """Each response with its score, standardised over the prompt if so set; over the iteration it is done later."""
     fit = pool.fit("rejected", settings.drop_truncated)
     scores = [response.value for response in fit]
     if settings.standardise == "prompt":
         scores = standardised(scores)
         if not any(scores):
-            return Choice("all_tied" if fit else "truncated", lost=_cut_to(pool, fit))
+            return Choice("all_tied" if fit else "truncated", lost=pool.cut(fit))
     made: list[Made] = [
         MadeSingle(pool.prompt_id, response.response_id, "scored", score=score)
         for response, score in zip(fit, scores, strict=True)
     ]
-    return _made(made, "truncated", _cut_to(pool, fit))
+    return _made(made, "truncated", pool.cut(fit))
 
 
 def spo(pool: Pool, settings: PairsConfig) -> Choice:
@@ -44,7 +43,7 @@ def spo(pool: Pool, settings: PairsConfig) -> Choice:
     rates = over_others(fit)
     made: list[Made] = [MadeSingle(pool.prompt_id, id, "spo", score=rate) for id, rate in rates.items()]
     no_games = {response.response_id: "no_games" for response in fit if response.response_id not in rates}
-    return _made(made, "no_games" if fit else "truncated", _cut_to(pool, fit) | no_games)
+    return _made(made, "no_games" if fit else "truncated", pool.cut(fit) | no_games)
 
 
 def ranked(pool: Pool, settings: PairsConfig) -> Choice:
@@ -54,10 +53,10 @@ def ranked(pool: Pool, settings: PairsConfig) -> Choice:
     kept = order if settings.keep_ties else [r for at, r in enumerate(order) if not at or r.value < order[at - 1].value]
     tied = {response.response_id: "tied" for response in order if response not in kept}
     if len({response.value for response in kept}) < 2:
-        return Choice("all_tied" if fit else "truncated", lost=_cut_to(pool, fit))
+        return Choice("all_tied" if fit else "truncated", lost=pool.cut(fit))
     ids, scores = (tuple(r.response_id for r in kept), tuple(r.value for r in kept))
     group = MadeGroup(pool.prompt_id, ids, "ranked", scores=scores)
-    return Choice("paired", made=[group], lost=_cut_to(pool, fit) | tied)
+    return Choice("paired", made=[group], lost=pool.cut(fit) | tied)
 
 
 def d2o(pool: Pool, settings: PairsConfig) -> Choice:
@@ -67,11 +66,11 @@ def d2o(pool: Pool, settings: PairsConfig) -> Choice:
     fit = pool.fit("rejected", settings.drop_truncated)
     ids = (*(response.response_id for response in fit), pool.answers.negative.response_id)
     made: list[Made] = [MadeGroup(pool.prompt_id, ids, "d2o")] if fit else []
-    return _made(made, "truncated", _cut_to(pool, fit))
+    return _made(made, "truncated", pool.cut(fit))
 
 
 def negatives(pool: Pool, settings: PairsConfig) -> Choice:
-    """Responses to unlearn: wrong ones, and the answer that is known to be bad (arXiv:2404.05868)."""
+    """Responses to unlearn: wrong ones, and the answer known to be bad (arXiv:2404.05868)."""
     wrong = [response for response in pool.scored if response.value < settings.correct_at]
     fit = [response for response in pool.fit("rejected", settings.drop_truncated) if response in wrong]
     lost = {response.response_id: "truncated" for response in wrong if response not in fit}
@@ -106,13 +105,3 @@ def over_iteration(made: dict[str, list[Made]]) -> dict[str, list[Made]]:
 
 def _made(made: list[Made], otherwise: str, lost: dict[str, str]) -> Choice:
     return Choice("paired" if made else otherwise, made=made, lost=lost)
-
-
-def _cut(pool: Pool, made: Sequence[Made]) -> dict[str, str]:
-    ids = {id for one in made for id in one.members}
-    return {r.response_id: "truncated" for r in pool.scored if r.response_id not in ids}
-
-
-def _cut_to(pool: Pool, fit: Sequence[Judged]) -> dict[str, str]:
-    ids = {response.response_id for response in fit}
-    return {r.response_id: "truncated" for r in pool.scored if r.response_id not in ids}

@@ -30,7 +30,7 @@ def over_others(scored: Sequence[Judged]) -> dict[str, float]:
 
 
 def _games(scored: Sequence[Judged]) -> dict[str, tuple[float, int]]:
-    """What each has won, and in how many games."""
+    """Points won and games played, by response."""
     ids = {response.response_id for response in scored}
     ordered = sorted(response.value for response in scored if response.beats is None)
     table = {}

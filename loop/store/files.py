@@ -20,7 +20,7 @@ from loop.store.tables import damaged
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """What is known of a finished file; mtime_ns makes the cheap check at start-up possible."""
+    """Identity of a finished file; mtime_ns makes a cheap check at start-up possible."""
 
     sha256: str
     size: int
@@ -28,8 +28,7 @@ class FileRecord:
 
 
 def write_file(path: Path, content: bytes, *, replace: bool = True) -> FileRecord:
-    """Put `content` at `path`, all or nothing. With replace=False the first writer wins and later ones change
-    nothing."""
+    """Write `content` to `path` atomically. With replace=False the first writer wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
@@ -66,8 +65,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def share(source: Path, target: Path) -> bool:
-    """Give a finished file a second name by a hard link, or copy it, time included, where the file system has none;
-    whether it was linked."""
+    """Hard-link a finished file, or copy it with its time where links are not possible; whether it was linked."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -87,7 +85,7 @@ def take_lock(file: int | IO[Any], *, wait: bool = False) -> bool:
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Append one JSON line; a line cut by a kill is ended first, so that it damages no other."""
+    """Append one JSON line; a line cut off by a kill is ended first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         if file.tell() and (file.seek(-1, os.SEEK_END) is None or file.read(1) != b"\n"):
@@ -104,8 +102,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines that may still be written to; empty if there is no file. A line cut off by
-    a kill, or not finished yet, is left out."""
+    """The complete rows of a file of JSON lines that may still be written to; empty if there is no file."""
     if not path.exists():
         return []
     rows = []
@@ -143,5 +140,5 @@ def record_of(path: Path) -> FileRecord:
 
 
 def is_intact(path: Path, record: FileRecord) -> bool:
-    """Whether a file is there and has the content that was recorded."""
+    """Whether a file exists and has the recorded content."""
     return path.exists() and path.stat().st_size == record.size and sha256_of(path) == record.sha256

@@ -16,10 +16,10 @@ def locate(
     existing = RunFolder(Path(source))
     if existing.exists():
         if toy:
-            raise UserError(f"{source} is an existing run, whose size is settled; --toy wants a config.")
+            raise UserError(f"{source} is an existing run, whose size cannot change; --toy needs a config.")
         if name is not None:
             raise UserError(
-                f"{source} is an existing run; --name starts a new one and wants a config: use {existing.config}."
+                f"{source} is an existing run; --name starts a new one and needs a config: use {existing.config}."
             )
         existing.check_format()
         return existing, load_config(existing.config, overrides)
@@ -41,12 +41,12 @@ def find_run(run: str, runs: Path) -> RunFolder:
 
 
 def new_run(name: str, runs: Path) -> RunFolder:
-    """Where a new run goes: a name means a folder in `runs`, a path is taken as it is."""
+    """The folder of a new run: a name means a folder in `runs`, a path is used as it is."""
     return RunFolder(Path(name) if "/" in name else runs / name)
 
 
 def find_run_at(text: str, runs: Path) -> tuple[RunFolder, int]:
-    """RUN@K."""
+    """The run and iteration that `RUN@K` names."""
     run, _, number = text.rpartition("@")
     if not run or not number.isdigit():
         raise UserError(f"{text!r} does not name an iteration; write RUN@K, e.g. quickstart@1.")

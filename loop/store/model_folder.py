@@ -56,7 +56,7 @@ def resolve_base(base: str, cache: Path | None = None) -> Path:
 
 
 def find_model(name: str) -> ModelRef:
-    """Folder and hash of a judge's model, named as `model.base` may be. UserError, in a judge's words."""
+    """Folder and hash of a judge's model, named as `model.base` may be. UserError names `judge.args.model`."""
     try:
         folder = resolve_base(name)
     except UserError as error:
@@ -65,7 +65,7 @@ def find_model(name: str) -> ModelRef:
 
 
 def default_cache() -> Path:
-    """Where converted models are kept: $PREFLOOP_CACHE, else prefloop's folder in the user's cache."""
+    """Folder of converted models: $PREFLOOP_CACHE, else prefloop's folder in the user's cache."""
     if chosen := os.environ.get("PREFLOOP_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prefloop"
@@ -111,15 +111,15 @@ def _no_weights(folder: Path) -> str:
     others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
     ggufs = [name for name in others if name.endswith(".gguf")]
     if ggufs:
-        way = f"To start from its GGUF file, set model.base={folder / ggufs[0]}."
+        advice = f"To start from its GGUF file, set model.base={folder / ggufs[0]}."
     elif others:
-        way = (
+        advice = (
             f"It has {', '.join(others)}; prefloop reads safetensors only. Convert it once with "
             f'AutoModelForCausalLM.from_pretrained("{folder}").save_pretrained("{folder}").'
         )
     else:
-        way = "Copy or download them again (a repository cloned without Git LFS has none)."
-    return f"The model folder {folder} has no weights (*.safetensors). {way}"
+        advice = "Copy or download them again (a repository cloned without Git LFS has none)."
+    return f"The model folder {folder} has no weights (*.safetensors). {advice}"
 
 
 def _check_whole(path: Path) -> None:
@@ -189,7 +189,7 @@ def _packaged_gguf(name: str) -> Path:
 
 
 def convert_gguf(file: Path, cache: Path) -> Path:
-    """The Hugging Face folder made of a GGUF file: once per content, by one process at a time, or not at all."""
+    """The Hugging Face folder converted from a GGUF file, once per content and by one process at a time."""
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
             raise UserError(f"model.base: {file} is not a GGUF file (it does not begin with the letters GGUF).")
@@ -231,7 +231,7 @@ def _is_sound(folder: Path) -> bool:
 
 
 def _write_model(file: Path, folder: Path) -> None:
-    """The dequantised fp32 model and its tokenizer, without the marks of quantisation."""
+    """Write the dequantised fp32 model and its tokenizer, without quantisation settings."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -248,7 +248,7 @@ def _write_model(file: Path, folder: Path) -> None:
     model.hf_quantizer, model.is_quantized = None, False
     try:
         model.save_pretrained(folder)
-    except SafetensorError as error:  # how a full disk shows itself here
+    except SafetensorError as error:  # raised when the disk is full
         raise OSError(str(error)) from error
     tokenizer.save_pretrained(folder)
     _drop(folder / "config.json", "_model_name_or_path", "_name_or_path")
@@ -256,7 +256,7 @@ def _write_model(file: Path, folder: Path) -> None:
 
 
 def _drop(path: Path, *keys: str) -> None:
-    """Remove notes on how the file was made (the GGUF's title, whether the hub was offline), not what it is."""
+    """Remove keys that record how the file was made, such as the GGUF's title."""
     values = json.loads(path.read_text(encoding="utf-8"))
     kept = {key: value for key, value in values.items() if key not in keys}
     path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,6 +1,4 @@
-"""Find the models that the next iteration needs, from the last finished one and the settings. A fork checks that they
-exist, and prune keeps them.
-"""
+"""Find the models that the next iteration needs; a fork checks that they exist, and prune keeps them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +41,8 @@ def model_record(run: RunFolder, model: Model) -> ModelRecord:
 
 
 def models_needed(run: RunFolder, k: int, config: Config) -> list[Model]:
-    """The models that an iteration after `k` finished ones starts from, samples from or takes as reference, the base
-    model first. (A reference of the user's own is found and checked when it is used.)"""
+    """The models that iteration `k + 1` starts from, samples from or has as reference, the base model first, without
+    a reference that the user names."""
     records = [run.base().policy, run.policy(k)]
     decision = run.decision(k) if k else None
     if decision and "previous" in (config.start, config.reference):
@@ -54,7 +52,7 @@ def models_needed(run: RunFolder, k: int, config: Config) -> list[Model]:
 
 
 def averages(run: RunFolder, k: int) -> list[Model]:
-    """The moving averages of `reference: ema` that were made for iterations 1 to `k`; the last one stands."""
+    """The moving averages of `reference: ema` for iterations 1 to `k`; the last one is valid."""
     folders = [run.stage(i, "reference") for i in run.iterations() if 1 <= i <= k]
     made = [(folder, manifest) for folder in folders if (manifest := folder.manifest())]
     hashes = [(folder, manifest.counted(ReferenceCounts).weights_hash) for folder, manifest in made]

@@ -27,8 +27,7 @@ from loop.store.run_records import BaseRecord, Event, ModelRecord, PromotionReco
 from loop.store.stage import REPEATED, STAGES, StageFolder
 
 FORMAT = 1
-"""Format of a run folder, in run.json. Raise it when a folder that an earlier version wrote would be misread, or the
-reverse: there is no reading of other formats."""
+"""Format of a run folder, in run.json; no other is read. Raise it when another version would misread a folder."""
 
 
 class RunFolder:
@@ -46,7 +45,7 @@ class RunFolder:
 
     @property
     def about(self) -> Path:
-        """The folder's format; of a new run the first file that stays."""
+        """The folder's format; the first file of a new run."""
         return self.root / "run.json"
 
     @property
@@ -67,22 +66,22 @@ class RunFolder:
 
     @property
     def lock(self) -> Path:
-        """Who works on the run, or was the last to."""
+        """The process that works on the run, or the last one that did."""
         return self.root / "lock"
 
     @property
-    def told(self) -> Path:
-        """What the trackers already received, by line."""
+    def tracker_log(self) -> Path:
+        """The points that trackers have received, as JSON lines."""
         return self.root / "trackers.jsonl"
 
     @property
     def trackers(self) -> Path:
-        """Where trackers that write files put them."""
+        """Files that trackers write."""
         return self.root / "trackers"
 
     @property
     def report(self) -> Path:
-        """The page that explains the campaign."""
+        """The HTML report."""
         return self.root / "report.html"
 
     def exists(self) -> bool:
@@ -102,11 +101,11 @@ class RunFolder:
         except (OSError, ValueError, TypeError, KeyError):
             found = None
         if found != FORMAT:
-            told = "has no format number in run.json" if found is None else f"has the run folder format {found!r}"
+            problem = "has no format number in run.json" if found is None else f"has the run folder format {found!r}"
             raise UserError(
-                f"{self} {told}; this version of prefloop reads format {FORMAT} only. Use the version of prefloop that "
-                f"wrote it (lineage.json names it), or start a new run with its settings: prefloop run {self.config} "
-                "--name NEW."
+                f"{self} {problem}; this version of prefloop reads format {FORMAT} only. Use the version of prefloop "
+                f"that wrote it (lineage.json names it), or start a new run with its settings: prefloop run "
+                f"{self.config} --name NEW."
             )
 
     def log(self, worker: str) -> Path:
@@ -123,14 +122,14 @@ class RunFolder:
         return StageFolder(self.root / "prompts", "prompts", 0)
 
     def stage(self, iteration: int, stage: str, attempt: int = 1) -> StageFolder:
-        """The folder of one stage; iteration 0 is the base model, which is only evaluated. What a retry makes lies
-        apart from the first attempt."""
+        """The folder of one stage; iteration 0 is the base model, which is only evaluated. Retries have folders
+        of their own."""
         folder = self.root / f"iter-{iteration:03d}"
         folder = folder / f"attempt-{attempt}" if attempt > 1 else folder
         return StageFolder(folder / stage, stage, iteration, attempt)
 
     def begun(self, iteration: int) -> int:
-        """How many attempts of the iteration's round were begun, at least 1."""
+        """Number of attempts at the iteration's round that were begun, at least 1."""
         folders = (self.root / f"iter-{iteration:03d}").glob("attempt-[0-9]*")
         return max((int(path.name[8:]) for path in folders), default=1)
 
@@ -142,7 +141,7 @@ class RunFolder:
         return len(decision.attempts) if decision else self.begun(iteration)
 
     def latest(self, iteration: int, stage: str) -> StageFolder:
-        """The folder of a stage as it stands: of what a retry repeats, that of the last attempt."""
+        """The folder of a stage; if retries repeat it, that of the last attempt."""
         return self.stage(iteration, stage, self.attempts(iteration) if stage in REPEATED else 1)
 
     def judged_shards(self, iteration: int, which: str, attempt: int | None = None) -> list[tuple[Path, Path]]:
@@ -155,9 +154,9 @@ class RunFolder:
         found = sorted(folder.glob(f"{which}-[0-9]*.parquet"))
         return [(path, path.with_name(path.name.replace(which, f"{which}-verdicts"))) for path in found]
 
-    def behind(self, iteration: int) -> tuple[list[Path], list[Path]]:
-        """Files with the responses behind an iteration's finished pairs: what it sampled itself, and what the data and
-        earlier iterations gave."""
+    def response_files(self, iteration: int) -> tuple[list[Path], list[Path]]:
+        """Files with the responses of an iteration's finished pairs: its own samples, and those from the data and from
+        earlier iterations."""
         pairs = self.stage(iteration, "pair")
         manifest = pairs.manifest()
         assert manifest is not None, iteration
@@ -177,7 +176,7 @@ class RunFolder:
         return [path for path, _ in self.judged_shards(iteration, "train")]
 
     def promotion(self, iteration: int) -> Path:
-        """The decision that ends an iteration: all the next one reads."""
+        """The decision that ends an iteration; the next one reads nothing else."""
         return self.root / f"iter-{iteration:03d}" / "promotion.json"
 
     def decision(self, iteration: int) -> PromotionRecord | None:
@@ -208,16 +207,16 @@ class RunFolder:
         return sorted(int(path.name[5:]) for path in self.root.glob("iter-[0-9]*"))
 
     def stages(self) -> list[StageFolder]:
-        """Every stage that may hold something, in the order of the campaign."""
+        """Every stage that may exist, in the order of the campaign."""
         return [self.prompts(), *(f for k in self.iterations() for f in self.stages_of(k, self.begun(k)))]
 
     def stages_of(self, iteration: int, attempts: int) -> list[StageFolder]:
-        """Every stage that an iteration may have, by its attempts."""
+        """Every stage that an iteration may have, with its attempts."""
         found = [self.stage(iteration, stage) for stage in ("ease", "reference", *STAGES, "guard")]
         return found + [self.stage(iteration, stage, n) for n in range(2, attempts + 1) for stage in REPEATED]
 
     def records(self) -> list[Path]:
-        """The manifests and decisions that are there."""
+        """The manifests and decisions that exist."""
         decisions = [self.promotion(k) for k in self.iterations()]
         return [path for path in [*(f.manifest_path for f in self.stages()), *decisions] if path.exists()]
 
@@ -230,13 +229,13 @@ class RunFolder:
         return [as_record(line, Event, self.events) for line in read_lines(self.events)]
 
     def locked(self) -> AbstractContextManager[None]:
-        """Hold the run for this process alone. UserError if another one has it."""
+        """Lock the run for this process. UserError if another one has it."""
         return locked(self.root, "a run")
 
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder, made if need be, for this process alone. UserError if another one has it; `what` it is then."""
+    """Lock a folder, created if missing, for this process. UserError if another one has it; `what` names it there."""
     folder.mkdir(parents=True, exist_ok=True)
     with RunFolder(folder).lock.open("a+", encoding="utf-8") as file:
         if not take_lock(file):

@@ -38,7 +38,7 @@ class Manifest:
         return digest({name: record.sha256 for name, record in self.outputs.items()})
 
     def counted(self, kind: type[T]) -> T:
-        """What the stage counted, as a record. UserError if the manifest does not have its shape."""
+        """The counts as a record. UserError if they do not have its shape."""
         return as_record(self.counts, kind, f"The manifest of stage {self.stage} of iteration {self.iteration}")
 
     @property
@@ -58,23 +58,16 @@ class StageFolder:
         return f"iteration {self.iteration}{again}, stage {self.stage}"
 
     def shard(self, number: int, prefix: str = "shard") -> Path:
-        """Path of a shard; `prefix` tells several kinds in one folder apart."""
+        """Path of a shard; `prefix` separates several kinds in one folder."""
         return self.path / f"{prefix}-{number:03d}.parquet"
 
-    def keep_shards(self, count: int) -> None:
-        """Remove shards beyond the first `count`: an unfinished stage may have been cut in another way before."""
-        wanted = {self.shard(number) for number in range(count)}
-        for path in self.path.glob("shard-*.parquet"):
-            if path not in wanted:
-                path.unlink()
-
     def further_shard(self, number: int) -> Path:
-        """Path of a shard of the second phase of adaptive sampling; by name it comes after those of the first."""
+        """Path of a shard of the second phase of adaptive sampling; its name sorts after those of the first."""
         return self.shard(number, FURTHER)
 
     @property
     def allocation(self) -> Path:
-        """How many further responses the prompts got in the second phase; only adaptive sampling makes it."""
+        """Further responses by prompt in the second phase of adaptive sampling."""
         return self.path / "allocation.json"
 
     @property
@@ -82,12 +75,12 @@ class StageFolder:
         return self.relations("pairs")
 
     def relations(self, kind: str) -> Path:
-        """What the pair stage made: pairs, singles or groups."""
+        """The pair stage's pairs, singles or groups."""
         return self.path / f"{kind}.parquet"
 
     @property
     def answers(self) -> Path:
-        """Gold and bad answers that the pair stage added to the sampled responses; mostly there is no such file."""
+        """Gold and bad answers that the pair stage added to the sampled responses; usually absent."""
         return self.path / "answers.parquet"
 
     @property
@@ -105,7 +98,7 @@ class StageFolder:
         return self.path / f"{which}-answers.parquet"
 
     def logps(self, which: str) -> Path:
-        """How likely a model finds these answers."""
+        """A model's log-probs of these answers."""
         return self.path / f"{which}-logps.parquet"
 
     @property
@@ -132,7 +125,7 @@ class StageFolder:
 
     @property
     def step_log(self) -> Path:
-        """Whichever of the two there is."""
+        """The finished step log, or else the running one."""
         return self.steps if self.steps.exists() else self.running_steps
 
     @property
@@ -141,7 +134,7 @@ class StageFolder:
 
     @property
     def responses(self) -> list[Path]:
-        """Finished shards of responses, of an unfinished stage too; verdicts are not among them."""
+        """Finished shards of responses, also of an unfinished stage."""
         found = sorted(self.path.glob("[a-z]*-[0-9]*.parquet"))
         return [path for path in found if "-verdicts-" not in path.name]
 
@@ -156,12 +149,12 @@ class StageFolder:
 
     @property
     def labels(self) -> Path:
-        """Where people put what they labelled."""
+        """The labels that people provide."""
         return self.path / "labels.jsonl"
 
     @property
     def pruned_path(self) -> Path:
-        """Which outputs were given up for their space; the stage stays finished without them."""
+        """Names of outputs that were pruned; the stage stays finished without them."""
         return self.path / "pruned.json"
 
     @property
@@ -175,8 +168,8 @@ class StageFolder:
             shutil.rmtree(self.path)
         write_file(path, to_json({"inputs": redacted(inputs)}))
 
-    def sweep(self, wanted: list[Path]) -> None:
-        """Remove shards of an earlier attempt, with other settings, that are none of these."""
+    def keep_only(self, wanted: list[Path]) -> None:
+        """Remove all other shards: with other settings, an unfinished stage may have been cut in another way."""
         for path in set(self.path.glob("shard-*.parquet")) - set(wanted):
             path.unlink()
 
@@ -187,7 +180,7 @@ class StageFolder:
         return read_record(self.manifest_path, Manifest)
 
     def present(self, manifest: Manifest) -> dict[str, FileRecord]:
-        """The outputs that have to be there: all but those that were pruned."""
+        """The outputs that were not pruned."""
         pruned = read_json(self.pruned_path) if self.pruned_path.exists() else []
         return {name: record for name, record in manifest.outputs.items() if name not in pruned}
 
@@ -200,8 +193,7 @@ class StageFolder:
         seconds: dict[str, float],
         versions: dict[str, str],
     ) -> Manifest:
-        """Write the manifest, last of all; from here on the stage is finished and its files are read-only by
-        convention."""
+        """Write the manifest last: the stage is finished, and its files are read-only by convention."""
         outputs = {str(path.relative_to(self.path)): record_of(path) for path in sorted(files)}
         manifest = Manifest(self.stage, self.iteration, outputs, redacted(inputs), counts, seconds, versions)
         write_file(self.manifest_path, to_json(asdict(manifest)))
@@ -210,8 +202,8 @@ class StageFolder:
         return manifest
 
     def check(self, manifest: Manifest, *, verify: bool) -> None:
-        """UserError unless every output is there as it was written (size and time; its content too with `verify`), but
-        for those that were pruned."""
+        """UserError unless every output that was not pruned has the recorded size and time, or the recorded content
+        (always checked with `verify`)."""
         for name, record in self.present(manifest).items():
             path = self.path / name
             if not path.exists():
@@ -223,19 +215,18 @@ class StageFolder:
                 raise damaged(path, "its content has changed")
 
     def damaged(self, manifest: Manifest) -> list[Path]:
-        """Outputs that are missing or whose content is not as it was written; every file is hashed."""
+        """Outputs that are missing or whose content has changed; hashes every file."""
         return [self.path / n for n, r in self.present(manifest).items() if not is_intact(self.path / n, r)]
 
-    def beside(self, manifest: Manifest) -> list[Path]:
-        """Finished files that are no outputs: the manifest itself, what was asked of people, their labels, what
-        describes a model."""
+    def unlisted(self, manifest: Manifest) -> list[Path]:
+        """Finished files that the manifest does not list: itself, items to label, labels, descriptions of a model."""
         found = sorted(path for folder in (self.path, self.model) for path in folder.glob("[!.]*") if path.is_file())
         return [path for path in found if str(path.relative_to(self.path)) not in manifest.outputs]
 
     def repair(self, manifest: Manifest) -> list[Path]:
-        """Remove every output that is not as it was written, and the manifest, so that just these are made again."""
+        """Remove every damaged output, and the manifest, so that only these are made again."""
         bad = self.damaged(manifest)
-        if bad and self.stage in ("train", "reference"):  # a model folder is one piece: it is made again
+        if bad and self.stage in ("train", "reference"):  # a model folder is made again as a whole
             shutil.rmtree(self.path)
         elif bad:
             for path in bad:

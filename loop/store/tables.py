@@ -92,7 +92,7 @@ ANSWERS = pa.schema(
         ("text", pa.string()),
     ]
 )
-"""Gold and bad answers from the prompts' own columns, as tokens of the policy."""
+"""Gold and bad answers from the prompts' data columns, as tokens of the policy."""
 
 
 def to_bytes(rows: Sequence[dict[str, Any]], schema: pa.Schema, notes: dict[str, Any]) -> bytes:
@@ -131,11 +131,11 @@ def notes_of(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path | str, why: str) -> UserError:
-    """The message for a file that cannot be what was written."""
+    """The error for a damaged file."""
     reason = " ".join(why.split())[:200]
     return UserError(
         f"{path} is damaged ({reason}). Nothing else is lost: run the same command with --repair, "
-        "and just this file is made again and compared with what was recorded of it."
+        "and only this file is made again and compared with its record."
     )
 
 

@@ -17,7 +17,7 @@ from judges.context import Usage
 from judges.types import JudgeError
 
 PATIENCE = 60.0
-"""Seconds to wait for a process that has not yet let go of the file."""
+"""Seconds to wait while another process holds the file."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, value TEXT NOT NULL, judge TEXT NOT NULL) WITHOUT ROWID;
@@ -32,7 +32,7 @@ INSERT INTO spent VALUES (?, ?, ?, ?) ON CONFLICT (judge) DO UPDATE SET calls = 
 
 
 class VerdictCache:
-    """What `judges.context.Store` asks for, in a file that begins to exist with the first verdict."""
+    """Implements `judges.context.Store` in a file that is created with the first verdict."""
 
     def __init__(self, path: Path, parents: Sequence[Path] = ()) -> None:
         self.path, self.parents = path, tuple(parents)
@@ -47,23 +47,23 @@ class VerdictCache:
         return None
 
     def put(self, key: str, value: str, who: str, usage: Usage) -> None:
-        """Keep the value and charge its usage, in one transaction. What is there already stays."""
+        """Store the value, unless the key exists, and charge its usage in one transaction."""
         self.put_all({key: value}, who, usage)
 
     def put_all(self, values: Mapping[str, str], who: str, usage: Usage) -> None:
-        """As `put`, for a batch: one transaction, one write to the disk."""
+        """As `put` for a batch, in one transaction."""
         with self._own:
             for key, value in values.items():
                 self._run(self._own, "INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?)", key, value, who)
             self._charge(who, usage)
 
     def charge(self, who: str, usage: Usage) -> None:
-        """Add to what the judge has spent in this run."""
+        """Add to the judge's total in this run."""
         with self._own:
             self._charge(who, usage)
 
     def spent(self, who: str) -> Usage:
-        """Total charged to the judge in this run; not counting what its parents paid."""
+        """Total charged to the judge in this run, without its parents."""
         if not self.path.exists():
             return Usage()
         columns = "calls, prompt_tokens, completion_tokens"
@@ -71,7 +71,7 @@ class VerdictCache:
         return Usage(*row) if row else Usage()
 
     def close(self) -> None:
-        """Close the files; what was committed needs it not."""
+        """Close the files; committed values are safe without it."""
         for database in [self.__dict__.pop("_own", None), *self.__dict__.pop("_inherited", [])]:
             if database is not None:
                 database.close()
@@ -116,15 +116,14 @@ def spent_in(path: Path) -> Usage:
 
 
 def paid_in(path: Path) -> list[tuple[str, int, Usage]]:
-    """By judge: its identity, number of cached verdicts, and what it was charged."""
+    """By judge: identity, number of cached verdicts, total charged."""
     count = "(SELECT count(*) FROM verdicts WHERE verdicts.judge = spent.judge)"
     rows = _look(path, f"SELECT judge, {count}, calls, prompt_tokens, completion_tokens FROM spent ORDER BY judge")
     return [(who, kept, Usage(*usage)) for who, kept, *usage in rows]
 
 
 def kept_in(path: Path, containing: str | None, limit: int) -> list[tuple[str, str, str]]:
-    """Key, word and judge of up to `limit` entries, in the order of their keys; with `containing` of those whose word
-    has this text in it."""
+    """Key, value and judge of up to `limit` entries, ordered by key; only those whose value contains `containing`."""
     wanted = "" if containing is None else "WHERE instr(value, ?) > 0"
     values = () if containing is None else (containing,)
     return _look(path, f"SELECT key, value, judge FROM verdicts {wanted} ORDER BY key LIMIT ?", *values, max(0, limit))
@@ -142,9 +141,9 @@ def _look(path: Path, statement: str, *values: str | int) -> list[Any]:
 
 
 def unusable(path: Path, error: sqlite3.Error) -> JudgeError:
-    """The message for a cache that cannot be read or written; of the class that passes through a judge as it is."""
+    """The error for a cache that cannot be read or written; a judge lets a JudgeError pass."""
     return JudgeError(
         f"The verdict cache {path} cannot be used ({error}). It holds the verdicts that were paid for: free some space "
-        "or mend its rights, and run the same command. If it is damaged, restore it from a backup; without it the run "
-        "goes on, too, but asks again for the verdicts of unfinished shards."
+        "or fix its permissions, and run the same command. If it is damaged, restore it from a backup; without it the "
+        "run continues, too, but asks again for the verdicts of unfinished shards."
     )

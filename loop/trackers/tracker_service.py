@@ -66,14 +66,14 @@ class TrackerService:
         if not known:
             tracker.store_init_configuration(flat_settings(load_config(self.run.config).raw))
             self.ids[name] = tracker.tracker.info.run_id if name == "mlflow" else id
-            append_line(self.run.told, {"tracker": name, "id": self.ids[name]})
+            append_line(self.run.tracker_log, {"tracker": name, "id": self.ids[name]})
         self.trackers[name] = tracker
 
     def _tell(self, name: str) -> None:
         told = self.told.setdefault(name, {})
         for point in new_points(self.run, told, samples=self.settings.samples):
             told[point.series] = point.number
-            append_line(self.run.told, as_record(name, point))
+            append_line(self.run.tracker_log, as_record(name, point))
             tell(name, self.trackers[name], point)
 
     def _finish(self, name: str) -> None:
@@ -84,7 +84,7 @@ def read_told(run: RunFolder) -> tuple[dict[str, dict[str, int]], dict[str, str]
     """What each tracker was told of this run already (by series, the last number), and its id of the run."""
     told: dict[str, dict[str, int]] = {}
     ids: dict[str, str] = {}
-    for line in read_lines(run.told):
+    for line in read_lines(run.tracker_log):
         if "id" in line:
             ids[line["tracker"]] = line["id"]
         else:

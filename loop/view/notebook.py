@@ -153,7 +153,7 @@ def pair_batches(run: RunFolder, k: int) -> Iterator[pa.Table]:
 
 def _texts(run: RunFolder, k: int) -> pa.Table:
     """Texts and scores of the responses that pairs of iteration `k` may name; answers from the data have no score."""
-    own, others = run.behind(k)
+    own, others = run.response_files(k)
     return pa.concat_tables([_scored(path) for path in (*own, *others)])
 
 

@@ -30,7 +30,7 @@ Arguments = dict[str, Any]
 Progress = dict[str, Any]
 """Keyword arguments of one call of `Report`."""
 Report = Callable[..., None]
-"""Called by a service with what it has done so far; every call is a sign of life."""
+"""Called by a service with what it has done so far; every call is a heartbeat."""
 
 
 def main(pipe: Connection, service: str, arguments: Arguments, log: Path, driver: int, secrets: frozenset[str]) -> None:
@@ -39,8 +39,8 @@ def main(pipe: Connection, service: str, arguments: Arguments, log: Path, driver
     REMEMBERED.update(secrets)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve each other once cores are shared
     _redirect_output(log)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's business; it closes the pipe
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, about which Python would warn when this process is ended
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver handles Ctrl-C and closes the pipe
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, about which Python warns when this process is killed
     obj = None
     while True:
         try:
@@ -54,7 +54,7 @@ def main(pipe: Connection, service: str, arguments: Arguments, log: Path, driver
         try:
             obj = obj or load(service)(**arguments)
             result = getattr(obj, method)(report=report, **details)
-        except Exception as error:  # noqa: BLE001  the boundary of the process: the driver is sent whatever failed
+        except Exception as error:  # noqa: BLE001  the boundary of the process: the driver gets the message
             traceback.print_exc()
             sys.stderr.flush()
             pipe.send(("refused" if is_users(error) else "failed", number, explain(error)))
@@ -69,7 +69,7 @@ def load(name: str) -> Any:
 
 
 def is_users(error: Exception) -> bool:
-    """Whether the error is one that another try cannot mend and whose text is meant for the user."""
+    """Whether the error's text is for the user and another try would fail as well."""
     return isinstance(error, (UserError, JudgeError, TrainerError)) or is_disk_full(error)
 
 
@@ -84,7 +84,7 @@ def explain(error: Exception) -> str:
     if is_disk_full(error):
         where = getattr(error, "filename", None)
         place = f" (writing {where})" if where else ""
-        return f"The disk is full{place}: {error}. Free some space and run the same command; it goes on from here."
+        return f"The disk is full{place}: {error}. Free some space and run the same command; it continues from here."
     return str(error) if is_users(error) else f"{type(error).__name__}: {error}"
 
 

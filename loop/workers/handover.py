@@ -1,5 +1,5 @@
-"""Folder that passes weights from trainer to engine within an iteration, in shared memory if there is room. Its driver
-holds a lock on it, so a folder that a killed driver left behind is recognised by its free lock."""
+"""Folder that passes weights from trainer to engine within an iteration, in shared memory if there is room. The driver
+locks it, so a leftover folder is recognised by its free lock."""
 
 import os
 import shutil
@@ -12,22 +12,22 @@ from loop.store.files import take_lock
 
 SHARED = Path("/dev/shm")
 COPIES = 3
-"""Room for so many copies of the weights is asked for: the old ones, the new ones, and a tail."""
+"""Shared memory must have room for this many copies of the weights: the old ones, the new ones, and a spare."""
 
 
 @contextmanager
 def handover_folder(weights: Path, spare: Path) -> Iterator[Path]:
-    """An empty folder, removed in the end: in shared memory if that has room for models like the one in `weights`, else
-    `spare`. First removes what the user's killed drivers left in shared memory."""
+    """An empty folder, removed at the end: in shared memory if that has room for models like the one in `weights`, else
+    `spare`. Removes leftovers of the user's killed drivers first."""
     prefix = f"prefloop-{os.getuid()}-"
-    for left in SHARED.glob(f"{prefix}*"):
-        if (lock := _locked(left)) is not None:
-            shutil.rmtree(left, ignore_errors=True)
+    for leftover in SHARED.glob(f"{prefix}*"):
+        if (lock := _locked(leftover)) is not None:
+            shutil.rmtree(leftover, ignore_errors=True)
             os.close(lock)
     shutil.rmtree(spare, ignore_errors=True)
     size = sum(path.stat().st_size for path in weights.iterdir() if path.is_file())
     room = SHARED.is_dir() and shutil.disk_usage(SHARED).free >= COPIES * size
-    folder, lock = _made(prefix) if room else (None, None)
+    folder, lock = _new_folder(prefix) if room else (None, None)
     if folder is None:
         spare.mkdir(parents=True)
     try:
@@ -38,9 +38,9 @@ def handover_folder(weights: Path, spare: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def _made(prefix: str) -> tuple[Path | None, int | None]:
-    """A new folder of shared memory and the lock on it; None if this user may not write or lock, or if another driver
-    took it for an abandoned one before it was locked."""
+def _new_folder(prefix: str) -> tuple[Path | None, int | None]:
+    """A new folder in shared memory and its lock; None if it cannot be written or locked, or if another driver removed
+    it as a leftover before it was locked."""
     try:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=SHARED))
     except OSError:
@@ -55,7 +55,7 @@ def _made(prefix: str) -> tuple[Path | None, int | None]:
 
 
 def _locked(folder: Path) -> int | None:
-    """A handle that holds the folder for this process until it is closed; None if it is held or gone."""
+    """A handle that locks the folder until it is closed; None if the folder is locked or gone."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:

@@ -1,6 +1,6 @@
 """Judge stage inside its worker: read a Parquet file of responses, write one of verdicts.
 
-Verdicts that cost money or minutes go through the run's verdict cache, which only this process writes.
+Costly verdicts go through the run's verdict cache, which only this process writes.
 """
 
 import gc
@@ -32,7 +32,7 @@ from loop.store.model_folder import find_model
 from loop.store.run_records import Json
 from loop.store.verdict_cache import VerdictCache
 from loop.workers.entry import Report
-from loop.workers.log_prob_service import Roles, Scoring
+from loop.workers.log_prob_service import LogProbScorer, Roles
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class PreparedJudge:
 
 
 class Meter:
-    """Cost of one shard's verdicts; every note is a heartbeat."""
+    """Usage of one shard's verdicts; every note is a heartbeat."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
@@ -85,7 +85,7 @@ class Meter:
 
 
 class JudgeService:
-    """Holds the judge for the whole campaign, in a process of its own: it may print, hang or exit without harm."""
+    """Holds the judge for the whole campaign, in a process of its own: it may print, hang or exit."""
 
     def __init__(self, settings: JudgeConfig, cache: Path, parents: tuple[Path, ...] = ()) -> None:
         self.settings = settings
@@ -93,7 +93,7 @@ class JudgeService:
         self.store = VerdictCache(cache, parents)
         self.judge.bind(JudgeContext(self.store, find=find_model))
         self.fingerprint = fingerprint(self.judge, settings.name)
-        self.scoring = Scoring()
+        self.scoring = LogProbScorer()
 
     def prepare(self, report: Report, correct_at: float) -> PreparedJudge:
         """Test the judge on its own examples and the user's labelled ones; the latter wait if it wants a model in an
@@ -106,7 +106,7 @@ class JudgeService:
         return PreparedJudge(self.fingerprint, tuple(sorted(self.judge.needs)), self.judge.compares, model)
 
     def try_examples(self, report: Report, correct_at: float, generate: Generate, weights: str) -> int:
-        """Run the user's labelled examples with a model that answers; how many there were."""
+        """Test the judge, with a model that answers, on the user's labelled examples; their number."""
         on_usage = Meter(report).note
         self.judge.bind(JudgeContext(self.store, generate, weights, find_model, self.scoring, on_usage))
         return try_examples(self.judge, self.settings, correct_at)
@@ -142,7 +142,7 @@ class JudgeService:
             self.scoring.rest()
 
     def _used(self, meter: Meter) -> dict[str, dict[str, float]]:
-        """Cost of the shard's verdicts, whether paid now or before a kill; empty for a rule judge."""
+        """Usage of the shard's verdicts, now or before a kill, and its price; empty for a rule judge."""
         if not meter.used.calls:
             return {}
         cost = self.judge.cost(meter.used)
@@ -154,13 +154,13 @@ class JudgeService:
             raise UserError(
                 f"The judge {self.settings.name} failed on {counts['error']} of {len(verdicts)} responses of "
                 f"{task.name}, more than judge.max_error_share={self.settings.max_error_share:g} allows. The first "
-                f"error: {first}. No verdict file of this shard was written and the responses are safe: mend the "
-                "judge (or raise the share) and run the same command; what was paid for is not paid for again."
+                f"error: {first}. No verdict file of this shard was written and the responses are safe: fix the "
+                "judge (or raise the share) and run the same command; no verdict is paid for twice."
             )
 
 
 def try_examples(judge: Judge, settings: JudgeConfig, correct_at: float) -> int:
-    """Have the judge agree with the user's labelled examples, if there are any; how many there were. JudgeError."""
+    """Test the judge on the user's labelled examples, if there are any; their number. JudgeError if it disagrees."""
     if settings.examples is None:
         return 0
     return agree_with(judge, Path(settings.examples), agreement=settings.examples_agreement, correct_at=correct_at)
@@ -168,8 +168,8 @@ def try_examples(judge: Judge, settings: JudgeConfig, correct_at: float) -> int:
 
 @contextmanager
 def frozen_groups(responses: Path, prompts: tuple[PromptRow, ...]) -> Iterator[list[Group]]:
-    """The shard's groups, hidden from Python's cycle collector: they hold no cycles, and walking through all of them
-    again and again would cost as much as a fast judge."""
+    """The shard's groups, hidden from Python's cycle collector: they hold no cycles, and collecting them would take as
+    long as a fast judge."""
     gc.disable()
     try:
         groups = read_groups(responses, prompts)
@@ -183,7 +183,7 @@ def frozen_groups(responses: Path, prompts: tuple[PromptRow, ...]) -> Iterator[l
 
 
 def read_groups(responses: Path, prompts: tuple[PromptRow, ...]) -> list[Group]:
-    """The shard's responses as the judge contract wants them, in the order of the shard."""
+    """The shard's responses as groups for a judge, in the order of the shard."""
     by_id = {row.id: Prompt(row.id, tuple(row.messages), row.target, row.columns) for row in prompts}
     table = tables.read(responses, ["prompt_id", "response_id", "text", "finish_reason"])
     of_prompt, *rest = (table.column(name).to_pylist() for name in table.column_names)
@@ -196,13 +196,13 @@ def read_groups(responses: Path, prompts: tuple[PromptRow, ...]) -> list[Group]:
 def write_verdicts(
     path: Path, groups: list[Group], verdicts: list[Verdict], notes: Json, *, replace: bool = False
 ) -> None:
-    """The verdicts, in the order of the groups' responses, as a file; `notes` holds the judge's fingerprint."""
+    """Write the verdicts in the order of the groups' responses; `notes` holds the judge's fingerprint."""
     table = verdict_table(groups, verdicts, notes["judge"])
     write_file(path, tables.table_bytes(tables.noted(table, redacted(notes))), replace=replace)
 
 
 def verdict_table(groups: list[Group], verdicts: list[Verdict], judge: Json) -> pa.Table:
-    """The verdicts as a table, in the order of the groups' responses; column by column, as rows of dicts are slow."""
+    """The verdicts as a table, in the order of the groups' responses; by column, as rows of dicts are slow."""
     columns = {
         "prompt_id": [group.prompt.id for group in groups for _ in group.responses],
         "response_id": [response.id for group in groups for response in group.responses],

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 Ids = dict[str, tuple[list[int], list[int]]]
-"""Prompt and response token ids, as sampled, by response id."""
+"""Sampled prompt and response token ids, by response id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """The models of a campaign that a judge may name by their part in it."""
+    """The models of a campaign that a judge may name by their role."""
 
     policy: ModelRef
     initial: ModelRef
@@ -42,7 +42,7 @@ def _silent(**_: Any) -> None:
 
 
 @dataclass(slots=True)
-class Scoring:
+class LogProbScorer:
     """Implements `judges.context.LogProbs`. Models stay loaded as long as the campaign uses them."""
 
     report: Report = _silent
@@ -60,7 +60,7 @@ class Scoring:
         self.shard, self.roles, self.report, self._sampled = shard, roles, report, None
 
     def rest(self) -> None:
-        """Give back a GPU's memory; the next shard loads the models again."""
+        """Free a GPU's memory; the next shard loads the models again."""
         import torch
 
         if torch.cuda.is_available():
@@ -114,7 +114,7 @@ class Scoring:
 
 
 def unfit(prompt: list[int], ids: list[int], scorer: "ResponseScorer") -> str:
-    """Why the model cannot score it; empty if it can."""
+    """Why the model cannot score the response; empty if it can."""
     if not prompt or not ids:
         return "the response has no tokens" if prompt else "the prompt has no tokens"
     if scorer.context is not None and len(prompt) + len(ids) > scorer.context:
@@ -131,14 +131,14 @@ def as_group(number: int, row: list[tuple[list[int], list[int]]], whys: list[str
 
 
 def measured(response: Response, logp: float) -> Measured | str:
-    """The sum with its number of tokens; NaN or infinity is none."""
+    """The sum with its number of tokens, or why it is not finite."""
     if not math.isfinite(logp):
         return f"the model gives the log-prob {logp}: its weights are broken, or overflow in this precision"
     return Measured(logp, len(response.token_ids))
 
 
 def sampled_ids(shard: Path) -> Ids:
-    """What was sampled, exactly as sampled."""
+    """The token ids of a shard."""
     table = tables.read(shard, ["response_id", "prompt_token_ids", "token_ids"])
     names, prompts, ids = (table.column(name).to_pylist() for name in table.column_names)
     return {name: (prompt, found) for name, prompt, found in zip(names, prompts, ids, strict=True)}
@@ -154,7 +154,7 @@ def tokenizer_of(folder: Path) -> Any:
 
 @lru_cache(maxsize=8)
 def vocabulary(folder: Path) -> frozenset[tuple[str, int]]:
-    """Which token has which id: two models with the same can read each other's ids."""
+    """Tokens with their ids; models with equal vocabularies can read each other's ids."""
     return frozenset(tokenizer_of(folder).get_vocab().items())
 
 

@@ -1,8 +1,8 @@
 """Measure the gate's log-prob limits in the trainer's worker: KL divergence on responses, perplexity on a text file.
 
 KL is the k1 estimate: the mean over responses y ~ policy (temperature 1, nothing cut from its distribution) of
-log policy(y) - log base(y), sums over tokens. It is unbiased and costs one forward pass of each model; it may be
-negative. Both models are scored by the trainer's scorer, as the sampler's own log-probs are rounded.
+log policy(y) - log base(y), sums over tokens. It is unbiased, may be negative and costs one forward pass of each
+model. Both are scored by the trainer's scorer, as the sampler's log-probs are rounded.
 """
 
 import math
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 WINDOW = 512
-"""Tokens of a text that are read in one piece; the first of each is given, the others are scored."""
+"""Tokens of a text that are read at once; all but the first of them are scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class MeasureTask:
 
 
 def measure_limits(task: MeasureTask, report: Report) -> Numbers:
-    """`kl` with its standard error, `responses` behind it, and `perplexity` of policy and base; what was not asked for
-    is left out."""
+    """`kl` with its standard error, `responses` behind it, and `perplexity` of policy and base; only those that the
+    task asks for."""
     own, base = (_measure_one(folder, task, report) for folder in (task.policy, task.initial))
     measured: Numbers = {}
     if task.drift:
@@ -63,7 +63,7 @@ def k1(log_ratios: Sequence[float]) -> Numbers:
 
 
 class _Measured(NamedTuple):
-    """What one model makes of the responses and the text."""
+    """Log-probs and perplexity under one model."""
 
     logps: list[float]
     perplexity: float
@@ -91,8 +91,8 @@ def _measure_one(folder: Path, task: MeasureTask, report: Report) -> _Measured:
 
 
 def perplexity(text: str, folder: Path, scorer: "ResponseScorer", tick: Callable[[int], None]) -> float:
-    """exp of the mean negative log-prob per token, over disjoint windows. A last window of one token has nothing
-    to score and is left out."""
+    """exp of the mean negative log-prob per token, over disjoint windows. A last window of one token is left
+    out."""
     size = min(WINDOW, scorer.context or WINDOW)
     ids = [int(i) for i in tokenizer_of(folder)(text, add_special_tokens=False, verbose=False)["input_ids"]]
     groups = windows(ids, size)
@@ -101,7 +101,7 @@ def perplexity(text: str, folder: Path, scorer: "ResponseScorer", tick: Callable
 
 
 def windows(ids: list[int], size: int) -> list[PromptGroup]:
-    """The text in pieces: a token that is given, and up to `size - 1` that are scored."""
+    """The text in windows of one token of context and up to `size - 1` that are scored."""
     pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
     return [
         PromptGroup(str(i), piece[:1], (Response(str(i), piece[1:]),))
@@ -115,14 +115,14 @@ LOGPS = pa.schema([("response_id", pa.string()), ("logp", pa.float64())])
 
 @dataclass(frozen=True, slots=True)
 class ScoreTask:
-    """Which tables of answers to score by which model, and where the log-probs go, file by file."""
+    """The model, and pairs of files: answers to score, and their log-probs."""
 
     model: Path
     files: tuple[tuple[Path, Path], ...]
 
 
 def score_answers(task: ScoreTask, report: Report) -> dict[str, float]:
-    """Write the log-prob of every answer; `compute`: seconds that the model took for them."""
+    """Write the log-prob of every answer; `compute`: the model's seconds."""
     from trainer.score import ResponseScorer
 
     scorer = ResponseScorer(task.model, precision="fp32")

@@ -1,8 +1,8 @@
-"""The trainer's worker in an online iteration: a round stays open between jobs, trains on one slice's pairs at a time,
-and hands over its weights in between.
+"""Trainer service of an online iteration: a round stays open between jobs, trains on one slice's pairs at a time and
+publishes its weights in between.
 
-Every job describes the whole round, so a replacement worker can reopen it at its last checkpoint; the reply says which
-slice it wants, and the driver goes back to that one.
+Every job describes the whole round, so a replacement worker can reopen it at its last checkpoint; the reply names the
+slice to continue with.
 """
 
 from dataclasses import dataclass
@@ -26,48 +26,48 @@ class OnlineTask:
     steps: Path
     slices: int
     number_format: str
-    """In which the sampler holds the weights."""
+    """Number format of the sampler's weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class SliceData:
-    """What one slice gives to train on."""
+    """The training data of one slice."""
 
     number: int
     responses: Path
     pairs: Path | None
-    """None: nothing came of it."""
+    """None: it has no pairs."""
     answers: Path | None
 
 
 @dataclass(frozen=True, slots=True)
-class Stand:
-    """Where the round stands."""
+class RoundProgress:
+    """How far the round is."""
 
     next: int
-    """The slice it wants; as many as there are if it wants none."""
+    """The slice to train on next; the number of slices if there is none."""
     trained: int
-    """Slices of which it has trained something: their files must not change any more."""
+    """Slices that were trained on, at least in part: their files must not change any more."""
     steps: int
 
 
 class OnlineTrainService(TrainService):
-    """The trainer of a campaign; `round` is the one that is open."""
+    """Trainer service of a campaign; `round` is the open one."""
 
     def __init__(self) -> None:
         self.round: SlicedRound | None = None
 
-    def open_round(self, task: OnlineTask, report: Report) -> Stand:
-        """Begin a round, or go on with it at its last checkpoint."""
+    def open_round(self, task: OnlineTask, report: Report) -> RoundProgress:
+        """Begin a round, or resume it at its last checkpoint."""
         from trainer.online.sliced_round import SlicedRound
 
         self.round = None  # frees what an earlier one holds before the next is loaded
         check_models(task.spec)
         self.round = SlicedRound(task.spec, task.slices, report=lambda progress: report(**progress))
-        return stand_of(self.round)
+        return progress_of(self.round)
 
-    def train_slice(self, task: OnlineTask, part: SliceData, report: Report) -> Stand:
-        """Train on one slice, if it is the one that is wanted."""
+    def train_slice(self, task: OnlineTask, part: SliceData, report: Report) -> RoundProgress:
+        """Train on one slice if it is the next one."""
         here = self._opened(task, report)
         if here.next == part.number:
             here.train(
@@ -75,20 +75,20 @@ class OnlineTrainService(TrainService):
                 if part.pairs is None
                 else read_preferences([part.responses], part.pairs, [part.answers] if part.answers else [])
             )
-        return stand_of(here)
+        return progress_of(here)
 
-    def hand_over(self, task: OnlineTask, number: int, folder: Path, report: Report) -> Stand:
-        """Put the weights that are to sample slice `number` into `folder`, if that is the slice that is wanted."""
+    def publish_weights(self, task: OnlineTask, number: int, folder: Path, report: Report) -> RoundProgress:
+        """Write the weights that will sample slice `number` to `folder` if that slice is the next one."""
         here = self._opened(task, report)
         if here.next == number:
             here.publish(folder, number_format=task.number_format)  # type: ignore[arg-type]
-        return stand_of(here)
+        return progress_of(here)
 
-    def close_round(self, task: OnlineTask, report: Report) -> Stand | TrainResult:
-        """Save the candidate; or return where the round stands, if slices are missing."""
+    def close_round(self, task: OnlineTask, report: Report) -> RoundProgress | TrainResult:
+        """Save the candidate; if slices are missing, return the progress instead."""
         here = self._opened(task, report)
         if here.next < task.slices:
-            return stand_of(here)
+            return progress_of(here)
         summary = here.close()
         self.round = None
         return finished_round(task.spec, summary, task.steps)
@@ -102,6 +102,6 @@ class OnlineTrainService(TrainService):
         return self.round
 
 
-def stand_of(here: "SlicedRound") -> Stand:
-    """Where it stands, for the driver."""
-    return Stand(here.next, here.trained, here.steps)
+def progress_of(here: "SlicedRound") -> RoundProgress:
+    """The round's progress, for the driver."""
+    return RoundProgress(here.next, here.trained, here.steps)

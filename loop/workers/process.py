@@ -26,7 +26,7 @@ def _ignore(_: Progress) -> None:
 
 @dataclass(slots=True)
 class Job:
-    """One call of a worker's service, with what is needed to make it again."""
+    """One call of a worker's service; it can be repeated."""
 
     name: str
     method: str
@@ -39,7 +39,7 @@ class Job:
 
 @dataclass(slots=True)
 class Worker:
-    """A process that serves one job at a time. `name` is what messages call it."""
+    """A process that serves one job at a time; messages use its `name`."""
 
     name: str
     service: str
@@ -52,11 +52,11 @@ class Worker:
     job: Job | None = None
     _process: Any = None
     _pipe: Any = None
-    _last_sign: float = 0.0
+    _last_message: float = 0.0
     _number: int = field(default=0)
 
     def start(self) -> None:
-        """Start the process, unless it runs."""
+        """Start the process unless it is running."""
         if self._process is not None and self._process.is_alive():
             return
         context = multiprocessing.get_context("spawn")
@@ -77,7 +77,7 @@ class Worker:
         self.start()
         self.job = job
         self._number += 1
-        self._last_sign = time.monotonic()
+        self._last_message = time.monotonic()
         try:
             self._pipe.send((self._number, job.method, job.details))
         except OSError:
@@ -85,11 +85,11 @@ class Worker:
 
     @property
     def handles(self) -> list[Any]:
-        """What to wait on while a job runs."""
+        """Handles to wait on while a job runs."""
         return [self._pipe, self._process.sentinel]
 
     def poll(self) -> Job | None:
-        """Process the worker's messages; returns the job once done. Raises UserError if it fails."""
+        """Process the worker's messages; return the job once it is done. UserError if it fails."""
         while self.job is not None:
             try:
                 if not self._pipe.poll():
@@ -98,16 +98,16 @@ class Worker:
             except (EOFError, OSError):
                 self._retry(f"the process ended with code {self._exit_code()}")
                 return None
-            if number == self._number and (finished := self._take(kind, content)):
+            if number == self._number and (finished := self._receive(kind, content)):
                 return finished
-        if self.job is not None and time.monotonic() - self._last_sign > self.stall_seconds:
-            self._retry(f"it said nothing for {self.stall_seconds:.0f} seconds")
+        if self.job is not None and time.monotonic() - self._last_message > self.stall_seconds:
+            self._retry(f"it reported nothing for {self.stall_seconds:.0f} seconds")
         return None
 
-    def _take(self, kind: str, content: Any) -> Job | None:
+    def _receive(self, kind: str, content: Any) -> Job | None:
         job = self.job
         assert job is not None
-        self._last_sign = time.monotonic()
+        self._last_message = time.monotonic()
         if kind == "progress":
             job.on_progress(content)
             return None
@@ -134,12 +134,12 @@ class Worker:
         if job.tries > self.retries:
             raise UserError(
                 f"The {self.name} worker failed {job.tries} times at {job.name}: {why}. Everything finished is kept; "
-                f"its last words, from {self.log}:\n{last_lines(self.log)}"
+                f"the end of {self.log}:\n{last_lines(self.log)}"
             )
         self.submit(job)
 
     def kill(self) -> None:
-        """End this process, by its own pid."""
+        """Kill this process, by its own pid."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -147,7 +147,7 @@ class Worker:
             self._process = None
 
     def close(self) -> None:
-        """Let the worker end by closing its pipe; end it if it does not."""
+        """Close the pipe, which ends the worker; kill it if it does not end."""
         if self._process is None:
             return
         self._pipe.close()
@@ -159,7 +159,7 @@ class Worker:
 
 
 def wait(workers: list[Worker], timeout: float = 1.0) -> list[tuple[Worker, Job]]:
-    """Wait until a busy worker says something; the jobs that are done now."""
+    """Wait until a busy worker sends something; return the finished jobs."""
     busy = [w for w in workers if w.job is not None]
     multiprocessing.connection.wait([handle for w in busy for handle in w.handles], timeout)
     return [(w, job) for w in busy if (job := w.poll()) is not None]

@@ -23,7 +23,7 @@ from trainer.data import Pair, PreferenceData, PromptGroup, Response
 from trainer.reward.summary import RewardSummary
 
 Tick = Callable[[int, int], None]
-"""Called with how many rows are done, of how many."""
+"""Called with the number of rows done and the total."""
 
 TICK_EVERY = 500
 
@@ -32,7 +32,7 @@ TICK_EVERY = 500
 
 
 def run_of(data: RunPairs) -> RunFolder:
-    """The run that gives the pairs. UserError if there is none."""
+    """The run with the pairs. UserError if there is none."""
     run = RunFolder(Path(data.run))
     if not run.exists():
         known = RunFolder.names_in(run.root.parent)
@@ -46,10 +46,10 @@ def run_of(data: RunPairs) -> RunFolder:
 
 
 def base_of(run: RunFolder) -> Path:
-    """The model that the run started from. UserError if it has not got that far, or the model is gone."""
+    """The model that the run started from. UserError if there is none yet, or the model is gone."""
     record = run.promotion(0)
     if not record.exists():
-        raise UserError(f"data.run: {run} has found no base model yet; continue it with `prefloop run {run}`.")
+        raise UserError(f"data.run: {run} has no base model yet; continue it with `prefloop run {run}`.")
     folder = run.root / run.base().policy.path
     if not folder.is_dir():
         raise UserError(f"The base model of {run} is no longer in {folder}. Put it back, or set base.")
@@ -57,7 +57,7 @@ def base_of(run: RunFolder) -> Path:
 
 
 def read_run(data: RunPairs) -> PreferenceData:
-    """The pairs of the run's iterations, with the responses they name. UserError if there are none."""
+    """The pairs of the run's iterations, with their responses. UserError if there are none."""
     run = run_of(data)
     finished = {k: m for k in run.iterations() if (m := run.stage(k, "pair").manifest())}
     wanted = list(finished) if data.iterations is None else sorted(set(data.iterations))
@@ -77,19 +77,19 @@ def read_run(data: RunPairs) -> PreferenceData:
                 f"data.iterations: iteration {k} of {run} made {made}, and a reward model learns from pairs. Name "
                 "iterations that made pairs."
             )
-        own, others = run.behind(k)
-        again = [other for other in wanted if other != k]  # what is replayed counts once
+        own, others = run.response_files(k)
+        again = [other for other in wanted if other != k]  # replayed pairs count once
         parts.append(read_preferences(own, folder.pairs, others, leave_out=again))
     return _joined(parts)
 
 
 def _joined(parts: Sequence[PreferenceData]) -> PreferenceData:
-    """One group per prompt, also if several iterations have sampled it."""
+    """The parts together, with one group per prompt."""
     groups: dict[str, PromptGroup] = {}
     for group in (group for part in parts for group in part.groups):
         before = groups.get(group.id)
         known = {response.id: response for response in (*(before.responses if before else ()), *group.responses)}
-        responses = tuple(known.values())  # a gold answer comes again in every iteration
+        responses = tuple(known.values())  # every iteration repeats a gold answer
         groups[group.id] = PromptGroup(group.id, group.token_ids, responses)
     return PreferenceData(tuple(groups.values()), tuple(pair for part in parts for pair in part.relations))
 
@@ -106,7 +106,7 @@ def read_pairs(data: FilePairs | HubPairs, renderer: Renderer, tick: Tick) -> Pr
         name, rows = read_hub(data.dataset, data.subset, data.split, section="data", otherwise=otherwise)
     reader = PairReader(data, "data", data.chat)
     reader.check(name, rows.column_names)
-    made = _Made(renderer)
+    made = _PairSet(renderer)
     for number, row in enumerate(rows, start=1):
         where = f"{name}, row {number}"
         made.add(f"row {number}", where, reader.conversations(row, where), reader.margin(row, where))
@@ -116,15 +116,15 @@ def read_pairs(data: FilePairs | HubPairs, renderer: Renderer, tick: Tick) -> Pr
 
 
 @dataclass(slots=True)
-class _Made:
-    """Groups and pairs made so far."""
+class _PairSet:
+    """Groups and pairs collected so far."""
 
     renderer: Renderer
     groups: dict[tuple[int, ...], tuple[str, dict[tuple[int, ...], str]]] = field(default_factory=dict)
     pairs: list[Pair] = field(default_factory=list)
 
     def add(self, id: str, where: str, talk: Conversations, margin: float | None) -> None:
-        """Add a row's pair; empty ones are kept, for the trainer to drop and count."""
+        """Add a row's pair; the trainer drops and counts empty ones."""
         prompt = tuple(self.renderer.prompt(talk.prompt, where)) if talk.prompt else ()
         group, responses = self.groups.setdefault(prompt, (id, {}))
         ids = [
@@ -139,7 +139,7 @@ class _Made:
 
     @property
     def data(self) -> PreferenceData:
-        """Everything that was added."""
+        """The collected data."""
         groups = (
             PromptGroup(id, prompt, tuple(Response(name, ids) for ids, name in responses.items()))
             for prompt, (id, responses) in self.groups.items()
@@ -148,14 +148,14 @@ class _Made:
 
 
 PAD = "<|pad|>"
-"""The pad token that a tokenizer gets which has none of its own, or only its end token."""
+"""Pad token for a tokenizer that has none, or only its end token."""
 
 
 class RewardService:
     """Trains one reward model."""
 
     def train(self, config: RewardConfig, work: Path, report: Report) -> RewardSummary:
-        """Train it, or resume."""
+        """Train the model, or resume."""
         from transformers import AutoTokenizer
 
         from trainer.reward.round import RewardSpec, train_reward
@@ -198,7 +198,7 @@ def find_base(config: RewardConfig) -> Path:
 
 
 def _check_same_tokens(tokenizer: Any, sampled_by: Path, config: RewardConfig) -> None:
-    """UserError if the run's token ids mean something else to the base model of the reward model."""
+    """UserError if the reward model's base has another tokenizer than the run's."""
     if config.base is None:
         return
     from transformers import AutoTokenizer
@@ -211,8 +211,8 @@ def _check_same_tokens(tokenizer: Any, sampled_by: Path, config: RewardConfig) -
 
 
 def set_padding(tokenizer: Any, data: PreferenceData, *, base: Path, own: Path) -> Path:
-    """Give the tokenizer a pad token with which no response ends, on the right; returns the folder of its files: the
-    base model's, or `own` if something had to be changed."""
+    """Give the tokenizer a pad token that ends no response, on the right; the folder of its files: the base model's, or
+    `own` if it had to be changed."""
     shutil.rmtree(own, ignore_errors=True)
     ends = {response.token_ids[-1] for group in data.groups for response in group.responses if response.token_ids}
     usable = tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in {*ends, tokenizer.eos_token_id}

@@ -1,7 +1,7 @@
 """Sample stage inside its worker: generate responses to prompts and write them to one Parquet file.
 
-The shard is the unit of reproducibility: one generate call over a fixed list of requests, whose seeds derive from what
-the response is (campaign seed, iteration, purpose, prompt, index), never from the order of calls.
+The shard is the unit of reproducibility: one generate call over a fixed list of requests, whose seeds derive from
+campaign seed, iteration, purpose, prompt and index, never from the order of calls.
 """
 
 import time
@@ -36,34 +36,34 @@ class SampleTask:
     top_p: float
     max_tokens: int
     seed_words: tuple[Any, ...]
-    """What the seeds derive from besides prompt id and index: campaign seed, iteration, purpose."""
+    """Campaign seed, iteration and purpose; seeds derive from these, prompt id and index."""
     policy: Path
     policy_hash: str
     spans: tuple[tuple[int, int], ...] | None = None
-    """By prompt, which of its responses are sampled, from the first index to before the second; None: all of them."""
+    """By prompt, the half-open range of response indexes to sample; None: all."""
     reference: Path | None = None
-    """What samples the second half of a prompt's responses; None: the policy samples all."""
+    """The model that samples the second half of a prompt's responses; None: the policy samples all."""
     reference_hash: str = ""
 
     @property
     def own(self) -> int:
-        """How many of a prompt's responses the policy samples, the first ones."""
+        """Number of a prompt's responses, the first ones, that the policy samples."""
         return len(self.temperatures) // (1 if self.reference is None else 2)
 
     @property
     def responses(self) -> int:
-        """How many responses it holds if no prompt is too long."""
+        """Number of responses if no prompt is too long."""
         return sum(len(indices) for _, indices in self.wanted)
 
     @property
     def wanted(self) -> list[tuple[PromptRow, range]]:
-        """The prompts with the indices of the responses that are sampled here."""
+        """The prompts with the indexes of the responses to sample."""
         spans = self.spans or ((0, len(self.temperatures)),) * len(self.prompts)
         return [(prompt, range(*span)) for prompt, span in zip(self.prompts, spans, strict=True)]
 
     @property
     def spec(self) -> Json:
-        """All that decides the shard's content; stored in it, so that a stale shard is recognised."""
+        """Everything that determines the shard's content; stored in it to recognise a stale shard."""
         halves = {} if self.reference is None else {"reference_hash": self.reference_hash, "reference_from": self.own}
         return halves | {
             "prompts": [p.id for p in self.prompts],
@@ -85,13 +85,13 @@ class SampledShard:
     too_long: int
     """Prompts that leave the engine no room for a response."""
     identity: Json
-    """What the engine says that it is: library, version, precision and so on."""
+    """The engine's library, version, precision and so on."""
     load: float
     generate: float
 
 
 class EngineService:
-    """Holds the engine for the whole campaign; the policy is reloaded in place when a task names another."""
+    """Holds the engine for the whole campaign; loads another policy in place when a task names it."""
 
     def __init__(self, settings: EngineConfig, chat_template_kwargs: Json) -> None:
         self.settings, self.chat_template_kwargs = settings, chat_template_kwargs
@@ -125,7 +125,7 @@ class EngineService:
     def _completions(
         self, task: SampleTask, planned: Sequence[tuple[PromptRow, int, Request]], report: Report
     ) -> list[Completion]:
-        """One for each request; the reference's are made last, and the next task brings its policy back."""
+        """One completion per request. The reference samples last; the next task loads its policy again."""
         own = [request for _, index, request in planned if index < task.own]
         engine = self._ready(task.policy, task.policy_hash, report)
         made = iter(engine.generate(own, lambda done, _: report(done=done)))
@@ -137,7 +137,7 @@ class EngineService:
         return [next(made if index < task.own else theirs) for _, index, _ in planned]
 
     def sleep(self, report: Report) -> None:
-        """Leave the device's memory to the trainer, until the next task."""
+        """Free the device's memory for the trainer until the next task."""
         if self.engine is not None and self.settings.idle != "keep":
             self.engine.sleep()
             self.asleep = True
@@ -159,7 +159,7 @@ class EngineService:
         return self._judge(judging).label(task, report, generate=ask, weights=policy_hash, roles=roles)
 
     def try_examples(self, correct_at: float, model: Path, model_hash: str, judging: Arguments, report: Report) -> int:
-        """Have the judge answer the user's labelled examples here, asking this engine's model; how many there were."""
+        """Test the judge, which asks this engine's model, on the user's labelled examples; their number."""
         ask = self.answering(model, model_hash, report)
         return self._judge(judging).try_examples(report, correct_at, ask, model_hash)
 
@@ -171,8 +171,8 @@ class EngineService:
         return self.judges[who]
 
     def answering(self, model: Path, model_hash: str, report: Report) -> Generate:
-        """Asks the model, which is loaded now."""
-        return Answering(self._ready(model, model_hash, report), self.settings, self.chat_template_kwargs, report)
+        """Load the model; a function that asks it."""
+        return EngineGenerate(self._ready(model, model_hash, report), self.settings, self.chat_template_kwargs, report)
 
     def _ready(self, policy: Path, policy_hash: str, report: Report) -> Engine:
         """The engine, awake, with this policy."""
@@ -188,7 +188,7 @@ class EngineService:
         return self.engine
 
     def _plan(self, task: SampleTask, engine: Engine) -> tuple[list[tuple[PromptRow, int, Request]], int]:
-        """The shard's requests in their recorded order, and how many prompts are too long for the engine."""
+        """The shard's requests in their recorded order, and the number of prompts that are too long."""
         room = self.settings.max_model_len - task.max_tokens
         rendered = [(p, indices, render(engine.tokenizer, p, self.chat_template_kwargs)) for p, indices in task.wanted]
         fitting = [(p, indices, ids) for p, indices, ids in rendered if len(ids) <= room]
@@ -201,8 +201,8 @@ class EngineService:
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
-    """The engine's model, answering a judge's questions."""
+class EngineGenerate:
+    """Implements `judges.context.Generate` with the engine's model."""
 
     engine: Engine
     settings: EngineConfig
@@ -223,7 +223,7 @@ class Answering:
         max_tokens: int,
         schema: Mapping[str, Any] | None = None,
     ) -> list[Reply]:
-        """One reply per conversation; none if it leaves no room for one."""
+        """One reply per conversation, empty if there is no room for one."""
         rows = [PromptRow("of the judge", messages, None, {}) for messages in conversations]
         rendered = [render(self.engine.tokenizer, row, self.chat_template_kwargs) for row in rows]
         room = self.settings.max_model_len - max_tokens
@@ -231,14 +231,14 @@ class Answering:
         requests = [Request(rendered[i], seeds[i], temperature, 1.0, max_tokens, schema) for i in fitting]
         completions = self.engine.generate(requests, lambda done, _: self.report(calls=done)) if requests else []
         replies = [Reply("", "the question is too long", Usage(0, len(ids), 0)) for ids in rendered]
-        for i, found in zip(fitting, completions, strict=True):
-            used = Usage(0, len(rendered[i]), len(found.token_ids))
-            replies[i] = Reply(found.text, found.finish_reason, used)
+        for i, made in zip(fitting, completions, strict=True):
+            used = Usage(0, len(rendered[i]), len(made.token_ids))
+            replies[i] = Reply(made.text, made.finish_reason, used)
         return replies
 
 
 def response_id(seed_words: tuple[Any, ...], prompt_id: str, index: int) -> str:
-    """Names a response within its campaign."""
+    """Id of a response, unique in its campaign."""
     return "-".join(map(str, (*seed_words[1:], prompt_id, index)))
 
 

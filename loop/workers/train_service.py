@@ -1,6 +1,6 @@
 """Train stage inside its worker: train a candidate model folder on the pairs and responses of a run.
 
-It reads the run's tables for the `trainer` package, which knows nothing of run folders.
+It reads the run's tables for the `trainer` package, which does not know run folders.
 """
 
 import shutil
@@ -42,7 +42,7 @@ class TrainTask:
     chat_template_kwargs: Json = field(default_factory=dict)
     """For the supervised examples of `train.mix`."""
     others: tuple[Path, ...] = ()
-    """Responses that this iteration has not sampled: answers from the data, and what earlier iterations replay."""
+    """Responses that this iteration has not sampled: answers from the data, and replayed ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True)
 class AverageTask:
-    """One move of the average that `reference: ema` anchors to."""
+    """One update of the moving average that `reference: ema` uses."""
 
     average: Path
     average_hash: str
@@ -82,7 +82,7 @@ class TrainService:
         chat_template_kwargs: Json,
         path: Path,
     ) -> int:
-        """Write answers from the prompts' data in the policy's tokens; how many."""
+        """Write answers from the prompts' data in the policy's tokens; their number."""
         from transformers import AutoTokenizer
 
         table = render_answers(texts, Renderer(AutoTokenizer.from_pretrained(policy), chat_template_kwargs))
@@ -112,15 +112,15 @@ class TrainService:
         return weights_hash(task.out)
 
     def score(self, task: ScoreTask, report: Report) -> dict[str, float]:
-        """Write the log-probs of given answers; `compute`: seconds that the model took for them."""
+        """Write the log-probs of given answers; `compute`: the model's seconds."""
         return score_answers(task, report)
 
     def measure(self, task: MeasureTask, report: Report) -> Numbers:
-        """What a gate's limits need of log-probs."""
+        """Measure the gate's log-prob limits."""
         return measure_limits(task, report)
 
     def train(self, task: TrainTask, report: Report) -> TrainResult:
-        """Run the round, or what is missing of it."""
+        """Run the round, or resume it."""
         from trainer.round import train_round
 
         spec = task.spec
@@ -174,11 +174,9 @@ def read_preferences(
     own: bool = True,
     leave_out: Collection[int] = (),
 ) -> PreferenceData:
-    """The pairs, singles or groups and the responses they name, in the order of the shards; other responses are not
-    loaded, and of those that several files hold the first is taken. Relations from excluded source iterations
-    are dropped. The sampler's log-probs come with the `responses`
-    if it was the `own` model that sampled, the one that is trained: only then can they be compared with the trainer's;
-    `others` never have them."""
+    """The pairs, singles or groups and the responses that they name, in the order of the shards, without relations from
+    the source iterations in `leave_out`. Of a response in several files the first is used. The `responses` have the
+    sampler's log-probs if the trained model sampled them (`own`); only then can they be compared with the trainer's."""
     rows = [row for row in tables.read(pairs).to_pylist() if row["source_iteration"] not in leave_out]
     relations = tuple(map(_relation, rows))
     wanted = pa.array(sorted({id for one in relations for id in one.responses}), pa.string())

@@ -30,7 +30,7 @@ from loop.store.model_refs import Model
 from loop.store.stage import Manifest
 from loop.view.display import PHASES, Bar
 from loop.workers.handover import handover_folder
-from loop.workers.online_service import SliceData, Stand
+from loop.workers.online_service import RoundProgress, SliceData
 from loop.workers.process import Job, OnProgress, call
 from loop.workers.shards import Shard, is_current
 from loop.workers.train_service import TrainResult
@@ -69,7 +69,7 @@ class OnlineWork:
         self.task = record.task(len(slices))
         self.made: dict[int, Pairing] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.stand = Stand(0, 0, 0)
+        self.stand = RoundProgress(0, 0, 0)
 
     def walk(self) -> TrainResult:
         """Go from the first slice to the candidate. Slices already trained are only paired
@@ -77,7 +77,7 @@ class OnlineWork:
         record, at = self.record, 0
         record.train.claim(record.identity)
         for folder in (record.samples, record.verdicts):
-            folder.keep_shards(len(self.slices))
+            folder.keep_only([folder.shard(at) for at in range(len(self.slices))])
         with handover_folder(self.it.start.path, record.train.work / "handed-over") as self.place:
             self.open()
             while True:
@@ -85,7 +85,7 @@ class OnlineWork:
                     at = self.take(at)
                 refuse_nothing(joined([*self.made.values()], self.it.k), record.pairs)
                 result = self.ask("close_round", self.note)
-                if not isinstance(result, Stand):
+                if not isinstance(result, RoundProgress):
                     return cast(TrainResult, result)
                 at = result.next
 
@@ -108,7 +108,7 @@ class OnlineWork:
         shard = self.shard(at, self.record.sampler(at))
         if at and self.stand.steps and not self.is_made(shard):
             folder = self.place / f"slice-{at:04d}"
-            self.stand = self.ask("hand_over", number=at, folder=folder)
+            self.stand = self.ask("publish_weights", number=at, folder=folder)
             if self.stand.next != at:
                 return self.stand.next
             shard = self.shard(at, Model(folder, shard.task.policy_hash, self.it.k))
@@ -133,7 +133,7 @@ class OnlineWork:
             groups = read_judged(shard.task.path, shard.verdicts)
             return pair_all(groups, self.config.pairs, self.it.k, answers=self.answers, seed=self.config.seed)
 
-    def train(self, at: int, shard: Shard, pairing: Pairing) -> Stand:
+    def train(self, at: int, shard: Shard, pairing: Pairing) -> RoundProgress:
         """Train on the slice, while engine and judge leave the device to the trainer."""
         path: Path | None = None
         if pairing.relations:
@@ -142,7 +142,7 @@ class OnlineWork:
             write_relations(path, table_of(pairing.relations, kind, pairing.iteration))
         part = SliceData(at, shard.task.path, path, self.record.pairs.answers if self.answers else None)
         with self.timed("train"):
-            stand: Stand = self.campaign.pool.train(self.job("train_slice", self.note, part=part))
+            stand: RoundProgress = self.campaign.pool.train(self.job("train_slice", self.note, part=part))
         return stand
 
     def shard(self, at: int, sampler: Model) -> Shard:

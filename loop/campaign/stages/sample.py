@@ -94,8 +94,8 @@ def sample_and_judge(it: Iteration, taken: Take) -> tuple[Manifest, Manifest]:
     seconds = label_seconds(totals, started)
     if sampled is None:
         files = [s.task.path for s in shards]
-        samples.sweep(files)
-        verdicts.sweep([s.verdicts for s in shards])
+        samples.keep_only(files)
+        verdicts.keep_only([s.verdicts for s in shards])
         counts = {**response_counts(files, len(rows)), **origins(rows)}
         files += [samples.allocation] if config.sampling.adaptive is not None else []
         sampled = campaign.finish(samples, files, inputs=inputs, counts=counts, seconds=seconds | {"judge": 0.0})

@@ -81,7 +81,7 @@ def train_stage(it: Iteration, paired: Manifest, train: TrainSettings, attempt: 
         return manifest, Model(folder.model, manifest.counted(TrainCounts).weights_hash, k)
     campaign.begin_work()
     folder.claim(inputs)
-    own, others = campaign.run.behind(k)
+    own, others = campaign.run.response_files(k)
     task = TrainTask(
         name=f"iteration {k}",
         spec=round_spec(it, train, folder),

@@ -210,7 +210,7 @@ def test_replayed_and_offline_pairs_are_as_many_as_was_asked_for(beside: Path) -
 
 def test_what_is_replayed_trains_as_the_tokens_that_were_sampled(beside: Path, tokenizer: Any) -> None:
     run = RunFolder(beside)
-    own, others = run.behind(3)
+    own, others = run.response_files(3)
     found = read_preferences(own, run.stage(3, "pair").pairs, others)
     assert len(found.relations) == len(pairs(beside, 3))
     trained = {r.id: (list(r.token_ids), r.sampled_logp) for group in found.groups for r in group.responses}

@@ -199,7 +199,7 @@ def at_job(worker: str, method: str, nth: int, error: type[BaseException]) -> Ho
 KILLS = {
     "the second slice is sampled": ("engine", "sample", 2),
     "the first slice is trained": ("trainer", "train_slice", 1),
-    "the weights are handed over": ("trainer", "hand_over", 1),
+    "the weights are handed over": ("trainer", "publish_weights", 1),
     "the candidate is saved": ("trainer", "close_round", 1),
 }
 

@@ -102,7 +102,7 @@ def test_a_faulty_config_is_refused_before_it_becomes_a_toy(cli: Cli) -> None:
 def test_an_existing_run_is_no_toy(tmp_path: Path) -> None:
     (tmp_path / "campaign.yaml").touch()
     (tmp_path / "lineage.json").touch()
-    with pytest.raises(UserError, match="is an existing run, whose size is settled; --toy wants a config"):
+    with pytest.raises(UserError, match="is an existing run, whose size cannot change; --toy needs a config"):
         locate(str(tmp_path), [], None, tmp_path, toy=True)
 
 

@@ -197,7 +197,7 @@ def test_judging_again_costs_no_call(server: LLMServer, shard: Path, tmp_path: P
 
 def test_too_many_errors_stop_the_shard_and_keep_what_was_paid(server: LLMServer, shard: Path, tmp_path: Path) -> None:
     server.fault = lambda number, body: "500" if "p3 " in str(body) or "p4 " in str(body) else None
-    with pytest.raises(UserError, match=r"failed on 4 of 40 responses.*not paid for again"):
+    with pytest.raises(UserError, match=r"failed on 4 of 40 responses.*no verdict is paid for twice"):
         label(JudgeService(settings(server, retries=0), tmp_path / "verdicts.sqlite"), shard, tmp_path / "v.parquet")
     server.fault = lambda number, body: None
     label(JudgeService(settings(server, retries=0), tmp_path / "verdicts.sqlite"), shard, tmp_path / "v.parquet")

@@ -125,29 +125,29 @@ def test_a_service_that_is_started_again_tells_the_rest_only(run: RunFolder) -> 
     first._start(LINES)
     points = list(new_points(run, {}, samples=4))
     for point in points[:5]:
-        append_line(run.told, {"tracker": LINES, "series": point.series, "number": point.number})
+        append_line(run.tracker_log, {"tracker": LINES, "series": point.series, "number": point.number})
     for _ in range(2):
         service(run, LINES, project="sums").sync(silent, last=True)
     logged = [*own_trackers.lines(run.root, "log"), *own_trackers.lines(run.root, "table")]
     assert len(logged) == len(points) - 5
     assert len(list(own_trackers.lines(run.root, "settings"))) == 1
     assert {row["project"] for row in own_trackers.lines(run.root, "start")} == {"sums"}
-    assert len({line["id"] for line in map(json.loads, run.told.read_text().splitlines()) if "id" in line}) == 1
+    assert len({line["id"] for line in map(json.loads, run.tracker_log.read_text().splitlines()) if "id" in line}) == 1
 
 
 def test_what_is_told_is_noted_before_it_is_told(run: RunFolder) -> None:
     telling = service(run, LINES)
     telling._start(LINES)
     noted: list[dict[str, Any]] = []
-    telling.trackers[LINES].log = lambda *_, **__: noted.append(read_lines(run.told)[-1])
+    telling.trackers[LINES].log = lambda *_, **__: noted.append(read_lines(run.tracker_log)[-1])
     telling._tell(LINES)
     told = [(p.series, p.number) for p in new_points(run, {}, samples=4) if p.table is None]
     assert [(note["series"], note["number"]) for note in noted] == told
 
 
 def test_a_cut_line_of_the_notes_is_forgotten(run: RunFolder) -> None:
-    append_line(run.told, {"tracker": "x", "series": "1 train 1", "number": 3})
-    with run.told.open("a", encoding="utf-8") as file:
+    append_line(run.tracker_log, {"tracker": "x", "series": "1 train 1", "number": 3})
+    with run.tracker_log.open("a", encoding="utf-8") as file:
         file.write('{"tracker": "x", "series": "1 tr')
     assert read_told(run) == ({"x": {"1 train 1": 3}}, {})
 

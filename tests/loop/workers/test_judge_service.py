@@ -120,7 +120,7 @@ def test_the_judges_children_end_when_the_worker_is_killed(worker: Any, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("text", "stall", "why"), [("leave", 60.0, "ended with code 7"), ("hang", 1.5, "it said nothing for 2 seconds")]
+    ("text", "stall", "why"), [("leave", 60.0, "ended with code 7"), ("hang", 1.5, "it reported nothing for 2 seconds")]
 )
 def test_a_judge_that_ends_or_blocks_its_worker_stops_with_what_happened(
     worker: Any, tmp_path: Path, text: str, stall: float, why: str

@@ -313,5 +313,5 @@ def test_the_base_is_the_runs_own_unless_it_is_gone(run: RunFolder, tmp_path: Pa
     with pytest.raises(UserError, match=r"base model of .*toy is no longer in .*Put it back, or set base"):
         base_of(run)
     run.promotion(0).unlink()
-    with pytest.raises(UserError, match=r"has found no base model yet; continue it with `prefloop run"):
+    with pytest.raises(UserError, match=r"has no base model yet; continue it with `prefloop run"):
         base_of(run)

@@ -78,7 +78,7 @@ def test_a_stall_is_named_and_the_job_is_done_by_a_new_process(
     assert call(worker, job("hang_once")) == "woke up"
     assert not is_alive(hung)
     assert [(loss["job"], loss["why"]) for loss in lost(said)] == [
-        ("the job hang_once", "it said nothing for 3 seconds")
+        ("the job hang_once", "it reported nothing for 3 seconds")
     ]
 
 
@@ -118,7 +118,7 @@ def test_a_users_mistake_is_told_at_once_and_not_tried_again(
 
 
 def test_a_full_disk_is_told_at_once_with_the_way_out(make_worker: Callable[..., Worker]) -> None:
-    with pytest.raises(UserError, match=r"^The disk is full.*No space left.*Free some space.*goes on from here\.$"):
+    with pytest.raises(UserError, match=r"^The disk is full.*No space left.*Free some space.*continues from here\.$"):
         call(make_worker(), job("fill"))
 
 
@@ -213,6 +213,6 @@ def test_a_judge_that_hangs_is_noticed_by_name_and_its_shard_judged_by_a_new_one
     running.kill()
     loss = events(run, "worker_lost")[0]
     assert (loss["worker"], loss["job"]) == ("judge", "judging shard 0 of iteration 2")
-    assert loss["why"] == "it said nothing for 5 seconds"
+    assert loss["why"] == "it reported nothing for 5 seconds"
     for path in sorted(folder.glob("*.parquet")):
         assert (run / "iter-002" / "judge" / path.name).read_bytes() == path.read_bytes()
