@@ -1,5 +1,5 @@
-"""Lineage of a run: the settings and versions of each start, what changed between them, and for a fork the run and
-iteration it comes from."""
+"""Lineage of a run: the settings and versions of each start, what changed between them, and the parent run and
+iteration of a fork."""
 
 import time
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from loop.config.yaml_text import parse_yaml, to_yaml
 from loop.redact import redacted
 from loop.store.files import to_json, write_file
 from loop.store.run_folder import RunFolder
-from loop.store.run_records import Json, ModelRecord, read_record
+from loop.store.run_records import Json, ModelRecord, plain, read_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """Where a fork comes from."""
+    """The origin of a fork."""
 
     run: str
     """Folder of the run that was forked."""
@@ -66,7 +66,7 @@ class Parent:
     def as_json(self) -> Json:
         """Plain values."""
         changes = [change.as_json() for change in self.changes]
-        return asdict(self) | {"policy": self.policy.as_json(), "changes": changes}
+        return plain(self) | {"changes": changes}
 
 
 @dataclass(frozen=True, slots=True)

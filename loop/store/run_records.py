@@ -16,11 +16,11 @@ from loop.store.tables import damaged
 
 T = TypeVar("T")
 Json = dict[str, Any]
-"""A JSON object, where its keys are not for the program to read."""
+"""A JSON object whose keys the program does not read."""
 Counts = dict[str, dict[str, list[int | float]]]
 """metric -> prompt id -> [successes, trials]"""
 Numbers = dict[str, float | None]
-"""Measurements by name; None where one could not be made."""
+"""Measurements by name; None where it was not possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +103,14 @@ class SetMetrics:
         found: Interval | None = getattr(self, name)
         return found
 
-    def as_json(self, *, counts: bool = True) -> dict[str, Any]:
+    def as_json(self, *, counts: bool = True) -> Json:
         """Plain values; a judged evaluation has no keys about held-out pairs."""
         left_out = set() if self.preference_accuracy is not None else OF_PREFERENCES
         left_out = left_out if counts else left_out | {"counts"}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
-OF_PREFERENCES = {
-    "preference_accuracy",
-    "mean_margin",
-    "log_ratio",
-    "likelihood_accuracy",
-    "pairs",
-    "pairs_too_long",
-}
+OF_PREFERENCES = {"preference_accuracy", "mean_margin", "log_ratio", "likelihood_accuracy", "pairs", "pairs_too_long"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +120,7 @@ class Evaluation:
     gate: SetMetrics
     test: SetMetrics
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         """Plain values, with the counts per prompt."""
         return {"gate": self.gate.as_json(), "test": self.test.as_json()}
 
@@ -150,17 +143,14 @@ class ModelRecord:
     hash: str
     iteration: int
     what: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values; `what` only where there is something to say."""
-        return {name: value for name, value in asdict(self).items() if name != "what" or value}
+    """Description; left out of the file if empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
     """One attempt at an iteration's round, and the decision on its candidate."""
 
-    changes: dict[str, Any]
+    changes: Json
     """Training settings that differ from the configured ones, by key."""
     promoted: bool
     reason: str
@@ -190,37 +180,24 @@ class PromotionRecord:
     """The incumbent before the decision."""
     start: ModelRecord
     reference: ModelRecord
-    inputs: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        roles = ("policy", "candidate", "incumbent", "start", "reference")
-        return asdict(self) | {role: getattr(self, role).as_json() for role in roles}
+    inputs: Json
 
 
 @dataclass(frozen=True, slots=True)
 class BaseRecord:
-    """promotion.json of iteration 0: the base model, as the config names it and where it was found."""
+    """promotion.json of iteration 0: the base model, as the config names it and its folder."""
 
     base: str
     policy: ModelRecord
     promoted: bool = True
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self) | {"policy": self.policy.as_json()}
-
 
 @dataclass(frozen=True, slots=True)
 class ReferenceRecord:
-    """reference.json: what `reference: path` names, and the model that it was found to be."""
+    """reference.json: what `reference: path` names, and that model."""
 
     named: str
     model: ModelRecord
-
-    def as_json(self) -> Json:
-        """Plain values."""
-        return {"named": self.named, "model": self.model.as_json()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +220,11 @@ class Event:
     worker: str = ""
     job: str = ""
     why: str = ""
+
+
+def plain(record: Any) -> Json:
+    """A record of models as plain values, without empty descriptions."""
+    return asdict(record, dict_factory=lambda items: {name: value for name, value in items if name != "what" or value})
 
 
 def read_record(path: Path, kind: type[T]) -> T:

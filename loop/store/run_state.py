@@ -5,23 +5,14 @@ from typing import Literal, TypeVar
 
 from judges.context import Usage
 from loop.store.lineage import Parent
-from loop.store.run_records import (
-    AttemptRecord,
-    Difference,
-    Gain,
-    Json,
-    Limit,
-    Numbers,
-    SetMetrics,
-    as_record,
-)
+from loop.store.run_records import AttemptRecord, Difference, Gain, Json, Limit, Numbers, SetMetrics, as_record
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class SampleCounts:
-    """What is read of the sample stage's counts."""
+    """The sample stage's counts."""
 
     prompts: int = 0
     prompts_too_long: int = 0
@@ -34,7 +25,7 @@ class SampleCounts:
 
 @dataclass(frozen=True, slots=True)
 class JudgeCounts:
-    """What is read of the judge stage's counts: verdicts by kind, and scores without an extracted answer."""
+    """The judge stage's counts: verdicts by kind, and scores without an extracted answer."""
 
     score: int = 0
     abstain: int = 0
@@ -45,7 +36,7 @@ class JudgeCounts:
 
 @dataclass(frozen=True, slots=True)
 class PairCounts:
-    """What is read of the pair stage's counts."""
+    """The pair stage's counts."""
 
     pairs: int
     """Pairs, singles or groups, including the extra ones."""
@@ -53,7 +44,7 @@ class PairCounts:
     prompts: dict[str, int] = field(default_factory=dict)
     """By outcome; `paired` gave something to train on."""
     responses: dict[str, int] = field(default_factory=dict)
-    """By what became of them."""
+    """By reason (loop/pairing/reasons.py)."""
     signal: Numbers = field(default_factory=dict)
     replayed: dict[int, int] = field(default_factory=dict)
     """Extra pairs by the iteration that made them."""
@@ -63,7 +54,7 @@ class PairCounts:
 
 @dataclass(frozen=True, slots=True)
 class TrainCounts:
-    """What is read of the train stage's counts; the manifest holds the whole summary of the round."""
+    """The train stage's counts; the manifest also holds the round's summary."""
 
     weights_hash: str
     steps: int
@@ -75,14 +66,14 @@ class TrainCounts:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceCounts:
-    """What the reference stage records of the average that it made."""
+    """The reference stage's counts."""
 
     weights_hash: str
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """One thing that is wrong with an iteration."""
+    """A problem with an iteration."""
 
     name: str
     stage: Literal["pair", "train"]
@@ -90,12 +81,12 @@ class Alarm:
     value: float
     threshold: float
     text: str
-    """What is wrong and what to do, for a person."""
+    """Description and advice."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimeSplit:
-    """An iteration's wall time in seconds, by what it was spent on."""
+    """An iteration's wall time in seconds, by purpose."""
 
     wall: float
     generate: float
@@ -109,7 +100,7 @@ class TimeSplit:
 
 @dataclass(frozen=True, slots=True)
 class IterationState:
-    """One iteration (0: the base model) as far as it has come."""
+    """One iteration (0: the base model) so far."""
 
     iteration: int
     finished: bool
@@ -125,7 +116,7 @@ class IterationState:
     incumbent: int | None
     """Iteration of the model that is the incumbent after this iteration."""
     counts: dict[str, Json]
-    """By finished stage, what its manifest counted."""
+    """Counts in the manifest, by finished stage."""
     signal: Numbers
     """Training-signal metrics (docs/signal.md); empty for the base model."""
     seconds: dict[str, dict[str, float]]
@@ -176,12 +167,12 @@ class IterationState:
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """A run as far as it has come."""
+    """A run so far."""
 
     run: str
     path: str
     parent: Parent | None
-    """Where a fork comes from."""
+    """The origin of a fork."""
     planned_iterations: int
     complete: bool
     incumbent: int
@@ -189,7 +180,7 @@ class RunState:
     confidence: float
     """Of every interval."""
     judge_spent: Usage
-    """What paid judges used, failed calls included."""
+    """Usage of paid judges, with failed calls."""
     iterations: tuple[IterationState, ...]
     """Beginning with the base model."""
     gains: dict[str, Gain] | None = None

@@ -3,11 +3,11 @@
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from loop.redact import redacted, unchanged
 from loop.store.files import FileRecord, is_intact, read_json, record_of, sha256_of, to_json, write_file
-from loop.store.run_records import as_record, read_record
+from loop.store.run_records import Json, as_record, read_record
 from loop.store.tables import damaged, digest
 
 T = TypeVar("T")
@@ -27,8 +27,8 @@ class Manifest:
     stage: str
     iteration: int
     outputs: dict[str, FileRecord]
-    inputs: dict[str, Any]
-    counts: dict[str, Any]
+    inputs: Json
+    counts: Json
     seconds: dict[str, float]
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -161,7 +161,7 @@ class StageFolder:
     def manifest_path(self) -> Path:
         return self.path / "manifest.json"
 
-    def claim(self, inputs: dict[str, Any]) -> None:
+    def claim(self, inputs: Json) -> None:
         """Begin or continue the stage; work begun with other inputs is removed."""
         path = self.path / "inputs.json"
         if self.path.exists() and not (path.exists() and unchanged(read_json(path)["inputs"], inputs)):
@@ -188,8 +188,8 @@ class StageFolder:
         self,
         files: list[Path],
         *,
-        inputs: dict[str, Any],
-        counts: dict[str, Any],
+        inputs: Json,
+        counts: Json,
         seconds: dict[str, float],
         versions: dict[str, str],
     ) -> Manifest:

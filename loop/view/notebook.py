@@ -17,6 +17,7 @@ from loop.store import tables
 from loop.store.files import read_lines
 from loop.store.locate import find_run
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import plain
 from loop.store.run_state import PairCounts
 from loop.view.frame import time_left
 from loop.view.progress import look
@@ -215,7 +216,7 @@ class RunView:
     def decision(self, iteration: int) -> dict[str, Any] | None:
         """The decision on an iteration and the reason; None until it is made."""
         found = self._run.decision(iteration) if iteration else None
-        return None if found is None else found.as_json()
+        return None if found is None else plain(found)
 
     def model(self, iteration: int) -> Path:
         """The folder of the model that an iteration has trained; of iteration 0 the base model's."""

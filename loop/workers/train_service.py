@@ -75,12 +75,7 @@ class TrainService:
         return folder, weights_hash(folder)
 
     def answers(
-        self,
-        report: Report,
-        policy: Path,
-        texts: Sequence[AnswerText],
-        chat_template_kwargs: Json,
-        path: Path,
+        self, report: Report, policy: Path, texts: Sequence[AnswerText], chat_template_kwargs: Json, path: Path
     ) -> int:
         """Write answers from the prompts' data in the policy's tokens; their number."""
         from transformers import AutoTokenizer

@@ -28,6 +28,7 @@ from loop.store.run_records import (
     ModelRecord,
     PromotionRecord,
     SetMetrics,
+    plain,
 )
 from loop.store.stage import StageFolder
 from loop.view.status import collect, write_metrics
@@ -263,7 +264,7 @@ def _evaluate(run: RunFolder, made: Made, sets: dict[str, list[PromptRow]], k: i
 def _promote(run: RunFolder, made: Made, k: int, incumbent: int, evals: dict[int, Evaluation]) -> int:
     """The decision as it is recorded; the incumbent after it."""
     if k == 0:
-        put(run.promotion(0), to_json(BaseRecord("/nowhere/model", _model(0)).as_json()))
+        put(run.promotion(0), to_json(plain(BaseRecord("/nowhere/model", _model(0)))))
         return 0
     promoted = k not in made.reject
     attempt = AttemptRecord(
@@ -289,7 +290,7 @@ def _promote(run: RunFolder, made: Made, k: int, incumbent: int, evals: dict[int
         reference=_model(incumbent),
         inputs={},
     )
-    put(run.promotion(k), to_json(record.as_json()))
+    put(run.promotion(k), to_json(plain(record)))
     return k if promoted else incumbent
 
 

@@ -10,7 +10,7 @@ from loop.prompts.sets import build_prompt_sets
 from loop.store import tables
 from loop.store.files import to_json, write_file
 from loop.store.model_refs import model_of
-from loop.store.run_records import BaseRecord, ModelRecord
+from loop.store.run_records import BaseRecord, ModelRecord, plain
 from loop.workers.process import Job, call
 
 
@@ -53,7 +53,7 @@ def base_stage(campaign: Campaign) -> ModelRoles:
     if not path.exists():
         campaign.begin_work()
         folder, found = call(campaign.pool.trainer, Job(f"finding the model {base}", "base", {"base": base}))
-        write_file(path, to_json(BaseRecord(base, ModelRecord(str(folder), found, 0)).as_json()))
+        write_file(path, to_json(plain(BaseRecord(base, ModelRecord(str(folder), found, 0)))))
     record = campaign.run.base()
     if record.base != base:
         raise UserError(

@@ -25,6 +25,7 @@ from loop.store.run_records import (
     Numbers,
     PromotionRecord,
     SetMetrics,
+    plain,
     read_record,
 )
 from loop.store.run_state import TrainCounts
@@ -137,7 +138,7 @@ def promote_stage(it: Iteration, attempts: list[Attempt]) -> ModelRoles:
             reference=model_record(campaign.run, it.reference),
             inputs=inputs,
         )
-        write_file(path, to_json(record.as_json()))
+        write_file(path, to_json(plain(record)))
         campaign.run.event("promotion", iteration=it.k, promoted=promoted, reason=reason, attempts=len(attempts))
     decided = read_record(path, PromotionRecord)
     refuse_changes(StageFolder(path.parent, "promote", it.k), decided.inputs, inputs)

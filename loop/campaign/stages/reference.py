@@ -7,7 +7,7 @@ from dataclasses import replace
 from loop.campaign.context import Campaign, ModelRoles, refuse_changes
 from loop.store.files import to_json, write_file
 from loop.store.model_refs import Model, model_of, model_record
-from loop.store.run_records import ReferenceRecord, read_record
+from loop.store.run_records import ReferenceRecord, plain, read_record
 from loop.store.run_state import ReferenceCounts
 from loop.workers.process import Job, call
 from loop.workers.train_service import AverageTask
@@ -28,7 +28,7 @@ def first_reference(campaign: Campaign, initial: Model) -> Model | None:
         job = Job(f"finding the reference {named}", "reference", {"named": named, "base": initial.path})
         folder, found = call(campaign.pool.trainer, job)
         model = model_record(campaign.run, Model(folder, found, 0, f"the model {named}"))
-        write_file(path, to_json(ReferenceRecord(named, model).as_json()))
+        write_file(path, to_json(plain(ReferenceRecord(named, model))))
     return model_of(campaign.run, read_record(path, ReferenceRecord).model)
 
 

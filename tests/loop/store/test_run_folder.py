@@ -11,7 +11,7 @@ from loop.errors import UserError
 from loop.store import tables
 from loop.store.files import append_line, read_json, to_json, write_file
 from loop.store.run_folder import RunFolder
-from loop.store.run_records import AttemptRecord, Difference, ModelRecord, PromotionRecord
+from loop.store.run_records import AttemptRecord, Difference, ModelRecord, PromotionRecord, plain
 from loop.store.stage import StageFolder
 
 
@@ -171,7 +171,7 @@ def test_what_was_decided_on_is_the_latest_even_if_more_was_begun(tmp_path: Path
     model, gain = ModelRecord("model", "hash", 1), Difference(0.1, 0.0, 0.2, 0.05, 9)
     attempt = AttemptRecord({}, True, "promoted", gain, (), {}, "hash")
     two = PromotionRecord(1, True, "promoted", gain, (), (attempt, attempt), model, model, model, model, model, {})
-    write_file(run.promotion(1), to_json(two.as_json()))  # the third was given up when retries was lowered
+    write_file(run.promotion(1), to_json(plain(two)))  # the third was given up when retries was lowered
     assert (run.begun(1), run.attempts(1), run.latest(1, "eval").attempt) == (3, 2, 2)
     assert run.latest(1, "pair").attempt == 1
     write_file(run.promotion(1), b'{"attempts": 3}')
