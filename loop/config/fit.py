@@ -4,10 +4,10 @@ Imports no torch.
 
 from loop.config.pairs_section import PairsConfig
 from loop.config.preferences_section import PairColumns
-from loop.config.rule_table import RULES
+from loop.config.rule_table import RULES, rules_with
 from loop.config.sampling_section import SamplingConfig
 from loop.config.settings import Config
-from trainer.losses.method import Kind, Method, Need
+from trainer.losses.method import Method, Need
 from trainer.losses.terms import LossTerm
 from trainer.settings import TrainSettings
 
@@ -22,9 +22,6 @@ WORDS: dict[Need, str] = {
     "origin": "to know which response the reference sampled",
     "labels": "good and bad responses",
 }
-OF_BOTH_OUTCOMES = ("correct_vs_wrong", "best_vs_worst", "best_vs_random", "all_pairs", "top_k_vs_bottom_k")
-"""Rules that need better and worse responses of the policy's own to a prompt."""
-RULE_FOR: dict[Kind, str] = {"pairs": "best_vs_worst", "singles": "labels", "groups": "ranked"}
 
 
 def why_unfit(pairs: PairsConfig, train: TrainSettings, *, n: int, given: PairColumns | None = None) -> str | None:
@@ -41,7 +38,7 @@ def why_unfit(pairs: PairsConfig, train: TrainSettings, *, n: int, given: PairCo
             f"pairs.rso_keep={pairs.rso_keep} would accept all of sampling.n={n} responses, so that nothing is "
             "rejected; raise sampling.n or lower pairs.rso_keep"
         )
-    if train.warm_start is not None and pairs.rule in ("scored", "spo", "d2o", "negatives"):
+    if train.warm_start is not None and not RULES[pairs.rule].chooses:
         return (
             f"train.warm_start imitates the chosen responses, and pairs.rule {pairs.rule} chooses none; set "
             "train.warm_start to null, or pairs.rule to labels"
@@ -53,10 +50,10 @@ def why_not_adaptive(pairs: PairsConfig, *, human_judge: bool) -> str | None:
     """Why more samples cannot go to prompts by their right and wrong responses; None if they can."""
     if human_judge:
         return "judges a first part of the responses before the rest; people (external) are asked once, so leave it out"
-    if pairs.rule not in OF_BOTH_OUTCOMES:
+    if not RULES[pairs.rule].both_outcomes:
         return (
             f"looks for prompts with both right and wrong responses, which pairs.rule {pairs.rule} does not need; "
-            f"leave it out, or use one of {', '.join(OF_BOTH_OUTCOMES)}"
+            f"leave it out, or use one of {rules_with('both_outcomes')}"
         )
     if pairs.gold_fallback:
         return (
@@ -67,9 +64,10 @@ def why_not_adaptive(pairs: PairsConfig, *, human_judge: bool) -> str | None:
 
 def why_not_half(pairs: PairsConfig, sampling: SamplingConfig) -> str | None:
     """Why half of the responses may not, or have to, come from the reference; None if all is well."""
-    if sampling.from_reference != (pairs.rule == "xpo"):
+    half = "origin" in RULES[pairs.rule].gives
+    if sampling.from_reference != half:
         needs = "pairs.rule xpo contrasts the policy's responses with the reference's, and no other rule does"
-        return f"{needs}; set sampling.from_reference to {str(pairs.rule == 'xpo').lower()}, or take another rule"
+        return f"{needs}; set sampling.from_reference to {str(half).lower()}, or take another rule"
     if sampling.from_reference and sampling.n % 2:
         return (
             f"sampling.from_reference samples one half from the reference, and sampling.n is {sampling.n}; make it even"
@@ -84,7 +82,7 @@ def gives(pairs: PairsConfig) -> frozenset[Need]:
     given = RULES[pairs.rule].gives
     if pairs.gold_fallback:
         given -= {"win_rates", "probability"}
-    return given | {"shares"} if pairs.rule == "scored" and pairs.standardise == "none" else given
+    return given | {"shares"} if RULES[pairs.rule].standardises and pairs.standardise == "none" else given
 
 
 def _why_not_given(term: LossTerm, data: PairColumns) -> str | None:
@@ -131,7 +129,8 @@ def _way_out(method: Method) -> str:
         return "set pairs.rule to scored, or choose another loss"
     if method.function.endswith(":d2o"):
         return "set pairs.rule to d2o, or choose another loss"
-    return f"set pairs.rule to {RULE_FOR[method.kind]}, or choose another loss"
+    fitting = next(name for name, rule in RULES.items() if rule.suggested and rule.kind == method.kind)
+    return f"set pairs.rule to {fitting}, or choose another loss"
 
 
 def prompts_per_slice(config: Config) -> int:
@@ -176,8 +175,9 @@ def why_not_online(config: Config) -> str | None:
         "pairs.offline draws as many pairs as all prompts of an iteration decide; set it to null": (
             pairs.offline is not None
         ),
-        "pairs.standardise iteration looks at all scores of an iteration; set it to prompt": pairs.rule == "scored"
-        and pairs.standardise == "iteration",
+        "pairs.standardise iteration looks at all scores of an iteration; set it to prompt": (
+            RULES[pairs.rule].standardises and pairs.standardise == "iteration"
+        ),
         "it decides what a shard is, a slice of prompts; set sampling.shard_prompts to null": (
             config.sampling.shard_prompts is not None
         ),

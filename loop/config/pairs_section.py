@@ -2,24 +2,23 @@
 `loop.config.rule_table`, explained in docs/pairs.md.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from loop.config.preferences_section import PreferenceSource
-from loop.config.rule_table import RULES, RuleName
+from loop.config.rule_table import RULES, RuleName, rules_with
 from loop.config.section import Section
 
 OF_PAIRS = ("min_margin", "max_length_gap", "min_edit_distance")
 """Filters that compare the two responses of a pair."""
-BY_SCORE = (
-    "best_vs_worst", "best_vs_random", "all_pairs", "top_k_vs_bottom_k", "rso", "scored", "ranked"
-)  # fmt: skip
-"""Rules that go by how high a score is, so that a penalty on length changes what they choose."""
-BY_OUTCOME = ("correct_vs_wrong", "labels", "dno_prct", "negatives")
-"""Rules that go by right and wrong, as correct_at divides them."""
-NEAREST = ("correct_vs_wrong", "best_vs_worst")
-"""Rules that have a choice between equally good pairs."""
+BY_FACT = (
+    ("gold_fallback", "falls_back", "false"),
+    ("negative_column", "negative", "null"),
+    ("length_penalty", "by_score", "0"),
+    ("lengths", "nearest", "any"),
+)
+"""Keys that only some rules read: key, the fact of those rules, and the value that turns it off."""
 
 
 class OfflinePairs(PreferenceSource):
@@ -95,18 +94,9 @@ class PairsConfig(Section):
 
     @property
     def at_most(self) -> int | None:
-        """How many relations a prompt gives at most; None: as many as it has responses."""
-        single = ("best_vs_worst", "best_vs_random", "sppo", "oaif", "ranked", "d2o")
-        if RULES[self.rule].kind != "singles":
-            return 1 if self.rule in single else self.per_prompt
-        return None
-
-    def recorded(self) -> dict[str, Any]:
-        """What decides the result, as a manifest records it. Of the keys that came later only those that are set, so
-        that stages finished before them stay valid."""
-        first = {"rule", "per_prompt", "correct_at", "drop_truncated", "min_margin", "max_pairs"}
-        set_keys = self.model_dump(mode="json", exclude_defaults=True)
-        return {key: value for key, value in self.model_dump(mode="json").items() if key in first or key in set_keys}
+        """Most relations that a prompt gives; None: one per response."""
+        rule = RULES[self.rule]
+        return None if rule.kind == "singles" else 1 if rule.single else self.per_prompt
 
     @model_validator(mode="after")
     def _has_what_the_rule_needs(self) -> "PairsConfig":
@@ -128,21 +118,13 @@ class PairsConfig(Section):
 
     @model_validator(mode="after")
     def _means_something_to_the_rule(self) -> "PairsConfig":
-        rule = RULES[self.rule]
-        if self.gold_fallback and not rule.falls_back:
-            fitting = ", ".join(name for name, row in RULES.items() if row.falls_back)
-            raise ValueError(f"gold_fallback is for the rules {fitting}, not for {self.rule}; set it to false")
         if self.gold_fallback and self.score_of_gold < self.correct_at:
             raise ValueError(f"gold_score {self.gold_score:g} lies below correct_at {self.correct_at:g}; raise it")
-        if self.negative_column is not None and not rule.negative:
-            raise ValueError(f"negative_column is for the rules d2o and negatives, not for {self.rule}; set it to null")
-        if rule.kind != "pairs":
-            for name in OF_PAIRS:
-                if getattr(self, name) != PairsConfig.model_fields[name].default:
-                    raise ValueError(f"{name} compares the responses of a pair, and {self.rule} makes none; unset it")
-        if self.length_penalty and self.rule not in BY_SCORE:
-            raise ValueError(f"length_penalty is for the rules {', '.join(BY_SCORE)}, not for {self.rule}; set it to 0")
-        if self.lengths == "nearest" and self.rule not in NEAREST:
-            fitting = ", ".join(NEAREST)
-            raise ValueError(f"lengths nearest is for the rules {fitting}, not for {self.rule}; set it to any")
+        rule = RULES[self.rule]
+        for key, fact, unset in BY_FACT:
+            if getattr(self, key) != type(self).model_fields[key].default and not getattr(rule, fact):
+                raise ValueError(f"{key} is for the rules {rules_with(fact)}, not for {self.rule}; set it to {unset}")
+        for key in OF_PAIRS if rule.kind != "pairs" else ():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} compares the responses of a pair, and {self.rule} makes none; unset it")
         return self

@@ -60,10 +60,8 @@ class PromptsBase(Section):
         return self.model_dump(mode="json", exclude=set(SCHEDULED))
 
     def scheduled(self) -> dict[str, Any]:
-        """What decides the slices; of the keys that came later only those that are set, so that stages finished before
-        them stay valid."""
-        values = self.model_dump(mode="json", include=set(SCHEDULED), exclude_defaults=True)
-        return {"per_iteration": self.per_iteration} | values
+        """What decides the slices, as a manifest records it."""
+        return self.model_dump(mode="json", include=set(SCHEDULED))
 
     @model_validator(mode="after")
     def _order_has_slices(self) -> "PromptsBase":

@@ -8,9 +8,6 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from loop.config.section import Section
 
-BASIC = ("n", "temperature", "top_p", "max_tokens", "shard_prompts")
-"""Keys that every sample stage records."""
-
 
 class AdaptiveSettings(Section):
     """Each prompt gets a few responses first, which are judged; more go to the prompts where they are expected to bring
@@ -85,12 +82,7 @@ class SamplingConfig(Section):
 
     def recorded(self) -> dict[str, Any]:
         """What decides the samples, by dotted key, as a manifest records it. `widen` shows in the values it gave."""
-        values = {f"sampling.{key}": getattr(self, key) for key in BASIC}
-        if self.from_reference:
-            values["sampling.from_reference"] = True
-        if self.adaptive is not None:
-            values["sampling.adaptive"] = self.adaptive.model_dump(mode="json")
-        return values
+        return {f"sampling.{key}": value for key, value in self.model_dump(mode="json", exclude={"widen"}).items()}
 
     @model_validator(mode="after")
     def _leaves_something_to_add(self) -> "SamplingConfig":

@@ -102,9 +102,9 @@ def render_answers(texts: Sequence[AnswerText], renderer: Renderer) -> pa.Table:
 
 
 def read_answers(path: Path, settings: PairsConfig) -> dict[str, Answers]:
-    """The answers of each prompt as rules see them; for SPIN, which compares no scores, a gold answer has none."""
+    """The answers of each prompt as rules see them."""
     table = tables.read(path, ["prompt_id", "response_id", "token_ids"])
-    score = None if settings.rule == "spin" else settings.score_of_gold
+    score = None if RULES[settings.rule].unscored else settings.score_of_gold
     found: dict[str, dict[str, Judged]] = {}
     ids = zip(table["prompt_id"].to_pylist(), table["response_id"].to_pylist(), strict=True)
     for (prompt_id, id), key in zip(ids, keys_of(table["token_ids"]), strict=True):

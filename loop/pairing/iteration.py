@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loop.config.pairs_section import PairsConfig
+from loop.config.rule_table import RULES
 from loop.pairing.one_prompt import NO_ANSWERS, build_prompt
 from loop.pairing.reasons import PROMPT_OUTCOMES, RESPONSE_REASONS, why_nothing
 from loop.pairing.records import Answers, Judged, Made
@@ -116,7 +117,7 @@ def pair_all(
         state.prompts[one.outcome] += 1
         if one.relations:
             state.made[prompt_id] = one.relations
-    if settings.rule == "scored" and settings.standardise == "iteration":
+    if RULES[settings.rule].standardises and settings.standardise == "iteration":
         state.made = over_iteration(state.made)
     if settings.balance == "solve_rate":
         state.limit(balanced(state.sizes(), solve_rates, iteration), "balance")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import product
 
 from loop.config.pairs_section import PairsConfig
+from loop.config.rule_table import RULES
 from loop.pairing.records import Choice, Couple, Judged, Pool
 from loop.pairing.win_rates import preference, win_rates
 
@@ -190,13 +191,7 @@ def spin(pool: Pool, settings: PairsConfig) -> Choice:
     return Choice("paired", [(pool.answers.gold, response) for response in pool.scored])
 
 
-PAIR_RULES: dict[str, PairRule] = {
-    rule.__name__: rule
-    for rule in (
-        correct_vs_wrong, best_vs_worst, best_vs_random, all_pairs, top_k_vs_bottom_k, rso, sppo, sppo_all, oaif,
-        xpo, dno_prct, spin,
-    )
-}  # fmt: skip
+PAIR_RULES: dict[str, PairRule] = {name: globals()[name] for name, rule in RULES.items() if rule.kind == "pairs"}
 
 
 def _some(couples: list[Couple]) -> Choice:

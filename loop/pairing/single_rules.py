@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from loop.config.pairs_section import PairsConfig
+from loop.config.rule_table import RULES
 from loop.pairing.records import Choice, Made, MadeGroup, MadeSingle, Pool
 from loop.pairing.win_rates import over_others
 
@@ -79,9 +80,7 @@ def negatives(pool: Pool, settings: PairsConfig) -> Choice:
     return _made(made, "truncated" if wrong else "all_correct", lost)
 
 
-SINGLE_RULES: dict[str, SingleRule] = {
-    rule.__name__: rule for rule in (labels, scored, spo, ranked, d2o, negatives)
-}  # fmt: skip
+SINGLE_RULES: dict[str, SingleRule] = {name: globals()[name] for name, rule in RULES.items() if rule.kind != "pairs"}
 
 
 def standardised(scores: Sequence[float]) -> list[float]:

@@ -50,7 +50,7 @@ class OnlineRecord:
         return {
             "sample": self.sample_inputs,
             "judge": self.campaign.judge,
-            "pair": self.config.pairs.recorded(),
+            "pair": self.config.pairs.model_dump(mode="json"),
             "train": train_inputs(self.it, self.config.train),
             "reference": self.it.reference.hash,
         }

@@ -13,7 +13,6 @@ from loop.campaign.context import Campaign, Iteration, sound_alarms
 from loop.campaign.stages.answer_log_probs import tokenise
 from loop.campaign.stages.extra_pairs import ExtraPairs, extra_pairs, sources_of
 from loop.campaign.stages.take_prompts import Take
-from loop.config.pairs_section import BY_OUTCOME
 from loop.config.rule_table import RULES
 from loop.config.settings import Config
 from loop.errors import UserError
@@ -68,7 +67,7 @@ def finish_pairing(it: Iteration, own: Own, extra: ExtraPairs, inputs: Json, wal
 def pair_inputs(it: Iteration, sampled: Manifest, judged: Manifest, taken: Take) -> Json:
     """Settings and digests that determine the pairs; the seed only where something is drawn."""
     config = it.config
-    recorded = {f"pairs.{key}": value for key, value in config.pairs.recorded().items()}
+    recorded = {f"pairs.{key}": value for key, value in config.pairs.model_dump(mode="json").items()}
     others = sources_of(it)
     drawn = {"seed": config.seed} if RULES[config.pairs.rule].draws or others or not config.samples else {}
     if config.samples:
@@ -128,7 +127,7 @@ def write_relations(path: Path, table: pa.Table) -> None:
 
 def tally_for(config: Config) -> Tally:
     """A new tally of the iteration's training signal."""
-    return Tally(config.pairs.correct_at, by_outcome=config.pairs.rule in BY_OUTCOME)
+    return Tally(config.pairs.correct_at, by_outcome=RULES[config.pairs.rule].by_outcome)
 
 
 def signal_of(tally: Tally, pairing: Pairing, shards: list[Path]) -> dict[str, float | None]:

@@ -55,14 +55,12 @@ def test_a_judge_that_would_have_nothing_to_do_is_refused(load: Any) -> None:
         load(PREFERENCES, "judge={name: exact}", "eval.judge={name: length}")
 
 
-def test_new_keys_that_are_not_set_leave_finished_stages_valid(load: Any) -> None:
-    base = load(SAMPLED).base
-    assert {"replay", "offline"}.isdisjoint(base.pairs.recorded())
+def test_the_sets_and_the_slices_record_different_keys(load: Any) -> None:
+    prompts = load(SAMPLED).base.prompts
     known = {"source", "path", "test_path", "prompt_column", "target_column", "system", "few_shot", "template"}
-    assert base.prompts.recorded().keys() == known | {"train", "gate", "test"}
-    assert base.prompts.scheduled() == {"per_iteration": 30}
-    ordered = load(SAMPLED, "prompts.order=easy_to_hard").base.prompts
-    assert ordered.scheduled() == {"per_iteration": 30, "order": "easy_to_hard"}
+    assert prompts.recorded().keys() == known | {"train", "gate", "test"}
+    assert prompts.scheduled() == {"per_iteration": 30, "order": "random", "solve_rate_column": None}
+    assert load(SAMPLED, "prompts.order=easy_to_hard").base.prompts.scheduled()["order"] == "easy_to_hard"
 
 
 def test_ordered_prompts_may_be_gone_through_again(load: Any) -> None:

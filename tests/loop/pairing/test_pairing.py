@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loop.config.pairs_section import BY_SCORE, NEAREST, PairsConfig
+from loop.config.pairs_section import PairsConfig
 from loop.config.rule_table import RULES
 from loop.pairing.iteration import Pairing, pair_all, why_no_pairs
 from loop.pairing.one_prompt import build_prompt
@@ -340,9 +340,9 @@ def settings_of_any_rule(draw):
         given["min_edit_distance"] = draw(st.sampled_from([0.0, 0.5, 1.0]))
     if RULES[rule].negative:
         given["negative_column"] = "bad"
-    if rule in BY_SCORE:
+    if RULES[rule].by_score:
         given["length_penalty"] = draw(st.sampled_from([0.0, 0.125]))
-    if rule in NEAREST:
+    if RULES[rule].nearest:
         given["lengths"] = draw(st.sampled_from(["any", "nearest"]))
     return PairsConfig(**given)
 
