@@ -2,7 +2,7 @@
 Explained in docs/data.md.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -32,6 +32,8 @@ class PromptsBase(Section):
     of separate test data is dropped too.
     """
 
+    opener: ClassVar[str]
+    """`module:function` that opens the source: takes the section, the seed and the counts, returns `Source`s."""
     system: str | None = None
     """System message before every prompt; null leaves it to the model's chat template."""
     few_shot: list[Example] = []
@@ -80,6 +82,7 @@ class PromptsBase(Section):
 class ReasoningGymPrompts(PromptsBase):
     """Procedural tasks with exact verifiers, from the package reasoning-gym."""
 
+    opener = "loop.prompts.sources:open_gym"
     source: Literal["reasoning-gym"]
     """Which kind of source this is."""
     task: str
@@ -95,6 +98,7 @@ class ReasoningGymPrompts(PromptsBase):
 class Gsm8kPrompts(PromptsBase):
     """Grade-school maths: openai/gsm8k from the hub, or the same rows in local files."""
 
+    opener = "loop.prompts.sources:open_gsm8k"
     source: Literal["gsm8k"]
     """Which kind of source this is."""
     path: LocalPath | None = None
@@ -108,6 +112,7 @@ class Gsm8kPrompts(PromptsBase):
 class FilePrompts(PromptsBase):
     """Prompts from a local JSON, JSONL, CSV or Parquet file."""
 
+    opener = "loop.prompts.sources:open_file"
     source: Literal["file"]
     """Which kind of source this is."""
     path: LocalPath
@@ -125,6 +130,7 @@ class FilePrompts(PromptsBase):
 class HubPrompts(PromptsBase):
     """Prompts from a dataset on the Hugging Face hub."""
 
+    opener = "loop.prompts.sources:open_hub"
     source: Literal["hub"]
     """Which kind of source this is."""
     dataset: str
@@ -143,7 +149,9 @@ class HubPrompts(PromptsBase):
     """A column with the share of correct responses, 0 to 1, for `order`; what the run measures itself goes before."""
 
 
-SampledPrompts = Annotated[ReasoningGymPrompts | Gsm8kPrompts | FilePrompts | HubPrompts, Field(discriminator="source")]
+SampledSources = ReasoningGymPrompts | Gsm8kPrompts | FilePrompts | HubPrompts
+"""The sources that a campaign samples responses to; a new one is added here."""
+SampledPrompts = Annotated[SampledSources, Field(discriminator="source")]
 
 
 class MixedPrompts(Section):
@@ -195,6 +203,7 @@ class PreferencePrompts(PromptsBase, PreferenceSource):
     """Pairs from a preference dataset: nothing is sampled, the pairs of an iteration are those of its prompts. The
     three sets hold different prompts, each with all of its pairs. Formats: docs/data.md."""
 
+    opener = "loop.prompts.preferences:open_preferences"
     source: Literal["preferences"]
     """Which kind of source this is."""
     test_path: LocalPath | None = None
@@ -229,7 +238,4 @@ class PreferencePrompts(PromptsBase, PreferenceSource):
         return self
 
 
-PromptsConfig = Annotated[
-    ReasoningGymPrompts | Gsm8kPrompts | FilePrompts | HubPrompts | MixturePrompts | PreferencePrompts,
-    Field(discriminator="source"),
-]
+PromptsConfig = Annotated[SampledSources | MixturePrompts | PreferencePrompts, Field(discriminator="source")]

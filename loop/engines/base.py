@@ -6,6 +6,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,6 +67,20 @@ class Engine(Protocol):
 
     def wake(self) -> None:
         """Take it back."""
+
+
+ENGINES = {
+    "vllm": "loop.engines.vllm_engine:VllmEngine",
+    "transformers": "loop.engines.transformers_engine:TransformersEngine",
+}
+"""The class of each `engine.kind`, imported only when it is used."""
+
+
+def make_engine(policy: Path, settings: EngineConfig) -> Engine:
+    """The engine that the settings name."""
+    module, _, name = ENGINES[chosen_engine(settings)].partition(":")
+    engine: Engine = getattr(import_module(module), name)(policy, settings)
+    return engine
 
 
 def stop_ids(folder: Path, tokenizer: Any) -> frozenset[int]:

@@ -17,7 +17,7 @@ from loop.config.prompts_section import PreferencePrompts
 from loop.config.types import did_you_mean
 from loop.errors import UserError
 from loop.prompts.row import Message, turns_of
-from loop.prompts.sources import Source, read_hub, read_rows
+from loop.prompts.sources import Opened, Source, read_hub, read_rows
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -170,9 +170,8 @@ SCORES = ("score_chosen", "score_rejected")
 """Columns of UltraFeedback binarized; their difference is the margin if no column is named."""
 
 
-def open_preferences(config: PreferencePrompts, counts: dict[str, int]) -> tuple[Source, Source | None]:
-    """The prompts for train and gate with their pairs, and those for test if they have their own source. Adds what was
-    read to `counts`."""
+def open_preferences(config: PreferencePrompts, seed: int, counts: dict[str, int]) -> Opened:
+    """Prompts with their pairs; adds the numbers of pairs to `counts`."""
     main = read_pairs_of(config, "prompts", counts)
     if config.test_path is None and config.test_split is None:
         return main, None

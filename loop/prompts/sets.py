@@ -11,18 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loop.config.prompts_section import (
-    MixturePrompts,
-    PreferencePrompts,
-    PromptsBase,
-    PromptsConfig,
-    ReasoningGymPrompts,
-)
+from loop.config.prompts_section import MixturePrompts, PromptsBase, PromptsConfig
 from loop.errors import UserError
 from loop.prompts.messages import check_template, messages_of, plain_columns, target_of
-from loop.prompts.preferences import open_preferences
 from loop.prompts.row import PromptRow, prompt_id
-from loop.prompts.sources import Source, gym_rounds, open_sources
+from loop.prompts.sources import Source, open_sources
 from loop.seeds import seeded
 
 ORIGIN = "prompt_source"
@@ -86,8 +79,8 @@ def added(counts: Sequence[dict[str, int]], names: Sequence[str]) -> dict[str, i
     return {**total, **{f"train from {name}": one["train"] for name, one in zip(names, counts, strict=True)}}
 
 
-GYM_PATIENCE = 50
-"""A reasoning-gym task may generate so many entries per prompt that is needed before it counts as exhausted."""
+PATIENCE = 50
+"""A source that generates its rows counts as exhausted after this many rows per prompt that is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +127,11 @@ def _from(part: PromptSets, name: str) -> PromptSets:
 def _build(config: PromptsBase, seed: int, given: frozenset[str]) -> PromptSets:
     """The sets of one source without the prompts that were `given` before."""
     counts = dict.fromkeys(("rows", "empty", "duplicates", "conflicts", "also_in_test"), 0)
-    if isinstance(config, ReasoningGymPrompts):
-        pool = _generate(config, seed, counts, given)
-        return _divide(config, pool, seeded(pool.without(given), seed), None, [], counts)
-    main, test = open_preferences(config, counts) if isinstance(config, PreferencePrompts) else open_sources(config)
+    main, test = open_sources(config, seed, counts)
     pool, test_pool = _Pool(config, main, counts), _Pool(config, test, counts) if test else None
     pool.read(main.rows)
+    if main.rounds is not None:
+        pool.generate((config.train or 0) + config.gate + config.test, main.rounds, given)
     if test is None or test_pool is None:
         return _divide(config, pool, seeded(pool.without(given), seed), None, [], counts)
     test_pool.read(test.rows)
@@ -170,6 +162,18 @@ class _Pool:
                 other = self.source.rows[kept]
                 self.counts["conflicts"] += target_of(self.source, row) != target_of(self.source, other)
 
+    def generate(self, needed: int, rounds: Iterable[list[dict[str, Any]]], given: frozenset[str]) -> None:
+        """Read round after round until `needed` prompts are distinct, or the source seems exhausted."""
+        rows = self.source.rows
+        assert isinstance(rows, list), "generated rows are kept"
+        for entries in rounds:
+            before, start = len(self.first), len(rows)
+            rows += entries
+            self.read(entries, start)
+            nothing_new = len(self.first) == before and len(entries) >= needed
+            if len(self.first.keys() - given) >= needed or nothing_new or len(rows) > PATIENCE * needed:
+                return
+
     def without(self, given: frozenset[str]) -> list[str]:
         """The ids that no earlier source gave; the others are counted."""
         if given:
@@ -184,24 +188,6 @@ class _Pool:
         return PromptRow(key, messages, target_of(self.source, row), plain_columns(self.source, row, number))
 
 
-def _generate(config: ReasoningGymPrompts, seed: int, counts: dict[str, int], given: frozenset[str]) -> _Pool:
-    """Entries of a task, round after round, until there are enough distinct prompts."""
-    needed = config.train + config.gate + config.test
-    rows: list[dict[str, Any]] = []
-    pool: _Pool | None = None
-    for entries in gym_rounds(config, seed):
-        if pool is None:
-            name = f"the reasoning-gym task {config.task!r}"
-            pool = _Pool(config, Source(name, rows, tuple(entries[0]), "question", "answer"), counts)
-        before, start = len(pool.first), len(rows)
-        rows += entries
-        pool.read(entries, start)
-        nothing_new = len(pool.first) == before and len(entries) >= needed
-        if len(pool.first.keys() - given) >= needed or nothing_new or len(rows) > GYM_PATIENCE * needed:
-            return pool
-    raise AssertionError("rounds are endless")
-
-
 def _divide(
     config: PromptsBase,
     pool: _Pool,
@@ -214,7 +200,7 @@ def _divide(
     own_test = config.test if test_pool is None else 0
     wanted = own_test + config.gate + (config.train or config.per_iteration or 1)
     if len(ids) < wanted:
-        raise UserError(_too_few(config, pool.source.name, len(ids), wanted, own_test, counts))
+        raise UserError(_too_few(config, pool.source, len(ids), wanted, own_test, counts))
     if test_pool is not None and len(test_ids) < config.test:
         raise UserError(
             f"{test_pool.source.name} holds {len(test_ids)} distinct prompts for the test set, but prompts.test is "
@@ -234,7 +220,9 @@ def _divide(
     return PromptSets(**built, counts={**counts, **used, "unused": unused})
 
 
-def _too_few(config: PromptsBase, name: str, found: int, wanted: int, own_test: int, counts: dict[str, int]) -> str:
+def _too_few(
+    config: PromptsBase, source: Source, found: int, wanted: int, own_test: int, counts: dict[str, int]
+) -> str:
     names = {
         "empty": "empty",
         "duplicates": "duplicates",
@@ -250,10 +238,11 @@ def _too_few(config: PromptsBase, name: str, found: int, wanted: int, own_test: 
         parts.append(f"prompts.per_iteration={config.per_iteration}")
     else:
         parts.append("at least 1 to train on")
-    gym = isinstance(config, ReasoningGymPrompts)
-    way = "widen prompts.args so that the task has more different prompts" if gym else "give more rows"
+    way = (
+        "give more rows" if source.rounds is None else "widen prompts.args so that the task has more different prompts"
+    )
     keys = ", ".join(part.partition("=")[0] for part in parts if "=" in part)
     return (
-        f"{name} gives {found} distinct prompts ({counts['rows']} rows; dropped: {dropped}), but "
+        f"{source.name} gives {found} distinct prompts ({counts['rows']} rows; dropped: {dropped}), but "
         f"{' + '.join(parts)} need {wanted}; lower {keys}, or {way}."
     )

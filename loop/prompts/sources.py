@@ -1,7 +1,6 @@
-"""Load rows of columns from the sources in the config's `prompts` section.
+"""Open the source of prompts that the config's `prompts` section names: its rows, with the columns that the source has.
 
-Four kinds: reasoning-gym tasks, GSM8K, local files, hub datasets. Rows stay as the source has them; `loop.prompts.sets`
-turns them into messages. `datasets` and `reasoning_gym` are imported when a source is opened.
+`loop.prompts.sets` turns rows into messages. `datasets` and `reasoning_gym` are imported when a source is opened.
 """
 
 import csv
@@ -9,6 +8,8 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -25,41 +26,54 @@ GYM_ROUND = 256
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Rows with their columns, and which column is what; `name` says in messages where they are from."""
+    """Rows, and which of their columns is what; messages call the source `name`."""
 
     name: str
     rows: Sequence[dict[str, Any]]
     columns: tuple[str, ...]
     prompt_column: str
     target_column: str | None
+    rounds: Iterator[list[dict[str, Any]]] | None = None
+    """Endless rounds of further rows, for a source that generates them on demand."""
 
 
-def open_sources(config: PromptsBase) -> tuple[Source, Source | None]:
-    """The rows for train and gate, and those for test if they come from elsewhere."""
-    if isinstance(config, HubPrompts):
-        main, test = _hub(config, config.split), _hub(config, config.test_split) if config.test_split else None
-    elif isinstance(config, FilePrompts):
-        main = _file(config.path, "prompts.path", config.prompt_column, config.target_column)
-        test = None
-        if config.test_path:
-            test = _file(config.test_path, "prompts.test_path", config.prompt_column, config.target_column)
-    else:
-        assert isinstance(config, Gsm8kPrompts), config
-        main, test = _gsm8k(config)
-    return main, test
+Opened = tuple[Source, Source | None]
+"""The rows for train and gate, and those for test if they come from elsewhere."""
 
 
-def _gsm8k(config: Gsm8kPrompts) -> tuple[Source, Source | None]:
-    hub = HubPrompts(
-        source="hub", dataset=GSM8K, subset="main", test_split="test", prompt_column="question", target_column="answer"
-    )
-    main = _file(config.path, "prompts.path", "question", "answer") if config.path else _hub(hub, "train")
+def open_sources(config: PromptsBase, seed: int, counts: dict[str, int]) -> Opened:
+    """Open the source with the function that its settings class names."""
+    module, _, name = config.opener.partition(":")
+    opened: Opened = getattr(import_module(module), name)(config, seed, counts)
+    return opened
+
+
+def open_hub(config: HubPrompts, seed: int, counts: dict[str, int]) -> Opened:
+    """Splits of a hub dataset."""
+    return _hub(config, config.split), _hub(config, config.test_split) if config.test_split else None
+
+
+def open_file(config: FilePrompts, seed: int, counts: dict[str, int]) -> Opened:
+    """One or two local files."""
+    return _files(config.path, config.test_path, config.prompt_column, config.target_column)
+
+
+def open_gsm8k(config: Gsm8kPrompts, seed: int, counts: dict[str, int]) -> Opened:
+    """GSM8K from the hub, or from local files."""
+    if config.path:
+        return _files(config.path, config.test_path, "question", "answer")
+    hub = HubPrompts(source="hub", dataset=GSM8K, subset="main", prompt_column="question", target_column="answer")
     if config.test_path:
-        return main, _file(config.test_path, "prompts.test_path", "question", "answer")
-    return main, None if config.path else _hub(hub, "test")
+        return _hub(hub, "train"), _file(config.test_path, "prompts.test_path", "question", "answer")
+    return _hub(hub, "train"), _hub(hub, "test")
 
 
 # ---- files and the hub ----
+
+
+def _files(path: str, test_path: str | None, prompt_column: str, target_column: str | None) -> Opened:
+    main = _file(path, "prompts.path", prompt_column, target_column)
+    return main, _file(test_path, "prompts.test_path", prompt_column, target_column) if test_path else None
 
 
 def _file(path: str, key: str, prompt_column: str, target_column: str | None) -> Source:
@@ -182,12 +196,18 @@ def _reason(error: BaseException) -> str:
 # ---- reasoning-gym ----
 
 
-def gym_rounds(config: ReasoningGymPrompts, seed: int) -> Iterator[list[dict[str, Any]]]:
-    """Endless rounds of entries (question, answer, metadata); the same seed always gives the same ones."""
-    number = 0
-    while True:
+def open_gym(config: ReasoningGymPrompts, seed: int, counts: dict[str, int]) -> Opened:
+    """A task whose entries (question, answer, metadata) are generated as far as they are needed."""
+    rounds = _gym_rounds(config, seed)
+    first = next(rounds)
+    name = f"the reasoning-gym task {config.task!r}"
+    return Source(name, [], tuple(first[0]), "question", "answer", chain([first], rounds)), None
+
+
+def _gym_rounds(config: ReasoningGymPrompts, seed: int) -> Iterator[list[dict[str, Any]]]:
+    """The same seed always gives the same entries."""
+    for number in count():
         yield _gym_entries(config, GYM_ROUND << number, seed_for(seed, "prompts", config.task, number))
-        number += 1
 
 
 def _gym_entries(config: ReasoningGymPrompts, size: int, seed: int) -> list[dict[str, Any]]:

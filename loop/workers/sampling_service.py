@@ -12,8 +12,7 @@ from typing import Any
 
 from judges.context import Generate, Messages, Reply, Usage
 from loop.config.settings import EngineConfig
-from loop.engines.base import Completion, Engine, Request
-from loop.engines.make import make_engine
+from loop.engines.base import Completion, Engine, Request, make_engine
 from loop.prompts.chat_template import render
 from loop.prompts.row import PromptRow
 from loop.seeds import seed_for

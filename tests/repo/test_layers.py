@@ -34,7 +34,6 @@ MAY: dict[str, set[str]] = {
 """Debts: `workers` imports `view` for the progress bar; `view` and `report` import the settings of `trainer`."""
 SMALL = {
     "loop.cli.start": "the entry point, of which the wheel has a copy outside the packages",
-    "loop.engines.make": "above the engines: the only place that knows both",
     "loop.report.serve": "the only server of the project",
     "judges.llm.compare": "one file per built-in judge",
     "judges.models.reward_model": "one file per built-in judge",

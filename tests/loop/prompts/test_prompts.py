@@ -92,7 +92,7 @@ def divided(contents: Sequence[str], seed: int, test_contents: Sequence[str] | N
 
     with pytest.MonkeyPatch.context() as patch:
         test = None if test_contents is None else source(test_contents)
-        patch.setattr(module, "open_sources", lambda config: (source(contents), test))
+        patch.setattr(module, "open_sources", lambda *given: (source(contents), test))
         return build(seed, path="-")
 
 
@@ -446,6 +446,6 @@ def test_a_template_that_refuses_a_role_is_explained(monkeypatch: pytest.MonkeyP
 def test_gsm8k_takes_its_test_rows_from_where_its_train_rows_are(tmp_path: Path, file: Any) -> None:
     path = file([{"question": f"q{i}", "answer": f"#### {i}"} for i in range(9)])
     config = CONFIG.validate_python({"source": "gsm8k", "path": path})
-    assert open_sources(config)[1] is None
+    assert open_sources(config, 0, {})[1] is None
     both = CONFIG.validate_python({"source": "gsm8k", "path": path, "test_path": path})
-    assert open_sources(both)[1] is not None
+    assert open_sources(both, 0, {})[1] is not None
