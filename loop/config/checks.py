@@ -15,7 +15,7 @@ from trainer.settings import TrainSettings
 PREFERENCE = "preference_accuracy"
 """The metric of models that nothing judges."""
 OF_GIVEN = ("max_pairs", "replay", "offline", "correct_at")
-"""Keys of `pairs` that mean something to pairs that are given (`correct_at` to the judge of the evaluation)."""
+"""Keys of `pairs` that apply to preference data (`correct_at` to the judge of the evaluation)."""
 OF_RESPONSES = ("length", "length_ratio", "truncated", "shadow")
 """Limits that read the judged responses of an evaluation."""
 
@@ -85,7 +85,7 @@ def fill_metric(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_data(prompts: PromptsConfig, pairs: PairsConfig, iterations: int) -> None:
-    """ValueError if the data cannot last for the iterations, or if an earlier one is used that does not exist."""
+    """ValueError if the data cannot last for the iterations, or if a replayed iteration does not exist."""
     _check_slices(prompts, iterations)
     far = [back for back in sorted(pairs.replay) if back >= iterations]
     if far:
@@ -118,12 +118,12 @@ def _check_slices(prompts: PromptsConfig, iterations: int) -> None:
 def check_given_pairs(
     prompts: PreferencePrompts, pairs: PairsConfig, train: TrainSettings, promote: PromoteConfig, *, judged: bool
 ) -> None:
-    """ValueError for settings that want sampled responses where the pairs come from a dataset."""
+    """ValueError for settings that need sampled responses where the pairs come from a dataset."""
     odd = [key for key in type(pairs).model_fields if key not in OF_GIVEN and _is_set(pairs, key)]
     if odd:
         raise ValueError(
-            f"pairs.{odd[0]} is about sampled responses, but the pairs come from preference data (prompts.source); "
-            f"leave it out, only {', '.join(OF_GIVEN)} mean something there"
+            f"pairs.{odd[0]} applies to sampled responses, but the pairs come from preference data (prompts.source); "
+            f"leave it out, only {', '.join(OF_GIVEN)} apply there"
         )
     if pairs.replay and not prompts.cut:
         raise ValueError(
@@ -140,7 +140,7 @@ def check_given_pairs(
 
 
 def check_sampling(sampling: SamplingConfig) -> None:
-    """ValueError for sampling that looks at responses, where nothing is sampled."""
+    """ValueError for settings that depend on responses where nothing is sampled."""
     for key in ("adaptive", "widen"):
         if getattr(sampling, key) is not None:
             raise ValueError(
@@ -169,7 +169,7 @@ def _check_unjudged(train: TrainSettings, promote: PromoteConfig) -> None:
 
 
 def replay_problem(at: Callable[[int], Config], iterations: int) -> str | None:
-    """What is wrong if an iteration replays what an earlier one did not make: pairs, singles and groups do not mix."""
+    """What is wrong if an iteration replays another kind than it makes: pairs, singles and groups do not mix."""
     for k in range(1, iterations + 1):
         kind = RULES[at(k).pairs.rule].kind
         for back in at(k).pairs.replay:

@@ -22,7 +22,7 @@ INTRODUCTION = """\
 <!-- Written by `make docs` from the fields in loop/ and trainer/. Change those, not this page. -->
 
 A campaign is one YAML file. Only `prompts` and `judge` must be given (with preference data `prompts` alone); everything
-else has a default. Unknown keys and wrong types are refused before anything is loaded, and `prefloop plan FILE` tells
+else has a default. Unknown keys and wrong types are refused before anything is loaded, and `prefloop plan FILE` shows
 what a file means without starting it.
 
 ```yaml
@@ -135,7 +135,7 @@ def _keys(name: str, model: type[BaseModel]) -> Iterator[str]:
 
 
 def _nested(name: str, fields: Mapping[str, FieldInfo]) -> Iterator[str]:
-    """The sections in a section; one of several kinds is described where it stands by itself."""
+    """The sections in a section; one of several kinds is described in its own section."""
     for key, field in fields.items():
         models = models_of(field)
         for inner in models if len(models) == 1 else ():

@@ -12,8 +12,8 @@ from trainer.losses.terms import LossTerm
 from trainer.settings import TrainSettings
 
 OF_DATA: frozenset[Need] = frozenset({"scores", "shares", "win_rates", "probability", "margin", "origin", "labels"})
-"""What a loss can only have from the data."""
-WORDS: dict[Need, str] = {
+"""Needs of a loss that only the data can satisfy."""
+NEED_NAMES: dict[Need, str] = {
     "scores": "scores",
     "shares": "win rates as scores",
     "win_rates": "win rates",
@@ -25,8 +25,8 @@ WORDS: dict[Need, str] = {
 
 
 def why_unfit(pairs: PairsConfig, train: TrainSettings, *, n: int, given: PairColumns | None = None) -> str | None:
-    """Why these settings of a campaign with `n` responses per prompt, or with `given` pairs, do not go together; None
-    if they do."""
+    """Why loss, pair rule and sampling (`n` responses per prompt, or `given` pairs) do not fit together; None if they
+    do."""
     known = [term for term in train.terms if not term.is_custom]
     for data in filter(None, (given, pairs.offline)):
         if why := next(filter(None, (_why_not_given(term, data) for term in known)), None):
@@ -63,7 +63,7 @@ def why_not_adaptive(pairs: PairsConfig, *, human_judge: bool) -> str | None:
 
 
 def why_not_half(pairs: PairsConfig, sampling: SamplingConfig) -> str | None:
-    """Why half of the responses may not, or have to, come from the reference; None if all is well."""
+    """Why half of the responses must, or must not, come from the reference; None if the settings agree."""
     half = "origin" in RULES[pairs.rule].gives
     if sampling.from_reference != half:
         needs = "pairs.rule xpo contrasts the policy's responses with the reference's, and no other rule does"
@@ -86,38 +86,38 @@ def gives(pairs: PairsConfig) -> frozenset[Need]:
 
 
 def _why_not_given(term: LossTerm, data: PairColumns) -> str | None:
-    """What is wrong with one loss of the sum over pairs of a dataset."""
+    """Why one loss of the sum cannot be trained on pairs of a dataset; None if it can."""
     method = term.method()
-    said = f"the loss {term.name} cannot be trained from pairs of a preference dataset"
+    problem = f"the loss {term.name} cannot be trained from pairs of a preference dataset"
     if method.kind == "groups":
-        return f"{said}: it is written over groups; use a loss over pairs, e.g. dpo"
+        return f"{problem}: it is written over groups; use a loss over pairs, e.g. dpo"
     missing = (method.needs & OF_DATA) - {"labels"}
     if "margin" in missing and data.margin_column is None:
-        return f"{said} without margins; name their column in margin_column, or use another loss"
+        return f"{problem} without margins; name their column in margin_column, or use another loss"
     if missing := missing - {"margin"}:
-        wants = " and ".join(WORDS[need] for need in sorted(missing))
-        return f"{said}: it needs {wants}, which they do not have; use another loss, e.g. dpo"
+        wants = " and ".join(NEED_NAMES[need] for need in sorted(missing))
+        return f"{problem}: it needs {wants}, which they do not have; use another loss, e.g. dpo"
     return None
 
 
 def _why_not(term: LossTerm, pairs: PairsConfig) -> str | None:
-    """What is wrong with one loss of the sum."""
+    """Why one loss of the sum cannot be trained on what the rule makes; None if it can."""
     method, rule = term.method(), RULES[pairs.rule]
-    said = f"the loss {term.name} cannot be trained from pairs.rule {pairs.rule}"
+    problem = f"the loss {term.name} cannot be trained from pairs.rule {pairs.rule}"
     if rule.kind not in ("pairs", method.kind):
-        return f"{said}: it is written over {method.kind}, and the rule makes {rule.kind}; {_way_out(method)}"
+        return f"{problem}: it is written over {method.kind}, and the rule makes {rule.kind}; {_remedy(method)}"
     missing = sorted((method.needs & OF_DATA) - gives(pairs))
     if missing:
-        wants = " and ".join(WORDS[need] for need in missing)
-        return f"{said}: it needs {wants}, which the rule does not give; {_way_out(method)}"
+        wants = " and ".join(NEED_NAMES[need] for need in missing)
+        return f"{problem}: it needs {wants}, which the rule does not give; {_remedy(method)}"
     if pairs.rule == "negatives" and method.takes != "bad":
-        return f"{said}, which gives bad responses only; use npo or simnpo (train.mix can hold what to retain)"
+        return f"{problem}, which gives bad responses only; use npo or simnpo (train.mix can hold what to retain)"
     if (pairs.rule == "d2o") != (term.name == "d2o") and rule.kind == method.kind == "groups":
-        return f"{said}: own responses before a bad answer are no ranking; {_way_out(method)}"
+        return f"{problem}: own responses before a bad answer are no ranking; {_remedy(method)}"
     return None
 
 
-def _way_out(method: Method) -> str:
+def _remedy(method: Method) -> str:
     """A rule that fits the loss."""
     if "origin" in method.needs:
         return "set pairs.rule to xpo and sampling.from_reference to true, or choose another loss"
@@ -134,8 +134,7 @@ def _way_out(method: Method) -> str:
 
 
 def prompts_per_slice(config: Config) -> int:
-    """The most prompts whose relations, over all epochs, fit in `sync_every` steps; 0 if a single one may
-    give more."""
+    """The most prompts whose relations, over all epochs, fit in `sync_every` steps; 0 if one prompt may have more."""
     return _distinct_steps(config) * config.train.batch_pairs // most_relations(config)
 
 
@@ -145,8 +144,8 @@ def _distinct_steps(config: Config) -> int:
 
 
 def most_relations(config: Config) -> int:
-    """The most relations per prompt, of the kind that the loss uses: a pair becomes two single responses, each
-    response of the prompt once."""
+    """The most relations per prompt, of the kind that the loss uses; a pair becomes two single responses, each counted
+    once per prompt."""
     pairs, given = config.pairs, config.sampling.n + config.pairs.gold_fallback
     most = pairs.at_most or given + (pairs.negative_column is not None)
     known = [term for term in config.train.terms if not term.is_custom]
@@ -158,7 +157,7 @@ def why_not_online(config: Config) -> str | None:
     """Why an iteration with these settings cannot train slice by slice; None if it can."""
     pairs, train = config.pairs, config.train
     known = [term for term in train.terms if not term.is_custom]
-    lonely = next((term.name for term in known if "mismatched" in term.method().needs), None)
+    mismatched = next((term.name for term in known if "mismatched" in term.method().needs), None)
     reasons = {
         "the pairs come from preference data (prompts.source), so nothing is sampled; take another source": (
             not config.samples
@@ -169,22 +168,20 @@ def why_not_online(config: Config) -> str | None:
         "a retry trains again on pairs that another model has sampled; set promote.on_reject to continue or stop": (
             config.promote.attempts > 1
         ),
-        "pairs.max_pairs is shared out over all prompts of an iteration; set it to null": pairs.max_pairs is not None,
-        "pairs.balance looks at all prompts of an iteration; set it to none": pairs.balance != "none",
-        "pairs.replay draws as many pairs as all prompts of an iteration decide; set it to {}": bool(pairs.replay),
-        "pairs.offline draws as many pairs as all prompts of an iteration decide; set it to null": (
-            pairs.offline is not None
-        ),
-        "pairs.standardise iteration looks at all scores of an iteration; set it to prompt": (
+        "pairs.max_pairs is divided among all prompts of an iteration; set it to null": pairs.max_pairs is not None,
+        "pairs.balance needs all prompts of an iteration; set it to none": pairs.balance != "none",
+        "pairs.replay depends on how many pairs the whole iteration has; set it to {}": bool(pairs.replay),
+        "pairs.offline depends on how many pairs the whole iteration has; set it to null": (pairs.offline is not None),
+        "pairs.standardise iteration needs all scores of an iteration; set it to prompt": (
             RULES[pairs.rule].standardises and pairs.standardise == "iteration"
         ),
-        "it decides what a shard is, a slice of prompts; set sampling.shard_prompts to null": (
+        "a shard is always one slice of prompts; set sampling.shard_prompts to null": (
             config.sampling.shard_prompts is not None
         ),
         "sampling.adaptive probes all prompts of an iteration first; set it to null": config.sampling.adaptive
         is not None,
-        f"the loss {lonely} compares with responses to other prompts, and a slice may have pairs of one prompt alone; "
-        "take another loss": lonely is not None,
+        f"the loss {mismatched} compares with responses to other prompts, and a slice may have pairs of one prompt "
+        "alone; take another loss": mismatched is not None,
     }
     return next((why for why, given in reasons.items() if given), None) or _why_too_small(config)
 
@@ -199,7 +196,7 @@ def _why_too_small(config: Config) -> str | None:
             f"train.sync_every to {train.epochs}"
         )
     return (
-        f"one prompt may give {most} {RULES[config.pairs.rule].kind}, more than are trained between two hand-overs "
+        f"one prompt may give {most} {RULES[config.pairs.rule].kind}, more than are trained between two syncs "
         f"({train.batch_pairs} in each of {_distinct_steps(config)} steps); lower pairs.per_prompt, raise "
         f"train.batch_pairs, or raise train.sync_every to {-(-most // train.batch_pairs) * train.epochs}"
     )

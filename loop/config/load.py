@@ -55,13 +55,13 @@ class LoadedConfig:
 
     @property
     def iterations(self) -> int:
-        """How many times the loop turns."""
+        """Number of iterations."""
         return int(self.raw["iterations"])
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = (), *, toy: bool = False) -> LoadedConfig:
-    """Read a YAML file, or a config that prefloop ships by its name, and apply `key.sub=value` overrides; `toy` brings
-    it to toy size before.
+    """Read a YAML file, or a config that prefloop ships by its name, and apply `key.sub=value` overrides; `toy`
+    shrinks it to toy size first.
 
     Raises UserError with one paragraph per problem.
     """
@@ -95,7 +95,7 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def shipped_recipes() -> dict[str, str]:
-    """The published algorithms that come with prefloop: name and what the first line of the file says."""
+    """The published algorithms that come with prefloop: name and first line of the file."""
     named = {name: path for name, path in shipped_configs().items() if name.startswith(RECIPES)}
     return {name: path.read_text(encoding="utf-8").partition("\n")[0].strip("# ") for name, path in named.items()}
 
@@ -106,7 +106,7 @@ def shipped_reward_configs() -> dict[str, Path]:
 
 
 def _all_shipped() -> dict[str, Path]:
-    """By name, those in a folder with its name before theirs: `recipes/sppo`."""
+    """By name; recipes are named with their folder: `recipes/sppo`."""
     folder = _shipped_folder()
     paths = [path for inside in ("*.yaml", "recipes/*.yaml") for path in sorted(folder.glob(inside))]
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
@@ -126,15 +126,15 @@ def find_config(source: str | Path, shipped: Mapping[str, Path]) -> Path:
         return shipped[str(source)]
     if path.is_dir():
         raise UserError(f"{source} is a folder, expected a YAML file or one of the configs {', '.join(shipped)}.")
-    beside = [str(file) for file in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
+    nearby = [str(file) for file in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
     raise UserError(
         f"There is no file {source}, and no config of this name comes with prefloop"
-        f"{did_you_mean(str(source), [*shipped, *beside]) or '.'} Shipped configs: {', '.join(shipped) or 'none'}."
+        f"{did_you_mean(str(source), [*shipped, *nearby]) or '.'} Shipped configs: {', '.join(shipped) or 'none'}."
     )
 
 
 def read_sections(path: Path, root: type[BaseModel], required: str) -> Raw:
-    """The file's keys and values; `required` says in messages which sections cannot be left out."""
+    """The file's keys and values; messages name the `required` sections."""
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:

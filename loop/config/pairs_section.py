@@ -22,74 +22,78 @@ BY_FACT = (
 
 
 class OfflinePairs(PreferenceSource):
-    """Pairs of a preference dataset beside those of an iteration, drawn anew for each by the seed. Prompts of the gate
-    and test sets are left out."""
+    """Pairs of a preference dataset added to those of an iteration, drawn anew for each iteration by the seed. Prompts
+    of the gate and test sets are excluded."""
 
     share: Annotated[float, Field(gt=0, lt=1)]
-    """Their share of all pairs that the iteration trains on, if there are enough."""
+    """Their share of all pairs that the iteration trains on, if the dataset has enough."""
 
 
 class PairsConfig(Section):
-    """How judged responses become what is trained on: pairs, or single responses or groups for losses over those."""
+    """How judged responses become training data: pairs, or single responses or groups for losses over those."""
 
     rule: RuleName = "correct_vs_wrong"
-    """What is made of a prompt's responses, and so which losses can be trained: the table in docs/pairs.md."""
+    """What is made of a prompt's responses, and therefore which losses can be trained: see the table in
+    docs/pairs.md."""
     per_prompt: PositiveInt = 10
-    """At most so many pairs per prompt, for rules that make several; correct_vs_wrong makes exactly so many, and so
-    reuses the same responses in other combinations."""
+    """Maximum number of pairs per prompt, for rules that make several; correct_vs_wrong makes exactly this many and
+    reuses responses in other combinations."""
     correct_at: float = 1.0
-    """A response whose score reaches this is correct, any other scored one is wrong."""
+    """A response whose score is at least this is correct; any other scored response is wrong."""
     top_k: PositiveInt = 2
-    """top_k_vs_bottom_k: so many of the best meet so many of the worst, at most half of the responses each."""
+    """top_k_vs_bottom_k: this many of the best responses meet as many of the worst, at most half of the responses
+    each."""
     rso_keep: Annotated[int, Field(ge=2)] = 8
-    """rso: how many of a prompt's responses are accepted; fewer out of more are closer to the optimal policy."""
+    """rso: how many of a prompt's responses are accepted; a smaller share is closer to the optimal policy."""
     rso_beta: PositiveFloat = 0.5
     """rso: temperature of the scores; higher accepts lower scores more often, towards 0 only the best are accepted."""
     rso_ranking: Literal["first_round", "tournament"] = "first_round"
-    """rso: each accepted response meets one other, or winners meet again until one is left."""
+    """rso: `first_round` compares each accepted response with one other; `tournament` compares the winners again until
+    one is left."""
     gold_fallback: bool = False
-    """The known answer is chosen where a prompt has no correct response (Iterative RPO on GSM8K)."""
+    """Choose the known answer where a prompt has no correct response (Iterative RPO on GSM8K)."""
     gold_column: str | None = None
-    """Column of the prompts with the gold answer in full; null takes the known answer (the prompts' target)."""
+    """Column of the prompts with the full gold answer; null takes the known answer (the prompts' target)."""
     gold_score: float | None = None
-    """The score that a gold answer counts as, on the judge's scale; null is correct_at."""
+    """Score of a gold answer, on the judge's scale; null is correct_at."""
     gold_margin: PositiveFloat = 2.0
-    """dno_prct: by how much a response must score lower than the gold answer to be rejected against it."""
+    """dno_prct: how much lower than the gold answer a response must score to be rejected against it."""
     own_margin: PositiveFloat = 1.0
-    """dno_prct: by how much it must score lower than a sampled response."""
+    """dno_prct: how much lower than a good sampled response it must score to be rejected against that one."""
     negative_column: str | None = None
-    """Column of the prompts with an answer known to be bad: for d2o, and added to negatives."""
+    """Column of the prompts with an answer known to be bad: needed by d2o, optional for negatives."""
     standardise: Literal["none", "prompt", "iteration"] = "iteration"
-    """scored: scores as they are, or moved to mean 0 and variance 1 over a prompt's responses or over all of them."""
+    """scored: `none` keeps the scores; the others standardise them to mean 0 and variance 1 over a prompt's responses
+    or over all of the iteration."""
     keep_ties: bool = False
-    """ranked: responses of equal score stay, in sampling order; otherwise the first of them alone."""
+    """ranked: keep responses of equal score, in sampling order; otherwise only the first of them."""
     drop_truncated: Literal["chosen", "both", "none"] = "chosen"
     """Which side may not be a response that was cut off at max_tokens (good responses count as chosen; scores, ranks
-    and samples for d2o have no sides, there only `both` drops)."""
+    and samples for d2o have no sides, so only `both` drops them)."""
     min_margin: NonNegativeFloat = 0.0
-    """The scores of a pair must differ by more than this; a tie never makes a pair."""
+    """The scores of a pair must differ by more than this; ties never make a pair."""
     max_length_gap: NonNegativeInt | None = None
-    """Most tokens by which the lengths of a pair may differ; null allows any."""
+    """Maximum difference between the lengths of a pair, in tokens; null allows any."""
     min_edit_distance: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of tokens to edit to turn one response of a pair into the other; higher drops near-duplicates."""
+    """Minimum share of tokens to edit to turn one response of a pair into the other; higher drops near-duplicates."""
     length_penalty: NonNegativeFloat = 0.0
-    """Taken from a score for each token, before anything is chosen by it; higher prefers shorter responses."""
+    """Subtracted from a score for each token before the rule compares scores; higher prefers shorter responses."""
     lengths: Literal["any", "nearest"] = "any"
-    """`nearest`: of equally good pairs those whose lengths are nearest (correct_vs_wrong, best_vs_worst)."""
+    """`nearest`: among equally good pairs, take those with the nearest lengths (correct_vs_wrong, best_vs_worst)."""
     balance: Literal["none", "solve_rate"] = "none"
-    """`solve_rate`: as many pairs from easy prompts as from hard ones, in five classes by the share of correct
+    """`solve_rate`: take as many pairs from easy prompts as from hard ones, in five classes by the share of correct
     responses; the smallest class that has any decides how many."""
     max_pairs: PositiveInt | None = None
-    """At most so many pairs (or singles, or groups) in an iteration, taken evenly over the prompts."""
+    """Maximum number of pairs (or singles, or groups) in an iteration, taken evenly over the prompts."""
     replay: dict[PositiveInt, PositiveFloat] = {}
-    """Pairs of earlier iterations beside the new ones: `{1: 0.3, 2: 0.15}` draws 0.3 times as many as there are new
-    ones from the iteration before and 0.15 times as many from the one before that, by the seed, if there are enough."""
+    """Pairs of earlier iterations added to the new ones: `{1: 0.3, 2: 0.15}` draws 0.3 times the number of new pairs
+    from the previous iteration and 0.15 times from the one before that, by the seed, if there are enough."""
     offline: OfflinePairs | None = None
-    """Pairs of a preference dataset beside those of the iteration; null adds none."""
+    """Pairs of a preference dataset added to those of the iteration; null adds none."""
 
     @property
     def score_of_gold(self) -> float:
-        """The score that a gold answer counts as."""
+        """The score of a gold answer."""
         return self.correct_at if self.gold_score is None else self.gold_score
 
     @property

@@ -14,13 +14,13 @@ class PairColumns(Section):
     common beginning: lists of messages, or transcripts of `Human:` and `Assistant:`."""
 
     prompt_column: str = "prompt"
-    """The column with the prompt; if the data have none, conversations bring their own."""
+    """The column with the prompt; without it, chosen and rejected must be conversations, which contain their prompt."""
     chosen_column: str = "chosen"
     """The column with the better response: a text or chat messages."""
     rejected_column: str = "rejected"
     """The column with the worse response."""
     margin_column: str | None = None
-    """A column with a number: by how much the chosen response is better."""
+    """A column with a number: how much better the chosen response is."""
 
 
 class PreferenceSource(PairColumns):
@@ -43,9 +43,9 @@ class PreferenceSource(PairColumns):
     @model_validator(mode="after")
     def _has_one_place(self) -> "PreferenceSource":
         if (self.path is None) == (self.dataset is None):
-            said = "has neither path nor dataset" if self.path is None else "has both path and dataset"
+            problem = "has neither path nor dataset" if self.path is None else "has both path and dataset"
             raise ValueError(
-                f"the preference data {said}; give path for a local file of chosen and rejected answers, or dataset "
+                f"the preference data {problem}; give path for a local file of chosen and rejected answers, or dataset "
                 "for one on the hub"
             )
         return self

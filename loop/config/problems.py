@@ -20,15 +20,15 @@ from loop.config.types import did_you_mean, field_at, model_behind, models_of, o
 
 
 def validate(plain: Raw) -> Config:
-    """Strict, via JSON: text is not a number, true is not 1, but a list may fill a tuple. Where nothing judges, the
-    metric is that of preference data, unless one is named."""
+    """Strict, via JSON: text is not a number, true is not 1, but a list may fill a tuple. Without a judge, the metric
+    defaults to that of preference data."""
     config = Config.model_validate_json(json.dumps(fill_metric(plain), default=str), strict=True)
     check(config)
     return config
 
 
 def all_problems(raw: Raw, where: str, origins: dict[str, str]) -> Iterator[str]:
-    """Describe all problems; one that is only in some iterations names them."""
+    """Describe all problems; one that occurs only in some iterations names them."""
     empty = [key for key, values in schedules(raw).items() if not values]
     if empty:
         yield from (f"{where}: {key} is an empty list, expected a value or one value per iteration." for key in empty)
@@ -56,7 +56,7 @@ def all_problems(raw: Raw, where: str, origins: dict[str, str]) -> Iterator[str]
 def texts_of(
     error: ValidationError, plain: Raw, where: str, origins: dict[str, str], root: type[BaseModel]
 ) -> list[str]:
-    """One text per key: the members of a union each complain, but a person made one mistake."""
+    """One message per key, although every member of a union reports the mistake."""
     texts: dict[str, str] = {}
     for detail in error.errors(include_url=False):
         path = _path(detail["loc"], plain, root)
@@ -112,8 +112,8 @@ def _explain(detail: ErrorDetails, path: list[str], plain: Raw, root: type[BaseM
         assert field is not None
         tags = [str(tag) for model in models_of(field) for tag in tags_of(model, "source")]
         given = (_value_at(plain, path) or {}).get("source")
-        said = "is missing" if given is None else f"is {shown(given)}"
-        return f"{key}.source {said}, expected one of {', '.join(tags)}{did_you_mean(str(given), tags) or '.'}"
+        problem = "is missing" if given is None else f"is {shown(given)}"
+        return f"{key}.source {problem}, expected one of {', '.join(tags)}{did_you_mean(str(given), tags) or '.'}"
     if kind == "value_error":
         text = str(detail["ctx"]["error"])
         return f"{key}: {text}." if key else f"{text}."
@@ -174,7 +174,7 @@ def _list_hint(path: list[str], plain: Raw) -> str:
 
 
 def not_finite(raw: Raw, where: str) -> Iterator[str]:
-    """A text for every number that is infinite or none."""
+    """A message for every number that is not finite."""
     yield from (f"{where}: {key} is {value}; numbers must be finite." for key, value in _not_finite(raw, ()))
 
 

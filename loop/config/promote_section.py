@@ -22,39 +22,39 @@ LARGEST = {
     "perplexity_ratio": "perplexity of promote.limits.text as a multiple of the base model's",
     "refusals": "share of harmless prompts that are refused",
 }
-"""Limits that are the largest allowed value, in words."""
+"""What the limits that are upper bounds measure."""
 
 
 class LimitSettings(Section):
-    """What a candidate must keep to whatever it gained; null asks nothing. The gate prompts are read, never the test
-    prompts. What cannot be measured does not pass."""
+    """Limits that a candidate must keep, whatever it gained; null sets none. They are measured on the gate prompts,
+    never on the test prompts. A limit that cannot be measured counts as exceeded."""
 
     length: PositiveFloat | None = None
-    """Most tokens of a sampled response, on average."""
+    """Maximum mean number of tokens in a sampled response."""
     length_ratio: PositiveFloat | None = None
-    """The same as a multiple of the incumbent's: 1.2 allows a fifth more."""
+    """The same as a multiple of the incumbent's mean: 1.2 allows a fifth more."""
     truncated: Share | None = None
-    """Largest share of sampled responses that were cut off at max_tokens."""
+    """Maximum share of sampled responses that were cut off at max_tokens."""
     kl: PositiveFloat | None = None
-    """Largest KL divergence to the base model in nats per response, estimated on a response of its own per gate prompt
-    at temperature 1."""
+    """Maximum KL divergence from the base model in nats per response, estimated at temperature 1 from one extra
+    response per gate prompt."""
     shadow: str | None = None
-    """A score whose mean may not fall below the incumbent's: `score` is that of the judge of the evaluation, another
-    word the part of that name of its `combine`."""
+    """A score whose mean may not fall below the incumbent's: `score` is the score of the evaluation's judge; any other
+    name is that of a part of its `combine`."""
     shadow_fall: NonNegativeFloat = 0.0
-    """How much the shadow score may fall all the same."""
+    """How far the shadow score may nevertheless fall below the incumbent's."""
     perplexity_ratio: PositiveFloat | None = None
-    """Largest perplexity of `text` as a multiple of the base model's: 1.1 allows a tenth more."""
+    """Maximum perplexity of `text` as a multiple of the base model's: 1.1 allows a tenth more."""
     text: LocalPath | None = None
-    """A text file (UTF-8) that has nothing to do with the task, for perplexity_ratio."""
+    """A text file (UTF-8) unrelated to the task, for perplexity_ratio."""
     refusals: Share | None = None
-    """Largest share of the prompts in `benign` that are refused, by the phrases of docs/campaign.md."""
+    """Maximum share of the prompts in `benign` that are refused; docs/campaign.md lists the phrases."""
     benign: LocalPath | None = None
-    """A text file (UTF-8) with a harmless prompt on each line, for refusals."""
+    """A text file (UTF-8) with one harmless prompt per line, for refusals."""
 
     @property
     def measures(self) -> dict[str, Any]:
-        """The limits that need responses or log-probs beyond the evaluation's, with their files."""
+        """The limits that need more responses or log-probs than the evaluation's, each with its file."""
         names = {"kl": None, "perplexity_ratio": self.text, "refusals": self.benign}
         return {name: path for name, path in names.items() if getattr(self, name) is not None}
 
@@ -68,18 +68,18 @@ class LimitSettings(Section):
 
 class RetrySettings(Section):
     """What changes when a round is trained again on the same pairs after its candidate was rejected. Factors apply to
-    the attempt before, so that they add up."""
+    the previous attempt, so they accumulate."""
 
     learning_rate: PositiveFloat = 0.5
     """Factor of the learning rate; below 1 the candidate stays closer to its start."""
     beta: PositiveFloat = 1.0
     """Factor of `train.beta`; above 1 the candidate stays closer to its reference."""
     nll_weight: NonNegativeFloat | None = None
-    """`train.nll_weight` from the second attempt on; null leaves it."""
+    """`train.nll_weight` from the second attempt on; null leaves it unchanged."""
     steps: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the optimizer steps that are made; fewer stay closer to the start."""
+    """Share of the optimizer steps to make; fewer keep the candidate closer to its start."""
     checkpoint: Literal["best"] | None = None
-    """`best` takes the best checkpoint of the round on the gate prompts, as `train.select: best` does."""
+    """`best` takes the round's best checkpoint on the gate prompts, as `train.select: best` does."""
 
     @property
     def changes_nothing(self) -> bool:
@@ -91,7 +91,7 @@ class PromoteConfig(Section):
     """When a candidate becomes the next policy."""
 
     rule: Literal["always", "better", "not_worse"] = "not_worse"
-    """`better`: the gain's interval lies above 0; `not_worse`: it lies above -margin; `always` asks nothing."""
+    """`better`: the interval of the gain lies above 0; `not_worse`: it lies above -margin; `always` needs no gain."""
     metric: Literal[
         "sampled_accuracy",
         "greedy_accuracy",
@@ -99,29 +99,29 @@ class PromoteConfig(Section):
         "well_formed_share",
         "preference_accuracy",
     ] = "sampled_accuracy"
-    """What is compared on the gate prompts; preference_accuracy is that of preference data without a judge, and the
-    default there."""
+    """The metric that is compared on the gate prompts; preference_accuracy is for preference data without a judge, and
+    is the default there."""
     margin: NonNegativeFloat = 0.05
-    """How much worse `not_worse` allows the lower end of the interval to be."""
+    """How far below 0 `not_worse` allows the lower end of the interval to be."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """Confidence of all intervals that are reported and decided on."""
+    """Confidence level of all intervals, in reports and decisions."""
     limits: LimitSettings = LimitSettings()
-    """What a candidate must keep to besides, whatever the rule."""
+    """Limits that a candidate must keep, whatever the rule."""
     on_reject: Literal["continue", "stop", "retry"] = "continue"
     """After a rejected candidate: `continue` with the next iteration, `stop` the campaign, or `retry` the round with
     the changes of `retry` and continue if that is rejected too."""
     retries: PositiveInt = 1
-    """How often a round is retried at most."""
+    """Maximum number of retries of a round."""
     retry: RetrySettings = RetrySettings()
     """What a retry changes."""
 
     @property
     def attempts(self) -> int:
-        """How often a round is trained at most."""
+        """Maximum number of times a round is trained."""
         return 1 + self.retries if self.on_reject == "retry" else 1
 
     def decided_by(self, attempts: int) -> dict[str, Any]:
-        """The settings that decided an iteration in which so many attempts were made, by dotted key."""
+        """The settings that decided an iteration with this many attempts, by dotted key."""
         keys: set[str] = {"rule", "metric", "margin", "confidence"}
         keys |= {"limits"} if self.limits != LimitSettings() else set()
         keys |= {"retry"} if attempts > 1 else set()
@@ -135,7 +135,7 @@ def check_retry(promote: PromoteConfig, train: TrainSettings) -> None:
         return
     if retry.changes_nothing:
         raise ValueError(
-            "promote.on_reject is retry, but promote.retry changes nothing, so the same candidate would come again; "
+            "promote.on_reject is retry, but promote.retry changes nothing, so it would give the same candidate again; "
             "set e.g. promote.retry.learning_rate to 0.5"
         )
     if retry.beta != 1 and beta_of(train) is None:
@@ -155,7 +155,7 @@ def check_retry(promote: PromoteConfig, train: TrainSettings) -> None:
 
 
 def beta_of(train: TrainSettings) -> float | None:
-    """The one beta that `train.beta` sets; None if there is none, or it is not settable."""
+    """The one beta that `train.beta` sets; None if it sets none."""
     trial = train.model_copy(update={"beta": 123.0})
     if {term.arguments.get("beta") for term in trial.terms if "beta" in term.arguments} != {123.0}:
         return None
@@ -166,7 +166,7 @@ def beta_of(train: TrainSettings) -> float | None:
 def settings_of_attempt(
     train: TrainSettings, retry: RetrySettings, attempt: int, steps_before: int
 ) -> tuple[TrainSettings, dict[str, Any]]:
-    """The settings of an attempt (from 1) and what it changes; `steps_before` are those of the attempt before."""
+    """The settings of an attempt (from 1) and what it changes; `steps_before` are the steps of the previous attempt."""
     if attempt == 1:
         return train, {}
     times = attempt - 1

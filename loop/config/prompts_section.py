@@ -12,9 +12,9 @@ from trainer.settings import LocalPath
 
 Order = Literal["random", "easy_to_hard", "hard_to_easy"]
 SCHEDULED = ("per_iteration", "order", "order_by", "parts", "solve_rate_column")
-"""Keys that decide who takes which slice of the training prompts, and not what the three sets are."""
+"""Keys that decide which training prompts an iteration takes, not what the three sets are."""
 SIZES = ("train", "gate", "test", "per_iteration", "order")
-"""What a mixture decides for all of its sources."""
+"""Keys that a mixture sets for all of its sources."""
 
 
 class Example(Section):
@@ -27,10 +27,9 @@ class Example(Section):
 
 
 class PromptsBase(Section):
-    """Empty prompts and duplicates are dropped and counted. The rest is divided into three disjoint sets, test, gate
-    and train, in an order that only the prompts' content and the seed decide. A training row that is equal to a prompt
-    of separate test data is dropped too.
-    """
+    """Empty prompts and duplicates are dropped and counted. The rest is divided into three disjoint sets (test, gate
+    and train) in an order that depends only on the prompts' content and the seed. A training row that equals a prompt
+    of separate test data is dropped too."""
 
     opener: ClassVar[str]
     """`module:function` that opens the source: takes the section, the seed and the counts, returns `Source`s."""
@@ -41,16 +40,16 @@ class PromptsBase(Section):
     template: str = "{prompt}"
     """The user message, with columns in braces; `{prompt}` is the prompt column, `{{` and `}}` are plain braces."""
     train: PositiveInt | None = None
-    """How many prompts to train on in the whole campaign; null takes all that gate and test leave."""
+    """Number of prompts to train on in the whole campaign; null takes all that gate and test leave."""
     gate: PositiveInt = 128
-    """How many held-out prompts decide on promotion; more of them narrow its confidence interval."""
+    """Number of held-out prompts that decide on promotion; more narrow its confidence interval."""
     test: PositiveInt = 200
-    """How many held-out prompts are reported on; no decision reads them."""
+    """Number of held-out prompts to report on; no decision reads them."""
     per_iteration: PositiveInt | None = None
-    """How many training prompts an iteration takes: disjoint slices in a seeded order; null uses all each time."""
+    """Number of training prompts per iteration: disjoint slices in a seeded order; null uses all prompts each time."""
     order: Order = "random"
-    """Which prompts the first slices get: any, or the easiest or hardest by their solve rate, as far as it is known;
-    ordered prompts may be gone through again, in the order that the iterations so far have measured."""
+    """Which prompts come first: any, or the easiest or hardest by solve rate, where it is known. Ordered prompts may be
+    used again, in the order of the solve rates measured so far."""
 
     @property
     def cut(self) -> bool:
@@ -58,7 +57,7 @@ class PromptsBase(Section):
         return self.per_iteration is not None
 
     def recorded(self) -> dict[str, Any]:
-        """What decides the three sets, as a manifest records it: everything but who takes which slice."""
+        """What decides the three sets, as a manifest records it."""
         return self.model_dump(mode="json", exclude=set(SCHEDULED))
 
     def scheduled(self) -> dict[str, Any]:
@@ -92,7 +91,7 @@ class ReasoningGymPrompts(PromptsBase):
     template: str = "{question}"
     """The user message, with the task's `question` and `metadata` in braces, e.g. `What is {metadata[expression]}?`"""
     train: PositiveInt = 512
-    """How many prompts to train on in the whole campaign."""
+    """Number of prompts to train on in the whole campaign."""
 
 
 class Gsm8kPrompts(PromptsBase):
@@ -124,7 +123,8 @@ class FilePrompts(PromptsBase):
     target_column: str | None = None
     """The column with the known answer, for judges that compare with one."""
     solve_rate_column: str | None = None
-    """A column with the share of correct responses, 0 to 1, for `order`; what the run measures itself goes before."""
+    """A column with the share of correct responses, 0 to 1, for `order`; rates that the run has measured take
+    precedence."""
 
 
 class HubPrompts(PromptsBase):
@@ -146,7 +146,8 @@ class HubPrompts(PromptsBase):
     target_column: str | None = None
     """The column with the known answer, for judges that compare with one."""
     solve_rate_column: str | None = None
-    """A column with the share of correct responses, 0 to 1, for `order`; what the run measures itself goes before."""
+    """A column with the share of correct responses, 0 to 1, for `order`; rates that the run has measured take
+    precedence."""
 
 
 SampledSources = ReasoningGymPrompts | Gsm8kPrompts | FilePrompts | HubPrompts
@@ -158,9 +159,9 @@ class MixedPrompts(Section):
     """One source of a mixture."""
 
     weight: PositiveFloat = 1.0
-    """Its share of every set and every slice, in relation to the other weights."""
+    """Its share of every set and every slice, relative to the other weights."""
     prompts: SampledPrompts
-    """The source, as the section `prompts` would have it by itself; how many there are is up to the mixture."""
+    """The source, written as the section `prompts`, without the sizes, which the mixture sets."""
 
     @model_validator(mode="after")
     def _leaves_the_sizes(self) -> "MixedPrompts":
@@ -173,16 +174,16 @@ class MixedPrompts(Section):
 
 
 class MixturePrompts(PromptsBase):
-    """Several sources of prompts, by weights: the three sets have their shares, and so has every slice. A prompt that
-    two sources have is the first one's. `system` and `few_shot` hold for sources without their own. Judges find the
-    name of a prompt's source in its column `prompt_source`."""
+    """Several sources of prompts with weights, which every set and every slice follow. A prompt that occurs in two
+    sources belongs to the first. `system` and `few_shot` apply to sources without their own. Judges find the name of a
+    prompt's source in its column `prompt_source`."""
 
     source: Literal["mixture"]
     """Which kind of source this is."""
     sources: list[MixedPrompts]
     """The sources with their weights."""
     train: PositiveInt
-    """How many prompts to train on in the whole campaign, of all sources together."""
+    """Number of prompts to train on in the whole campaign, over all sources."""
 
     @model_validator(mode="after")
     def _mixes(self) -> "MixturePrompts":
@@ -194,14 +195,14 @@ class MixturePrompts(PromptsBase):
 
 
 def rate_columns(prompts: PromptsBase) -> list[str]:
-    """The columns with solve rates, of a mixture one for each source that has one."""
+    """The columns with solve rates: one for each source that has one."""
     each = [mixed.prompts for mixed in prompts.sources] if isinstance(prompts, MixturePrompts) else [prompts]
     return [column for source in each if (column := getattr(source, "solve_rate_column", None)) is not None]
 
 
 class PreferencePrompts(PromptsBase, PreferenceSource):
-    """Pairs from a preference dataset: nothing is sampled, the pairs of an iteration are those of its prompts. The
-    three sets hold different prompts, each with all of its pairs. Formats: docs/data.md."""
+    """Pairs from a preference dataset: nothing is sampled; an iteration trains on the pairs of its prompts. The three
+    sets hold different prompts, each with all of its pairs. Formats: docs/data.md."""
 
     opener = "loop.prompts.preferences:open_preferences"
     source: Literal["preferences"]
@@ -211,10 +212,10 @@ class PreferencePrompts(PromptsBase, PreferenceSource):
     test_split: str | None = None
     """Split of the dataset for the test set; null takes a part of `split`."""
     parts: PositiveInt | None = None
-    """Divide the training prompts into so many parts, one per iteration (sDPO); null: `per_iteration`, or all."""
+    """Divide the training prompts into this many parts, one per iteration (sDPO); null: `per_iteration`, or all."""
     order_by: Literal["model", "margin"] = "model"
-    """What is easy: pairs that the base model already ranks right, by its log-probs, or pairs with a large margin
-    (`margin_column`, or `score_chosen` less `score_rejected`)."""
+    """What is easy: pairs that the base model already ranks correctly by its log-probs, or pairs with a large margin
+    (`margin_column`, or `score_chosen` minus `score_rejected`)."""
 
     @property
     def cut(self) -> bool:
@@ -228,7 +229,9 @@ class PreferencePrompts(PromptsBase, PreferenceSource):
     @model_validator(mode="after")
     def _does_not_contradict_itself(self) -> "PreferencePrompts":
         if self.parts is not None and self.per_iteration is not None:
-            raise ValueError("parts and per_iteration both say how much an iteration takes; set one of them to null")
+            raise ValueError(
+                "parts and per_iteration both set how many prompts an iteration takes; set one of them to null"
+            )
         if self.parts is not None and self.train is not None and self.parts > self.train:
             raise ValueError(f"parts is {self.parts}, but only {self.train} prompts are trained on; lower it")
         if self.test_path is not None and self.path is None:

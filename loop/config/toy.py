@@ -13,7 +13,7 @@ from loop.config.yaml_text import parse_yaml
 SLICING = ("parts", "order", "order_by")
 """Keys of `prompts` that belong to the algorithm, not to its data."""
 OF_GIVEN = ("replay", "correct_at")
-"""Keys of `pairs` that mean something where the data bring the pairs."""
+"""Keys of `pairs` that apply to preference data."""
 
 
 def made_small(raw: Raw, folder: Path) -> Raw:
@@ -49,7 +49,7 @@ def _at_most(value: Any, most: int) -> Any:
 
 
 def _replace_judges(raw: Raw, judge: Raw) -> None:
-    """One judge for all; a campaign that nothing judges stays so, and so does one whose evaluation alone is judged."""
+    """Use the toy's judge wherever the campaign has one."""
     if raw["judge"] is not None:
         raw["judge"], raw["eval"]["judge"] = judge, None
     elif raw["eval"]["judge"] is not None:
@@ -57,7 +57,7 @@ def _replace_judges(raw: Raw, judge: Raw) -> None:
 
 
 def _prompts(raw: Raw, sizes: Raw, data: str) -> Raw:
-    """The section `prompts`: sums, cut into slices where the campaign cuts its own data."""
+    """The section `prompts`: sums, sliced if the campaign slices its own data."""
     before, each = raw["prompts"], sizes["train"]
     kept = {key: before[key] for key in SLICING if before.get(key) is not None}
     slices = kept.get("parts") or (raw["iterations"] if before["per_iteration"] else 1)
@@ -82,7 +82,7 @@ def _replace_data(raw: Raw, data: str) -> None:
 
 
 def _fit_together(raw: Raw) -> None:
-    """What fewer iterations, no sampling or online rounds leave nothing to do for."""
+    """Remove what has no effect with fewer iterations, preference data or online rounds."""
     pairs, train = raw["pairs"], raw["train"]
     pairs["replay"] = {back: share for back, share in pairs["replay"].items() if int(back) < raw["iterations"]}
     if raw["prompts"]["source"] == "preferences":

@@ -130,7 +130,7 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 
 
 def places_of(root: type[BaseModel], name: str) -> list[str]:
-    """Dotted keys of other sections that end with this name: where a key that was put elsewhere may belong."""
+    """Dotted keys of other sections that end with this name: where a misplaced key may belong."""
     return [
         f"{section}.{name}"
         for section, field in root.model_fields.items()

@@ -42,19 +42,19 @@ class Completion:
 
 
 Progress = Callable[[int, int], None]
-"""Called with (responses finished, tokens so far); also the worker's sign of life."""
+"""Called with (responses finished, tokens so far); also the worker's heartbeat."""
 
 
 class Engine(Protocol):
-    """A model that answers, with weights that can be replaced in place."""
+    """Generates responses; its weights can be replaced in place."""
 
     tokenizer: Any
     stop_ids: frozenset[int]
-    """Tokens that end a response; a response that was not cut off ends with one of them, a cut-off one does not."""
+    """Tokens that end a response; only a response that was cut off ends with another token."""
     structured: bool
-    """Whether it can hold a response to a JSON schema."""
+    """Whether responses can be constrained to a JSON schema."""
     identity: dict[str, Any]
-    """What decides the sampled tokens besides requests and weights: kind, versions, dtype, batch, threads."""
+    """What decides the sampled tokens in addition to requests and weights: kind, versions, dtype, batch, threads."""
 
     def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
         """One completion per request, in their order."""
@@ -63,10 +63,10 @@ class Engine(Protocol):
         """Replace the weights by those in `folder` (same architecture)."""
 
     def sleep(self) -> None:
-        """Give the device's memory to others, until `wake`; nothing on a CPU."""
+        """Free the device's memory until `wake`; does nothing on a CPU."""
 
     def wake(self) -> None:
-        """Take it back."""
+        """Undo `sleep`."""
 
 
 ENGINES = {
@@ -92,18 +92,18 @@ def stop_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
 
 
 def number_format(settings: EngineConfig) -> str:
-    """In which format the engine holds the policy, in torch's words."""
+    """The precision of the engine's weights, by torch's name."""
     if settings.dtype != "auto":
         return settings.dtype
     return "bfloat16" if chosen_engine(settings) == "vllm" else "float32"
 
 
 def chosen_engine(settings: EngineConfig) -> str:
-    """What `kind: auto` means on this machine, without importing it."""
+    """The engine that `kind: auto` selects on this machine, without importing it."""
     installed = find_spec("vllm") is not None
     if settings.kind == "vllm" and not installed:
         raise UserError(
             "engine.kind is vllm, but vllm is not installed here. Install it (docs/install.md says how for a CPU and "
-            "for a GPU), or set engine.kind=transformers, which is slower and needs nothing more."
+            "for a GPU), or set engine.kind=transformers, which is slower, but needs nothing else."
         )
     return settings.kind if settings.kind != "auto" else ("vllm" if installed else "transformers")

@@ -1,7 +1,5 @@
-"""Settings of the second engine, for a judge's own model.
-
-Like the policy's engine, in its own worker for the whole campaign; crashes and stalls are detected and retried.
-"""
+"""Settings of the second engine, for a judge's own model: like the policy's engine, in its own worker for the whole
+campaign."""
 
 import json
 from dataclasses import dataclass
@@ -16,12 +14,12 @@ from loop.engines.base import chosen_engine
 from loop.errors import UserError
 
 MODEL_LEN = 4096
-"""Longest question plus reply in tokens, where judge.args.engine_settings.max_model_len says nothing."""
+"""Longest question plus reply in tokens, unless judge.args.engine_settings.max_model_len is set."""
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeEngine:
-    """What the second engine is made of."""
+    """Model and settings of the judge's engine."""
 
     found: ModelRef
     settings: EngineConfig
@@ -29,20 +27,20 @@ class JudgeEngine:
 
 
 def asked_for(judge: Judge) -> LocalModel | None:
-    """The model that the judge, or one that it is made of, wants in an engine. UserError if they want two."""
+    """The model that the judge, or a part of it, needs in an engine. UserError if it needs two."""
     models = [one.local_model for one in judge.paid_for()]
     wanted = [model for number, model in enumerate(models) if model is not None and model not in models[:number]]
     if len(wanted) + ("generate" in judge.needs) > 1:
         raise UserError(
-            "The judges of this combination ask different models, and there is one engine for the judge: give all of "
-            "them the same engine, model, max_tokens, engine_settings and chat_template_kwargs, or let others ask an "
-            "endpoint (engine: api)."
+            "The judges of this combination use different models, but there is only one engine for judges: give all of "
+            "them the same engine, model, max_tokens, engine_settings and chat_template_kwargs, or let the others use "
+            "an endpoint (engine: api)."
         )
     return wanted[0] if wanted else None
 
 
 def judge_engine(model: LocalModel, base: EngineConfig) -> JudgeEngine:
-    """The campaign's engine settings with the judge's own over them. UserError for what is wrong with these."""
+    """The campaign's engine settings, overridden by the judge's own. UserError if those are wrong."""
     given = {"max_model_len": min(MODEL_LEN, places_of(model.found) or MODEL_LEN), **model.settings}
     if "kind" in given:
         raise UserError("judge.args.engine_settings: kind cannot be given; judge.args.engine names it.")
@@ -63,7 +61,7 @@ def judge_engine(model: LocalModel, base: EngineConfig) -> JudgeEngine:
 
 
 def places_of(found: ModelRef) -> int | None:
-    """How many tokens the model can read, as its config has it."""
+    """The model's context length in tokens, from its config."""
     config = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
     places = config.get("text_config", config).get("max_position_embeddings")
     return int(places) if places else None

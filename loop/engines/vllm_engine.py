@@ -18,7 +18,7 @@ from loop.config.settings import EngineConfig
 from loop.engines.base import Completion, Progress, Request, stop_ids
 
 SMALL_BLOCK = 32
-"""Tokens per cache block on a CPU, vLLM's smallest: responses share the full blocks of their prompt, and prompts are
+"""Tokens per cache block on a CPU, vLLM's minimum: responses share the full blocks of their prompt, and prompts are
 often shorter than the default of 128. A quarter faster on prompts of 45 tokens with 8 responses each."""
 
 
@@ -28,7 +28,7 @@ class VllmEngine:
     structured = True
 
     def __init__(self, folder: Path, settings: EngineConfig) -> None:
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the worker is the process, no other beneath it
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the worker itself is the process
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.memory_gib))))
         if not _can_compile():
@@ -70,10 +70,8 @@ class VllmEngine:
         return {"gpu_memory_utilization": settings.gpu_memory_share, "enable_sleep_mode": settings.idle != "keep"}
 
     def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
-        """One generate call over the list; raw log-probs of the sampled tokens come with it.
-
-        It starts with an empty prefix cache: a shard must come out the same whatever the engine did before.
-        """
+        """One generate call over the list, with raw log-probs of the sampled tokens. It starts with an empty prefix
+        cache, so that a shard does not depend on earlier calls."""
         self.llm.reset_prefix_cache()
         params = [_sampling_params(request) for request in requests]
         prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests]
@@ -116,8 +114,8 @@ def _sampling_params(request: Request) -> Any:
 
 
 def _renew_head(model: Any) -> None:
-    """On a CPU vLLM multiplies by a packed copy of the output head, and a reload leaves that of a head tied to the
-    embeddings as it was: the new model would speak through the old one's head."""
+    """On a CPU vLLM multiplies by a packed copy of the output head. A reload does not update the copy of a head tied to
+    the embeddings, so the new model would use the old head."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
     for module in model.modules():
@@ -138,7 +136,7 @@ def _can_compile() -> bool:
 
 
 def _reporter(progress: Progress) -> Any:
-    """A tqdm that draws nothing and tells `progress` of each finished response."""
+    """A tqdm that draws nothing and reports each finished response to `progress`."""
     from tqdm import tqdm
 
     class Reporter(tqdm):

@@ -1,7 +1,5 @@
-"""Tokenise known answers as a policy would sample them: with the end token, without what a template adds after it.
-
-Only for data that none of our policies sampled; sampled responses keep their own ids.
-"""
+"""Tokenise known answers as a policy would sample them: with the end token, without what a template adds after it. Only
+for data that none of our policies sampled; sampled responses keep their own ids."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +34,7 @@ def render(tokenizer: Any, row: PromptRow, chat_template_kwargs: Mapping[str, An
 
 
 def plain_prompt(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text that is no chat, with what the tokenizer puts before it."""
+    """Token ids of a text outside a chat, with what the tokenizer puts before it."""
     ids: list[int] = tokenizer(text)["input_ids"]
     if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]  # some tokenizers end every text; an answer has to follow
@@ -44,13 +42,13 @@ def plain_prompt(tokenizer: Any, text: str) -> list[int]:
 
 
 MARK = "@@answer@@"
-"""Stands for an answer where only what surrounds it is of interest."""
+"""Placeholder for an answer where only the surrounding text matters."""
 
 
 @dataclass(frozen=True)
 class Renderer:
-    """A model's tokenizer and chat template. Without `chat`, or where the model has no template, texts are tokens as
-    they are, and an answer follows its prompt directly."""
+    """A model's tokenizer and chat template. Without `chat`, or if the model has no template, texts are tokenised as
+    they are and an answer directly follows its prompt."""
 
     tokenizer: Any
     chat_template_kwargs: Mapping[str, Any]
@@ -71,9 +69,10 @@ class Renderer:
         answer = whole.removeprefix(before)
         if not whole.startswith(before) or not answer.endswith(self._tail):
             raise UserError(
-                f"{where}: the model's chat template writes an answered conversation otherwise than the prompt with "
-                f"the answer after it (the prompt ends with {before[-40:]!r}), so the answer's tokens cannot be told. "
-                "Set chat_template_kwargs so that both agree (e.g. enable_thinking: false), or use another template."
+                f"{where}: the model's chat template renders an answered conversation differently from the prompt "
+                f"followed by the answer (the prompt ends with {before[-40:]!r}), so the answer has no tokens of its "
+                "own. Set chat_template_kwargs so that both agree (e.g. enable_thinking: false), or use another "
+                "template."
             )
         after = self._count_ends(self._ids(self._tail))
         if not after:

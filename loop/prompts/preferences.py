@@ -29,8 +29,8 @@ def is_transcript(text: str) -> bool:
 
 
 def turns_of_transcript(text: str) -> list[Message]:
-    """The turns in order, their texts without spaces around them. An empty last turn, which only asks for an answer,
-    is none."""
+    """The turns in order, without spaces around their texts. An empty last turn, which only asks for an answer, is
+    dropped."""
     _, *parts = TURN.split("\n\n" + text.lstrip())
     turns = [
         {"role": ROLES[name], "content": content.strip()} for name, content in zip(parts[::2], parts[1::2], strict=True)
@@ -73,7 +73,7 @@ class PairReader:
     chat: bool = True
 
     def check(self, name: str, present: Sequence[str]) -> None:
-        """UserError if the data lack a column."""
+        """UserError if a column is missing."""
         columns = self.columns
         wanted = {"chosen_column": columns.chosen_column, "rejected_column": columns.rejected_column}
         if columns.margin_column is not None:
@@ -101,7 +101,7 @@ class PairReader:
             if prompt and turns and (turns[0]["role"] != "assistant" or prompt[-1]["role"] == "assistant"):
                 raise UserError(
                     f"{where}, column {name!r}: the answer begins with the role {turns[0]['role']!r} after a prompt "
-                    f"that ends with the role {prompt[-1]['role']!r}, expected an assistant's turn after another's."
+                    f"that ends with the role {prompt[-1]['role']!r}, expected an assistant turn after another role's."
                 )
         return Conversations(prompt, *answers)
 
@@ -120,7 +120,7 @@ class PairReader:
     def _common_beginning(
         self, row: dict[str, Any], sides: Sequence[list[Message]], where: str
     ) -> tuple[list[Message], list[list[Message]]]:
-        """Two conversations as prompt and answers: what both begin with, but at most all turns save one."""
+        """Split two conversations into their common beginning, at most all turns but one, and the two answers."""
         columns = self.columns
         if any(isinstance(row[name], str) for name in (columns.chosen_column, columns.rejected_column)):
             raise UserError(
@@ -149,7 +149,7 @@ def _is_transcript(value: Any) -> bool:
 
 
 def number_in(row: dict[str, Any], column: str, where: str, what: str) -> float | None:
-    """A column's number, None where it is empty. UserError if it is none, or not finite."""
+    """A column's number, None if the cell is empty. UserError if it is not a finite number."""
     value = row[column]
     if value in (None, ""):
         return None
@@ -192,8 +192,8 @@ def read_pairs_of(data: PreferenceSource, section: str, counts: dict[str, int], 
     found = Counter[str]()
     grouped = group_rows(reader, name, rows, found)
     if not grouped:
-        told = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in found.items()) or "no rows"
-        raise UserError(f"{section}: {name} holds no pair that can be trained on ({told}).")
+        dropped = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in found.items()) or "no rows"
+        raise UserError(f"{section}: {name} holds no pair that can be trained on ({dropped}).")
     for what in ("pairs", "pairs_empty", "pairs_identical"):
         counts[what] = counts.get(what, 0) + found[what]
     return Source(name, grouped, ("prompt", PAIRS, TARGET), "prompt", TARGET)
@@ -221,7 +221,7 @@ def group_rows(
 
 
 def margin_of(reader: PairReader, row: dict[str, Any], where: str) -> float | None:
-    """How much better the chosen answer is: the margin column, or the difference of the scores; None: unknown."""
+    """How much better the chosen answer is: the margin column, or the difference of the scores; None if unknown."""
     if reader.columns.margin_column is not None or any(name not in row for name in SCORES):
         return reader.margin(row, where)
     chosen, rejected = (number_in(row, name, where, "score") for name in SCORES)

@@ -19,11 +19,11 @@ from loop.prompts.sources import Source, open_sources
 from loop.seeds import seeded
 
 ORIGIN = "prompt_source"
-"""The column that names a prompt's source."""
+"""The column with the name of a prompt's source."""
 
 
 def shares(total: int, weights: Sequence[float]) -> list[int]:
-    """`total` divided by the weights, by largest remainders (Hamilton's method); the first of equal ones wins."""
+    """`total` divided by the weights, by largest remainders (Hamilton's method); ties go to the first."""
     exact = [total * weight / sum(weights) for weight in weights]
     counts = [int(share) for share in exact]
     order = sorted(range(len(weights)), key=lambda i: counts[i] - exact[i])
@@ -40,7 +40,7 @@ def interleaved(sizes: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def names_of(config: MixturePrompts) -> list[str]:
-    """A name for each source: its kind with its task, file or dataset; the same one again gets a number."""
+    """A name for each source: its kind with its task, file or dataset; repeated names get a number."""
     names: list[str] = []
     for mixed in config.sources:
         name = source_name(mixed.prompts)
@@ -85,11 +85,11 @@ PATIENCE = 50
 
 @dataclass(frozen=True, slots=True)
 class PromptSets:
-    """Three sets without a common prompt, each in its seeded order, and what became of the rows that were read.
+    """Three sets without a common prompt, each in its seeded order, and counts of the rows.
 
-    counts: rows = empty + duplicates + also_in_test + train + gate + test + unused; `conflicts` says how many of the
-    duplicates had another target than the row that was kept (the first one read). Of a mixture `elsewhere` are those
-    that an earlier source gave, and there is a count for each source; preference data have counts of their pairs.
+    counts: rows = empty + duplicates + also_in_test + train + gate + test + unused; `conflicts` are the
+    duplicates whose target differs from that of the row that was kept, the first. A mixture also counts the prompts
+    that an earlier source has (`elsewhere`) and those of each source; preference data count their pairs.
     """
 
     train: list[PromptRow]
@@ -141,7 +141,7 @@ def _build(config: PromptsBase, seed: int, given: frozenset[str]) -> PromptSets:
 
 
 class _Pool:
-    """The distinct prompts of a source: for each id the first row that has it. Rows are built again when chosen."""
+    """The distinct prompts of a source: for each id the first row that has it. Chosen rows are converted again."""
 
     def __init__(self, config: PromptsBase, source: Source, counts: dict[str, int]) -> None:
         self.config, self.source, self.counts = config, source, counts

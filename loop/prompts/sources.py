@@ -106,7 +106,7 @@ def read_rows(path: str, key: str) -> tuple[str, Any]:
 
 
 def _csv_as_text(file: Path) -> dict[str, Any]:
-    """Every cell as the text it is: "007" is no 7 and "NA" is not missing. Rows that do not fit the header raise."""
+    """Every cell as text: "007" is not 7 and "NA" is not missing. Rows that do not fit the header raise."""
     from datasets import Features, Value
 
     csv.field_size_limit(2**31 - 1)
@@ -157,7 +157,7 @@ def _source(name: str, rows: Any, prompt_column: str, target_column: str | None)
 
 
 def _json_fault(file: Path) -> str:
-    """Line and fault of broken JSON, which `datasets` does not tell; empty if each line, or the whole, is sound."""
+    """Line and fault of broken JSON, which `datasets` does not report; empty if every line, or the whole, is valid."""
     text = file.read_text(encoding="utf-8", errors="replace")
     whole = text.lstrip().startswith("[")
     for number, line in enumerate([text] if whole else text.split("\n"), 1):

@@ -26,8 +26,7 @@ def file_digest(path: str, key: str, otherwise: str) -> str:
 
 
 def read_mix(path: str, renderer: Renderer) -> PreferenceData:
-    """One example per row; empty ones are kept, for the trainer to drop and count. UserError names the row that cannot
-    be read."""
+    """One example per row; the trainer drops and counts empty ones. UserError names the row that cannot be read."""
     name, rows = read_rows(path, KEY)
     columns = set(rows.column_names)
     if "messages" not in columns and not {"prompt", "response"} <= columns:
@@ -38,7 +37,7 @@ def read_mix(path: str, renderer: Renderer) -> PreferenceData:
     groups, relations = [], []
     for number, row in enumerate(rows, start=1):
         id, where = f"mix row {number}", f"{name}, row {number}"
-        prompt, answer = _talk(row, where)
+        prompt, answer = _conversation(row, where)
         whole = bool(prompt and answer)
         asked = renderer.prompt(prompt, where) if prompt else []
         groups.append(PromptGroup(id, asked, (Response(id, renderer.answer(prompt, answer, where) if whole else []),)))
@@ -46,7 +45,7 @@ def read_mix(path: str, renderer: Renderer) -> PreferenceData:
     return PreferenceData(tuple(groups), tuple(relations))
 
 
-def _talk(row: dict[str, Any], where: str) -> tuple[list[Message], list[Message]]:
+def _conversation(row: dict[str, Any], where: str) -> tuple[list[Message], list[Message]]:
     """The prompt's messages and the assistant's turn that answers them."""
     if "messages" not in row:
         prompt = turns_of(row["prompt"], "user", f"{where}, column 'prompt'")

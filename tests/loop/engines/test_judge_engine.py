@@ -163,7 +163,7 @@ def test_one_judge_has_one_engine(own_model: Path, toys: Path) -> None:
     for parts in ([mine, {**other, "name": "b"}], [mine, self_judged]):
         judge = build_judge("combine", {"parts": parts})
         judge.bind(JudgeContext(find=find_model))
-        with pytest.raises(UserError, match="ask different models"):
+        with pytest.raises(UserError, match="use different models"):
             asked_for(judge)
     same = build_judge("combine", {"parts": [mine, {**mine, "name": "b"}]})
     same.bind(JudgeContext(find=find_model))

@@ -180,8 +180,8 @@ def test_a_tracker_that_fails_is_given_up_with_one_warning_and_the_others_go_on(
         ("[tensorbord]", "there is no tracker 'tensorbord'; did you mean tensorboard?"),
         ("[wandb,wandb]", "names a tracker twice"),
         ("wandb", "expected a section with the keys names, project, run_name, samples"),
-        ("{names: wandb}", "'wandb' is no list of names such as"),
-        ("[1]", "[1] is no list of names"),
+        ("{names: wandb}", "'wandb' is not a list of names such as"),
+        ("[1]", "[1] is not a list of names"),
         ("{samples: -1}", "trackers.samples is -1, expected a whole number of at least 0"),
     ],
 )
