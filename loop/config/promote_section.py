@@ -7,13 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from loop.config.section import Section
+from loop.config.section import Section, Share
 from trainer.losses.terms import terms_of
 from trainer.settings import LocalPath, TrainSettings
 
 ReferenceRule = Literal["incumbent", "previous", "initial", "path", "ema"]
 StartRule = Literal["incumbent", "previous", "initial"]
-Share = Annotated[float, Field(ge=0, le=1)]
 LARGEST = {
     "length": "mean tokens of a response",
     "length_ratio": "mean tokens of a response as a multiple of the incumbent's",

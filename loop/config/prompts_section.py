@@ -108,16 +108,9 @@ class Gsm8kPrompts(PromptsBase):
     """The user message, with `question` in braces."""
 
 
-class FilePrompts(PromptsBase):
-    """Prompts from a local JSON, JSONL, CSV or Parquet file."""
+class ColumnPrompts(PromptsBase):
+    """Prompts from rows with columns of any name."""
 
-    opener = "loop.prompts.sources:open_file"
-    source: Literal["file"]
-    """Which kind of source this is."""
-    path: LocalPath
-    """The file: .json, .jsonl, .csv or .parquet."""
-    test_path: LocalPath | None = None
-    """A second file for the test set; null takes a part of `path`."""
     prompt_column: str = "prompt"
     """The column with the prompt: a text, or a list of chat messages (role, content) that ends with the user's."""
     target_column: str | None = None
@@ -127,7 +120,19 @@ class FilePrompts(PromptsBase):
     precedence."""
 
 
-class HubPrompts(PromptsBase):
+class FilePrompts(ColumnPrompts):
+    """Prompts from a local JSON, JSONL, CSV or Parquet file."""
+
+    opener = "loop.prompts.sources:open_file"
+    source: Literal["file"]
+    """Which kind of source this is."""
+    path: LocalPath
+    """The file: .json, .jsonl, .csv or .parquet."""
+    test_path: LocalPath | None = None
+    """A second file for the test set; null takes a part of `path`."""
+
+
+class HubPrompts(ColumnPrompts):
     """Prompts from a dataset on the Hugging Face hub."""
 
     opener = "loop.prompts.sources:open_hub"
@@ -141,13 +146,6 @@ class HubPrompts(PromptsBase):
     """Split for train and gate."""
     test_split: str | None = None
     """Split for the test set; null takes a part of `split`."""
-    prompt_column: str = "prompt"
-    """The column with the prompt: a text, or a list of chat messages (role, content) that ends with the user's."""
-    target_column: str | None = None
-    """The column with the known answer, for judges that compare with one."""
-    solve_rate_column: str | None = None
-    """A column with the share of correct responses, 0 to 1, for `order`; rates that the run has measured take
-    precedence."""
 
 
 SampledSources = ReasoningGymPrompts | Gsm8kPrompts | FilePrompts | HubPrompts

@@ -33,9 +33,7 @@ class RunPairs(Section):
 
 
 class RewardPairs(PairColumns):
-    """One pair per row. A text prompt is the user's message and the responses are answers to it; prompt and responses
-    may also be lists of chat messages. Without a prompt column chosen and rejected are whole conversations with a
-    common beginning: lists of messages, or transcripts of `Human:` and `Assistant:`."""
+    """Pairs from rows with columns of any name."""
 
     margin_column: str | None = None
     """A column with a number: how much the chosen reward should exceed the rejected one."""

@@ -23,11 +23,9 @@ from loop.config.paths import JudgeArguments, JudgeName, ModelName
 from loop.config.promote_section import PromoteConfig, ReferenceRule, StartRule
 from loop.config.prompts_section import PreferencePrompts, PromptsConfig
 from loop.config.sampling_section import SamplingConfig
-from loop.config.section import Section
+from loop.config.section import Section, Share
 from loop.config.types import did_you_mean
 from trainer.settings import LocalPath, TrainSettings
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class AlarmsConfig(Section):
@@ -145,7 +143,7 @@ class JudgeConfig(Section):
     """A built-in judge, an installed plug-in, `package.module:Class` or `path/to/file.py:Class`."""
     args: JudgeArguments = {}
     """The judge's own arguments."""
-    max_error_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    max_error_share: Share = 0.05
     """The campaign stops if a larger share of a shard's verdicts are errors; errors never become labels."""
     examples: LocalPath | None = None
     """File with labelled examples (as for `prefloop judge test`) that the judge must get right before the campaign

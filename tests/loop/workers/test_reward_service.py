@@ -149,7 +149,7 @@ def test_a_template_that_always_asks_for_an_answer_puts_nothing_of_it_behind_one
 
 def test_a_template_that_rewrites_the_answer_is_refused(read: Read, tokenizer: Any) -> None:
     tokenizer.chat_template = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
-    with pytest.raises(UserError, match=r"row 1: the model's chat template writes an answered .* enable_thinking"):
+    with pytest.raises(UserError, match=r"row 1: the model's chat template renders an answered .* enable_thinking"):
         read([SAME_PAIR["texts"]])
 
 
