@@ -1,8 +1,4 @@
-"""What the loop provides to a judge: a store for paid verdicts, models, model lookup, a progress callback.
-
-By default a judge keeps its verdicts in memory, finds models in local folders and has no other model, so it also works
-outside a campaign.
-"""
+"""What the loop gives a judge: a verdict store, models, progress. The defaults also work outside a campaign."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -66,10 +62,7 @@ class Usage:
 
 
 class Store(Protocol):
-    """Stores costly results and what was spent on them; `who` is a judge's identity.
-
-    Each call is durable when it returns: a kill right after it loses nothing.
-    """
+    """Stores costly results, durably once a call returns, and what was spent on them; `who` is a judge's identity."""
 
     def get(self, key: str) -> str | None:
         """The value stored under this key, now or in an earlier run."""

@@ -1,8 +1,5 @@
-"""The judge contract: a judge takes groups (a prompt with its responses) and returns one verdict per response.
-
-A verdict has three states. `score` is a number to learn from; `abstain` means the judge cannot tell; `error` means the
-judging itself failed. Only a score may become a label, so nothing in this file turns a failure into a number.
-"""
+"""The judge contract: groups (a prompt with its responses) in, one verdict per response out. Only a verdict with a
+score may become a label: nothing here turns an abstention or an error into a number."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -49,8 +46,7 @@ class Judge(BaseModel):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the loop must provide for these arguments: `generate` (the policy replies), `engine` (`local_model`
-        replies), `log_probs`, or nothing."""
+        """What the loop must provide: `generate` (the policy), `engine` (`local_model`), `log_probs`, or nothing."""
         return frozenset()
 
     @property

@@ -1,9 +1,6 @@
-"""Pairwise judges compare two responses to one prompt per game; win rates over the games become verdicts.
-
-Like a verdict, a preference has three states: `score` (a probability), `abstain`, `error`. Judges favour the response
-that they read first or last (arXiv:2306.05685, section 3.3), so each game is played in both orders by default, and two
-orders that contradict each other are a tie. Failed or undecided games are counted, but left out of the win rate.
-"""
+"""Pairwise judges compare two responses per game; win rates over the decided games become verdicts. Judges favour the
+response in one position (arXiv:2306.05685, section 3.3): by default both orders are played, and a contradiction is a
+tie."""
 
 import hashlib
 from collections.abc import Sequence
@@ -66,10 +63,7 @@ def _couple(a: int, b: int) -> Couple:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A judge's preference between two responses, built by `Preference.of`, `Preference.abstain` or `Preference.error`.
-
-    `probability` in [0, 1] says how likely the first response is better, 0.5 is a tie; `why` is one line for a person.
-    """
+    """A preference by `of`, `abstain` or `error`: `probability` that the first response is better (0.5: a tie)."""
 
     kind: Literal["score", "abstain", "error"]
     probability: float | None
@@ -278,10 +272,7 @@ class _Table:
 
 def both(one: Preference, other: Preference) -> tuple[Preference, bool | None]:
     """Both orders of a game, seen from the same response: their mean, a tie if they contradict, and whether they agree.
-
-    They agree if they name the same winner or are both a tie. If one order is undecided, so is the game, because the
-    other order alone has a position bias; whether they agree is then unknown (None).
-    """
+    If one order is undecided, so is the game (the other alone has a position bias), and agreement is None."""
     for preference in sorted((one, other), key=lambda preference: preference.kind != "error"):
         if preference.kind != "score":
             return preference, None

@@ -1,10 +1,4 @@
-"""Verdict cache: a verdict that cost money or minutes is computed only once for the same content.
-
-The key covers everything the verdict depends on: the judge's identity (class, version with its template or weights,
-arguments that matter), the prompt's messages, the columns that the judge reads, the responses in the order in which it
-reads them, and the number of the vote. Ids are not part of it: equal content has equal verdicts. Errors are not
-stored.
-"""
+"""Verdict cache: a costly verdict is computed once for the same content (ids do not count). Errors are not stored."""
 
 import hashlib
 import json
@@ -26,8 +20,7 @@ def key_of(
     vote: int = 0,
     weights: str | None = None,
 ) -> str:
-    """sha256 of everything the verdict depends on. `columns` None: the judge may read any; `weights` None: the
-    hash that the loop gives for the model behind `generate`."""
+    """sha256 of all the verdict depends on. `columns` None: the judge may read any; `weights` None: the loop's."""
     read = prompt.columns if columns is None else {name: prompt.columns.get(name) for name in columns}
     content = {
         "judge": identity_of(judge),
@@ -61,11 +54,8 @@ Batch = Mapping[int, dict[str, Any]]
 def once_each(
     judge: Judge, keys: Sequence[str], compute: Callable[[list[int]], Iterator[Batch]]
 ) -> list[dict[str, Any]]:
-    """Like `once` for many keys; results in their order.
-
-    `compute` gets the indices of the missing keys, equal content once, and yields results batch by batch, in any order;
-    each batch is stored as it arrives, so a kill loses only the one being judged.
-    """
+    """Like `once` for many keys; results in their order. `compute` gets the indices of the missing keys, equal content
+    once, and yields batches in any order; each is stored as it arrives."""
     store, on_usage = judge.context.store, judge.context.on_usage
     found = {key: json.loads(text) for key in dict.fromkeys(keys) if (text := store.get(key)) is not None}
     missing = {key: index for index, key in reversed([*enumerate(keys)]) if key not in found}

@@ -1,8 +1,5 @@
-"""Builds a judge and its fingerprint from the name and arguments in a config.
-
-A name is a built-in, an entry point of the group `prefloop.judges`, `package.module:Class` or `path/to/file.py:Class`.
-Whatever is wrong with it (unknown name, failing import, wrong argument) is one paragraph that says what to do.
-"""
+"""Builds a judge from the name (built-in, entry point, `package.module:Class`, `path/to/file.py:Class`) and
+arguments."""
 
 import difflib
 import hashlib
@@ -26,10 +23,7 @@ from judges.versions import version_of
 
 
 def build_judge(name: str, args: dict[str, Any], *, base_dir: Path | None = None) -> Judge:
-    """The judge of that name with these arguments; JudgeError says what is wrong with either.
-
-    A relative file path is looked up from `base_dir` (the config's folder; default the current directory).
-    """
+    """The judge of that name (a file path counts from `base_dir`); JudgeError says what is wrong and what to do."""
     kind = judge_class(name, base_dir=base_dir)
     version_of(kind)  # hashed now, so that editing the file during a run does not change what was run
     try:

@@ -1,8 +1,5 @@
-"""Runs a judge on groups, and keeps its prints off stdout, which belongs to the command (`--json`, pipes).
-
-Only the judging thread is redirected, so a judge that runs alongside the progress display or another judge cannot
-swallow their output, as `contextlib.redirect_stdout` would.
-"""
+"""Runs a judge on groups and keeps its prints off stdout, which belongs to the command. Only the judging thread is
+redirected: `contextlib.redirect_stdout` would also swallow the output of other threads."""
 
 import os
 import sys
@@ -52,10 +49,8 @@ def prints_go_to_stderr() -> Iterator[None]:
 
 
 def judge_groups(judge: Judge, groups: Sequence[Group]) -> list[list[Verdict]]:
-    """Run a judge and check its verdicts; every caller goes through here. The judge's prints go to stderr.
-
-    Raises JudgeError if the judge raises or exits, or if counts or types break the contract.
-    """
+    """Run a judge and check its verdicts (every caller goes through here); JudgeError if it fails or breaks the
+    contract."""
     name, process = type(judge).__name__, os.getpid()
     try:
         with prints_go_to_stderr():

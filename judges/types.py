@@ -8,10 +8,8 @@ from typing import Any, Literal
 
 
 class JudgeError(ValueError):
-    """The user's judge, its arguments or its data are unusable; the text is one paragraph: what, where, what to do.
-
-    It stops the stage when raised while judging. A failure on a single response is a `Verdict.error` instead.
-    """
+    """Stops the stage: judge, arguments or data are unusable (one paragraph: what, where, what to do). One response
+    alone gets a `Verdict.error` instead."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,9 @@ from judges.types import JudgeError
 
 
 def fingerprint(judge: Judge, name: str) -> dict[str, Any]:
-    """What makes two verdicts comparable: the judge's name, its version and all its arguments, defaults included.
-
-    The version is the class's own for a built-in, the sha256 of its source file for a custom judge, and that of all
-    sources of its package for an installed plug-in; a template's hash and the versions of a combination's judges are
-    part of it. Arguments that never change a verdict are left out.
-    """
+    """What makes two verdicts comparable: name, version and all arguments that can change a verdict, defaults included.
+    The version is the class's own for a built-in, else a hash of its file or package; it covers templates and
+    members."""
     version = "+".join(filter(None, (version_of(type(judge)), judge.content_version)))
     return {"name": name, "version": version, "args": judge.model_dump(mode="json", exclude=set(judge.incidental))}
 

@@ -11,10 +11,8 @@ from trainer.model import Arithmetic, load_model, save_candidate
 
 
 def average_models(average: Path, newest: Path, out: Path, *, decay: float) -> None:
-    """Write `decay * average + (1 - decay) * newest` to `out`, with the tokenizer of `newest`; an existing folder is
-    complete and left as it is. One step of an exponential moving average of models (section 3 of arXiv:1703.01780).
-
-    Raises TrainerError if their weights differ in names or shapes."""
+    """Write `decay * average + (1 - decay) * newest` to `out`, if it does not exist, with the tokenizer of `newest`
+    (section 3 of arXiv:1703.01780). TrainerError if names or shapes of weights differ."""
     if out.exists():
         return
     cpu = Arithmetic(torch.device("cpu"), "fp32")

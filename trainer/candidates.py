@@ -12,8 +12,7 @@ FOLDER = "candidates"
 
 
 def keep_candidate(running: Running, model: Any, steps: int) -> None:
-    """Write `work/candidates/step-<steps>`; every process must call this, and the leader writes. An existing folder is
-    complete and holds the same weights: a resumed round passes here again."""
+    """Write `work/candidates/step-<steps>` unless it exists; every process calls this, and the leader writes."""
     spec, team = running.spec, running.team
     target = spec.work / FOLDER / f"step-{steps:06d}"
     weights = team.collect(dict(trained_parameters(model)))

@@ -1,8 +1,5 @@
-"""Checkpoints inside a round, from which it resumes bit for bit.
-
-The newest is complete before the older one is removed. A checkpoint of another round (other weights, data, settings or
-seed) is rejected: to change those, remove the work folder.
-"""
+"""Checkpoints inside a round, from which it resumes bit for bit; one of another round (weights, data, settings, seed)
+is rejected. The newest is complete before the older one is removed."""
 
 import shutil
 from dataclasses import dataclass, field
@@ -39,8 +36,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     team: Team = ALONE,
 ) -> None:
-    """Write `work/checkpoint-<steps>`, then remove the older ones. Tensors are whole, so another number of
-    processes can resume; every process must call this, and the leader writes."""
+    """Write `work/checkpoint-<steps>` with whole tensors, then remove older ones; every process must call this."""
     parameters = learner.parameters()
     weights = team.collect(parameters)
     moments = team.collect(_flatten(optimizer.state_dict()["state"], list(parameters)))
@@ -70,8 +66,7 @@ def save_checkpoint(
 
 
 def find_checkpoint(work: Path, identity: dict[str, Any], team: Team = ALONE) -> Path | None:
-    """The newest checkpoint, if there is one; the leader removes half-written ones. Raises TrainerError if it belongs
-    to another round."""
+    """The newest checkpoint, if any; half-written ones are removed. TrainerError if it belongs to another round."""
     for leftover in work.glob("checkpoint-*" + PARTIAL) if team.leads else ():
         shutil.rmtree(leftover)
     folders = checkpoint_folders(work)

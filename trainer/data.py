@@ -1,8 +1,5 @@
-"""The data of a round: prompts, responses (token ids) and relations over them (pairs, labelled or scored single
-responses, ranked groups).
-
-Checking counts every dropped relation by reason, and raises TrainerError for what can only be a mistake.
-"""
+"""The data of a round: prompts, responses (token ids) and relations over them (pairs, single responses, ranked groups).
+Dropped relations are counted by reason; what can only be a mistake raises TrainerError."""
 
 import math
 from collections import Counter
@@ -43,8 +40,7 @@ class PromptGroup:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """`chosen_id` is preferred to `rejected_id`; `weight` multiplies the pair's loss. Some losses need the other
-    fields, which `trainer.losses.batch.Pairs` documents."""
+    """`chosen_id` is preferred to `rejected_id`; `trainer.losses.batch.Pairs` documents the other fields."""
 
     kind: ClassVar[Kind] = "pairs"
 
@@ -138,10 +134,7 @@ class CheckedData:
 def check_data(
     data: PreferenceData, *, vocabulary: int, context: int | None, may_be_empty: bool = False
 ) -> CheckedData:
-    """Drop relations that cannot be trained on, counted by reason.
-
-    Raises TrainerError for contradictory data, and if nothing is left, unless `may_be_empty`.
-    """
+    """Drop and count relations that cannot be trained on. TrainerError if data contradict, or none is left."""
     groups = _by_id(data.groups)
     responses = {group.id: _responses_by_id(group) for group in data.groups}
     kept, dropped = [], Counter[str]()

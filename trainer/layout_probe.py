@@ -1,10 +1,7 @@
-"""Check whether a model can be trained on prefix trees: compare the log-probs of tree rows, and of plain rows, with
-those of sequences run alone (fp32, a few of the round's prompts).
-
-Sliding windows, linear attention and some attention code get trees wrong without an error, so this is measured before
-every round. With the attention of `tree/attention.py`, a window counts positions, so the longest sequence is what
-matters; a model's own code may count places in the row, so then a long row is probed.
-"""
+"""Check whether a model can be trained on prefix trees: compare log-probs of tree and plain rows with those of
+sequences run alone (fp32, a few prompts). Sliding windows, linear attention and some attention code get trees wrong
+without an error. With `tree/attention.py` a window counts positions, so the longest sequence matters; a model's own
+code may count places in the row, so then a long row is probed."""
 
 import math
 import random
@@ -59,8 +56,7 @@ def probe_rows(scorer: RowScorer, data: PreferenceData, *, device: torch.device,
 
 
 def choose_layout(gaps: Gaps, wanted: Literal["auto", "tree", "plain"], *, folder: Path) -> Layout:
-    """Trees if the probe shows them to be correct and plain rows are not requested. TrainerError if the model cannot
-    use the requested layout."""
+    """Trees if allowed and shown to be correct, else plain rows. TrainerError if the requested layout is not usable."""
     if gaps.plain > MOST_GAP:
         raise TrainerError(
             f"The model in {folder} scores a response differently when others share its batch: up to {gaps.plain:.2g} "

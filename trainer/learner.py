@@ -1,5 +1,4 @@
-"""Everything that changes while a round runs: the policy, a value network, a moving reference, and the running
-statistics of losses."""
+"""What changes while a round runs: policy, value network, moving reference, running statistics of losses."""
 
 from dataclasses import dataclass
 

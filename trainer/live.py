@@ -1,5 +1,4 @@
-"""A reference model kept in memory, for losses that need its whole distribution (TDPO) or let it follow the policy
-(TR-DPO, arXiv:2404.09656). It takes no gradients."""
+"""A reference kept in memory without gradients: for its whole distribution (TDPO), or to follow the policy (TR-DPO)."""
 
 from dataclasses import dataclass
 from typing import Any

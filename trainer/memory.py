@@ -1,7 +1,4 @@
-"""Memory: ask Linux for 2 MB pages when training on a CPU, and measure the peak of a round.
-
-Each row allocates and frees gigabytes; in pages of 4 kB that takes up to half the time of a short step.
-"""
+"""Memory: 2 MB pages on Linux CPUs (rows allocate gigabytes; 4 kB pages take half of a short step), and the peak."""
 
 import os
 import resource

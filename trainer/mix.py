@@ -1,8 +1,5 @@
-"""Mix supervised examples into every step of a round, against forgetting. The plan uses every example once before any
-is repeated; each step adds the gradients of `weight * mean over its examples of their NLL per token` to those of its
-relations.
-
-Rows are plain: examples may be longer than any sequence on which the probe has checked trees for this model."""
+"""Mix supervised examples into every step of a round: each step adds `weight * mean of their NLL per token`. Their rows
+are plain: an example may be longer than any sequence on which the probe checked trees."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -55,8 +52,7 @@ def mix_context(context: StepContext, mix: MixPlan) -> StepContext:
 def add_mix(
     metrics: dict[str, float], context: StepContext, mix: MixPlan, *, number: int, tick: Callable[[], None]
 ) -> dict[str, Any]:
-    """Forward and backward over the step's examples; returns the step's metrics with theirs. `loss` becomes the
-    total whose gradient is taken, `mix` is the mean NLL per token without its weight."""
+    """Forward and backward over the step's examples; returns the metrics with theirs. `loss` becomes the total."""
     step = mix.plan.steps[mix.plan.order[number]]
     totals = accumulate_step(context, step, None, number=number, check_zero=False, tick=tick)
     numbers = {"mix": totals.means()["sft"], "mix_examples": step.relations, "mix_tokens": totals.tokens}

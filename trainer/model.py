@@ -1,5 +1,4 @@
-"""Load a Hugging Face model for training (dropout off, chosen precision) and save the candidate folder. safetensors
-only."""
+"""Load a Hugging Face model for training (dropout off, chosen precision) and save candidates, as safetensors only."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -35,8 +34,7 @@ class Arithmetic:
         return torch.float32 if self.precision == "fp32" else torch.bfloat16
 
     def autocast(self, *, enabled: bool = True) -> AbstractContextManager[Any]:
-        """Inside, matrix products run in bf16 where the precision says so; with `keep_casts` weights are cast once
-        per outermost block."""
+        """Matrix products inside run in bf16 if the precision says so; `keep_casts` casts weights once."""
         if self.precision != "bf16-autocast":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=self.keep_casts)
@@ -51,10 +49,8 @@ def choose_arithmetic(settings: TrainSettings) -> Arithmetic:
 
 
 def load_model(folder: Path, arithmetic: Arithmetic, *, whole: bool = True) -> Any:
-    """The causal model of a folder in fp32, dropout off, with tree attention where the model supports it; on the CPU
-    unless `whole`.
-
-    Raises TrainerError for a folder without safetensors and for weights that are not numbers."""
+    """The causal model of a folder in fp32, dropout off; on the CPU unless `whole`. TrainerError for a folder without
+    safetensors, or weights that are not numbers."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -106,8 +102,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def make_trainable(model: Any, settings: TrainSettings, *, seed: int) -> Any:
-    """The model as it is trained: with adapters and gradient checkpointing if configured. A new adapter changes no
-    output."""
+    """The model with adapters and gradient checkpointing if configured. A new adapter changes no output."""
     if settings.lora is not None:
         model = _add_adapter(model, settings.lora, seed)
     if settings.gradient_checkpointing:

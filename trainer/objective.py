@@ -1,8 +1,5 @@
-"""The objective of a round: what its loss terms need computed, and the share of a row or step in the step's loss.
-
-Every term is averaged over its relations in the whole optimizer step: a row contributes its sum
-divided by that one count. Terms with batch statistics are given the whole step at once (`whole_step`).
-"""
+"""What a round's loss terms need computed, and the share of a row in the step's loss: its sum over the count of the
+whole step. Terms with batch statistics get the whole step at once (`whole_step`)."""
 
 import sys
 from collections.abc import Callable, Sequence

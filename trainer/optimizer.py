@@ -1,5 +1,4 @@
-"""The optimizer (AdamW over fp32 weights) and its learning rate, which depends on the step number alone, so that a
-resumed round needs no scheduler state."""
+"""AdamW over fp32 weights; its learning rate depends on the step alone, so resuming needs no scheduler state."""
 
 import math
 from collections.abc import Iterable

@@ -1,5 +1,4 @@
-"""Prepare a round for its first step: check the data, load the model, plan rows that this model reads correctly, and
-compute the reference's log-probs of exactly those rows."""
+"""Prepare a round for its first step: check data, load models, plan rows they read correctly, score the reference."""
 
 import copy
 import math
@@ -44,8 +43,7 @@ def start(spec: RoundSpec, report: Report, team: Team) -> Running:
 
 
 def check(running: Running, data: PreferenceData, *, may_be_empty: bool = False) -> CheckedData:
-    """The data in the kind that the losses need, without what cannot be trained on; TrainerError if nothing is left,
-    unless `may_be_empty`."""
+    """The data in the kind that the losses need, checked; TrainerError if nothing is left, unless `may_be_empty`."""
     spec, objective = running.spec, running.objective
     vocabulary, context = read_limits(spec.policy)
     if not spec.same_weights and read_limits(spec.reference)[0] != vocabulary:
@@ -81,8 +79,7 @@ def mix_in(
 
 
 def load(running: Running, folder: Path, *, adapters: bool = False) -> Any:
-    """Load a model in this team's form; with `adapters` as it is trained, because adapters must be added before
-    sharding. They change no output."""
+    """Load a model in this team's form; `adapters` must be added before sharding, and change no output."""
     spec, team = running.spec, running.team
     running.report({"phase": "load", "done": 0, "total": 1})
     with running.clock.part("load"):
@@ -116,8 +113,7 @@ def plan(running: Running, data: PreferenceData, layout: Layout) -> Plan:
 def score_reference(
     running: Running, model: Any, planned: Sequence[tuple[PreferenceData, Plan]]
 ) -> tuple[Any, list[Reference | None], LiveReference | None]:
-    """The policy in the round's number format, and the reference log-probs of each plan. Policy and reference are never
-    in memory together, unless a loss needs the reference itself."""
+    """The policy, and the reference log-probs of each plan; never both models in memory unless a loss needs it."""
     spec, arithmetic, needs = running.spec, running.arithmetic, running.objective.needs
     if "reference" not in needs and not LIVE & needs:
         return cast_weights(model, arithmetic), [None] * len(planned), None
@@ -147,8 +143,7 @@ def score_reference(
 
 
 def load_reference(running: Running, probed: tuple[PreferenceData, Layout] | None) -> Any:
-    """The reference, if it is not the policy. TrainerError if it misreads rows of that layout: the probe of the
-    policy says nothing about another architecture. None: it was probed before."""
+    """The reference, unless it is the policy. TrainerError if it misreads rows of this layout (None: it was probed)."""
     model = load(running, running.spec.reference)
     if probed is not None:
         data, layout = probed

@@ -1,7 +1,5 @@
-"""Reference pass: one log-prob sum per response of every planned row, and the log-probs of its tokens where the loss
-needs them. It walks exactly the planned rows, with the kernels and number format of training: only then is the margin
-at step 0 exactly 0. The results are kept in the work folder, so that a restart continues from there and the model is
-not needed afterwards."""
+"""Reference pass: log-prob sums per response of the planned rows, and per token where needed, kept in the work folder.
+It uses the rows, kernels and number format of training: only then is the margin at step 0 exactly 0."""
 
 import hashlib
 import json
@@ -79,8 +77,7 @@ class ReferencePass:
     def score(
         self, scorer: RowScorer, arithmetic: Arithmetic, tick: Callable[[int, int], None], team: Team
     ) -> Reference:
-        """Score the rows that the file lacks, saving every `SAVE_SECONDS` and at the end. `tick(done, total)` is called
-        per turn of the team, which is one row if there is one process."""
+        """Score the rows that the file lacks, saving every `SAVE_SECONDS`; `tick(done, total)` per turn of the team."""
         done = _read(self.path)
         first = bisect_right(list(accumulate(map(self._size, self.lengths))), len(done))
         parts, saved, rows = [done], time.monotonic(), self.rows[first:]
@@ -129,11 +126,8 @@ def response_lengths(data: PreferenceData, row: Row) -> list[int]:
 
 
 def sampler_gap(data: PreferenceData, plan: Plan, reference: Reference) -> float | None:
-    """Mean absolute difference, in nats per token, between the sampler's log-probs of the responses and the
-    reference's.
-
-    Only meaningful if the reference is the model that sampled them. None if the sampler's log-probs are not known.
-    """
+    """Mean absolute difference (nats per token) between the sampler's and the reference's log-probs; None if
+    unknown."""
     gaps, tokens = 0.0, 0
     for step, rows in zip(plan.steps, reference, strict=True):
         for row, scored_row in zip(step.rows, rows, strict=True):

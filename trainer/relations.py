@@ -1,7 +1,5 @@
-"""Build the `Pairs`, `Singles` or `Groups` that losses are defined on from the scored responses of one or several rows.
-
-Shapes: `R` responses of the rows; `P` pairs, `S` single responses, `G` groups of at most `K`; `L` longest response.
-"""
+"""Build the losses' `Pairs`, `Singles` or `Groups` from the scored responses of rows. Shapes: `R` responses of the
+rows; `P` pairs, `S` single responses, `G` groups of at most `K`; `L` longest response."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields

@@ -1,8 +1,5 @@
-"""One round of preference training: trains the policy and writes a candidate model folder with a summary.
-
-Killed at any moment and called again, it resumes from its last checkpoint and ends with the same weights (same threads,
-CPU). With `processes` above 1 the call starts them; each runs the same steps with its rank in the `Team`.
-"""
+"""One round of preference training: trains the policy and writes a candidate folder with a summary. Killed and called
+again, it resumes from its last checkpoint and ends with the same weights (same threads, CPU)."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,11 +32,9 @@ def train_round(
     examples: PreferenceData | None = None,
     team: Team = ALONE,
 ) -> RoundSummary:
-    """Train the policy on the relations and write the candidate to `spec.out`; for a finished one, return its summary.
-    `examples` are those of `settings.mix`, as single responses labelled good.
-
-    `report` is called with `phase` (load, reference, train, save), `done`, `total` and, after a step, the step's
-    metrics. Raises TrainerError for data, folders or numbers with which the round cannot continue."""
+    """Train the policy and write the candidate to `spec.out`; for a finished one, return its summary. `examples` are
+    those of `settings.mix`. `report` gets `phase` (load, reference, train, save), `done`, `total` and a step's metrics.
+    Raises TrainerError where it cannot continue."""
     finished = read_summary(spec.out, spec.identity)
     if finished is not None:
         return finished

@@ -1,7 +1,4 @@
-"""Score responses outside a round: the sum of each response's token log-probs under a model.
-
-Rows, kernels and the probe of prefix trees are those of training; each prompt is encoded once.
-"""
+"""Score responses outside a round: log-prob sums under a model, with the rows, kernels and tree probe of training."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,10 +28,7 @@ class ResponseScorer:
         self._probed = 0
 
     def score(self, groups: Sequence[PromptGroup], tick: Callable[[int], None]) -> list[list[float]]:
-        """By group and response, the sum of its tokens' log-probs in nats (NaN where the model gives none).
-
-        No prompt or response may be empty, or longer together than `context`. `tick(responses done)` after each row.
-        """
+        """Log-prob sums in nats by group and response (NaN: the model gives none). No sequence may exceed `context`."""
         singles = tuple(Single(group.id, response.id) for group in groups for response in group.responses)
         if not singles:
             return [[] for _ in groups]

@@ -1,8 +1,6 @@
-"""Run the model on an encoded row: differentiable log-probs per scored token and per response, and what some losses
-need of the whole vocabulary. No other module runs it; distribution wrappers wrap exactly this one.
-
-Shapes: `B` sequences (1 in a tree row), `T` tokens, `U` kept outputs per sequence, `K` scored tokens, `R` responses,
-`L` tokens of the longest response, `V` vocabulary, `N = B * U` logit rows."""
+"""Run the model on an encoded row; no other module runs it, and distribution wrappers wrap exactly this one. Shapes:
+`B` sequences (1 in a tree row), `T` tokens, `U` kept outputs per sequence, `K` scored tokens, `R` responses, `L` tokens
+of the longest response, `V` vocabulary, `N = B * U` logit rows."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -77,8 +75,7 @@ class RowScorer(nn.Module):
         entropy: bool = False,
         reference_logits_NV: Tensor | None = None,
     ) -> Scores:
-        """Token log-probs and their sums; logits exist for the kept outputs only. With the reference's logits also the
-        divergence from it."""
+        """Token log-probs and their sums, for kept outputs only; with the reference's logits also the divergence."""
         logits_NV = self.logits(row)
         last_reader = reference_logits_NV is None
         token_K: Tensor = TokenLogprobs.apply(logits_NV, row.from_K, row.target_K, last_reader)
@@ -112,11 +109,8 @@ def along_paths(values_K: Tensor, path_RL: Tensor) -> Tensor:
 
 
 class TokenLogprobs(torch.autograd.Function):
-    """`log softmax(logits)[from, target]` in fp32. Keeps the logits as they came and one fp32 number per row of them,
-    and converts a few rows at a time to fp32, where `log_softmax` would hold three tensors of that size.
-
-    With `overwrite` the gradient takes the place of the logits, which must not be read afterwards: torch raises an
-    error if another part of the backward pass does."""
+    """`log softmax(logits)[from, target]` in fp32, a few rows at a time: `log_softmax` would hold three such tensors.
+    With `overwrite` the gradient replaces the logits; torch raises if the backward pass reads them elsewhere."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, from_K: Tensor, target_K: Tensor, overwrite: bool) -> Tensor:
@@ -139,8 +133,7 @@ class TokenLogprobs(torch.autograd.Function):
 
 
 class SequenceKL(torch.autograd.Function):
-    """`KL(reference || policy)` at each position, in fp32, a few rows at a time; its gradient with respect to the
-    policy's logits is the difference of both distributions."""
+    """`KL(reference || policy)` at each position in fp32; its gradient is the difference of both distributions."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, reference_NV: Tensor) -> Tensor:

@@ -1,5 +1,4 @@
-"""The specification of a round, which identifies it, and the state its parts share while it runs. Loads no torch: a
-campaign's driver makes the specification."""
+"""The specification of a round, which identifies it, and the state its parts share. Loads no torch: drivers use it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RoundSpec:
-    """Which weights are trained, against which reference, where. Hashes name the weights; paths only say where they
-    lie."""
+    """Which weights are trained, against which reference, where. Hashes name the weights; paths only locate them."""
 
     policy: Path
     policy_hash: str

@@ -1,12 +1,6 @@
-"""One optimizer step: gradients of the mean loss over all relations of the step, however many rows they lie in, and the
-step's numbers for the log.
-
-A loss whose statistics span the step takes two passes over its rows: the first, without gradients, gives the log-probs
-of all responses, from which the loss and its gradient for each log-prob follow; the second carries them into the
-weights.
-
-Several processes share a step's rows. Each one's gradients are its rows' part of the whole; the caller sums them.
-"""
+"""One optimizer step: gradients of the mean loss over its relations, in however many rows, and numbers for the log. A
+loss with statistics of the step takes two passes: log-probs of all responses, then their gradients into the weights.
+Each process has its rows' part of the gradients; the caller sums them."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -46,12 +40,8 @@ def accumulate_step(
     check_zero: bool,
     tick: Callable[[], None],
 ) -> StepTotals:
-    """Forward and backward over this process's rows; gradients add up, over all rows and processes, to those of the
-    mean loss over the step's relations. The totals are those of all processes.
-
-    With `check_zero` policy and reference are the same weights, and every log-ratio must be exactly 0.
-    Raises TrainerError for that, and BadStep for a loss that is not a number.
-    """
+    """Forward and backward over this process's rows; the totals are those of all processes. With `check_zero` every
+    log-ratio must be exactly 0, else TrainerError; BadStep for a loss that is not a number."""
     relations = context.relations(step)
     totals = StepTotals(context.objective.counts(relations), mean_length(context.data, relations, context.arithmetic))
     run = _two_passes if context.objective.whole_step else _row_by_row

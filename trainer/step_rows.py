@@ -1,7 +1,4 @@
-"""The rows of one optimizer step, and the forward passes of policy, reference and value network over them.
-
-Shapes: `R` responses of a row.
-"""
+"""Forward passes of policy, reference and value network over a step's rows. `R` responses of a row."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -98,8 +95,7 @@ def forward(context: StepContext, job: RowJob) -> tuple[Responses, Scores]:
 def read_rows(
     context: StepContext, jobs: Sequence[RowJob], rows: int, totals: StepTotals, *, check_zero: bool = False
 ) -> list[Responses]:
-    """Model outputs without gradients for each of a step's `rows`, of which this process reads `jobs`; the entropies of
-    its own rows are added to `totals`."""
+    """Model outputs without gradients for `rows`, of which this process reads `jobs`; entropies go into `totals`."""
     mine: list[Responses] = []
     for job in jobs:
         responses, scores = forward(context, job)
@@ -116,8 +112,7 @@ def read_rows(
 
 
 def place_over(data: PreferenceData, rows: Sequence[Row]) -> list[Placed]:
-    """The relations of these rows, over the responses of all of them; in the order of the data, so that what is drawn
-    for them does not depend on the rows."""
+    """The relations of these rows in the order of the data, so that random draws do not depend on the rows."""
     placed: dict[int, Placed] = {}
     before = 0
     for row in rows:
@@ -156,8 +151,7 @@ def entropy_of(scores: Scores) -> dict[str, tuple[float, float]]:
 
 
 def gap_of(context: StepContext, job: RowJob, scored: Responses) -> dict[str, tuple[float, float]]:
-    """Mean difference, in nats per token, between the policy's and the sampler's log-probs of the row's responses, as
-    sums over responses and tokens. Responses without sampler log-probs do not count."""
+    """Mean difference of policy and sampler log-probs (nats per token), as sums over responses and tokens."""
     if not context.log_sampler:
         return {}
     groups = ((context.data.groups[tree.group].responses, tree.responses) for tree in job.row.trees)

@@ -62,8 +62,7 @@ class Slice:
     """In online training, the progress that checkpoints keep; if empty, the log has no slices."""
 
     def scheduled(self, at: int, steps: int) -> tuple[int, int]:
-        """(step, total) for the learning rate of step `at` of this slice's `steps`: the schedule follows the share of
-        prompts done, as if every slice had as many steps as this one."""
+        """(step, total) for the learning rate of step `at`, as if every slice had as many `steps` as this one."""
         return self.number * steps + at, self.of * steps
 
     def notes(self, at: int) -> dict[str, int]:
@@ -167,8 +166,7 @@ def _step(
     number: int,
     report: Report,
 ) -> dict[str, Any]:
-    """Make one optimizer step; return its line of the log. A step that cannot be trained on saves its batch in the work
-    folder and raises TrainerError."""
+    """Make one optimizer step; return its log line. A bad step saves its batch and raises TrainerError."""
     plan, start = job.planned.plan, time.perf_counter()
     at = number - job.slice.before
     index = plan.order[at]

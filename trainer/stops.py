@@ -1,5 +1,4 @@
-"""Stop a round whose loss, gradient or weights are not finite, or whose gradient explodes: save the step's batch as a
-JSON file and raise a TrainerError that explains it. The checkpoints stay as they are."""
+"""Stop a round whose loss, gradient or weights are not finite or explode; its batch is saved, checkpoints are kept."""
 
 import math
 import os
@@ -43,8 +42,7 @@ class NormWatch:
         self.norms = deque(norms, maxlen=MOST)
 
     def check(self, norm: float, *, number: int, prompts: Sequence[str]) -> None:
-        """Raise BadStep for a norm above `ratio` times the median of at least `FEWEST` steps before. A
-        gradient that is not clipped, or that follows gradients of 0, does no harm."""
+        """Raise BadStep for a norm above `ratio` times the recent median, unless it is not even clipped."""
         usual = median(self.norms) if len(self.norms) >= FEWEST else 0.0
         if self.ratio is not None and usual > 0 and norm > max(self.ratio * usual, self.clipped_at):
             raise BadStep(
@@ -68,8 +66,7 @@ def check_weights(parameters: dict[str, nn.Parameter], *, number: int, prompts: 
 
 @contextmanager
 def keep_batch(work: Path, data: PreferenceData, step: Step, number: int) -> Iterator[dict[str, float]]:
-    """If the step inside raises BadStep, save its batch and raise TrainerError with the path. Numbers that the step
-    puts into the dictionary are saved too."""
+    """If the step inside raises BadStep, save its batch and the yielded numbers; raise TrainerError."""
     known: dict[str, float] = {}
     try:
         yield known

@@ -1,7 +1,4 @@
-"""The record of a finished round: counts, times and the metrics of its first and last step.
-
-The candidate folder holds it as JSON; the caller gets it as a `RoundSummary`.
-"""
+"""The record of a finished round, which its candidate folder holds as JSON: counts, times, first and last metrics."""
 
 import json
 import time
@@ -104,10 +101,7 @@ Record = TypeVar("Record", bound=Summary)
 
 
 def read_record(path: Path, kind: type[Record], identity: dict[str, Any]) -> Record | None:
-    """The record in a finished folder; None if there is no folder.
-
-    Raises TrainerError if the folder was made from something else, or if the record is damaged.
-    """
+    """The record in a finished folder, None without one. TrainerError if it is damaged or made from something else."""
     if not path.parent.exists():
         return None
     try:

@@ -1,5 +1,4 @@
-"""Sum a step's log numbers over rows and divide once, for means over the whole step, whichever process read the
-rows."""
+"""Sum a step's log numbers over rows and processes, and divide once, for means over the whole step."""
 
 from dataclasses import dataclass, field
 

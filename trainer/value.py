@@ -1,8 +1,5 @@
-"""The value network of DRO-V (arXiv:2405.19107): a second network that predicts one value per prompt, by a linear head
-on the last prompt token. It shares no parameter with the policy.
-
-In each round it starts from the policy's layers and a zero head, and the same optimizer trains it.
-"""
+"""The value network of DRO-V (arXiv:2405.19107): one value per prompt by a linear head on its last token. In each round
+it starts from the policy's layers and a zero head; it shares no parameter, but the optimizer."""
 
 from pathlib import Path
 from typing import Any

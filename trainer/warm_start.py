@@ -1,9 +1,5 @@
-"""The supervised phase before a round: a round of its own on the chosen responses, and the spec of the round that
-continues from its result.
-
-If the reference did not sample the data, DPO's authors first fit it to the chosen responses (section 4 of
-arXiv:2305.18290). Both phases are rounds like any other: checkpointed,
-resumed and recorded."""
+"""The supervised phase before a round: a round of its own on the chosen responses, and the spec of the round after it.
+DPO's authors fit the reference so where it did not sample the data (section 4 of arXiv:2305.18290)."""
 
 import hashlib
 import shutil

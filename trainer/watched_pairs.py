@@ -1,5 +1,4 @@
-"""Relations that are measured and never trained on: a few whole prompts held out of the round's data, measured before
-the first step, regularly during the round and after the last one, to distinguish generalisation from memorisation."""
+"""Relations that are measured and never trained on, to distinguish generalisation from memorisation."""
 
 import random
 from collections.abc import Sequence
@@ -20,8 +19,7 @@ from trainer.tree.rows import Plan
 
 
 def split_probe(data: PreferenceData, relations: int, *, seed: int) -> tuple[PreferenceData, PreferenceData | None]:
-    """Training data, and whole prompts with at least `relations` relations to watch. TrainerError if these are more
-    than half of the data."""
+    """Training data, and whole prompts with at least `relations` to watch. TrainerError if these are over half."""
     if not relations:
         return data, None
     prompts = sorted({relation.prompt_id for relation in data.relations})

@@ -1,7 +1,4 @@
-"""Judge "combine": asks several judges and combines their verdicts into one.
-
-The rules are in rules.py. A shadow part only adds its score to `parts`; it never affects the verdict.
-"""
+"""Judge "combine": asks several judges and combines their verdicts; a shadow part only adds its score to `parts`."""
 
 import hashlib
 import json

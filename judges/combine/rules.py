@@ -1,7 +1,4 @@
-"""The rules of "combine": turn the parts' verdicts on one response into one verdict. Pure.
-
-If a part abstains or fails, so does the combination, unless a fallback covers it: a failure never becomes a number.
-"""
+"""The rules of "combine". Pure. A part that abstains or fails never becomes a number; a fallback may replace it."""
 
 import math
 from collections.abc import Callable, Sequence

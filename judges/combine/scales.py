@@ -1,8 +1,4 @@
-"""Rescales one judge's scores of the responses to a prompt. Pure.
-
-Scores of different judges can only be added on a common scale. None (a response without a score) stays None. If all
-scores are equal, each becomes the middle of the scale.
-"""
+"""Rescales one judge's scores of the responses to a prompt, so that they can be added to those of others. Pure."""
 
 import math
 from collections.abc import Sequence

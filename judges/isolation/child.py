@@ -1,7 +1,4 @@
-"""The parent's side of a child process that runs an isolated judge: sends batches of responses, reads messages.
-
-The child is started like any program, not forked: it inherits only stderr, no lock or socket of this process.
-"""
+"""The parent's side of an isolated judge's child process, which is started, not forked: it inherits only stderr."""
 
 import json
 import os

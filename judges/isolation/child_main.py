@@ -1,8 +1,5 @@
-"""Entry point of a child process: reads batches of responses from stdin and writes verdicts to stdout.
-
-Each verdict is a line of JSON, written at once. The judge's own prints go to stderr. A child ends when its parent does:
-stdin closes, the kernel signals it (Linux), and a thread watches the parent's pid.
-"""
+"""Entry point of a child process: batches of responses from stdin, a line of JSON per verdict to stdout. The judge's
+own prints go to stderr. A child ends when its parent does: by stdin, by signal (Linux), or by watching the pid."""
 
 import ctypes
 import importlib

@@ -1,11 +1,5 @@
-"""Runs an `isolated` judge in a few child processes.
-
-When foreign code hangs, crashes, exits or eats all memory, only the response being judged gets an `error`: the child is
-killed and replaced, and the stage continues. This guards against accidents; it is no sandbox against attacks.
-
-The children belong to this process and serve all its isolated judges. Each sends every verdict at once, so when a child
-is lost, the first response without a verdict is the one it was judging.
-"""
+"""Runs an `isolated` judge in child processes: when foreign code hangs, crashes or eats all memory, only the response
+being judged gets an `error` (the first without a verdict). A guard against accidents, no sandbox."""
 
 import atexit
 import json

@@ -1,8 +1,5 @@
-"""Client for OpenAI-compatible endpoints: sends one chat completion, and classifies failures by what can be done.
-
-This is the only file that opens sockets. The key is read from the environment, sent to the endpoint, never stored and
-never shown in a message.
-"""
+"""Client for OpenAI-compatible endpoints, and the only file that opens sockets. Failures are classified by what can be
+done; the key is read from the environment, sent to the endpoint, and never stored or shown."""
 
 import asyncio
 import json
@@ -56,10 +53,8 @@ class Endpoint:
         self.client = openai.AsyncOpenAI(base_url=base_url, api_key=self.key or "none", max_retries=0)
 
     async def complete(self, body: Mapping[str, Any], timeout: float) -> Reply:
-        """Make one call within `timeout` seconds in total, however slowly the answer streams in.
-
-        Raises Transient, Unanswerable, Unaccepted, or JudgeError if every other call would fail the same way.
-        """
+        """One call within `timeout` seconds in total. Raises Transient, Unanswerable, Unaccepted, or JudgeError if
+        every other call would fail too."""
         content = {"model": self.model, **body}
         try:
             async with asyncio.timeout(timeout):

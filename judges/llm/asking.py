@@ -1,10 +1,6 @@
-"""Sends many requests to an endpoint at once and stores each reply as it arrives.
-
-Up to `concurrency` requests are in flight at any time, optionally limited per minute. Transient failures are retried
-with exponential backoff and jitter, or after the wait that the endpoint asks for, which then holds for all requests.
-Each request has a deadline over all its tries. A permanent failure is an error of that request alone; a failure that
-would hit every request, or an endpoint that is down, stops the run.
-"""
+"""Sends many requests to an endpoint at once and stores each reply as it arrives. Transient failures are retried with
+backoff, or after the wait that the endpoint asks of all requests, until the request's deadline. A permanent failure is
+an error of that request alone, unless it would hit every request: then the run stops."""
 
 import asyncio
 import json

@@ -1,8 +1,5 @@
-"""Base class of the LLM judges: asks a model and reads its replies.
-
-A question is a template filled with a prompt and its response(s). Replies come from the store; only missing ones are
-requested, from an OpenAI-compatible endpoint or a model that the loop provides.
-"""
+"""Base class of the LLM judges: fills a template, and asks an endpoint or a model of the loop unless the store
+knows."""
 
 import asyncio
 from abc import abstractmethod

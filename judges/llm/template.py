@@ -1,15 +1,7 @@
-"""Reads the templates of LLM judges and fills them into messages.
-
-A template is a text file. A line `[system]`, `[user]` or `[assistant]` begins a message; names in braces are filled in,
-`{{` and `}}` are plain braces. A candidate's text is inserted once, verbatim, between marks that carry a code:
-
-    <response 5e1f0a93>
-    …
-    </response 5e1f0a93>
-
-The code comes from a hash over everything the verdict depends on, including the candidate's text. To forge a mark or a
-verdict line, a text would have to contain a piece of its own hash; and yet requests are reproducible.
-"""
+"""Reads the templates of LLM judges and fills them into messages. A line `[system]`, `[user]` or `[assistant]` begins a
+message; names in braces are filled in. A candidate's text is inserted once, verbatim, between marks that carry a code,
+`<response 5e1f0a93>`. The code is a hash over all that the verdict depends on, so requests are reproducible, and a text
+cannot forge a mark or a verdict line: it would have to contain a piece of its own hash."""
 
 import hashlib
 import re
@@ -45,10 +37,7 @@ class Template:
 
 
 def read_template(name: str, responses: tuple[str, ...]) -> Template:
-    """Read a template that comes with prefloop by its name, or a file by its path.
-
-    `responses` are its required slots besides `question` and `verdict`. Raises ValueError.
-    """
+    """A template of prefloop by name, or a file by path; `responses` are its required slots. Raises ValueError."""
     shipped = sorted(path.stem for path in FOLDER.glob("*.txt"))
     path = FOLDER / f"{name}.txt" if name in shipped else Path(name).expanduser()
     try:

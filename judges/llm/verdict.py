@@ -1,9 +1,5 @@
-"""Reads the verdict in a model's reply: a number, or the reason why there is none.
-
-A verdict has one of two forms. As a line, `Verdict 5e1f0a93: B`: the code is unique to the request, so a quotation from
-a candidate is no verdict, and the last such line counts. Or as the `verdict` of a JSON object. Only exactly one of the
-allowed words or numbers counts.
-"""
+"""Reads the verdict in a model's reply: the last line `Verdict 5e1f0a93: B` (the code is unique to the request, so a
+candidate cannot be quoted as one), or the `verdict` of a JSON object. Only an allowed word or number counts."""
 
 import json
 import re
@@ -78,8 +74,7 @@ def response_format(scale: Scale) -> dict[str, Any]:
 
 
 def schema_of(scale: Scale, most_tokens: int | None = None) -> dict[str, Any]:
-    """The JSON schema of a verdict. `most_tokens` limits the reasoning so that the verdict still fits (in most writing
-    systems a token is at least one character); endpoints do not support this."""
+    """The JSON schema of a verdict; `most_tokens` limits the reasoning, for engines that support it."""
     reasoning: dict[str, Any] = {"type": "string"}
     if most_tokens is not None:
         reasoning["maxLength"] = max(0, most_tokens - TOKENS_AROUND_REASONING)

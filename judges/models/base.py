@@ -84,10 +84,8 @@ class ModelJudge(Judge):
     def scored(
         self, keys: Sequence[str], encode: Callable[[int], Encoded], verdict_of: Callable[[list[float]], Verdict]
     ) -> list[Verdict]:
-        """One verdict per key: from the cache, or `verdict_of` the logits of the text that `encode` gives for it.
-
-        A text that cannot be encoded, is too long or gets NaN is an error by itself.
-        """
+        """One verdict per key, from the cache or by `verdict_of` the logits; a text that gets none is an error by
+        itself."""
 
         def compute(indices: list[int]) -> Iterator[Batch]:
             texts: dict[int, Encoded] = {}

@@ -1,11 +1,5 @@
-"""Runs a sequence-classification model on texts and returns their logits.
-
-A score must not depend on its neighbours in a batch. Batches are therefore padded on the right and masked; for models
-that read the score at the last non-pad token (as transformers does for decoders), that is the same token as in a batch
-of one. Texts are never truncated: a text longer than the model's window has no score.
-
-torch and transformers are imported when a model is loaded. Shapes: `B` texts, `T` tokens, `C` outputs of the head.
-"""
+"""Runs a sequence-classification model on texts and returns their logits. Shapes: `B` texts, `T` tokens, `C` outputs. A
+score must not depend on its neighbours: batches are padded on the right and masked. No text is truncated."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,10 +23,7 @@ class Encoded(NamedTuple):
 
 
 class SequenceModel:
-    """The model of one folder, loaded into host memory; `wake` moves it to its device.
-
-    Raises JudgeError if the folder holds no complete classification model.
-    """
+    """The model of a folder in host memory; `wake` moves it to its device. JudgeError if the folder is incomplete."""
 
     def __init__(self, name: str, folder: Path, *, dtype: Dtype, device: str) -> None:
         import torch
@@ -69,10 +60,7 @@ class SequenceModel:
         return None
 
     def logits(self, texts: Sequence[Encoded], batch_tokens: int) -> Iterator[dict[int, list[float]]]:
-        """Yield the [C] logits of every text by its index, batch by batch, longest texts first.
-
-        A batch holds at most `batch_tokens` tokens, padding included; a longer text gets its own batch.
-        """
+        """Yield the [C] logits of every text by its index, longest first, in batches of `batch_tokens` with padding."""
         import torch
 
         self.wake()

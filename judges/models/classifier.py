@@ -57,8 +57,7 @@ class Classifier(ModelJudge, PointwiseJudge):
 
 
 def probability_of(label: int, logits: Sequence[float], *, each: bool) -> float:
-    """Softmax over the labels; the logistic function if there is one logit, or with `each` (multi-label). NaN if a
-    logit is not finite."""
+    """Softmax over the labels, or the logistic function (one logit, or `each`); NaN if a logit is not finite."""
     if not all(map(math.isfinite, logits)):
         return math.nan
     if each or len(logits) == 1:

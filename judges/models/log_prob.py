@@ -1,5 +1,4 @@
-"""Judge "log-prob": how likely a response is under a model. Also the base class of judges that use log-probs from the
-loop's models (`JudgeContext.log_probs`)."""
+"""Judge "log-prob": how likely a response is under a model; and the base class of judges that use log-probs."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

@@ -1,9 +1,5 @@
-"""Judge "preference-model": the probability, by a classification model, that one response is better than another.
-
-Either from a reward model (Bradley-Terry): P(first is better) = sigmoid((r1 - r2) / temperature), Eq. 1 of
-arXiv:2305.18290; each response is scored once, however many games it has. Or from a model that reads the prompt and
-both responses in one text, as pair rankers do (arXiv:2306.02561).
-"""
+"""Judge "preference-model": P(first is better), by a reward model as sigmoid((r1 - r2) / temperature) (Eq. 1 of
+arXiv:2305.18290), or by a model that reads both responses in one text (arXiv:2306.02561)."""
 
 import hashlib
 import re

@@ -1,9 +1,5 @@
-"""Judge "external": people label the responses.
-
-The judge turns groups into a sheet of items, checks the people's labels (JSON lines) against the sheet, and turns them
-into verdicts. Each item carries a hash of everything a person is shown, so a label cannot be applied to another text.
-The loop decides where these files are.
-"""
+"""Judge "external": groups become a sheet of items, people's labels (JSON lines) become verdicts. Each item has a hash
+of all that a person is shown, so a label cannot be applied to another text."""
 
 import hashlib
 import json
@@ -112,10 +108,8 @@ class External(Judge):
 
 
 def read_labels(judge: External, sheet: Sequence[Item], lines: str, where: str) -> dict[str, Label]:
-    """Read labels from JSON lines, by item id; unlabelled items are left out.
-
-    Raises JudgeError for an item that is not on the sheet, an edited text, conflicting labels or an invalid label.
-    """
+    """The labels in JSON lines, by item id. JudgeError for an unknown item, an edited text, or a bad or second
+    label."""
     items = {item.id: item.row for item in sheet}
     labels: dict[str, Label] = {}
     seen_at: dict[str, int] = {}

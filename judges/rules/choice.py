@@ -1,8 +1,5 @@
-"""Judge "multiple-choice": does the response choose the right one of several lettered options?
-
-The target is the right option's letter, text or number. letters.py reads the answer; if it names no letter and a column
-holds the options' texts, the one option text in the response counts.
-"""
+"""Judge "multiple-choice": is the answer the right one of several lettered options? letters.py reads the letter; else
+the only option text of a column that the response contains counts."""
 
 import json
 import re

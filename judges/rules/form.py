@@ -1,8 +1,4 @@
-"""Judges "format" and "length": does a response have the required form (a pattern, XML-like tags, JSON) and length?
-
-The content is not judged. For "format", all given conditions must hold, and `parts` lists each; a response that was cut
-off never has the form.
-"""
+"""Judges "format" and "length": does the response have the required form and length?"""
 
 import json
 import re

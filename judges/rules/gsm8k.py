@@ -1,10 +1,6 @@
-"""Judge "gsm8k": is the final number of a worked solution the known answer?
-
-The answer is the last explicit marker (`#### 18`, `\\boxed{18}`, "the answer is 18") or else the last number. Wrong
-(the answer differs) and unparsable (no answer can be read) are distinguished. A response that was cut off has no last
-number, and no marker unless something after the number proves it complete: "#### 18" at the cut may be the start of
-"#### 180". Units and scale words are not compared, because a question may ask for millions.
-"""
+"""Judge "gsm8k": is the final number of a worked solution (the last marker, else the last number) the known answer? If
+a response was cut off, only a marker that something after the number completes counts: "#### 18" may be the start of
+"#### 180". Units and scale words are not compared, because a question may ask for millions."""
 
 from functools import lru_cache
 from typing import ClassVar, Literal

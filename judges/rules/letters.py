@@ -12,10 +12,7 @@ from typing import NamedTuple
 
 
 class Letter(NamedTuple):
-    """The final letter of a response, in upper case; None if it cannot be read, and then `why` says why.
-
-    `stated`: by a statement, or by a response that is nothing else. `end`: where the letter ends.
-    """
+    """The final letter in upper case, or None and `why`; `stated`: by a statement or alone; `end`: where it ends."""
 
     letter: str | None
     why: str

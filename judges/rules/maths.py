@@ -1,9 +1,5 @@
-r"""Judge "math": is the final answer mathematically equal to the target? math-verify parses and compares.
-
-1/2, 0.5 and \frac{1}{2} are equal, and so are x=3 and 3, {1,2} and {2,1}, (x+1)^2 and x^2+2x+1. The last \boxed{…}
-decides; without one, math-verify searches for the answer. Its parsers can hang, so they run in child processes
-(isolation/); its own timeouts, which fail outside the main thread, are off.
-"""
+r"""Judge "math": is the last \boxed{…}, or what math-verify finds, mathematically equal to the target? Its parsers can
+hang, so they run in child processes; its own timeouts, which fail outside the main thread, are off."""
 
 import logging
 from functools import lru_cache

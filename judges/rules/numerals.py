@@ -30,10 +30,7 @@ _SCALES: dict[str, int] = {
 
 
 class Number(NamedTuple):
-    """A number found in a text; `value` is None when it looks like a number but cannot be read as one.
-
-    `bare` is the value without a scale word: "$2 million" has value 2000000 and bare 2, otherwise both are equal.
-    """
+    """A number in a text; `value` None: unreadable. `bare` is without scale word: "$2 million" is 2000000, bare 2."""
 
     value: Value | None
     bare: Value | None

@@ -1,8 +1,5 @@
-"""Judge "reasoning-gym": the answer to a procedural task, checked by the task's own verifier.
-
-The prompt's columns are the task's entry (question, answer, metadata). The verifiers are foreign code, so they run in
-child processes (isolation/). reasoning_gym takes a second to import, so reading a config does not import it.
-"""
+"""Judge "reasoning-gym": the answer to a procedural task, checked by its own verifier in a child process. The prompt's
+columns are the task's entry. reasoning_gym is slow to import, so reading a config does not import it."""
 
 import re
 from collections.abc import Sequence
@@ -128,8 +125,7 @@ _DASHES = str.maketrans("−–×", "--*", " \t\r\n")
 
 
 def _repeats(text: str, expected: str) -> bool:
-    """Whether `text` contains `expected`, ignoring white space and the style of dashes, and not as part of a longer
-    expression."""
+    """Whether `text` contains `expected`, not inside a longer expression; white space and kind of dash do not count."""
     squeezed, wanted = (part.replace("**", "").translate(_DASHES) for part in (text, expected))
     return re.search(rf"(?<![\d.+\-*/]){re.escape(wanted)}(?![\d.+\-*/])", squeezed) is not None
 

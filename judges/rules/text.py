@@ -1,9 +1,5 @@
-"""The plain-text judges: "exact", "contains", "regex" and "number".
-
-All compare a response with the prompt's target by a simple rule. A missing or empty target is a mistake in the data and
-stops the stage, so two missing answers never count as equal. In a response that was cut off, a number at the very end
-is not read: "18" may be the start of "180".
-"""
+"""The plain-text judges "exact", "contains", "regex" and "number". A missing target stops the stage, so two missing
+answers are never equal; a number at the very end of a response that was cut off is not read."""
 
 import re
 from fractions import Fraction

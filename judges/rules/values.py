@@ -1,7 +1,4 @@
-"""Exact values of digit strings: reading, comparing and showing them.
-
-A value is an int or a Fraction, never a float.
-"""
+"""Exact values (int or Fraction, never float) of digit strings: reading, comparing and showing them."""
 
 import re
 from fractions import Fraction

@@ -1,9 +1,5 @@
-"""Reads labelled examples from a JSONL, CSV or Parquet file.
-
-A row holds `prompt` (a text or chat messages) and either `response` with `label` (right, wrong, abstain) or `score` (a
-number), or `chosen` and `rejected`. `target` is the known answer, `finish_reason` defaults to "stop", and the judge
-sees every other column in `Prompt.columns`, as in a campaign.
-"""
+"""Reads labelled examples from a JSONL, CSV or Parquet file, in the columns that `NEEDED` names; others reach the
+judge."""
 
 import csv
 import json
@@ -33,10 +29,7 @@ NEEDED = (
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A labelled example: one response with its label or score, or a chosen and a rejected one (in this order).
-
-    `wanted` is "right", "wrong" or "abstain" for a label, a number for a score, and "chosen" for a pair.
-    """
+    """One response and its label or score, or two and "chosen": the chosen one is first."""
 
     where: str
     kind: Literal["label", "score", "pair"]

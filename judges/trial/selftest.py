@@ -1,7 +1,4 @@
-"""Tests a judge before a campaign starts, on its own examples and on the user's labelled ones.
-
-The run stops at a mistake on the judge's own examples, or if it agrees with too few of the user's labels.
-"""
+"""Tests a judge before a campaign starts, on its own examples and on the user's labelled ones."""
 
 from pathlib import Path
 
@@ -15,10 +12,7 @@ from judges.types import Example, Group, JudgeError, Response, Verdict
 
 
 def self_test(judge: Judge) -> int:
-    """Run the known examples of the judge and of its members; return how many there are.
-
-    Raises JudgeError at the first wrong verdict, or if something that the judge needs is missing.
-    """
+    """Run the known examples of the judge and its members; return their number. JudgeError at the first mistake."""
     judge.ready()
     inside = sum(self_test(member) for member in judge.members())
     examples = judge.known_examples()
@@ -33,10 +27,7 @@ def self_test(judge: Judge) -> int:
 
 
 def agree_with(judge: Judge, examples: Path, *, agreement: float, correct_at: float) -> int:
-    """Run the user's labelled examples; return how many there are.
-
-    Raises JudgeError if the judge agrees with a smaller share of them than `agreement`; it shows the first mistake.
-    """
+    """Run the user's labelled examples; return their number. JudgeError if the judge agrees with too few of them."""
     outcomes = try_cases(judge, read_cases(examples), correct_at=correct_at)
     missed = [outcome for outcome in outcomes if not outcome.agrees]
     agreed = len(outcomes) - len(missed)

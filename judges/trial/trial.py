@@ -1,8 +1,4 @@
-"""Runs a judge on labelled cases and collects the outcomes.
-
-A pair is shown in both orders to every judge except pointwise ones, which see no order. A pointwise judge gets single
-responses; any other one gets the responses to equal prompts together, as in a campaign.
-"""
+"""Runs a judge on labelled cases and collects the outcomes; pairs in both orders, unless the judge sees no order."""
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -27,11 +23,8 @@ OnProgress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A judge's answer to a case.
-
-    `verdicts` are for its responses (of a pair judged in two orders: those from the order chosen, rejected), and
-    `orders` the preference for the chosen response when it was read first, and when it was read last.
-    """
+    """A judge's answer to a case; `verdicts` of a pair are from the order chosen, rejected; `orders`: both
+    preferences."""
 
     case: Case
     decision: Decision
@@ -49,10 +42,8 @@ def try_cases(
     tolerance: float = TOLERANCE,
     on_progress: OnProgress = lambda done: None,
 ) -> list[Outcome]:
-    """One outcome per case, in order. `correct_at` is the lowest score at which a response counts as right.
-
-    Raises JudgeError if the judge fails as a whole, or if a pairwise judge gets cases that are not pairs.
-    """
+    """One outcome per case; `correct_at` is the lowest score of a right response. JudgeError if the judge cannot go
+    on."""
     if isinstance(judge, PairwiseJudge) and (single := next((case for case in cases if case.kind != "pair"), None)):
         raise JudgeError(
             f"Judge {type(judge).__name__} compares two responses, but the labelled example at {single.where} has one "

@@ -1,9 +1,5 @@
-"""Inputs of the losses: log-probs of responses, and the three kinds of relation that losses are defined on.
-
-Shapes: `P` pairs, `S` single responses, `G` groups of at most `K` responses; `L` tokens of the longest response. Below,
-`*N` stands for the shape of the relation: `P`, `S` or `G, K`. Everything is in nats; a `None` was not asked for by the
-loss's `needs`.
-"""
+"""Inputs of the losses, in nats; None was not asked for by the loss's `needs`. `P` pairs, `S` singles, `G` groups of at
+most `K` responses, `L` tokens of the longest response; `*N` is the relation's shape: `P`, `S` or `G, K`."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,5 @@
-"""Losses over `Δ`, the difference of both responses' log-ratios to the reference: one value per pair, [P].
-
-Below, `z = βΔ` and `ell(z) = -log sigmoid(z)`. What depends on `Δ` alone pushes both log-probs equally
-hard; it does not say which of them moves.
-"""
+"""Losses over `Δ`, the difference of both log-ratios to the reference: one value per pair, [P]. They push both
+log-probs equally hard, whichever moves. Below, `z = βΔ` and `ell(z) = -log sigmoid(z)`."""
 
 import math
 from collections.abc import Callable
@@ -110,10 +107,8 @@ def exo(pairs: Pairs, *, beta: float, label_smoothing: float, labels: str) -> Te
 
 
 def discopop(pairs: Pairs, *, beta: float, tau: float) -> Tensor:
-    """`(1-m) ell(z) + m exp(-z)` with `m = sigmoid(z/τ)`, through which the gradient flows. Eq. 5 of arXiv:2406.08414.
-
-    `m exp(-z)` is one exponential of a sum, which for `τ <= 1` is never positive: nothing overflows.
-    """
+    """`(1-m) ell(z) + m exp(-z)`, `m = sigmoid(z/τ)`; eq. 5 of arXiv:2406.08414. One exponential of a sum cannot
+    overflow."""
     z = beta * pairs.delta
     return torch.sigmoid(-z / tau) * ell(z) + torch.exp(-z - ell(z / tau))
 

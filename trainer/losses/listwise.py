@@ -1,7 +1,5 @@
-"""Losses over groups of ranked or scored responses to one prompt. One value per group.
-
-Shapes: `G` groups of at most `K` responses; the padding of shorter groups takes no part.
-"""
+"""Losses over groups of ranked or scored responses, one value per group. `G` groups of at most `K`; padding is
+masked."""
 
 import torch
 from torch import Tensor

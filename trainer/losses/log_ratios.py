@@ -1,5 +1,4 @@
-"""Losses that use the two log-ratios `a` and `b` separately, so that the chosen response is pushed up (or held) and not
-only away from the rejected one. One value per pair, [P]."""
+"""Losses that use the log-ratios `a` and `b` separately, to push the chosen one up or hold it: per pair, [P]."""
 
 import torch
 from torch import Tensor

@@ -1,7 +1,4 @@
-"""A row of the table of losses: name, function, arguments with their defaults, what the trainer must compute.
-
-No torch here: the functions are imported when a round starts. Adding a loss is one function, one row, one test.
-"""
+"""A row of the table of losses: function, arguments with defaults, what the trainer must compute. No torch here."""
 
 import importlib
 from collections.abc import Callable

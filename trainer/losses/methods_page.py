@@ -1,8 +1,4 @@
-"""Generate docs/methods.md, the page of all losses, from the table. No torch here.
-
-`python -m trainer.losses.methods_page` prints it. Names, needs, arguments and defaults are those of the rows
-themselves, so the page cannot differ from what the config accepts.
-"""
+"""Generate docs/methods.md from the table of losses: `python -m trainer.losses.methods_page`. No torch here."""
 
 from collections.abc import Iterator
 from typing import get_args

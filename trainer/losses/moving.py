@@ -1,5 +1,4 @@
-"""A loss whose reference follows the policy during the round (need `moving_reference`). One value per pair; the trainer
-moves the reference with `follow`."""
+"""A loss whose reference follows the policy (need `moving_reference`), which the trainer moves with `follow`."""
 
 import torch
 from torch import Tensor
@@ -9,8 +8,7 @@ from trainer.losses.contrastive import dpo
 
 
 def tr_dpo(pairs: Pairs, *, beta: float, alpha: float, tau: float) -> Tensor:
-    """DPO (eq. 7 of arXiv:2305.18290) against a reference that moved; TR-DPO, arXiv:2404.09656. `alpha` and `tau` say
-    how and how often the trainer moves it, and do not enter the value."""
+    """DPO against a reference that moved, TR-DPO of arXiv:2404.09656; `alpha` and `tau` only say how it moves."""
     return dpo(pairs, beta=beta)
 
 

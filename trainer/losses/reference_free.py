@@ -1,5 +1,4 @@
-"""Losses over both responses' log-probs without a reference: only the data hold the policy back. One value per pair,
-[P]. Below, `u = logp / n`."""
+"""Losses over both responses' log-probs without a reference: one value per pair, [P]. Below, `u = logp / n`."""
 
 import torch
 from torch import Tensor
@@ -30,10 +29,7 @@ def simpo(pairs: Pairs, *, beta: float, gamma_beta_ratio: float) -> Tensor:
 
 
 def orpo(pairs: Pairs, *, odds_weight: float) -> Tensor:
-    """`-u_w + λ ell(log(odds_w / odds_l))` with `odds = e^u / (1 - e^u)`. arXiv:2403.07691.
-
-    Where a response is almost certain (`u > -1e-7`), its odds are held there.
-    """
+    """`-u_w + λ ell(log(odds_w / odds_l))`, `odds = e^u / (1 - e^u)`, held where `u > -1e-7`. arXiv:2403.07691."""
     u_w, u_l = pairs.w.mean, pairs.l.mean
     log_odds_ratio = u_w - u_l - (log1mexp(u_w) - log1mexp(u_l))
     return -u_w + odds_weight * ell(log_odds_ratio)

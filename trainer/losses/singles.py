@@ -1,7 +1,4 @@
-"""Losses over single responses with a label or a score. One value per response.
-
-Shapes: `S` singles, `L` tokens. `h = logp - ref` (`Responses.gap`), `u = logp / length` (`Responses.mean`).
-"""
+"""Losses over `S` single responses with a label or score. `L` tokens; `h = logp - ref`, `u = logp / length`."""
 
 import torch
 from torch import Tensor

@@ -1,9 +1,5 @@
-"""Losses with a statistic of the whole optimizer step (need `step`): they must see all relations of the step at once,
-since evaluating parts of it gives another loss. One value per relation.
-
-A running state over steps is a dict of numbers; `..._update(relation, state, ...)` makes the next one from a step.
-Shapes: `P` pairs, `S` singles.
-"""
+"""Losses with a statistic of the whole optimizer step (need `step`), which must see all its relations at once: one
+value per relation, `P` pairs or `S` singles. `..._update(relation, state, ...)` makes the next running state."""
 
 import torch
 from torch import Tensor

@@ -1,5 +1,4 @@
-"""The table of losses: every row by its name in the config. No torch here: a row's function is imported when a round
-starts. Adding a loss is one function, one row, one test."""
+"""The table of losses by their names in the config. To add one: a function, a row, a test. No torch here."""
 
 from trainer.losses.method import Method
 from trainer.losses.table_others import ROWS as OTHER_ROWS

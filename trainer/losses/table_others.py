@@ -1,7 +1,4 @@
-"""Table rows of the losses over groups, over single responses, and over all pairs of a step at once.
-
-No torch here.
-"""
+"""Rows of the losses over groups, over single responses, and over all pairs of a step at once. No torch here."""
 
 from trainer.losses.method import Method, Need, choice, flag, number
 

@@ -1,5 +1,4 @@
-"""Table rows of the losses over pairs: those over `Δ` (`table_contrastive.py`), and here those of `log_ratios.py`,
-`token_level.py`, `reference_free.py` and `likelihood.py`. No torch here."""
+"""Rows of the losses over pairs, except those over `Δ` (`table_contrastive.py`). No torch here."""
 
 from trainer.losses.method import Method, choice, flag, number
 from trainer.losses.table_contrastive import BETA, REFERENCE

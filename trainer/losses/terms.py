@@ -1,5 +1,4 @@
-"""Parse the loss of a config (a name, a name with arguments, or a list of them) into `LossTerm`s with every argument
-filled in. A mistake raises a ValueError that explains it. No torch."""
+"""Parse the loss of a config into `LossTerm`s with every argument filled in, or raise a ValueError. No torch."""
 
 import difflib
 import importlib

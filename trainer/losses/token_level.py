@@ -1,5 +1,4 @@
-"""DPO-family losses over single tokens or whole next-token distributions; pairs need `tokens`, `kl` or `collision`. One
-value per pair, [P]. `L` is the longest response."""
+"""DPO-family losses over tokens or next-token distributions: one value per pair, [P]; `L` is the longest response."""
 
 import torch
 from torch import Tensor

@@ -1,8 +1,5 @@
-"""Publish the current weights to a sampler, as a folder that its engine can load in its number format.
-
-Nothing is flushed to the disk or hashed: the folder is temporary, and a killed round makes it again. A file in shared
-memory is slow to create but fast to overwrite, so two of them take turns: one is read, the other written.
-"""
+"""Publish the current weights to a sampler, as a temporary folder that its engine can load. A file in shared memory is
+slow to create but fast to overwrite, so two take turns: one is read, the other written."""
 
 import json
 import mmap
@@ -35,8 +32,7 @@ class Publisher:
 
     @torch.no_grad()
     def publish(self, model: Any, folder: Path, *, policy: Path, number_format: Format) -> None:
-        """Write the model, adapters merged, with the policy's tokenizer to `folder`, which is complete once it has its
-        name. The previously published folder keeps its files; older ones are removed."""
+        """Write the model with the policy's tokenizer to `folder`; of older folders only the last stays."""
         partial = folder.with_name(folder.name + PARTIAL)
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         tensors = weights_in(inner)
@@ -80,8 +76,7 @@ def fits(tensors: dict[str, Tensor], places: dict[str, Tensor], dtype: torch.dty
 
 
 def in_place(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name; writing to them writes to the file. Empty for a file with an
-    unknown dtype."""
+    """The tensors of a safetensors file; writing to them writes to the file. Empty for a file with an unknown dtype."""
     with path.open("r+b") as file:
         memory = mmap.mmap(file.fileno(), 0)
     begin = 8 + int.from_bytes(memory[:8], "little")

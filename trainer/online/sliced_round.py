@@ -1,13 +1,7 @@
-"""A round whose data arrive in slices, because later ones are sampled from weights trained on earlier ones.
-
-Between slices the weights are published to the sampler. There is one optimizer, one schedule and one reference, and the
-result has the form of `train_round`'s.
-
-A slice's steps are those of a whole round (`run_steps`), so a round of one slice gives the same weights as
-`train_round`. The reference stays in memory with the policy, in the number format of training: with adapters it is
-the policy with its adapters switched off. Killed at any moment and opened again, it resumes from its last checkpoint,
-at the slice of that checkpoint.
-"""
+"""A round whose data arrive in slices, later ones sampled from weights trained on earlier ones, which are published in
+between: one optimizer, one schedule, one reference. One slice gives the same weights as `train_round`. The reference
+stays in memory; with adapters it is the policy with its adapters off. Killed at any moment and opened again, it resumes
+from its last checkpoint, at the slice of that checkpoint."""
 
 import copy
 import hashlib
@@ -92,10 +86,8 @@ class SlicedRound:
         return self.next + (self.summary is None and self.steps > self.seen.before)
 
     def train(self, data: PreferenceData) -> None:
-        """Run the remaining steps of the slice `next`; there are none if nothing can be trained on.
-
-        Raises TrainerError as `train_round` does, and for data that differ from those of a slice already begun.
-        """
+        """Run the remaining steps of slice `next`. Raises TrainerError as `train_round` does, and for data that differ
+        from those of a slice already begun."""
         assert self.next < self.slices, "every slice was given"
         checked = prepare.check(self.running, data, may_be_empty=True) if data.relations else None
         seen = self.seen
@@ -161,8 +153,7 @@ class SlicedRound:
     def _load_reference(
         self, model: Any, data: PreferenceData | None, layout: Layout
     ) -> tuple[Any, LiveReference | None]:
-        """The reference as a separate model, and as a live one if the losses need it; None where none is needed, or
-        where it is the policy without its adapters."""
+        """The reference as a separate model, and as a live one if needed; None if it is the policy without adapters."""
         running, needs = self.running, self.running.objective.needs
         lives = bool(LIVE & needs)
         if not lives and "reference" not in needs:
@@ -207,8 +198,7 @@ class SlicedRound:
         return plan
 
     def _layout_for(self, data: PreferenceData) -> Layout:
-        """The probed layout; but the probe saw only the first slice, so plain rows if a window is too narrow for this
-        one."""
+        """The probed layout, or plain rows if a window that the first slice fitted is too narrow for this one."""
         layout: Layout = read_json(self.running.spec.work / LAYOUT)["layout"]
         longest = max(len(group.token_ids) + max(map(_tokens, group.responses)) for group in data.groups)
         needed = max(longest, self.running.spec.settings.row_tokens)

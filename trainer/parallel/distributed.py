@@ -1,8 +1,5 @@
-"""A team of several processes over torch.distributed: gloo on CPUs, NCCL on GPUs, one GPU each.
-
-Two ways to share the work: every process holds the whole model, and gradients are summed after the last row (`ddp`); or
-`fully_shard` leaves each process a part of every weight, gradient and optimizer state, and puts a layer together only
-while it runs (`fsdp`)."""
+"""A team over torch.distributed (gloo on CPUs, NCCL on GPUs): every process holds the whole model and gradients are
+summed after the last row (`ddp`), or `fully_shard` splits weights, gradients and optimizer state (`fsdp`)."""
 
 import os
 import sys
@@ -50,8 +47,7 @@ class ProcessTeam(Team):
         return shard(model, self.size) if self.sharded else model
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum over processes; `fully_shard` has done so in the backward pass. A parameter that no process used keeps no
-        gradient, as it would in one process."""
+        """Sum over processes (`fully_shard` has done so); a parameter that no process used keeps no gradient."""
         if self.sharded:
             return
         listed = list(parameters)
@@ -81,10 +77,8 @@ class ProcessTeam(Team):
 
 
 def shard(model: nn.Module, size: int) -> nn.Module:
-    """Shard the model block by block (`_no_split_modules` of transformers names the blocks), then what is left.
-
-    The root is resharded after its forward pass too: torch would keep it whole until the next backward pass, and use it
-    as it was after weights have been loaded or a reference has moved."""
+    """Shard the model block by block (`_no_split_modules`), then the rest. The root is resharded after its forward
+    pass: torch would go on using it as it was after weights have been loaded or a reference has moved."""
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (size,))
     blocks = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     for module in reversed([module for module in model.modules() if type(module).__name__ in blocks]):

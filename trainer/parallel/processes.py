@@ -1,8 +1,5 @@
-"""Run a function in several processes on this machine and return the leader's result. Each process has its own log.
-
-No process outlives the call or a killed caller, whose end each one watches for. A failure also makes the other
-processes fail; the caller gets the first cause.
-"""
+"""Run a function in several processes, each with its own log; return the leader's result. No process outlives the call
+or a killed caller; if one fails all do, and the caller gets the first cause."""
 
 import multiprocessing
 import os
@@ -81,11 +78,8 @@ class Member:
 
 
 def run_together(size: int, work: Work, *, sharded: bool, logs: Path, report: Report) -> Any:
-    """Run `work` in `size` processes; the leader's result.
-
-    Raises the TrainerError that one of them raised, a TrainerError if one died or there are too few GPUs, ProcessError
-    for any other exception.
-    """
+    """Run `work` in `size` processes; the leader's result. TrainerError as raised, or if one died or GPUs are missing;
+    ProcessError for any other exception."""
     gpus = torch.cuda.device_count()
     if 0 < gpus < size:
         raise TrainerError(
@@ -117,8 +111,7 @@ def _start(rank: int, size: int, work: Work, sharded: bool, meeting: Path, logs:
 
 
 def _listen(members: Sequence[Member], report: Report) -> Any:
-    """Wait until all are done or one fails. An exception may be the consequence of another process's failure, so wait
-    for that too and raise the earliest; a TrainerError is always a cause."""
+    """Wait until all are done or one fails; then raise the first cause, a TrainerError before others."""
     failures: list[ProcessError] = []
     deadline = float("inf")
     while not all(member.done for member in members) and time.monotonic() < deadline:

@@ -1,8 +1,5 @@
-"""The processes that train a round together. `Team` is a team of one; `distributed.py` has teams of several.
-
-The plan of a step never depends on the team. Its rows are assigned in turn: row 0 to process 0, row 1 to process 1 and
-so on. Losses are divided by the counts of the whole step, so gradients are summed over processes, never averaged.
-"""
+"""The processes that train a round together; `Team` is a team of one. The plan of a step never depends on the team:
+rows are assigned in turn, and gradients are summed over processes, never averaged."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

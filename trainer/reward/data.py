@@ -1,5 +1,4 @@
-"""Prepare checked pairs for a reward model: add a placeholder token after each response, and split the pairs by prompt
-into training and held-out ones."""
+"""Prepare checked pairs for a reward model: a placeholder token after each response, and a held-out split by prompt."""
 
 import random
 from dataclasses import replace
@@ -23,10 +22,8 @@ def _with_end(group: PromptGroup) -> PromptGroup:
 
 
 def hold_out(data: PreferenceData, share: float, *, seed: int) -> tuple[PreferenceData, PreferenceData | None]:
-    """Training data, and whole prompts with at least this share of the pairs to measure (None for 0).
-
-    Raises TrainerError if nothing would be left to train on.
-    """
+    """Training data, and whole prompts with at least this share of pairs (None for 0). TrainerError if none would
+    train."""
     if share == 0:
         return data, None
     counts: dict[str, int] = {}

@@ -1,11 +1,6 @@
-"""Load and save reward models: the layers of a causal model with a new linear head that computes a response's reward at
-its last token, saved as an ordinary sequence-classification folder.
-
-transformers read the reward at the last token that is not the pad token, so no response may end with the pad token:
-with the common `pad = eos`, every finished response would be read one token early.
-
-Shapes: `B` sequences, `T` tokens, `R` responses, `D` hidden size.
-"""
+"""Load and save reward models: a causal model's layers with a new linear head on the last token, saved as an ordinary
+sequence-classification folder. transformers read the last token that is not the pad token, so no response may end with
+it. Shapes: `B` sequences, `T` tokens, `R` responses, `D` hidden size."""
 
 import math
 from collections.abc import Sequence
@@ -49,9 +44,7 @@ class RewardScorer(nn.Module):
 
 
 def load_reward_model(folder: Path, arithmetic: Arithmetic, *, pad_id: int, head_scale: float, seed: int) -> Any:
-    """The model of a folder in fp32, dropout off, with a new head; `pad_id` may be the first id beyond the vocabulary.
-
-    Raises TrainerError for architectures without a linear head on the last token."""
+    """The model of a folder in fp32, dropout off, with a new head. TrainerError if it has no such head."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging
 

@@ -1,6 +1,5 @@
-"""Train a reward model from start to end: a sequence-classification folder that transformers can load, with its results
-on held-out pairs before and after training. Killed at any moment and called again, it resumes from its last checkpoint
-and ends with the same weights (same threads, CPU)."""
+"""Train a reward model from start to end: a folder that transformers can load, with results on held-out pairs. Killed
+and called again, it resumes from its last checkpoint and ends with the same weights (same threads, CPU)."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -70,10 +69,8 @@ class _Running:
 
 
 def train_reward(spec: RewardSpec, data: PreferenceData, *, report: Report) -> RewardSummary:
-    """Train a reward model on the pairs and write it to `spec.out`; a finished one is returned as it is.
-
-    `report` is called with `phase` (load, measure, train, save), `done`, `total` and, after a step, its metrics. Raises
-    TrainerError for data, folders or numbers with which it cannot continue."""
+    """Train on the pairs and write `spec.out`; a finished one is returned as it is. `report` gets `phase` (load,
+    measure, train, save), `done`, `total` and a step's metrics. Raises TrainerError where it cannot continue."""
     finished = read_record(spec.out / SUMMARY, RewardSummary, spec.identity | {"data": data_digest(data)})
     if finished is not None:
         return finished
@@ -215,10 +212,7 @@ def _train(running: _Running, context: RewardContext, plan: Plan) -> None:
 
 @torch.no_grad()
 def _compare_with_transformers(model: Any, context: RewardContext, plan: Plan) -> float:
-    """Score the shortest and longest response of a step here and by transformers in one padded batch, both in fp32.
-
-    Raises TrainerError if they differ: users of the folder would get other rewards than those that were trained.
-    """
+    """Score a step's shortest and longest response here and by transformers; TrainerError if they differ."""
     trees = [tree for row in plan.steps[0].rows for tree in row_trees(context.data, row)]
     responses = sorted(((len(p) + len(r), p, r) for p, rs in trees for r in rs), key=lambda found: found[0])
     chosen = [(prompt, ids) for _, prompt, ids in (responses[0], responses[-1])]

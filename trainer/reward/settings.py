@@ -51,7 +51,6 @@ class RewardSettings(BaseModel):
 
     @property
     def as_round(self) -> TrainSettings:
-        """The same values as settings of a round, for what both kinds of training share: rows, optimizer, number
-        format."""
+        """The same values as settings of a round, for what both kinds of training share."""
         shared = TrainSettings.model_fields.keys() & RewardSettings.model_fields.keys()
         return TrainSettings.model_validate({name: getattr(self, name) for name in shared})

@@ -1,8 +1,5 @@
-"""One optimizer step of a reward model, and measuring pairs without one. Gradients are those of the mean loss over all
-pairs of the step, however many rows they lie in.
-
-Shapes: `R` responses of a row, `P` its pairs.
-"""
+"""One optimizer step of a reward model (the mean loss over its pairs, whatever the rows), and measuring pairs without
+one. Shapes: `R` responses of a row, `P` its pairs."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -50,8 +47,7 @@ class RowRewards(NamedTuple):
 def accumulate_rewards(
     context: RewardContext, step: Step, *, number: int, tick: Callable[[], None]
 ) -> dict[str, float]:
-    """Forward and backward over every row; gradients add up to those of the mean loss over the step's pairs. Returns
-    the step's part of the log. Raises BadStep for a loss that is not a number."""
+    """Forward and backward over every row; returns the step's part of the log. BadStep if the loss is no number."""
     loss, tokens = 0.0, 0
     seen: list[RowRewards] = []
     with context.arithmetic.autocast():

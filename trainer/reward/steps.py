@@ -1,5 +1,4 @@
-"""The optimizer steps of a reward model, from the last checkpoint on: one line of `steps.jsonl` per step, and
-checkpoints."""
+"""The steps of a reward model from the last checkpoint on: one line of `steps.jsonl` each, and checkpoints."""
 
 import json
 import os

@@ -1,5 +1,4 @@
-"""Records of a trained reward model: JSON for programs, and a README.md that says how well the model orders held-out
-pairs and how to load it. No torch here."""
+"""Records of a trained reward model: JSON, and a README.md with its results and how to load it. No torch here."""
 
 from pathlib import Path
 

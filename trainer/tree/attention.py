@@ -1,11 +1,6 @@
-"""Attention over prefix trees: the result of dense attention with the tree mask for a fraction of the work, since each
-branch looks at its own prefix and nothing else.
-
-The branches travel as an attribute of the dense mask. Wherever they are missing, or a model asks for something unusual
-(soft caps, sinks, position biases, windows), the mask itself goes to torch's sdpa: slower, the same result.
-
-Shapes: `T` tokens, `H` heads, `G` key-value heads, `D` head size, `S`/`Q`/`K` branches, queries, keys of a group.
-"""
+"""Attention over prefix trees, equal to dense attention with the tree mask at a fraction of the work. Branches are an
+attribute of the dense mask; without them, or with soft caps, sinks, biases or windows, torch's sdpa gets the mask.
+Shapes: `T` tokens, `H` heads, `G` key-value heads, `D` head size, `S`/`Q`/`K` branches, queries, keys of a group."""
 
 from typing import Any, NamedTuple
 
@@ -100,10 +95,7 @@ def _take(rows: Tensor, index: Tensor) -> Tensor:
 
 
 class BranchAttention(torch.autograd.Function):
-    """Plain attention over padded branches: on CPU four times as fast as the flash kernel at these sizes.
-
-    Scores and softmax are in fp32; the weights are kept for the backward pass in the values' dtype.
-    """
+    """Attention over padded branches, on CPU four times as fast as the flash kernel. Softmax is in fp32."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask_SQK: Tensor, scaling: float) -> Tensor:

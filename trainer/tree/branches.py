@@ -1,9 +1,6 @@
-"""Split a prefix tree into a few small attention problems: branches (runs of tokens without a fork) in groups of
-similar length, each with the tokens that it sees. A row of T tokens has T x T attention weights, nearly all of them
-blocked; the branches hold only those that are not.
-
-Shapes: `T` tokens of the row, `S` branches of a group, `Q` tokens of its longest branch, `K` of its longest prefix +
-branch."""
+"""Split a prefix tree into small attention problems: branches (runs of tokens without a fork) in groups of similar
+length, each with the tokens that it sees, instead of T x T weights that are nearly all blocked. Shapes: `T` tokens of
+the row, `S` branches of a group, `Q` tokens of its longest branch, `K` of its longest prefix + branch."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -1,13 +1,8 @@
-"""Encode the trees of a row (a prompt and its responses, token ids) as what the model reads and which outputs are
-scored.
-
-A tree row is a prefix tree over all its sequences: every distinct prefix is one token of the row, so a prompt, and
-whatever responses or prompts have in common from their start, is encoded once. A token sees exactly its own prefix,
-and its position is its depth. A plain row is a batch of right-padded sequences that the model masks by itself.
-
-Shapes: `B` sequences of a plain row (1 in a tree row), `T` tokens of the row, `U` outputs kept per sequence, `K` scored
-(prefix, next token) pairs, `R` responses, `L` tokens of the longest response.
-"""
+"""Encode the trees of a row (prompts with responses, token ids) as what the model reads and which outputs are scored.
+In a tree row every distinct prefix is one token, which sees exactly its own prefix at the position of its depth, so
+common text is read once. A plain row is a batch of right-padded sequences. Shapes: `B` sequences of a plain row (1 in a
+tree row), `T` tokens of the row, `U` outputs kept per sequence, `K` scored (prefix, next token) pairs, `R` responses,
+`L` tokens of the longest response."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,8 +1,6 @@
-"""Plan a round: which relations (pairs, single responses, groups) make up which optimizer step, and in which packed
-rows the model reads them. No torch: the same data, settings and seed give the same plan everywhere.
-
-All responses of a relation lie in one row, so each row's loss can go backward by itself. The reference pass walks
-exactly these rows; that is why later epochs repeat the same steps (in another order) instead of cutting new ones."""
+"""Plan which relations make up which optimizer step, in which packed rows. No torch: the same inputs and seed give the
+same plan everywhere. All responses of a relation lie in one row, so its loss can go backward by itself; later epochs
+repeat the same steps in another order, because the reference pass walks exactly these rows."""
 
 import hashlib
 import random
@@ -136,8 +134,7 @@ def _units(relations: Sequence[Relation], settings: TrainSettings, rng: random.R
 
 
 def _cut(units: Sequence[list[int]], batch_pairs: int) -> list[list[int]]:
-    """Steps of as equal size as whole units allow, `batch_pairs` or a little less: each unit goes where its middle
-    falls."""
+    """Steps of nearly equal size, `batch_pairs` or a little less, of whole units: each goes where its middle falls."""
     total = sum(map(len, units))
     steps = -(-total // batch_pairs)
     batches: list[list[int]] = [[] for _ in range(steps)]
