@@ -4,7 +4,7 @@ judge."""
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,9 @@ NEEDED = (
     "Every row needs `prompt` and either `response` with `label` (right, wrong or abstain) or `score`, or `chosen` and "
     "`rejected`; `target` is optional."
 )
+
+Cells = Mapping[str, Any]
+"""A row of a file by column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ def read_cases(path: Path) -> list[Case]:
     return cases
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: Path) -> Iterator[tuple[str, Cells]]:
     """Yield each row with its location, without empty cells."""
     readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
     if path.suffix.lower() not in readers:
@@ -60,7 +63,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, {str(name): value for name, value in row.items() if value is not None and value != ""}
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _jsonl(path: Path) -> Iterator[tuple[str, Cells]]:
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
@@ -73,7 +76,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield f"line {number}", row
 
 
-def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _csv(path: Path) -> Iterator[tuple[str, Cells]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
@@ -88,7 +91,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             raise JudgeError(f"{path}, line {reader.reader.line_num} cannot be read as CSV: {error}.") from None
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _parquet(path: Path) -> Iterator[tuple[str, Cells]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -100,23 +103,24 @@ def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield f"row {number}", row
 
 
-def _case(path: Path, where: str, row: dict[str, Any]) -> Case:
+def _case(path: Path, where: str, row: Cells) -> Case:
     try:
-        kind = _kind(row)
-        prompt = _prompt(where, row)
+        kind = _kind(tuple(row))
+        columns = {name: value for name, value in row.items() if name not in OWN}
+        prompt = Prompt(where, _messages(row["prompt"]), _target(row.get("target")), columns)
         names = ("chosen", "rejected") if kind == "pair" else ("response",)
         finish = str(row.get("finish_reason", "stop"))
         if finish not in ("stop", "length"):
             raise ValueError(f"finish_reason is {finish!r}, expected stop or length")
         responses = tuple(Response(f"{where} {name}", _text(name, row[name]), finish) for name in names)
-        wanted = "chosen" if kind == "pair" else _label(row) if kind == "label" else _score(row)
+        wanted = "chosen" if kind == "pair" else _label(row["label"]) if kind == "label" else _score(row["score"])
     except ValueError as error:
         raise JudgeError(f"{path}, {where}: {error}. {NEEDED}") from None
     return Case(where, kind, prompt, responses, wanted)
 
 
-def _kind(row: dict[str, Any]) -> Literal["label", "score", "pair"]:
-    """The kind of a row; ValueError unless it is exactly one of the three."""
+def _kind(row: Sequence[str]) -> Literal["label", "score", "pair"]:
+    """The kind of a row with these columns; ValueError unless it is exactly one of the three."""
     is_pair = "chosen" in row or "rejected" in row
     texts = ("chosen", "rejected") if is_pair else ("response",)
     if missing := [name for name in ("prompt", *texts) if name not in row]:
@@ -130,15 +134,14 @@ def _kind(row: dict[str, Any]) -> Literal["label", "score", "pair"]:
     return "label" if "label" in row else "score"
 
 
-def _prompt(where: str, row: dict[str, Any]) -> Prompt:
-    asked, target = row["prompt"], row.get("target")
+def _messages(asked: Any) -> tuple[dict[str, str], ...]:
     if not isinstance(asked, str) and not _is_chat(asked):
         raise ValueError(f"prompt is {str(asked)[:80]!r}, expected a text or chat messages with role and content")
-    messages = ({"role": "user", "content": asked},) if isinstance(asked, str) else tuple(dict(turn) for turn in asked)
-    if target is not None and not isinstance(target, str):
-        target = json.dumps(target, default=str, ensure_ascii=False)
-    columns = {name: value for name, value in row.items() if name not in OWN}
-    return Prompt(where, messages, target, columns)
+    return ({"role": "user", "content": asked},) if isinstance(asked, str) else tuple(dict(turn) for turn in asked)
+
+
+def _target(given: Any) -> str | None:
+    return given if given is None or isinstance(given, str) else json.dumps(given, default=str, ensure_ascii=False)
 
 
 def _is_chat(value: Any) -> bool:
@@ -159,18 +162,18 @@ def _text(name: str, value: Any) -> str:
     raise ValueError(f"{name} is {str(value)[:80]!r}, expected a text")
 
 
-def _label(row: dict[str, Any]) -> str:
-    label = str(row["label"]).strip().lower().removesuffix(".0")
+def _label(given: Any) -> str:
+    label = str(given).strip().lower().removesuffix(".0")
     if label not in LABELS:
-        raise ValueError(f"the label {row['label']!r} is not one of right, wrong, abstain, true, false, 1, 0")
+        raise ValueError(f"the label {given!r} is not one of right, wrong, abstain, true, false, 1, 0")
     return LABELS[label]
 
 
-def _score(row: dict[str, Any]) -> float:
+def _score(given: Any) -> float:
     try:
-        score = float(row["score"])
+        score = float(given)
     except (TypeError, ValueError):
         score = math.nan
     if not math.isfinite(score):
-        raise ValueError(f"the score {row['score']!r} is not a finite number")
+        raise ValueError(f"the score {given!r} is not a finite number")
     return score

@@ -8,7 +8,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from judges.trial.trial import Outcome
 
@@ -16,26 +16,95 @@ BINS = 10
 """Number of equal bins of [0, 1] for the calibration."""
 
 
-def report(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """All numbers about a trial, ready for JSON."""
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Forecasts between `low` and `high`."""
+
+    low: float
+    high: float
+    n: int
+    mean_score: float
+    share_right: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The expected calibration error, and the bins that hold forecasts."""
+
+    ece: float
+    bins: list[CalibrationBin]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreAgreement:
+    """How the judge's scores go with the labelled ones."""
+
+    n: int
+    pearson: float | None
+    spearman: float | None
+    mean_absolute_difference: float
+
+
+@dataclass(frozen=True, slots=True)
+class LengthBias:
+    """Spearman's correlation of length (characters) with the scores, and how often the longer of a pair is preferred;
+    a judge that prefers length more than the labels do is biased."""
+
+    score: float | None
+    label: float | None
+    longer_preferred_by_judge: float | None
+    longer_preferred_by_labels: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class OrderBias:
+    """Of `n` pairs decided in both orders: the share whose orders agree, and of those that the response read first wins
+    (a tie counts half; 0.5 without position bias)."""
+
+    n: int
+    consistent: float
+    first_preferred: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrialReport:
+    """All numbers about a trial; `confusion` counts decisions by expected decision."""
+
+    examples: dict[str, int]
+    agreed: int
+    agreement: float | None
+    agreement_among_decided: float | None
+    abstain_rate: float | None
+    error_rate: float | None
+    tie_rate: float | None
+    confusion: dict[str, dict[str, int]]
+    kappa: float | None
+    calibration: Calibration | None
+    scores: ScoreAgreement | None
+    length: LengthBias
+    orders: OrderBias | None
+
+
+def report(outcomes: Sequence[Outcome]) -> TrialReport:
+    """All numbers about a trial."""
     pairs = [o for o in outcomes if o.case.kind == "pair"]
     decided = [o for o in outcomes if o.decision not in ("abstain", "error")]
     agreed = sum(o.agrees for o in outcomes)
-    return {
-        "examples": dict(Counter(o.case.kind for o in outcomes)),
-        "agreed": agreed,
-        "agreement": share(agreed, len(outcomes)),
-        "agreement_among_decided": share(sum(o.agrees for o in decided), len(decided)),
-        "abstain_rate": share(sum(o.decision == "abstain" for o in outcomes), len(outcomes)),
-        "error_rate": share(sum(o.decision == "error" for o in outcomes), len(outcomes)),
-        "tie_rate": share(sum(o.decision == "tie" for o in pairs), len(pairs)),
-        "confusion": confusion(outcomes),
-        "kappa": kappa(outcomes),
-        "calibration": calibration(forecasts(outcomes)),
-        "scores": score_correlation(outcomes),
-        "length": length(outcomes),
-        "orders": orders(outcomes),
-    }
+    return TrialReport(
+        examples=dict(Counter(o.case.kind for o in outcomes)),
+        agreed=agreed,
+        agreement=share(agreed, len(outcomes)),
+        agreement_among_decided=share(sum(o.agrees for o in decided), len(decided)),
+        abstain_rate=share(sum(o.decision == "abstain" for o in outcomes), len(outcomes)),
+        error_rate=share(sum(o.decision == "error" for o in outcomes), len(outcomes)),
+        tie_rate=share(sum(o.decision == "tie" for o in pairs), len(pairs)),
+        confusion=confusion(outcomes),
+        kappa=kappa(outcomes),
+        calibration=calibration(forecasts(outcomes)),
+        scores=score_correlation(outcomes),
+        length=length(outcomes),
+        orders=orders(outcomes),
+    )
 
 
 def share(part: int, whole: int) -> float | None:
@@ -81,7 +150,7 @@ def forecasts(outcomes: Sequence[Outcome]) -> list[tuple[float, bool]]:
     return found
 
 
-def calibration(points: Sequence[tuple[float, bool]], bins: int = BINS) -> dict[str, Any] | None:
+def calibration(points: Sequence[tuple[float, bool]], bins: int = BINS) -> Calibration | None:
     """Expected calibration error, Σ n_b / n · |mean forecast − share that came true| (arXiv:1706.04599, Eq. 3)."""
     if not points or not all(0 <= p <= 1 for p, _ in points):
         return None
@@ -89,20 +158,20 @@ def calibration(points: Sequence[tuple[float, bool]], bins: int = BINS) -> dict[
     for p, came_true in points:
         members.setdefault(min(int(p * bins), bins - 1), []).append((p, came_true))
     rows = [
-        {
-            "from": number / bins,
-            "to": (number + 1) / bins,
-            "n": len(part),
-            "mean_score": statistics.fmean(p for p, _ in part),
-            "share_right": statistics.fmean(hit for _, hit in part),
-        }
+        CalibrationBin(
+            number / bins,
+            (number + 1) / bins,
+            len(part),
+            mean_score=statistics.fmean(p for p, _ in part),
+            share_right=statistics.fmean(hit for _, hit in part),
+        )
         for number, part in sorted(members.items())
     ]
-    error = sum(row["n"] * abs(row["mean_score"] - row["share_right"]) for row in rows) / len(points)
-    return {"ece": error, "bins": rows}
+    error = sum(row.n * abs(row.mean_score - row.share_right) for row in rows) / len(points)
+    return Calibration(error, rows)
 
 
-def score_correlation(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
+def score_correlation(outcomes: Sequence[Outcome]) -> ScoreAgreement | None:
     """Pearson's and Spearman's correlation of scores with the expected ones, and their mean difference."""
     both = [
         (o.verdicts[0].score, o.case.wanted)
@@ -112,19 +181,12 @@ def score_correlation(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
     if not both:
         return None
     given, wanted = [s for s, _ in both], [w for _, w in both]
-    return {
-        "n": len(both),
-        "pearson": correlation(given, wanted),
-        "spearman": correlation(ranks(given), ranks(wanted)),
-        "mean_absolute_difference": statistics.fmean(abs(s - w) for s, w in both),
-    }
+    difference = statistics.fmean(abs(s - w) for s, w in both)
+    return ScoreAgreement(len(both), correlation(given, wanted), correlation(ranks(given), ranks(wanted)), difference)
 
 
-def length(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """How judge and labels depend on length (characters): Spearman of scores, and how often the longer of a pair wins.
-
-    Compare judge and labels: a judge that prefers length more than the labels do is biased.
-    """
+def length(outcomes: Sequence[Outcome]) -> LengthBias:
+    """How judge and labels depend on length."""
     singles = [o for o in outcomes if o.case.kind != "pair" and o.verdicts[0].score is not None]
     sizes = [float(len(o.case.responses[0].text)) for o in singles]
     given = [float(o.verdicts[0].score or 0.0) for o in singles]
@@ -132,30 +194,23 @@ def length(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     pairs = [o for o in outcomes if o.decision in ("chosen", "rejected") and _longer(o) is not None]
     longer_won = sum(o.decision == _longer(o) for o in pairs)
     longer_wanted = sum(_longer(o) == "chosen" for o in pairs)
-    return {
-        "score": correlation(ranks(sizes), ranks(given)),
-        "label": correlation(ranks([s for s, _ in known]), ranks([w for _, w in known])),
-        "longer_preferred_by_judge": share(longer_won, len(pairs)),
-        "longer_preferred_by_labels": share(longer_wanted, len(pairs)),
-    }
+    return LengthBias(
+        score=correlation(ranks(sizes), ranks(given)),
+        label=correlation(ranks([s for s, _ in known]), ranks([w for _, w in known])),
+        longer_preferred_by_judge=share(longer_won, len(pairs)),
+        longer_preferred_by_labels=share(longer_wanted, len(pairs)),
+    )
 
 
-def orders(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
-    """For pairs decided in both orders: how often both orders agree, and how often the response read first wins.
-
-    `first_preferred` counts half for a tie; without position bias it is 0.5.
-    """
+def orders(outcomes: Sequence[Outcome]) -> OrderBias | None:
+    """How the two orders of a pair compare; None if no pair was decided in both."""
     seen = [(a.probability, b.probability) for o in outcomes if o.orders for a, b in [o.orders]]
     known = [(a, b) for a, b in seen if a is not None and b is not None]
     if not known:
         return None
     sides = [(_side(a), _side(b)) for a, b in known]
     first = sum((1 + a) / 2 + (1 - b) / 2 for a, b in sides)
-    return {
-        "n": len(known),
-        "consistent": sum(a == b for a, b in sides) / len(sides),
-        "first_preferred": first / (2 * len(sides)),
-    }
+    return OrderBias(len(known), sum(a == b for a, b in sides) / len(sides), first / (2 * len(sides)))
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> float | None:

@@ -80,4 +80,4 @@ def try_judge(
 
     chosen = named_judge(judge, arg or [], correct_at)
     found = run_test(chosen, data, limit=limit, tolerance=tolerance, show=show, quiet=as_json)
-    print_json(found) if as_json else print_report(found)
+    print_json(found.as_json()) if as_json else print_report(found)

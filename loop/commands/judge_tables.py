@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,6 +12,10 @@ from rich.text import Text
 
 from judges.catalog import Argument, Entry
 from loop.format import duration, percent
+
+if TYPE_CHECKING:  # listing judges must stay quick
+    from judges.trial.report import Calibration, LengthBias, OrderBias, ScoreAgreement
+    from loop.commands.judge_test import Disagreement, JudgeReport, PricedUsage, Speed
 
 SAID = ("right", "wrong", "chosen", "tie", "rejected", "abstain", "error")
 """Columns of the confusion table, in this order, where they occur."""
@@ -49,89 +53,92 @@ def print_judge(entry: Entry) -> None:
         _print_indented(console, argument.meaning)
 
 
-def print_report(found: dict[str, Any]) -> None:
+def print_report(found: "JudgeReport") -> None:
     """Print the report on a judge's test."""
-    console = Console(highlight=False)
+    console, trial = Console(highlight=False), found.trial
     console.print()
     grid = Table.grid(padding=(0, 2))
     for name, value in _lines(found):
         grid.add_row(name, Text(value))
     console.print(grid)
-    if found["confusion"]:
-        console.print(_confusion_table(found["confusion"]))
-    if found["calibration"] and len(found["calibration"]["bins"]) > 2:
-        console.print(_calibration_table(found["calibration"]))
-    if found["hint"]:
-        console.print(f"\n{found['hint']}", style="yellow")
-    for disagreement in found["disagreements"]:
+    if trial.confusion:
+        console.print(_confusion_table(trial.confusion))
+    if trial.calibration and len(trial.calibration.bins) > 2:
+        console.print(_calibration_table(trial.calibration))
+    if found.hint:
+        console.print(f"\n{found.hint}", style="yellow")
+    for disagreement in found.disagreements:
         _print_disagreement(console, disagreement)
-    left = sum(found["examples"].values()) - found["agreed"] - len(found["disagreements"])
+    left = sum(trial.examples.values()) - trial.agreed - len(found.disagreements)
     if left:
-        console.print(f"\n{left} more disagreements; --show {left + len(found['disagreements'])} shows all.")
+        console.print(f"\n{left} more disagreements; --show {left + len(found.disagreements)} shows all.")
 
 
-def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+def _lines(found: "JudgeReport") -> list[tuple[str, str]]:
     """The numbers, a line each; what the examples cannot give is left out."""
-    low, high = (100 * end for end in found["agreement_interval"])
-    counted = f"{found['agreed']} of {sum(found['examples'].values())}"
+    trial = found.trial
+    low, high = (100 * end for end in found.agreement_interval)
+    counted = f"{trial.agreed} of {sum(trial.examples.values())}"
     words = {"label": "labelled responses", "score": "scored responses", "pair": "pairs"}
     lines = [
-        ("judge", found["judge"]["name"]),
-        ("examples", ", ".join(f"{count} {words[kind]}" for kind, count in found["examples"].items())),
-        ("agreement", f"{_percent(found['agreement'])} [{low:.1f}, {high:.1f}], {counted}"),
-        ("where it decided", _percent(found["agreement_among_decided"])),
-        ("kappa", _number(found["kappa"])),
-        ("abstained", _percent(found["abstain_rate"])),
-        ("errors", _percent(found["error_rate"])),
-        ("ties", _percent(found["tie_rate"])),
-        ("calibration error", _number((found["calibration"] or {}).get("ece"))),
-        *_score_lines(found["scores"]),
-        *_length_lines(found["length"]),
-        *_order_lines(found["orders"]),
-        ("speed", _speed(found["speed"])),
-        *_used_lines(found["used"]),
+        ("judge", found.judge["name"]),
+        ("examples", ", ".join(f"{count} {words[kind]}" for kind, count in trial.examples.items())),
+        ("agreement", f"{_percent(trial.agreement)} [{low:.1f}, {high:.1f}], {counted}"),
+        ("where it decided", _percent(trial.agreement_among_decided)),
+        ("kappa", _number(trial.kappa)),
+        ("abstained", _percent(trial.abstain_rate)),
+        ("errors", _percent(trial.error_rate)),
+        ("ties", _percent(trial.tie_rate)),
+        ("calibration error", _number(None if trial.calibration is None else trial.calibration.ece)),
+        *_score_lines(trial.scores),
+        *_length_lines(trial.length),
+        *_order_lines(trial.orders),
+        ("speed", _speed(found.speed)),
+        *_used_lines(found.used),
     ]
     return [(name, value) for name, value in lines if value]
 
 
-def _score_lines(scores: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _score_lines(scores: "ScoreAgreement | None") -> list[tuple[str, str]]:
     if scores is None:
         return []
-    told = {"Pearson": scores["pearson"], "Spearman": scores["spearman"]}
+    told = {"Pearson": scores.pearson, "Spearman": scores.spearman}
     known = ", ".join(f"{name} {value:.2f}" for name, value in told.items() if value is not None)
-    return [("with labelled scores", known), ("mean difference", _number(scores["mean_absolute_difference"]))]
+    return [("with labelled scores", known), ("mean difference", _number(scores.mean_absolute_difference))]
 
 
-def _length_lines(length: dict[str, Any]) -> list[tuple[str, str]]:
+def _length_lines(length: "LengthBias") -> list[tuple[str, str]]:
     lines = []
-    if length["score"] is not None:
-        of_labels = "" if length["label"] is None else f"; of the labels with it {length['label']:+.2f}"
-        lines.append(("length", f"correlation of the score with it {length['score']:+.2f}{of_labels}"))
-    if length["longer_preferred_by_judge"] is not None:
-        judge, labels = (_percent(length[f"longer_preferred_by_{who}"]) for who in ("judge", "labels"))
+    if length.score is not None:
+        of_labels = "" if length.label is None else f"; of the labels with it {length.label:+.2f}"
+        lines.append(("length", f"correlation of the score with it {length.score:+.2f}{of_labels}"))
+    if length.longer_preferred_by_judge is not None:
+        judge, labels = (
+            _percent(value) for value in (length.longer_preferred_by_judge, length.longer_preferred_by_labels)
+        )
         lines.append(("longer one preferred", f"by the judge {judge}, by the labels {labels}"))
     return lines
 
 
-def _order_lines(orders: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _order_lines(orders: "OrderBias | None") -> list[tuple[str, str]]:
     if orders is None:
         return []
     return [
-        ("order consistency", f"{_percent(orders['consistent'])} of {orders['n']} pairs judged in both orders"),
-        ("first one preferred", f"{_percent(orders['first_preferred'])} (50 % is no position bias)"),
+        ("order consistency", f"{_percent(orders.consistent)} of {orders.n} pairs judged in both orders"),
+        ("first one preferred", f"{_percent(orders.first_preferred)} (50 % is no position bias)"),
     ]
 
 
-def _used_lines(used: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _used_lines(used: "PricedUsage | None") -> list[tuple[str, str]]:
     if used is None:
         return []
-    money = "" if used["cost"] is None else f", {used['cost']:,.4f} in money"
-    tokens = f"{used['prompt_tokens']:,} + {used['completion_tokens']:,} tokens"
-    return [("cost", f"{used['calls']:,} calls, {tokens}{money}")]
+    money = "" if used.cost is None else f", {used.cost:,.4f} in money"
+    tokens = f"{used.prompt_tokens:,} + {used.completion_tokens:,} tokens"
+    return [("cost", f"{used.calls:,} calls, {tokens}{money}")]
 
 
-def _speed(speed: dict[str, float]) -> str:
-    return f"{speed['responses_per_second']:.1f} responses/s, {duration(speed['seconds'])}"
+def _speed(speed: "Speed") -> str:
+    return f"{speed.responses_per_second:.1f} responses/s, {duration(speed.seconds)}"
 
 
 def _percent(value: float | None) -> str:
@@ -153,27 +160,27 @@ def _confusion_table(confusion: dict[str, dict[str, int]]) -> Table:
     return table
 
 
-def _calibration_table(calibration: dict[str, Any]) -> Table:
+def _calibration_table(calibration: "Calibration") -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title="calibration", title_justify="left")
     for name in ("score", "n", "mean score", "right"):
         table.add_column(name, justify="right")
-    for row in calibration["bins"]:
-        span = f"{row['from']:.1f} to {row['to']:.1f}"
-        table.add_row(span, str(row["n"]), f"{row['mean_score']:.2f}", f"{100 * row['share_right']:.0f} %")
+    for row in calibration.bins:
+        span = f"{row.low:.1f} to {row.high:.1f}"
+        table.add_row(span, str(row.n), f"{row.mean_score:.2f}", f"{100 * row.share_right:.0f} %")
     return table
 
 
-def _print_disagreement(console: Console, found: dict[str, Any]) -> None:
-    said = ", ".join("–" if score is None else f"{score:g}" for score in found["scores"])
-    wanted = found["wanted"] if isinstance(found["wanted"], str) else f"{found['wanted']:g}"
-    judged = said if found["said"] == "score" else f"{found['said']} ({said})"
-    head = f"\n{found['where']}: labelled {wanted}, judged {judged}"
-    console.print(Text(f"{head}{': ' + found['why'] if found['why'] else ''}", style="bold"))
-    console.print(Text(f"  prompt    {_short(found['prompt'])}"))
-    if found["target"] is not None:
-        console.print(Text(f"  target    {_short(found['target'])}"))
-    names = ("chosen", "rejected") if len(found["responses"]) == 2 else ("response",)
-    for name, text in zip(names, found["responses"], strict=True):
+def _print_disagreement(console: Console, found: "Disagreement") -> None:
+    said = ", ".join("–" if score is None else f"{score:g}" for score in found.scores)
+    wanted = found.wanted if isinstance(found.wanted, str) else f"{found.wanted:g}"
+    judged = said if found.said == "score" else f"{found.said} ({said})"
+    head = f"\n{found.where}: labelled {wanted}, judged {judged}"
+    console.print(Text(f"{head}{': ' + found.why if found.why else ''}", style="bold"))
+    console.print(Text(f"  prompt    {_short(found.prompt)}"))
+    if found.target is not None:
+        console.print(Text(f"  target    {_short(found.target)}"))
+    names = ("chosen", "rejected") if len(found.responses) == 2 else ("response",)
+    for name, text in zip(names, found.responses, strict=True):
         console.print(Text(f"  {name:<10}{_short(text)}"))
 
 

@@ -15,7 +15,7 @@ from judges.context import Generate, JudgeContext, LocalModel, Usage
 from judges.contract import Judge
 from judges.resolve import build_judge
 from judges.trial.labelled import read_cases
-from judges.trial.report import report
+from judges.trial.report import TrialReport, report
 from judges.trial.trial import Outcome, try_cases
 from judges.versions import fingerprint
 from loop.config.load import load_config
@@ -61,10 +61,64 @@ def _argument(text: str) -> tuple[str, Any]:
     return key.strip(), parse_yaml(value, f"--arg {text!r}")
 
 
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast the judge was."""
+
+    seconds: float
+    responses: int
+    responses_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class PricedUsage(Usage):
+    """Calls and tokens, and their cost in money (None: the judge has no prices)."""
+
+    cost: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """An example on which judge and label differ."""
+
+    where: str
+    prompt: str
+    target: str | None
+    responses: list[str]
+    wanted: str | float
+    said: str
+    scores: list[float | None]
+    extracted: list[str | None]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeReport:
+    """The report on a judge's test."""
+
+    judge: dict[str, Any]
+    """Its fingerprint."""
+    data: str
+    correct_at: float
+    trial: TrialReport
+    agreement_interval: list[float]
+    speed: Speed
+    used: PricedUsage | None
+    hint: str | None
+    disagreements: list[Disagreement]
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON document: the trial's numbers stand among the others, bins go from `from` to `to`."""
+        named = {"low": "from", "high": "to"}
+        values = asdict(self, dict_factory=lambda items: {named.get(key, key): value for key, value in items})
+        head = {name: values.pop(name) for name in ("judge", "data", "correct_at")}
+        return head | values.pop("trial") | values
+
+
 def run_test(
     chosen: JudgeSpec, data: Path, *, limit: int | None, tolerance: float, show: int, quiet: bool
-) -> dict[str, Any]:
-    """The report on the judge, ready for JSON. Raises JudgeError or UserError."""
+) -> JudgeReport:
+    """The report on the judge. Raises JudgeError or UserError."""
     judge, used = chosen.judge, UsageMeter()
     judge.bind(JudgeContext(find=find_model, log_probs=LogProbScorer(), on_usage=used.note))
     judge.ready()
@@ -77,18 +131,18 @@ def run_test(
     with display.bar("judge", responses, "responses") as bar:
         outcomes = try_cases(judge, cases, correct_at=chosen.correct_at, tolerance=tolerance, on_progress=bar.set)
     seconds = time.perf_counter() - started
-    found = report(outcomes)
-    return {
-        "judge": fingerprint(judge, chosen.name),
-        "data": str(data),
-        "correct_at": chosen.correct_at,
-        **found,
-        "agreement_interval": _interval(found["agreed"], len(outcomes)),
-        "speed": {"seconds": seconds, "responses": responses, "responses_per_second": responses / max(seconds, 1e-9)},
-        "used": asdict(used.total) | {"cost": judge.cost(used.total)} if used.total.calls else None,
-        "hint": hint(outcomes, chosen.correct_at),
-        "disagreements": [_shown(outcome) for outcome in outcomes if not outcome.agrees][:show],
-    }
+    trial = report(outcomes)
+    return JudgeReport(
+        judge=fingerprint(judge, chosen.name),
+        data=str(data),
+        correct_at=chosen.correct_at,
+        trial=trial,
+        agreement_interval=_interval(trial.agreed, len(outcomes)),
+        speed=Speed(seconds, responses, responses / max(seconds, 1e-9)),
+        used=PricedUsage(**asdict(used.total), cost=judge.cost(used.total)) if used.total.calls else None,
+        hint=hint(outcomes, chosen.correct_at),
+        disagreements=[_disagreement(outcome) for outcome in outcomes if not outcome.agrees][:show],
+    )
 
 
 def hint(outcomes: Sequence[Outcome], correct_at: float) -> str | None:
@@ -161,16 +215,16 @@ def _interval(agreed: int, examples: int) -> list[float]:
     return list(wilson(agreed / examples, examples, quantile))
 
 
-def _shown(outcome: Outcome) -> dict[str, Any]:
+def _disagreement(outcome: Outcome) -> Disagreement:
     case = outcome.case
-    return {
-        "where": case.where,
-        "prompt": case.prompt.text,
-        "target": case.prompt.target,
-        "responses": [response.text for response in case.responses],
-        "wanted": case.wanted,
-        "said": outcome.decision,
-        "scores": [verdict.score for verdict in outcome.verdicts],
-        "extracted": [verdict.extracted for verdict in outcome.verdicts],
-        "why": outcome.why,
-    }
+    return Disagreement(
+        where=case.where,
+        prompt=case.prompt.text,
+        target=case.prompt.target,
+        responses=[response.text for response in case.responses],
+        wanted=case.wanted,
+        said=outcome.decision,
+        scores=[verdict.score for verdict in outcome.verdicts],
+        extracted=[verdict.extracted for verdict in outcome.verdicts],
+        why=outcome.why,
+    )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from judges import Group, Judge, JudgeError, PairwiseJudge, PointwiseJudge, Preference, Prompt, Response, Verdict
 from judges.trial.labelled import Case
-from judges.trial.report import calibration, correlation, kappa, ranks, report
+from judges.trial.report import OrderBias, ScoreAgreement, calibration, correlation, kappa, ranks, report
 from judges.trial.selftest import agree_with
 from judges.trial.trial import AT_A_TIME, Outcome, try_cases
 
@@ -132,11 +132,11 @@ def test_the_rates_and_the_confusion_of_a_small_trial() -> None:
         case("right", "raise"),
     ]
     found = report(try_cases(Length(), cases))
-    assert (found["agreed"], found["agreement"], found["agreement_among_decided"]) == (2, 2 / 5, 2 / 3)
-    assert (found["abstain_rate"], found["error_rate"], found["tie_rate"]) == (1 / 5, 1 / 5, None)
-    assert found["examples"] == {"label": 5}
-    assert found["confusion"] == {"right": {"right": 1, "wrong": 1, "error": 1}, "wrong": {"wrong": 1, "abstain": 1}}
-    assert (found["scores"], found["orders"]) == (None, None)
+    assert (found.agreed, found.agreement, found.agreement_among_decided) == (2, 2 / 5, 2 / 3)
+    assert (found.abstain_rate, found.error_rate, found.tie_rate) == (1 / 5, 1 / 5, None)
+    assert found.examples == {"label": 5}
+    assert found.confusion == {"right": {"right": 1, "wrong": 1, "error": 1}, "wrong": {"wrong": 1, "abstain": 1}}
+    assert (found.scores, found.orders) == (None, None)
 
 
 def test_kappa_of_a_table_by_hand() -> None:
@@ -152,8 +152,8 @@ def test_the_calibration_of_two_bins_by_hand() -> None:
     found = calibration(points)
     assert found is not None
     # |0.1 − 0.5| · 2/4 + |0.975 − 1| · 2/4
-    assert found["ece"] == pytest.approx(0.2125)
-    assert [(row["from"], row["n"], row["share_right"]) for row in found["bins"]] == [(0.1, 2, 0.5), (0.9, 2, 1.0)]
+    assert found.ece == pytest.approx(0.2125)
+    assert [(row.low, row.n, row.share_right) for row in found.bins] == [(0.1, 2, 0.5), (0.9, 2, 1.0)]
     assert calibration([(1.5, True)]) is None
     assert calibration([]) is None
 
@@ -164,9 +164,9 @@ def test_one_bin_has_the_error_of_the_mean_and_more_bins_never_less(points: list
     assert one is not None
     assert ten is not None
     mean = abs(sum(p for p, _ in points) - sum(hit for _, hit in points)) / len(points)
-    assert math.isclose(one["ece"], mean, abs_tol=1e-12)
-    assert ten["ece"] >= one["ece"] - 1e-12
-    assert sum(row["n"] for row in ten["bins"]) == len(points)
+    assert math.isclose(one.ece, mean, abs_tol=1e-12)
+    assert ten.ece >= one.ece - 1e-12
+    assert sum(row.n for row in ten.bins) == len(points)
 
 
 def test_ranks_and_correlations_by_hand() -> None:
@@ -178,28 +178,28 @@ def test_ranks_and_correlations_by_hand() -> None:
 
 def test_scores_are_compared_with_the_labelled_ones() -> None:
     found = report(try_cases(Length(), [case(1.0, "1"), case(2.0, "4"), case(3.0, "9"), case(3.0, "abstain")]))
-    assert found["scores"] == {
-        "n": 3,
-        "pearson": pytest.approx(8 / math.sqrt(2 * 98 / 3)),
-        "spearman": pytest.approx(1.0),
-        "mean_absolute_difference": pytest.approx(8 / 3),
-    }
+    assert found.scores == ScoreAgreement(
+        3,
+        pearson=pytest.approx(8 / math.sqrt(2 * 98 / 3)),
+        spearman=pytest.approx(1.0),
+        mean_absolute_difference=pytest.approx(8 / 3),
+    )
 
 
 def test_a_judge_that_likes_length_shows_beside_labels_that_do_not() -> None:
     cases = [case("right", "aa"), case("wrong", "aaaa"), case("right", "aaa"), case("wrong", "aaaaa")]
-    found = report(try_cases(Length(), cases))["length"]
-    assert found["score"] == pytest.approx(1.0)
+    found = report(try_cases(Length(), cases)).length
+    assert found.score == pytest.approx(1.0)
     # the labels' ranks 3.5, 1.5, 3.5, 1.5 against 1, 3, 2, 4
-    assert found["label"] == pytest.approx(-4 / math.sqrt(5 * 4))
+    assert found.label == pytest.approx(-4 / math.sqrt(5 * 4))
     pairs = [
         case("chosen", "aaa", "a"),
         case("chosen", "a", "aaa"),
         case("chosen", "b", "bbbb"),
         case("chosen", "c", "c"),
     ]
-    found = report(try_cases(Longer(), pairs))["length"]
-    assert (found["longer_preferred_by_judge"], found["longer_preferred_by_labels"]) == (1.0, 1 / 3)
+    found = report(try_cases(Longer(), pairs)).length
+    assert (found.longer_preferred_by_judge, found.longer_preferred_by_labels) == (1.0, 1 / 3)
 
 
 def test_a_judge_that_likes_what_it_reads_first_is_found_out() -> None:
@@ -208,11 +208,11 @@ def test_a_judge_that_likes_what_it_reads_first_is_found_out() -> None:
             return 0.9
 
     found = report(try_cases(First(), [case("chosen", "a", "b"), case("chosen", "c", "d")]))
-    assert found["orders"] == {"n": 2, "consistent": 0.0, "first_preferred": 1.0}
-    assert (found["tie_rate"], found["agreement"]) == (1.0, 0.0)
-    assert found["calibration"]["ece"] == pytest.approx(0.4)  # says 0.9 where it is right half of the time
+    assert found.orders == OrderBias(2, consistent=0.0, first_preferred=1.0)
+    assert (found.tie_rate, found.agreement) == (1.0, 0.0)
+    assert found.calibration.ece == pytest.approx(0.4)  # says 0.9 where it is right half of the time
     fair = report(try_cases(Longer(), [case("chosen", "aaa", "a"), case("chosen", "a", "aaa")]))
-    assert fair["orders"] == {"n": 2, "consistent": 1.0, "first_preferred": 0.5}
+    assert fair.orders == OrderBias(2, consistent=1.0, first_preferred=0.5)
 
 
 def test_what_one_order_leaves_open_counts_as_left_open() -> None:
@@ -221,7 +221,7 @@ def test_what_one_order_leaves_open_counts_as_left_open() -> None:
             return Preference.abstain("shy") if first.text == "b" else Preference.of(1.0)
 
     found = report(try_cases(Shy(), [case("chosen", "a", "b")]))
-    assert (found["abstain_rate"], found["orders"]) == (1.0, None)
+    assert (found.abstain_rate, found.orders) == (1.0, None)
 
 
 # ---- the user's examples before a campaign ----

@@ -96,9 +96,9 @@ def test_the_command_starts_the_engine_too(own_model: Path, tmp_path: Path) -> N
     data.write_text('{"prompt": "1 + 1 =", "response": "2", "label": "abstain"}\n', encoding="utf-8")
     arguments = [f"model={own_model}", "engine=transformers", "max_tokens=4", "engine_settings={max_model_len: 4096}"]
     found = run_test(named_judge("llm-grade", arguments, None), data, limit=None, tolerance=0, show=1, quiet=True)
-    assert found["agreed"] == 1  # random weights write no verdict
-    assert found["used"]["calls"] == 1
-    assert 1 <= found["used"]["completion_tokens"] <= 4
+    assert found.trial.agreed == 1  # random weights write no verdict
+    assert found.used.calls == 1
+    assert 1 <= found.used.completion_tokens <= 4
 
 
 @pytest.mark.parametrize(("label", "agrees"), [("abstain", True), ("right", False)])

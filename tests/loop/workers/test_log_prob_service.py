@@ -100,7 +100,7 @@ def test_the_command_measures_with_a_named_folder_and_knows_no_policy(toys: Path
     options: dict[str, Any] = {"limit": None, "tolerance": 1e-6, "show": 10, "quiet": True}
     chosen = named_judge("log-prob", [f"model={toys / 'model'}", "normalise=sum"], None)
     found = run_test(chosen, data, **options)
-    assert found["judge"]["version"] == "1+" + find_model(str(toys / "model")).digest
-    assert found["examples"] == {"pair": 1}
+    assert found.judge["version"] == "1+" + find_model(str(toys / "model")).digest
+    assert found.trial.examples == {"pair": 1}
     with pytest.raises(JudgeError, match="exists only in a campaign"):
         run_test(named_judge("log-prob", [], None), data, **options)
