@@ -6,26 +6,23 @@ The modules of a round (`round.py` lists its steps):
   convert.py      pairs as singles or groups           model.py          loading and saving models, number formats
   layout_probe.py can this model train on trees?       scorer.py         the one module that runs the model
   objective.py    the weighted sum of losses           reference.py      reference log-probs of the plan
-  live.py         a reference that stays in memory     value.py          the value network of DRO-V
-  relations.py    from responses to relations          step.py           the gradients of one optimizer step
-  step_rows.py    forward passes over a step's rows
-  steps.py        all steps, log and checkpoints       diagnostics.py    a step's numbers for the log
-  learner.py      everything that changes in a round   watched_pairs.py  relations that are only watched
+  learner.py      everything that changes in a round   relations.py      from responses to relations
+  step.py         the gradients of an optimizer step   step_rows.py      forward passes over a step's rows
+  steps.py        all steps, log and checkpoints       watched_pairs.py  relations that are only watched
   optimizer.py    AdamW and its learning rate          checkpoint.py     resuming after a kill
   spec.py         a round's identity, shared state     prepare.py        all that comes before the first step
-  summary.py      what a round reports                 totals.py         sums over rows, then means
+  summary.py      what a round reports                 diagnostics.py    a step's numbers, their sums and means
   stops.py        when to stop a round                 memory.py         large pages, peak memory
   warm_start.py   a supervised phase before a round    mix.py            supervised examples in every step
-  average.py      the mean of two models               candidates.py     intermediate models to choose from
+  candidates.py   models to choose from, mean models   score.py          log-probs outside a round
   files.py        write, flush, rename                 errors.py         the exception for users
-  score.py        log-probs outside a round
 
 Subpackages:
   losses/    pure functions, one table
   tree/      rows.py the plan, encode.py a row as one prefix tree, branches.py and attention.py attention over it
   parallel/  team.py who reads which rows, processes.py starting and ending them, distributed.py what they exchange
   online/    rounds whose data come in slices: sliced_round.py, and publish.py for the sampler
-  reward/    reward models: round.py, with settings, data, model, step(s) and summary of its own
+  reward/    reward models: round.py, with settings, data, model, steps and summary of its own
 
 Import what you need from those files; importing the package, `settings` or `data` loads no torch.
 """

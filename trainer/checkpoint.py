@@ -13,6 +13,7 @@ from trainer.errors import TrainerError
 from trainer.files import PARTIAL, fresh_partial, publish_folder, read_json, write_json
 from trainer.learner import Learner
 from trainer.parallel.team import ALONE, Team
+from trainer.settings import Identity
 
 REFERENCE = "reference.safetensors"
 
@@ -31,7 +32,7 @@ class Position:
 def save_checkpoint(
     work: Path,
     position: Position,
-    identity: dict[str, Any],
+    identity: Identity,
     learner: Learner,
     optimizer: torch.optim.Optimizer,
     team: Team = ALONE,
@@ -65,7 +66,7 @@ def save_checkpoint(
             shutil.rmtree(older)
 
 
-def find_checkpoint(work: Path, identity: dict[str, Any], team: Team = ALONE) -> Path | None:
+def find_checkpoint(work: Path, identity: Identity, team: Team = ALONE) -> Path | None:
     """The newest checkpoint, if any; half-written ones are removed. TrainerError if it belongs to another round."""
     for leftover in work.glob("checkpoint-*" + PARTIAL) if team.leads else ():
         shutil.rmtree(leftover)

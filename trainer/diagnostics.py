@@ -1,4 +1,4 @@
-"""Diagnostics of a row or step for the log: named sums and their counts, so that rows add up to the step's means.
+"""Numbers of a row or step for the log: named sums and their counts, added up over rows and processes and divided once.
 
 `margin` is the implicit reward margin β(a - b), `reward_accuracy` the share of pairs with a positive one (a tie counts
 half), `ranking_accuracy` the share with `logp_w > logp_l`, `displacement_rate` the share whose chosen response fell
@@ -7,11 +7,14 @@ gradient (arXiv:2305.18290), `log10_gradient_ratio` the mean of -Δ / ln 10 (arX
 """
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from trainer.losses.batch import Groups, Pairs, Responses, Singles
+from trainer.objective import Value
+from trainer.parallel.team import Team
 from trainer.relations import Batch, take
 
 DIGITS = 3
@@ -91,3 +94,51 @@ def _of_responses(name: str, responses: Responses) -> Terms:
 def _share(values: Tensor) -> Tensor:
     """1 above 0, a half at 0."""
     return (values > 0).float() + 0.5 * (values == 0).float()
+
+
+@dataclass(slots=True)
+class StepTotals:
+    """Sums over the relations of a step; `means` divides them once."""
+
+    counts: dict[str, int]
+    """Relations that each loss term is averaged over."""
+    mean_length: Tensor
+    loss: float = 0.0
+    """Sum of the loss values whose gradients were taken."""
+    tokens: int = 0
+    plain_tokens: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    log_ratios: list[tuple[float, float]] = field(default_factory=list)
+    """(a, b) of each pair, chosen and rejected log-ratio."""
+
+    def add(self, values: dict[str, tuple[float, float]]) -> None:
+        """Add sums and their counts."""
+        for name, (total, count) in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + total
+            self.weights[name] = self.weights.get(name, 0.0) + count
+
+    def add_loss(self, value: Value) -> None:
+        """Add a share of the loss and of its parts."""
+        self.loss += float(value.total.detach())
+        self.add({name: (total, 0.0) for name, total in value.parts.items()})
+        self.weights |= {name: float(self.counts[name]) for name in value.parts}
+
+    def of_all(self, team: Team) -> "StepTotals":
+        """The totals of all processes."""
+        if team.size == 1:
+            return self
+        whole = StepTotals(self.counts, self.mean_length)
+        for part in team.gather((self.loss, self.tokens, self.plain_tokens, self.sums, self.weights, self.log_ratios)):
+            loss, tokens, plain_tokens, sums, weights, log_ratios = part
+            whole.loss += loss
+            whole.tokens += tokens
+            whole.plain_tokens += plain_tokens
+            whole.log_ratios += log_ratios
+            whole.add({name: (total, weights[name]) for name, total in sums.items()})
+        whole.weights |= {name: float(count) for name, count in self.counts.items() if name in whole.sums}
+        return whole
+
+    def means(self) -> dict[str, float]:
+        """Means over the step's relations, by their log names."""
+        return {"loss": self.loss} | {name: total / self.weights[name] for name, total in self.sums.items()}

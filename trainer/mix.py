@@ -3,7 +3,6 @@ are plain: an example may be longer than any sequence on which the probe checked
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from trainer.data import CheckedData, PreferenceData
 from trainer.errors import TrainerError
@@ -51,7 +50,7 @@ def mix_context(context: StepContext, mix: MixPlan) -> StepContext:
 
 def add_mix(
     metrics: dict[str, float], context: StepContext, mix: MixPlan, *, number: int, tick: Callable[[], None]
-) -> dict[str, Any]:
+) -> StepMetrics:
     """Forward and backward over the step's examples; returns the metrics with theirs. `loss` becomes the total."""
     step = mix.plan.steps[mix.plan.order[number]]
     totals = accumulate_step(context, step, None, number=number, check_zero=False, tick=tick)

@@ -14,8 +14,7 @@ from trainer.convert import as_kind, with_mismatched
 from trainer.data import CheckedData, PreferenceData, check_data
 from trainer.errors import TrainerError
 from trainer.layout_probe import Gaps, choose_layout, how_wrong, probe_rows
-from trainer.learner import Learner
-from trainer.live import LIVE, LiveReference
+from trainer.learner import LIVE, Learner, LiveReference, ValueNetwork
 from trainer.memory import use_huge_pages
 from trainer.mix import MixPlan, plan_mix
 from trainer.model import cast_weights, choose_arithmetic, load_model, make_trainable, read_limits
@@ -27,7 +26,6 @@ from trainer.spec import RoundSpec, Running
 from trainer.steps import Report
 from trainer.summary import Clock
 from trainer.tree.rows import Layout, Plan, plan_rows
-from trainer.value import ValueNetwork
 
 
 def start(spec: RoundSpec, report: Report, team: Team) -> Running:

@@ -23,6 +23,8 @@ OF_WHOLE_ROUNDS = {
 }
 """Fields of `TrainSettings` that need the pairs of the whole round before its first step, and why; not for
 `sync_every`."""
+Identity = dict[str, Any]
+"""What decides the weights of a training, by name; trainings whose identities are equal have the same result."""
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
@@ -167,7 +169,7 @@ class TrainSettings(BaseModel):
         return self.sync_every != "round"
 
     @property
-    def deciding(self) -> dict[str, Any]:
+    def deciding(self) -> Identity:
         """What decides the candidate's weights, as plain values."""
         values = self.model_dump(mode="json", exclude={*ONLY_HOW, "select"})
         chosen = {"select": self.select, "checkpoint_every": self.checkpoint_every}

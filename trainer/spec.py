@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trainer.settings import TrainSettings
+from trainer.settings import Identity, TrainSettings
 
 if TYPE_CHECKING:
     from trainer.model import Arithmetic
@@ -29,7 +29,7 @@ class RoundSpec:
     settings: TrainSettings
     seed: int
     threads: int | None
-    whole: dict[str, Any] | None = None
+    whole: Identity | None = None
     """After a warm start: the identity of warm start and round together."""
 
     @property
@@ -38,7 +38,7 @@ class RoundSpec:
         return self.policy_hash == self.reference_hash
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         """What decides the candidate's weights, apart from the data."""
         if self.whole is not None:
             return self.whole

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from trainer.diagnostics import describe, log_ratios_of
+from trainer.diagnostics import StepTotals, describe, log_ratios_of
 from trainer.losses.batch import Responses
 from trainer.reference import RowReference
 from trainer.relations import Batch, Placed, gather, join, leaves
@@ -27,7 +27,6 @@ from trainer.step_rows import (
     row_jobs,
 )
 from trainer.stops import BadStep
-from trainer.totals import StepTotals
 from trainer.tree.rows import Row, Step, separate_tokens
 
 

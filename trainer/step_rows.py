@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from trainer.data import PreferenceData, Relation
+from trainer.diagnostics import StepTotals
 from trainer.errors import TrainerError
 from trainer.learner import Learner
 from trainer.losses.batch import Responses
@@ -16,7 +17,6 @@ from trainer.parallel.team import ALONE, Team
 from trainer.reference import RowReference
 from trainer.relations import Placed, moved
 from trainer.scorer import RowBatch, RowScorer, Scores, along_paths, to_batch
-from trainer.totals import StepTotals
 from trainer.tree.rows import Layout, Row, Step, encode_row
 
 

@@ -23,11 +23,11 @@ from trainer.optimizer import learning_rate, make_optimizer
 from trainer.parallel.team import ALONE, Team
 from trainer.reference import Reference
 from trainer.scorer import RowScorer
-from trainer.settings import TrainSettings
+from trainer.settings import Identity, TrainSettings
 from trainer.step import accumulate_step, clip_gradients
 from trainer.step_rows import StepContext, prompts_of
 from trainer.stops import NormWatch, check_weights, keep_batch
-from trainer.summary import Clock
+from trainer.summary import Clock, StepMetrics
 from trainer.tree.rows import Plan
 from trainer.watched_pairs import ProbeSet
 
@@ -79,7 +79,7 @@ class StepsJob:
     settings: TrainSettings
     seed: int
     arithmetic: Arithmetic
-    identity: dict[str, Any]
+    identity: Identity
     """Identifies the round; a checkpoint with another identity is rejected."""
     same_weights: bool
     """Policy and reference are the same weights: the first margins must be 0."""
@@ -141,7 +141,7 @@ def run_steps(
         return Position(job.end, log.tell(), dict(clock.seconds), job.slice.seen)
 
 
-def read_steps(work: Path) -> list[dict[str, Any]]:
+def read_steps(work: Path) -> list[StepMetrics]:
     """The step log of a round."""
     return [json.loads(line) for line in (work / STEPS).read_text(encoding="utf-8").splitlines()]
 
@@ -152,7 +152,7 @@ def _norm_watch(job: StepsJob) -> NormWatch:
     return NormWatch(job.settings.stop_at_norm_ratio if job.team.leads else None, job.settings.max_grad_norm, norms)
 
 
-def _watch(context: StepContext, job: StepsJob, number: int) -> dict[str, Any]:
+def _watch(context: StepContext, job: StepsJob, number: int) -> StepMetrics:
     """Measure the watched relations before this step, if due."""
     probe = job.planned.probe
     return {} if probe is None or number % job.settings.probe_every else {"probe": probe.measure(context)}
@@ -165,7 +165,7 @@ def _step(
     watch: NormWatch,
     number: int,
     report: Report,
-) -> dict[str, Any]:
+) -> StepMetrics:
     """Make one optimizer step; return its log line. A bad step saves its batch and raises TrainerError."""
     plan, start = job.planned.plan, time.perf_counter()
     at = number - job.slice.before
@@ -213,7 +213,7 @@ def thinned(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _mixed(
     numbers: dict[str, float], context: StepContext, job: StepsJob, number: int, tick: Callable[[], None]
-) -> dict[str, Any]:
+) -> StepMetrics:
     """The step's metrics with those of its supervised examples, if there are any."""
     mix = job.planned.mix
     if mix is None:
@@ -234,7 +234,7 @@ def resume(
     learner: Learner,
     optimizer: torch.optim.Optimizer,
     work: Path,
-    identity: dict[str, Any],
+    identity: Identity,
     clock: Clock,
     team: Team = ALONE,
 ) -> Position:

@@ -72,16 +72,11 @@ def keep_batch(work: Path, data: PreferenceData, step: Step, number: int) -> Ite
         yield known
     except BadStep as error:
         path = work / f"stopped-at-step-{number}.json"
-        _save(
-            path, {"step": number, "why": str(error), "numbers": _plain(known)} | _batch(data, error.rows or step.rows)
-        )
+        partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")  # several processes may stop at the same step
+        batch = _batch(data, error.rows or step.rows)
+        write_json(partial, {"step": number, "why": str(error), "numbers": _plain(known)} | batch)
+        publish_file(partial, path)
         raise TrainerError(f"{error} {_how_to_continue(work, path)}") from None
-
-
-def _save(path: Path, record: dict[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")  # several processes may stop at the same step
-    write_json(partial, record)
-    publish_file(partial, path)
 
 
 def _batch(data: PreferenceData, rows: Sequence[Row]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from trainer.errors import TrainerError
 from trainer.files import read_json, write_json
-from trainer.settings import FROZEN
+from trainer.settings import FROZEN, Identity
 
 SUMMARY = "train_summary.json"
 
@@ -47,18 +47,10 @@ class MixSummary(BaseModel):
     """Examples trained on, repetitions included."""
 
 
-class Summary(BaseModel):
-    """A record of a finished training, as its folder holds it."""
+class RoundSummary(BaseModel):
+    """A finished round in numbers."""
 
     model_config = FROZEN
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return self.model_dump() | {"notes": list(getattr(self, "notes", ()))}
-
-
-class RoundSummary(Summary):
-    """A finished round in numbers."""
 
     steps: int
     pairs: int
@@ -87,20 +79,20 @@ class RoundSummary(Summary):
     mix: MixSummary | None = None
 
 
-def write_summary(folder: Path, summary: RoundSummary, identity: dict[str, Any]) -> None:
+def write_summary(folder: Path, summary: RoundSummary, identity: Identity) -> None:
     """Write the record and the round's inputs into a candidate folder."""
-    write_json(folder / SUMMARY, {"identity": identity} | summary.as_dict())
+    write_json(folder / SUMMARY, {"identity": identity} | summary.model_dump())
 
 
-def read_summary(folder: Path, identity: dict[str, Any]) -> RoundSummary | None:
+def read_summary(folder: Path, identity: Identity) -> RoundSummary | None:
     """The record of a finished candidate; None if there is none. Raises TrainerError if another round made it."""
     return read_record(folder / SUMMARY, RoundSummary, identity)
 
 
-Record = TypeVar("Record", bound=Summary)
+Record = TypeVar("Record", bound=BaseModel)
 
 
-def read_record(path: Path, kind: type[Record], identity: dict[str, Any]) -> Record | None:
+def read_record(path: Path, kind: type[Record], identity: Identity) -> Record | None:
     """The record in a finished folder, None without one. TrainerError if it is damaged or made from something else."""
     if not path.parent.exists():
         return None

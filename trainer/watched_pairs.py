@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from trainer.data import PreferenceData
-from trainer.diagnostics import describe
+from trainer.diagnostics import StepTotals, describe
 from trainer.errors import TrainerError
 from trainer.losses.batch import Responses
 from trainer.reference import RowReference
 from trainer.relations import Placed, gather, join
 from trainer.step import generator_of
 from trainer.step_rows import StepContext, mean_length, place_over, read_rows, row_jobs
-from trainer.totals import StepTotals
 from trainer.tree.rows import Plan
 
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from judges.context import Reply
 
 Form = Literal["line", "json"]
+JsonSchema = dict[str, Any]
+"""A JSON schema as an endpoint or engine takes it."""
 TOKENS_AROUND_REASONING = 32
 """Tokens of the JSON object besides the reasoning."""
 
@@ -28,7 +30,7 @@ class Words:
         return f"is {', '.join(most)} or {last}"
 
     @property
-    def schema(self) -> dict[str, Any]:
+    def schema(self) -> JsonSchema:
         return {"type": "string", "enum": list(self.values)}
 
 
@@ -48,7 +50,7 @@ class Numbers:
         return f"is a number from {self.low:g} (worst) to {self.high:g} (best)"
 
     @property
-    def schema(self) -> dict[str, Any]:
+    def schema(self) -> JsonSchema:
         return {"type": "number", "minimum": self.low, "maximum": self.high}
 
 
@@ -68,14 +70,14 @@ def instruction(scale: Scale, form: Form, code: str) -> str:
     )
 
 
-def response_format(scale: Scale) -> dict[str, Any]:
+def response_format(scale: Scale) -> JsonSchema:
     """The `response_format` of a request for structured output."""
     return {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema_of(scale)}}
 
 
-def schema_of(scale: Scale, most_tokens: int | None = None) -> dict[str, Any]:
+def schema_of(scale: Scale, most_tokens: int | None = None) -> JsonSchema:
     """The JSON schema of a verdict; `most_tokens` limits the reasoning, for engines that support it."""
-    reasoning: dict[str, Any] = {"type": "string"}
+    reasoning: JsonSchema = {"type": "string"}
     if most_tokens is not None:
         reasoning["maxLength"] = max(0, most_tokens - TOKENS_AROUND_REASONING)
     properties = {"reasoning": reasoning, "verdict": scale.schema}

@@ -25,11 +25,8 @@ def label_page(judge: External, sheet: Sequence[Item], *, title: str, put: str) 
         "items": [{name: value for name, value in row.items() if name != "label"} for row in rows],
     }
     # "<" is escaped so that no text can close the script element that holds the data
-    return TEMPLATE.read_text(encoding="utf-8").replace("DATA</script>", _in_script(data) + "</script>")
-
-
-def _in_script(data: dict[str, Any]) -> str:
-    return json.dumps(data).replace("<", "\\u003c")
+    script = json.dumps(data).replace("<", "\\u003c")
+    return TEMPLATE.read_text(encoding="utf-8").replace("DATA</script>", script + "</script>")
 
 
 def _whole(number: float) -> float:

@@ -194,7 +194,7 @@ def train_reward(
     settings = load_reward_config(config, overrides or [])
     summary = run_reward(settings, Display(quiet=as_json))
     if as_json:
-        print_json({"out": settings.out, **summary.as_dict()})
+        print_json({"out": settings.out, **summary.model_dump()})
     else:
         print_reward(summary, settings.out, Console())
 

@@ -99,7 +99,7 @@ class TrainService:
 
     def average(self, task: AverageTask, report: Report) -> str:
         """Make the moving average `decay * average + (1 - decay) * newest`; the hash of the folder it is in."""
-        from trainer.average import average_models
+        from trainer.candidates import average_models
 
         check_identity(task.average, task.average_hash, "reference")
         check_identity(task.newest, task.newest_hash, "policy")

@@ -38,10 +38,7 @@ SMALL = {
     "judges.llm.compare": "one file per built-in judge",
     "judges.models.reward_model": "one file per built-in judge",
     "judges.people.label_page": "stands beside its template",
-    "trainer.average": "imported by the campaign without the rest of the trainer",
-    "trainer.candidates": "imported by the campaign without the rest of the trainer",
     "trainer.losses.reference_free": "one file per family of losses",
-    "trainer.losses.reward": "one file per family of losses",
     "trainer.losses.token_level": "one file per family of losses",
     "trainer.reward.data": "the counterpart of trainer.data",
 }

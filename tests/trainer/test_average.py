@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers import tiny
-from trainer.average import average_models
+from trainer.candidates import average_models
 from trainer.errors import TrainerError
 
 

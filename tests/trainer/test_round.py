@@ -83,7 +83,7 @@ def test_the_candidate_folder_is_complete(make_spec: Spec, policy: Path, toy_dat
         assert (spec.out / name).read_bytes() == (policy / name).read_bytes()
     assert all(tensor.dtype == torch.float32 for tensor in weights(spec.out).values())
     assert json.loads((spec.out / "config.json").read_text(encoding="utf-8"))["model_type"] == "llama"
-    assert json.loads(json.dumps(summary.as_dict()))["steps"] == 1
+    assert json.loads(json.dumps(summary.model_dump()))["steps"] == 1
     assert sorted(path.name for path in spec.out.parent.iterdir()) == ["out", "work"]
 
 

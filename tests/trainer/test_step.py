@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from trainer.data import PreferenceData, Single
+from trainer.diagnostics import StepTotals
 from trainer.errors import TrainerError
 from trainer.learner import Learner
 from trainer.model import choose_arithmetic, load_model, make_trainable
@@ -18,7 +19,6 @@ from trainer.scorer import RowScorer
 from trainer.settings import TrainSettings
 from trainer.step import accumulate_step, clip_gradients
 from trainer.step_rows import StepContext
-from trainer.totals import StepTotals
 from trainer.tree.rows import Layout, Plan, Step, plan_rows
 
 SETTINGS = TrainSettings(precision="fp32", batch_pairs=32)

@@ -14,7 +14,6 @@ log_ratios.py         losses over each log-ratio by itself (SPPO, APO, NCA and k
 token_level.py        losses over single tokens or whole next-token distributions (TDPO, WPO, LD-DPO)
 reference_free.py     losses over both log-probs, without a reference (SimPO, ORPO and kin)
 likelihood.py         losses over a response's own likelihood
-reward.py             the loss of reward models; not in the table
 table_others.py       the rows of all losses over groups, singles and whole steps
 listwise.py           losses over groups of ranked or scored responses (Plackett-Luce, InfoNCA and kin)
 singles.py            losses over single responses with a label or a score (NPO, DRO, Nash-MD and kin)

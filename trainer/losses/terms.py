@@ -15,6 +15,8 @@ from trainer.losses.table import METHODS
 SUMS: dict[str, dict[str, float]] = {"dpo_nll": {"dpo": 1.0, "nll": 1.0}}
 """Names for weighted sums; `nll_weight` overrides the weight of their `nll`."""
 OWN = "__prefloop_loss__"
+Arguments = dict[str, Any]
+"""A loss's arguments by name; each row of the table has its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class LossTerm:
 
     name: str
     weight: float
-    arguments: dict[str, Any]
+    arguments: Arguments
 
     @property
     def is_custom(self) -> bool:
@@ -34,7 +36,7 @@ class LossTerm:
         """The row of the table, or what the user's function declares. Raises ValueError if that cannot be imported."""
         return _custom(self.name) if self.is_custom else METHODS[self.name]
 
-    def filled(self, method: Method) -> dict[str, Any]:
+    def filled(self, method: Method) -> Arguments:
         """The arguments, defaults included. Raises ValueError for one that the method does not take."""
         return _arguments(self.name, method, self.arguments)
 
@@ -102,12 +104,12 @@ def _terms(part: Any, beta: float | None) -> list[LossTerm]:
     return [LossTerm(name, float(weight), _with_beta(name, METHODS[name], entry, beta))]
 
 
-def _with_beta(name: str, method: Method, given: dict[str, Any], beta: float | None) -> dict[str, Any]:
+def _with_beta(name: str, method: Method, given: Arguments, beta: float | None) -> Arguments:
     shorthand = {"beta": beta} if beta is not None and "beta" in method.arguments else {}
     return _arguments(name, method, shorthand | given)
 
 
-def _arguments(name: str, method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(name: str, method: Method, given: Arguments) -> Arguments:
     try:
         return method.settings(**given).model_dump()
     except ValidationError as error:

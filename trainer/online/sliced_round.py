@@ -21,8 +21,7 @@ from trainer.data import PreferenceData
 from trainer.errors import TrainerError
 from trainer.files import read_json, write_json
 from trainer.layout_probe import narrowest_window
-from trainer.learner import Learner
-from trainer.live import LIVE, LiveReference
+from trainer.learner import LIVE, Learner, LiveReference
 from trainer.model import cast_weights
 from trainer.online.publish import Format, Publisher
 from trainer.optimizer import make_optimizer

@@ -18,10 +18,10 @@ from trainer.model import Arithmetic, choose_arithmetic, read_limits
 from trainer.reward.data import hold_out, with_end
 from trainer.reward.model import RewardScorer, check_padding, load_reward_model, padded_rewards, save_reward_model
 from trainer.reward.settings import RewardSettings
-from trainer.reward.step import RewardContext, measure_rewards
-from trainer.reward.steps import RewardJob, train_reward_steps
+from trainer.reward.steps import RewardContext, RewardJob, measure_rewards, train_reward_steps
 from trainer.reward.summary import SUMMARY, RewardMetrics, RewardSummary, write_card
 from trainer.scorer import to_batch
+from trainer.settings import Identity
 from trainer.steps import Report, read_steps
 from trainer.summary import Clock, read_record
 from trainer.tree.encode import encode_plain_row, encode_tree_row
@@ -51,7 +51,7 @@ class RewardSpec:
     """Base model and data in a few words, for the model card."""
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         """What decides the result's weights, apart from the data (checkpoints only change when work is saved)."""
         settings = self.settings.model_dump(mode="json", exclude={"checkpoint_every"})
         return {"base": self.base_hash, "pad_id": self.pad_id, "seed": self.seed} | settings
@@ -235,7 +235,7 @@ def _save(running: _Running, model: Any, summary: RewardSummary, digest: str) ->
     partial = fresh_partial(spec.out)
     save_reward_model(model, partial, tokenizer=spec.tokenizer)
     write_card(partial, spec.described, summary)
-    write_json(partial / SUMMARY, {"identity": spec.identity | {"data": digest}} | summary.as_dict())
+    write_json(partial / SUMMARY, {"identity": spec.identity | {"data": digest}} | summary.model_dump())
     publish_folder(partial, spec.out)
     remove_checkpoints(spec.work)
     running.report({"phase": "save", "done": 1, "total": 1})

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from trainer.settings import FROZEN
-from trainer.summary import StepMetrics, Summary
+from trainer.summary import StepMetrics
 
 SUMMARY = "reward_summary.json"
 
@@ -68,8 +68,10 @@ MEANINGS = {
 }
 
 
-class RewardSummary(Summary):
+class RewardSummary(BaseModel):
     """A finished reward model in numbers."""
+
+    model_config = FROZEN
 
     steps: int
     pairs: int

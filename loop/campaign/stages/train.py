@@ -136,7 +136,7 @@ def finish_training(
 ) -> Manifest:
     """Write the manifest of a trained round, and delete its checkpoints."""
     files = [path for path in folder.model.rglob("*") if path.is_file()] + [folder.steps]
-    summary = result.summary.as_dict()
+    summary = result.summary.model_dump() | {"notes": list(result.summary.notes)}
     parts = summary.pop("seconds")  # over all starts whose work was kept, so their sum can exceed this start's time
     seconds = {"wall": max(wall, sum(parts.values())), **parts}
     counts = {"weights_hash": selected.hash if selected else result.weights_hash, **summary}

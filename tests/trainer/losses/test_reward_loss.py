@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers.loss_cases import tensor
-from trainer.losses.reward import bradley_terry
+from trainer.reward.steps import bradley_terry
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from trainer.diagnostics import StepTotals
 from trainer.errors import TrainerError
 from trainer.parallel.processes import run_together
 from trainer.parallel.team import ALONE, Team
 from trainer.settings import TrainSettings
-from trainer.totals import StepTotals
 
 SIZES = st.integers(1, 9)
 ROWS = st.integers(1, 40)

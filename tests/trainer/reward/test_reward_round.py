@@ -23,7 +23,7 @@ from trainer.reward.data import with_end
 from trainer.reward.model import RewardScorer, load_reward_model, padded_rewards
 from trainer.reward.round import RewardSpec, train_reward
 from trainer.reward.settings import RewardSettings
-from trainer.reward.step import RewardContext, accumulate_rewards
+from trainer.reward.steps import RewardContext, accumulate_rewards
 from trainer.scorer import to_batch
 from trainer.tree.encode import encode_plain_row, encode_tree_row
 from trainer.tree.rows import plan_rows, row_trees
@@ -209,7 +209,7 @@ def test_counts_add_up_and_a_finished_model_is_not_trained_again(make: Make, toy
     assert list(dict.fromkeys(event["phase"] for event in seen)) == ["load", "measure", "train", "save"]
     written = (spec.out / "model.safetensors").stat().st_mtime_ns
     again = train_reward(spec, data, report=silent)
-    assert json.dumps(again.as_dict()) == json.dumps(summary.as_dict())
+    assert json.dumps(again.model_dump()) == json.dumps(summary.model_dump())
     assert (spec.out / "model.safetensors").stat().st_mtime_ns == written
     with pytest.raises(TrainerError, match=r"already holds the result of another training, .* differs in data"):
         train_reward(spec, toy_data, report=silent)
