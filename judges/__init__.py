@@ -1,8 +1,5 @@
 # A package of prefloop; loop/cli/start.py looks for this line.
-"""Judges score responses. This package knows nothing of training or run folders.
-
-The contract to implement is in contract.py and pairwise.py; each folder holds one family of judges or one tool.
-"""
+"""Judges score responses; the contract to implement is in contract.py and pairwise.py. No training, no run folders."""
 
 from judges.contract import Judge, PointwiseJudge
 from judges.pairwise import Game, PairwiseJudge, Preference

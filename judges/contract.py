@@ -12,11 +12,9 @@ from judges.types import Example, Group, JudgeError, Prompt, Response, Verdict, 
 
 
 class Judge(BaseModel):
-    """Base class: fields are the judge's arguments, validated when the config loads; the call returns verdicts.
-
-    Derive from `PointwiseJudge` to judge single responses, from `PairwiseJudge` (pairwise.py) to compare two, from this
-    class to see all responses to a prompt together.
-    """
+    """Base class: fields are the judge's arguments, validated when the config loads; the call returns verdicts. Derive
+    from `PointwiseJudge` to judge single responses, from `PairwiseJudge` to compare two, from this class to see all
+    together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

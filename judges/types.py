@@ -46,11 +46,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A judge's verdict on one response. Build it with `Verdict.of`, `Verdict.abstain` or `Verdict.error`.
-
-    `extracted` is the answer read from the text, `why` one line for a person, `well_formed` whether the answer follows
-    the requested format (None: the judge does not check), `parts` the components of the score.
-    """
+    """A verdict on one response, built by `Verdict.of`, `Verdict.abstain` or `Verdict.error`. `extracted` is the answer
+    read from the text, `why` one line for a person, `well_formed` whether the format is followed (None: not
+    checked)."""
 
     kind: Literal["score", "abstain", "error"]
     score: float | None
@@ -121,11 +119,8 @@ def unparsable(policy: Unparsable, why: str, *, well_formed: bool | None) -> Ver
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A known case for a judge: `text` as a response to `prompt` must get `score` (None: must abstain).
-
-    For a pairwise judge, `against` is the other response and `score` the probability that `text` is better.
-    `args` None tests the judge as configured; a dict tests its class with these arguments instead.
-    """
+    """A known case: `text` as a response to `prompt` must get `score` (None: must abstain); for a pairwise judge, the
+    probability that it is better than `against`. `args`: test the class with these, not the judge as configured."""
 
     prompt: Prompt
     text: str

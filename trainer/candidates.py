@@ -7,7 +7,7 @@ import torch
 
 from trainer.errors import TrainerError
 from trainer.files import fresh_partial, publish_folder
-from trainer.losses.moving import follow
+from trainer.losses.primitives import follow
 from trainer.model import Arithmetic, load_model, rebuild, save_candidate, trained_parameters
 from trainer.spec import Running
 

@@ -2,7 +2,4 @@
 
 
 class TrainerError(ValueError):
-    """Raised when a round cannot continue: unusable data or model, a failed check, NaN, a foreign checkpoint.
-
-    Its text is one paragraph for the user: what happened, where, and what to do.
-    """
+    """A round cannot continue. The text is one paragraph for the user: what happened, where, and what to do."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trainer.data import PreferenceData
 from trainer.losses.method import Need
-from trainer.losses.moving import follow
+from trainer.losses.primitives import follow
 from trainer.model import Arithmetic, disable_dropout, trained_parameters
 from trainer.objective import Objective
 from trainer.reference import RowReference

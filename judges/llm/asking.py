@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from judges.context import JudgeContext, Reply, Usage
 from judges.llm.api import Endpoint, Transient, Unaccepted, Unanswerable
-from judges.llm.budget import Budget
+from judges.llm.settings import Budget
 from judges.types import JudgeError
 
 LONGEST_WAIT = 60.0

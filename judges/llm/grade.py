@@ -67,9 +67,5 @@ class LLMGrade(LLM, PointwiseJudge):
 def undecided(votes: Sequence[Read | Failed]) -> Verdict:
     """An error if all unreadable votes failed, else an abstain."""
     missing = [vote for vote in votes if isinstance(vote, Failed) or vote.value is None]
-    failed = all(isinstance(vote, Failed) for vote in missing)
-    return (
-        Verdict.error(missing[0].why)
-        if failed
-        else Verdict.abstain(next(vote.why for vote in missing if isinstance(vote, Read)))
-    )
+    read = [vote for vote in missing if isinstance(vote, Read)]
+    return Verdict.abstain(read[0].why) if read else Verdict.error(missing[0].why)

@@ -170,11 +170,8 @@ def _verdict(label: Label | None) -> Verdict:
         return Verdict.abstain("not labelled")
     if isinstance(label, float):
         return Verdict.of(label, why="labelled by a person")
-    return (
-        Verdict.abstain("labelled unsure")
-        if label == "unsure"
-        else Verdict.of(label == "right", why=f"labelled {label}")
-    )
+    why = f"labelled {label}"
+    return Verdict.abstain(why) if label == "unsure" else Verdict.of(label == "right", why=why)
 
 
 def _win_rates(group: Group, sheet: Sequence[Item], labels: Mapping[str, Label]) -> list[Verdict]:

@@ -16,11 +16,9 @@ Marker = Literal["####", "boxed", "phrase"]
 
 
 class Found(NamedTuple):
-    """An explicit answer, ending at `end`; `value` is None when it is unreadable, and `why` then says why.
-
-    `bare` is the value without a scale word (see numerals.Number).
-    `closed`: the text shows that the answer is complete (its box, line or sentence has ended), even if it was cut off.
-    """
+    """An explicit answer ending at `end`; `value` None: unreadable, see `why`. `bare` is without a scale word.
+    `closed`: the text shows that the answer is complete (its box, line or sentence has ended), even if it was cut
+    off."""
 
     value: Value | None
     bare: Value | None

@@ -1,8 +1,5 @@
-"""Computes the numbers of a trial report from its outcomes. Pure.
-
-Shares are over all cases unless the name says otherwise: a judge that abstains or fails does not agree. A number that
-cannot be computed (no pairs, scores outside [0, 1], a constant) is None.
-"""
+"""Computes the numbers of a trial report from its outcomes. Pure. Shares are over all cases unless the name says
+otherwise; a number that cannot be computed (no pairs, scores outside [0, 1], a constant) is None."""
 
 import math
 import statistics
@@ -133,11 +130,8 @@ def kappa(outcomes: Sequence[Outcome]) -> float | None:
 
 
 def forecasts(outcomes: Sequence[Outcome]) -> list[tuple[float, bool]]:
-    """Scores that can be read as probabilities, and whether they came true.
-
-    The score of a labelled response; for a judge that sees orders, the preference for the response that it reads first,
-    in both orders: the chosen one is first in one of them.
-    """
+    """Scores that can be read as probabilities, and whether they came true: scores of labelled responses, and, for a
+    judge that sees orders, the preference for the response that it reads first, in both orders."""
     found = [
         (o.verdicts[0].score, o.case.wanted == "right")
         for o in outcomes

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from judges import Group, Prompt, Response, build_judge, judge_groups, self_test
-from judges.llm.budget import Budget
 from judges.llm.compare import LLMCompare
 from judges.llm.grade import LLMGrade
+from judges.llm.settings import Budget
 from judges.llm.template import ALWAYS, OPTIONAL
 from judges.registry import BUILT_IN
 from judges.resolve import judge_class

@@ -9,14 +9,12 @@ table_pairs.py        the rows of all losses over pairs
 methods_page.py       writes docs/methods.md from the table
 batch.py              the inputs of a loss
 primitives.py         shared arithmetic
-contrastive.py        losses over the difference of both log-ratios (DPO and kin)
+contrastive.py        losses over the difference of both log-ratios (DPO, TR-DPO and kin)
 log_ratios.py         losses over each log-ratio by itself (SPPO, APO, NCA and kin)
 token_level.py        losses over single tokens or whole next-token distributions (TDPO, WPO, LD-DPO)
-reference_free.py     losses over both log-probs, without a reference (SimPO, ORPO and kin)
-likelihood.py         losses over a response's own likelihood
+reference_free.py     losses over log-probs without a reference (SimPO, ORPO, NLL and kin)
 table_others.py       the rows of all losses over groups, singles and whole steps
 listwise.py           losses over groups of ranked or scored responses (Plackett-Luce, InfoNCA and kin)
 singles.py            losses over single responses with a label or a score (NPO, DRO, Nash-MD and kin)
 stepwise.py           losses with a statistic of the whole optimizer step (KTO, BCO, β-DPO, AOT)
-moving.py             a loss whose reference follows the policy (TR-DPO)
 """

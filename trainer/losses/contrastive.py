@@ -16,6 +16,11 @@ def dpo(pairs: Pairs, *, beta: float) -> Tensor:
     return ell(beta * pairs.delta)
 
 
+def tr_dpo(pairs: Pairs, *, beta: float, alpha: float, tau: float) -> Tensor:
+    """DPO against a reference that moved, TR-DPO of arXiv:2404.09656; `alpha` and `tau` only say how it moves."""
+    return dpo(pairs, beta=beta)
+
+
 def cdpo(pairs: Pairs, *, beta: float, label_smoothing: float) -> Tensor:
     """`(1-ε) ell(z) + ε ell(-z)`: lowest where `z = log((1-ε)/ε)`, and rising again beyond. E. Mitchell, "A note on DPO
     with noisy preferences and relationship to IPO", 2023."""

@@ -10,10 +10,8 @@ from trainer.losses.primitives import ell
 
 def plackett_luce(groups: Groups, *, beta: float, choices: str, normalise: str) -> Tensor:
     """`-sum_k [s_k - logsumexp_{j>=k} s_j]` over the choices of a ranking, `s = βh`; eq. 18-20 of arXiv:2305.18290.
-
-    `choices="best"` keeps the first alone: the best response against all others. `normalise="mean"` divides by their
-    number, K - 1 for a whole ranking.
-    """
+    `choices="best"`: only the best response against all others; `normalise="mean"`: divided by the number of
+    choices."""
     terms_GK = _choices(beta * groups.y.gap, groups.present)
     if choices == "best":
         return terms_GK[:, 0]
@@ -22,11 +20,8 @@ def plackett_luce(groups: Groups, *, beta: float, choices: str, normalise: str) 
 
 
 def d2o(groups: Groups, *, beta: float, alpha: float) -> Tensor:
-    """`ell((β/K) sum_i h_i - α h_l)`; eq. 3 of arXiv:2403.03419v2, both reference models the same.
-
-    The last response of a group is the labelled bad one (l), the K before it are samples of the reference model; where
-    they come from is not checked here, and a group with no sample has the second term only.
-    """
+    """`ell((β/K) sum_i h_i - α h_l)`; eq. 3 of arXiv:2403.03419v2, both reference models the same. The last response of
+    a group is the labelled bad one (l), the K before it must be samples of the reference model; there may be none."""
     count_G = groups.present.sum(-1, keepdim=True)
     position_K = torch.arange(groups.present.shape[-1], device=groups.present.device)
     h_GK = groups.y.gap.masked_fill(~groups.present, 0.0)

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from trainer.losses.batch import Pairs, given
 from trainer.losses.contrastive import dpo
-from trainer.losses.likelihood import nll
 from trainer.losses.primitives import ell
+from trainer.losses.reference_free import nll
 
 
 def dpop(pairs: Pairs, *, beta: float, penalty: float) -> Tensor:

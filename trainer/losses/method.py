@@ -44,11 +44,11 @@ def flag(default: bool, about: str) -> tuple[Any, Any]:
     return (bool, Field(default=default, description=about))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """A row of the table."""
 
-    kind: Kind
+    kind: Kind = "pairs"
     function: str
     """`module:function`; called as `function(relation, **arguments)`, gives one value per relation."""
     paper: str

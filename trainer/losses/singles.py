@@ -39,10 +39,8 @@ def simnpo(singles: Singles, *, beta: float, gamma: float, gamma_times_beta: boo
 
 
 def dro_v(singles: Singles, *, tau: float) -> Tensor:
-    """`½(r - V - τh)²`; arXiv:2405.19107.
-
-    Gradients as the paper trains: `V - r + τh` for the value, and the policy's divided by τ: `-(r - V) + τh`.
-    """
+    """`½(r - V - τh)²`; arXiv:2405.19107. As the paper trains, the gradient for the value is `V - r + τh`, and the
+    policy's is divided by τ: `-(r - V) + τh`."""
     assert singles.y.value is not None, "the loss must declare the need `value`"
     h_S = singles.y.gap
     slow_h_S = h_S.detach() + (h_S - h_S.detach()) / tau  # equal to h, gradient 1/τ

@@ -12,10 +12,8 @@ SMALLEST_BETA = 1e-3
 
 
 def kto(singles: Singles, *, beta: float, desirable_weight: float, undesirable_weight: float) -> Tensor:
-    """`λ_D (1 - σ(β(h - z0)))` for a good response, `λ_U (1 - σ(β(z0 - h)))` for a bad one; arXiv:2402.01306.
-
-    `z0 = max(0, mean h of the mismatched responses)` over the step, without gradient.
-    """
+    """`λ_D (1 - σ(β(h - z0)))` for a good response, `λ_U (1 - σ(β(z0 - h)))` for a bad one; arXiv:2402.01306. `z0 =
+    max(0, mean h of the mismatched responses)` over the step, without gradient."""
     assert singles.good is not None, "the loss must declare the need `labels`"
     assert singles.mismatched is not None, "the loss must declare the need `mismatched`"
     z0 = singles.mismatched.gap.detach().mean().clamp(min=0.0)
@@ -55,11 +53,9 @@ def beta_dpo(
     bias_correction: bool,
 ) -> Tensor:
     """DPO with one β for the step, `β(1 + α(mean Δ - M0))`, over the pairs that the filter keeps; arXiv:2407.08639.
-
     `floor(keep · P)` pairs (at least one) are drawn without replacement, weights `exp(-½((Δ - M0)/S)²)`; a kept pair
-    counts `P / kept`, another one 0, so the mean over all pairs is that over the kept. Neither β nor the draw has a
-    gradient. M0 and S are the running mean and spread in `state`, this step included; 0 before its first update.
-    """
+    counts `P / kept`, another one 0. Neither β nor the draw has a gradient. M0 and S, the running mean and spread in
+    `state`, include this step."""
     gap_P = pairs.delta.detach()
     mean, spread = _running(state, momentum, bias_correction)
     beta_step = (beta * (1 + alpha * (gap_P.mean() - mean))).clamp(min=SMALLEST_BETA)

@@ -206,7 +206,6 @@ SINGLES: dict[str, Method] = {
 
 PAIRS: dict[str, Method] = {
     "beta_dpo": Method(
-        kind="pairs",
         function="trainer.losses.stepwise:beta_dpo",
         update="trainer.losses.stepwise:beta_dpo_update",
         paper="Wu et al. 2024, arXiv:2407.08639",
@@ -224,7 +223,6 @@ PAIRS: dict[str, Method] = {
         "20 steps or so, and the filter keeps the pairs nearest to 0.",
     ),
     "aot": Method(
-        kind="pairs",
         function="trainer.losses.stepwise:aot",
         paper="Melnyk et al. 2024, arXiv:2406.05882",
         about="DPO with policy and reference margins matched by rank over the whole step.",
@@ -235,7 +233,6 @@ PAIRS: dict[str, Method] = {
         "policy margin.",
     ),
     "aot_unpaired": Method(
-        kind="pairs",
         function="trainer.losses.stepwise:aot_unpaired",
         paper="Melnyk et al. 2024, arXiv:2406.05882",
         about="DPO with chosen and rejected log-ratios matched by rank over the whole step, whatever their pairs.",
@@ -245,8 +242,7 @@ PAIRS: dict[str, Method] = {
         "weights go with the chosen response.",
     ),
     "tr_dpo": Method(
-        kind="pairs",
-        function="trainer.losses.moving:tr_dpo",
+        function="trainer.losses.contrastive:tr_dpo",
         paper="Gorbatovski et al. 2024, arXiv:2404.09656",
         about="DPO whose reference follows the policy during the round.",
         needs=REFERENCE | {"moving_reference"},

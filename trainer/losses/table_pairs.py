@@ -15,7 +15,6 @@ COMBINE = choice("sum", "Add both squares (paper), or take their mean (authors' 
 
 LOG_RATIO_ROWS: dict[str, Method] = {
     "dpop": Method(
-        kind="pairs",
         function="trainer.losses.log_ratios:dpop",
         paper="Pal et al. 2024, arXiv:2402.13228",
         about="DPO that does not let the chosen response fall below the reference.",
@@ -29,7 +28,6 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         notes="oat agrees with the paper; turbo-alignment has 0.1 for λ. With 50 the gradients need clipping.",
     ),
     "sppo": Method(
-        kind="pairs",
         function="trainer.losses.log_ratios:sppo",
         paper="Wu et al. 2024, arXiv:2405.00675",
         about="Regresses each log-ratio to the response's win rate over the prompt's responses.",
@@ -39,7 +37,6 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         "squares, the authors' code takes their mean.",
     ),
     "sppo_hard": Method(
-        kind="pairs",
         function="trainer.losses.log_ratios:sppo_hard",
         paper="Wu et al. 2024, arXiv:2405.00675",
         about="SPPO with win rates 1 and 0.",
@@ -48,7 +45,6 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         notes="As in TRL, which adds both squares.",
     ),
     "sppo_single": Method(
-        kind="pairs",
         function="trainer.losses.log_ratios:sppo_single",
         paper="Wu et al. 2024, arXiv:2405.00675",
         about="SPPO with the probability of this one preference.",
@@ -57,7 +53,6 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         notes="Only in the authors' code, which takes the mean of both squares.",
     ),
     "apo_zero": Method(
-        kind="pairs",
         function="trainer.losses.log_ratios:apo_zero",
         paper="D'Oosterlinck et al. 2024, arXiv:2408.06266",
         about="Chosen up, rejected down: for chosen responses that are better than the policy's own.",
@@ -66,7 +61,6 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         notes="The form in TRL.",
     ),
     "apo_down": Method(
-        kind="pairs",
         function="trainer.losses.log_ratios:apo_down",
         paper="D'Oosterlinck et al. 2024, arXiv:2408.06266",
         about="Both down, rejected further: for chosen responses that are worse than the policy's own.",
@@ -75,7 +69,6 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         notes="The form in TRL. It lowers the chosen response on purpose.",
     ),
     "nca": Method(
-        kind="pairs",
         function="trainer.losses.log_ratios:nca",
         paper="Chen et al. 2024, arXiv:2402.05369",
         about="Raises the chosen response's own likelihood to a cap while it lowers the rejected one's.",
@@ -86,7 +79,6 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         notes="The pair form with hard labels. The authors' code adds 0.01 to the first response's label.",
     ),
     "bco_pair": Method(
-        kind="pairs",
         function="trainer.losses.log_ratios:bco_pair",
         paper="Jung et al. 2024, arXiv:2404.04656",
         about="Two classifiers, chosen against 0 and rejected against 0.",
@@ -95,7 +87,6 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         notes="As in TRL's DPO: without the shift (a running mean of rewards) of the paper and LLaMA-Factory.",
     ),
     "mpo": Method(
-        kind="pairs",
         function="trainer.losses.log_ratios:mpo",
         paper="Wang et al. 2024, arXiv:2411.10442",
         about="DPO, BCO and NLL in one weighted sum.",
@@ -113,7 +104,6 @@ LOG_RATIO_ROWS: dict[str, Method] = {
 
 TOKEN_LEVEL_ROWS: dict[str, Method] = {
     "tdpo1": Method(
-        kind="pairs",
         function="trainer.losses.token_level:tdpo1",
         paper="Zeng et al. 2024, arXiv:2404.11999",
         about="DPO with the difference of both responses' KL to the reference in the margin.",
@@ -122,7 +112,6 @@ TOKEN_LEVEL_ROWS: dict[str, Method] = {
         notes="Rewards a high KL of the chosen response, which `tdpo2` avoids. The default of the authors' code.",
     ),
     "tdpo2": Method(
-        kind="pairs",
         function="trainer.losses.token_level:tdpo2",
         paper="Zeng et al. 2024, arXiv:2404.11999",
         about="The same with a weight, and no gradient through the chosen response's KL.",
@@ -134,7 +123,6 @@ TOKEN_LEVEL_ROWS: dict[str, Method] = {
         notes="The README of the authors' code presents it as the default, its config does not.",
     ),
     "wpo": Method(
-        kind="pairs",
         function="trainer.losses.token_level:wpo",
         paper="Zhou et al. 2024, arXiv:2406.11827",
         about="DPO in which pairs that the policy is unlikely to sample count less.",
@@ -146,7 +134,6 @@ TOKEN_LEVEL_ROWS: dict[str, Method] = {
         notes="The authors' code limits the weight to 1, TRL no longer does.",
     ),
     "ld_dpo": Method(
-        kind="pairs",
         function="trainer.losses.token_level:ld_dpo",
         paper="Liu et al. 2024, arXiv:2409.06411",
         about="DPO in which the longer response's surplus tokens count less.",
@@ -162,7 +149,6 @@ TOKEN_LEVEL_ROWS: dict[str, Method] = {
 
 REFERENCE_FREE_ROWS: dict[str, Method] = {
     "slic": Method(
-        kind="pairs",
         function="trainer.losses.reference_free:slic",
         paper="Zhao et al. 2023, arXiv:2305.10425",
         about="Hinge of the difference of log-probs, plus the chosen response's likelihood.",
@@ -174,7 +160,6 @@ REFERENCE_FREE_ROWS: dict[str, Method] = {
         "λ (HALOs: 0.1). TRL's `hinge` is not SLiC but `hinge`.",
     ),
     "hinge_raw": Method(
-        kind="pairs",
         function="trainer.losses.reference_free:hinge_raw",
         paper="Liu et al. 2023 (RSO), arXiv:2309.06657",
         about="Hinge of the difference of log-probs, without a reference.",
@@ -182,7 +167,6 @@ REFERENCE_FREE_ROWS: dict[str, Method] = {
         notes="The paper calls it hinge; in TRL `hinge` has a reference, as here.",
     ),
     "cpo": Method(
-        kind="pairs",
         function="trainer.losses.reference_free:cpo",
         paper="Xu et al. 2024, arXiv:2401.08417",
         about="DPO without a reference, plus the chosen response's likelihood.",
@@ -195,7 +179,6 @@ REFERENCE_FREE_ROWS: dict[str, Method] = {
         "repository now computes another method, ARPO.",
     ),
     "simpo": Method(
-        kind="pairs",
         function="trainer.losses.reference_free:simpo",
         paper="Meng et al. 2024, arXiv:2405.14734",
         about="Pushes mean token log-probs apart by a margin, without a reference.",
@@ -207,7 +190,6 @@ REFERENCE_FREE_ROWS: dict[str, Method] = {
         "is `beta` times that.",
     ),
     "orpo": Method(
-        kind="pairs",
         function="trainer.losses.reference_free:orpo",
         paper="Hong et al. 2024, arXiv:2403.07691",
         about="Likelihood of the chosen response plus the log odds ratio of both.",
@@ -216,8 +198,7 @@ REFERENCE_FREE_ROWS: dict[str, Method] = {
         "TRL takes one mean over all tokens.",
     ),
     "nll": Method(
-        kind="pairs",
-        function="trainer.losses.likelihood:nll",
+        function="trainer.losses.reference_free:nll",
         paper="Pang et al. 2024, arXiv:2404.19733",
         about="Raises the chosen response's likelihood; usually added to another loss.",
         arguments={"normalise": NLL},
@@ -225,8 +206,7 @@ REFERENCE_FREE_ROWS: dict[str, Method] = {
         "micro-batch. `sum`: NeMo-RL. Added to `dpo` it is the loss of Iterative RPO, and of RPO (arXiv:2405.16436).",
     ),
     "unlikelihood": Method(
-        kind="pairs",
-        function="trainer.losses.likelihood:unlikelihood",
+        function="trainer.losses.reference_free:unlikelihood",
         paper="Welleck et al. 2019, arXiv:1908.04319, as a baseline of arXiv:2305.18290",
         about="Chosen likelihood up, rejected likelihood down, without a bound.",
         arguments={"alpha": number(0.1, "Weight of the rejected response; towards 1 text degenerates.", ge=0, le=1)},

@@ -150,20 +150,18 @@ def _custom(name: str) -> Method:
             "needs=['reference']) above the function"
         )
     kind, needs = getattr(function, OWN)
-    arguments = _parameters(function)
+    arguments, about = _parameters(function), (inspect.getdoc(function) or "").partition("\n")[0]
     if "moving_reference" in needs and not {"alpha", "tau"} <= arguments.keys():
         raise ValueError(
             f"the loss {name!r} needs a moving reference, so it must take `alpha` and `tau` as keyword-only arguments: "
             "how far the reference follows the policy, and after how many steps"
         )
-    return Method(kind, name, paper="", about=(inspect.getdoc(function) or "").partition("\n")[0], needs=needs,
-                  arguments=arguments)  # fmt: skip
+    return Method(kind=kind, function=name, paper="", about=about, needs=needs, arguments=arguments)
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    parameters = inspect.signature(function).parameters.values()
     return {
         p.name: (Any if p.annotation is p.empty else p.annotation, ... if p.default is p.empty else p.default)
-        for p in parameters
+        for p in inspect.signature(function).parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.name != "state"
     }

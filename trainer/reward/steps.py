@@ -179,9 +179,8 @@ def describe_rewards(reward_w: Tensor, reward_l: Tensor) -> RewardMetrics:
 
 
 def calibration_error(gap_P: Tensor) -> float:
-    """Expected calibration error of `σ(|gap|)`, the predicted probability that the response with the higher reward is
-    the chosen one: `sum_b |B_b|/P |accuracy(B_b) - confidence(B_b)|`, eq. 3 of arXiv:1706.04599. 0 is perfect; a tie is
-    half right."""
+    """Expected calibration error of `σ(|gap|)`, the probability that the higher reward is the chosen one's: `sum_b
+    |B_b|/P |accuracy(B_b) - confidence(B_b)|`, eq. 3 of arXiv:1706.04599. A tie is half right."""
     confidence_P = torch.sigmoid(gap_P.abs())
     right_P = (gap_P > 0) + 0.5 * (gap_P == 0)
     bin_P = ((confidence_P - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
@@ -190,9 +189,6 @@ def calibration_error(gap_P: Tensor) -> float:
 
 
 def bradley_terry(reward_w: Tensor, reward_l: Tensor, *, margin: Tensor | float, centre: float) -> Tensor:
-    """`ell(r_w - r_l - m) + c (r_w + r_l)²`, [P]; the margin is 0 where the data have none.
-
-    Only differences of rewards are identified (Bradley and Terry 1952; eq. 2 of arXiv:2305.18290); the second term
-    draws their mean to 0 (arXiv:2312.09244, which uses `c = 0.01`). `centre = 0` leaves the mean where it falls.
-    """
+    """`ell(r_w - r_l - m) + c (r_w + r_l)²`, [P] (Bradley and Terry 1952; eq. 2 of arXiv:2305.18290). Only differences
+    are identified; the second term draws their mean to 0 (arXiv:2312.09244, which uses `c = 0.01`)."""
     return ell(reward_w - reward_l - margin) + centre * (reward_w + reward_l) ** 2

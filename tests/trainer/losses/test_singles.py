@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.loss_relations import column, evaluate, gradients, halves, pairs, singles
 from trainer.losses.batch import Pairs, Responses, Singles
-from trainer.losses.moving import follow
+from trainer.losses.primitives import follow
 from trainer.losses.table_others import ROWS
 
 
