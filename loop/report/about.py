@@ -58,15 +58,15 @@ def versions(data: RunData) -> Table:
 def models(data: RunData) -> Table:
     """Short hashes of the models and stage digests of each iteration."""
     heads = ["iteration", "candidate", "incumbent before", "reference after", "incumbent after", "pairs", "round"]
-    return Table(heads, [_models(turn) for turn in data.turns])
+    return Table(heads, [_models(it) for it in data.iterations])
 
 
-def _models(turn: IterationData) -> list[object]:
-    decision = turn.promotion
+def _models(it: IterationData) -> list[object]:
+    decision = it.promotion
     before = [decision.candidate, decision.incumbent, decision.reference] if decision else [None] * 3
-    named = [_named(record) for record in (*before, turn.policy)]
-    digests = [turn.manifests[stage].digest[:12] if stage in turn.manifests else None for stage in ("pair", "train")]
-    return [turn.number, *named, *digests]
+    named = [_named(record) for record in (*before, it.policy)]
+    digests = [it.manifests[stage].digest[:12] if stage in it.manifests else None for stage in ("pair", "train")]
+    return [it.number, *named, *digests]
 
 
 def _named(record: ModelRecord | None) -> str | None:

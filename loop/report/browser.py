@@ -46,8 +46,8 @@ def token_texts(data: RunData) -> TokenTexts:
 
 def _folders(data: RunData) -> list[Path]:
     """Folders of the run's models, the base model last."""
-    own = [data.run.stage(turn.number, "train").model for turn in data.rounds]
-    base = [model_of(data.run, turn.policy).path for turn in data.turns if turn.number == 0 and turn.policy]
+    own = [data.run.stage(it.number, "train").model for it in data.rounds]
+    base = [model_of(data.run, it.policy).path for it in data.iterations if it.number == 0 and it.policy]
     return [*own, *base]
 
 
@@ -90,11 +90,11 @@ class Book:
     @property
     def fingerprint(self) -> str | None:
         """Identifies the pages' sources; None while they may change."""
-        turn = self.data.turn(self.iteration)
+        it = self.data.iteration(self.iteration)
         stages = ("sample", "judge", "pair") if self.which == "train" else ("eval",)
-        if turn is None or any(stage not in turn.manifests for stage in stages):
+        if it is None or any(stage not in it.manifests for stage in stages):
             return None
-        return tables.digest([PER_PAGE, *(turn.manifests[stage].digest for stage in stages)])
+        return tables.digest([PER_PAGE, *(it.manifests[stage].digest for stage in stages)])
 
     def pages(self) -> Iterator[Page]:
         """The pages, in the order of the shards."""
@@ -147,8 +147,8 @@ class Book:
     def _reasons(self, shard: Shard, ids: Container[str]) -> dict[str, str]:
         """Why each response to these prompts of a training shard was used or not. The rules are applied again; the pair
         stage's table decides what was used."""
-        turn = self.data.turn(self.iteration)
-        if self.which != "train" or turn is None or "pair" not in turn.manifests:
+        it = self.data.iteration(self.iteration)
+        if self.which != "train" or it is None or "pair" not in it.manifests:
             return {}
         config = self.data.settings(self.iteration)
         found: dict[str, str] = {}
@@ -223,10 +223,10 @@ def books(data: RunData) -> list[Book]:
     """A book for every set of every iteration that has responses, the training sets first."""
     texts, prompts = token_texts(data), {which: _prompts(data, which) for which in SETS}
     return [
-        Book(data, turn.number, which, prompts[which], texts)
+        Book(data, it.number, which, prompts[which], texts)
         for which in SETS
-        for turn in data.turns
-        if data.run.judged_shards(turn.number, which)
+        for it in data.iterations
+        if data.run.judged_shards(it.number, which)
     ]
 
 

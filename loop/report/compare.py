@@ -80,7 +80,7 @@ def figures(data: Sequence[RunData]) -> list[Figure | Missing]:
         _metric_figure(data, "test", "well_formed_share", "Well formed"),
         over_time(data),
         _plain_figure(data, "lengths", "Mean length", "tokens, test", _mean_length),
-        _plain_figure(data, "pairs", "Pairs", "count", lambda t: t.state.paired.pairs if t.state.paired else None),
+        _plain_figure(data, "pairs", "Pairs", "count", lambda it: it.state.paired.pairs if it.state.paired else None),
         _step_figure(data, "margin", "Margin", "β × nats"),
         _step_figure(data, "chosen_logp", "Log-prob of chosen responses", "nats per response"),
         _step_figure(data, "rejected_logp", "Log-prob of rejected responses", "nats per response"),
@@ -96,9 +96,9 @@ def _metric_figure(data: Sequence[RunData], which: str, metric: str, title: str)
     series = []
     for place, one in enumerate(data):
         found = [
-            (t.number, interval)
-            for t in one.evaluated
-            if (metrics := getattr(t, which)) and (interval := metrics.metric(metric)) and interval.value is not None
+            (it.number, interval)
+            for it in one.evaluated
+            if (metrics := getattr(it, which)) and (interval := metrics.metric(metric)) and interval.value is not None
         ]
         spread = [(100 * m.low, 100 * m.high) for _, m in found]
         series.append(_line(place, one.name, [(float(k), hundred(m.value)) for k, m in found], spread=spread))
@@ -111,14 +111,14 @@ def _plain_figure(
 ) -> Figure | Missing:
     """A number of each iteration."""
     series = [
-        _line(place, one.name, [(float(t.number), float(v)) for t in one.turns if (v := value(t)) is not None])
+        _line(place, one.name, [(float(it.number), float(v)) for it in one.iterations if (v := value(it)) is not None])
         for place, one in enumerate(data)
     ]
     return _drawn(id, title, "The same quantity of each run, iteration by iteration.", series, "iteration", unit)
 
 
-def _mean_length(turn: IterationData) -> float | None:
-    return turn.test.mean_length if turn.test else None
+def _mean_length(it: IterationData) -> float | None:
+    return it.test.mean_length if it.test else None
 
 
 def over_time(data: Sequence[RunData]) -> Figure | Missing:
@@ -126,9 +126,9 @@ def over_time(data: Sequence[RunData]) -> Figure | Missing:
     series = []
     for place, one in enumerate(data):
         spent, points = 0.0, []
-        for turn in one.evaluated:
-            spent += turn.state.time.wall / 60
-            points.append((round(spent, 2), hundred(turn.test.sampled_accuracy.value) if turn.test else None))
+        for it in one.evaluated:
+            spent += it.state.time.wall / 60
+            points.append((round(spent, 2), hundred(it.test.sampled_accuracy.value) if it.test else None))
         series.append(_line(place, one.name, points))
     read = "On equal machines, the run further up and to the left is cheaper: it reaches its accuracy in less time."
     return _drawn("time", "Test accuracy against wall time", read, series, "minutes", "%", share=True, whole=False)

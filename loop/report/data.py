@@ -69,7 +69,7 @@ class RunData:
     loaded: LoadedConfig
     state: RunState
     lineage: Lineage
-    turns: list[IterationData]
+    iterations: list[IterationData]
     configs: dict[int, Config] = field(default_factory=dict)
 
     def settings(self, number: int) -> Config:
@@ -106,32 +106,32 @@ class RunData:
     @property
     def evaluated(self) -> list[IterationData]:
         """The iterations that have test metrics."""
-        return [turn for turn in self.turns if turn.test is not None]
+        return [it for it in self.iterations if it.test is not None]
 
     @property
     def rounds(self) -> list[IterationData]:
         """The iterations after the base model."""
-        return [turn for turn in self.turns if turn.number]
+        return [it for it in self.iterations if it.number]
 
     @property
     def best(self) -> int:
         """The incumbent's iteration."""
         return self.state.incumbent
 
-    def turn(self, number: int) -> IterationData | None:
+    def iteration(self, number: int) -> IterationData | None:
         """An iteration, if it is there."""
-        return next((turn for turn in self.turns if turn.number == number), None)
+        return next((it for it in self.iterations if it.number == number), None)
 
 
 def read_run(run: RunFolder) -> RunData:
     """Everything known of a run. UserError if there is none, or a file of it is damaged."""
     state, loaded = collect(run), load_config(run.config)
     first = loaded.base
-    turns = [_turn(run, it, first) for it in state.iterations]
-    return RunData(run, loaded, state, read_lineage(run), turns, {1: first})
+    iterations = [_iteration(run, it, first) for it in state.iterations]
+    return RunData(run, loaded, state, read_lineage(run), iterations, {1: first})
 
 
-def _turn(run: RunFolder, state: IterationState, first: Config) -> IterationData:
+def _iteration(run: RunFolder, state: IterationState, first: Config) -> IterationData:
     k = state.iteration
     folders = {stage: run.latest(k, stage) for stage in STAGES}
     manifests = {stage: found for stage in STAGES if (found := folders[stage].manifest())}

@@ -28,25 +28,25 @@ def ledger_figures(data: RunData) -> list[Figure | Missing]:
 def time_spent(data: RunData) -> Figure | Missing:
     """Seconds of each iteration by activity."""
     title = "Time"
-    turns = [turn for turn in data.turns if turn.state.time.wall]
-    if not turns:
+    iterations = [it for it in data.iterations if it.state.time.wall]
+    if not iterations:
         return Missing(title, "no stage is finished yet")
     rows = [
-        Row(str(t.number), [(round(getattr(t.state.time, key)), tone, name) for key, name, tone in PARTS])
-        for t in turns
+        Row(str(it.number), [(round(getattr(it.state.time, key)), tone, name) for key, name, tone in PARTS])
+        for it in iterations
     ]
     read = (
         "Overhead is wall time spent on neither generation, judging nor training: loading, saving, hashing, "
         "starting up."
     )
     heads = ["iteration", *(f"{stage}, s" for stage in STAGES), "total", "overhead", "overhead, %"]
-    table = Table(heads, [[t.number, *_seconds(t), *_time(t)] for t in turns])
+    table = Table(heads, [[it.number, *_seconds(it), *_time(it)] for it in iterations])
     keys = [Key(name, tone, box=True) for _, name, tone in PARTS]
     return Figure("time", title, read, stacked(title, rows, unit="seconds"), keys, table)
 
 
-def _seconds(turn: IterationData) -> list[float | None]:
-    found = turn.state.seconds
+def _seconds(it: IterationData) -> list[float | None]:
+    found = it.state.seconds
     return [_stage_seconds(stage, found[stage]) if stage in found else None for stage in STAGES]
 
 
@@ -54,36 +54,36 @@ def _stage_seconds(stage: str, seconds: Mapping[str, float]) -> float:
     return round(seconds.get("judge" if stage == "judge" else "wall", 0.0), 1)
 
 
-def _time(turn: IterationData) -> list[str]:
-    time = turn.state.time
+def _time(it: IterationData) -> list[str]:
+    time = it.state.time
     return [clock(time.wall), clock(time.overhead), percent(time.overhead_share)]
 
 
 def tokens_spent(data: RunData) -> Figure | Missing:
     """Tokens sampled and trained on, by iteration."""
     title = "Tokens"
-    turns = [turn for turn in data.turns if turn.state.counts]
-    if not turns:
+    iterations = [it for it in data.iterations if it.state.counts]
+    if not iterations:
         return Missing(title, "no stage is finished yet")
     named = (("sampled for training", 1), ("sampled for evaluation", 5), ("trained on", 3))
-    counts = [_tokens(turn) for turn in turns]
+    counts = [_tokens(it) for it in iterations]
     rows = [
-        Row(str(t.number), [(float(v or 0), tone, name) for v, (name, tone) in zip(c[:3], named, strict=True)])
-        for t, c in zip(turns, counts, strict=True)
+        Row(str(it.number), [(float(v or 0), tone, name) for v, (name, tone) in zip(c[:3], named, strict=True)])
+        for it, c in zip(iterations, counts, strict=True)
     ]
     read = (
         "Tokens sampled and trained on in each iteration. 'trained on' counts each token of a round once, however "
         "many pairs share it (the table has both)."
     )
     heads = ["iteration", *(name for name, _ in named), "as separate pairs", "sampled per second", "trained per second"]
-    table = Table(heads, [[t.number, *c] for t, c in zip(turns, counts, strict=True)])
+    table = Table(heads, [[it.number, *c] for it, c in zip(iterations, counts, strict=True)])
     keys = [Key(name, tone, box=True) for name, tone in named]
     return Figure("tokens", title, read, stacked(title, rows, unit="tokens"), keys, table)
 
 
-def _tokens(turn: IterationData) -> list[float | None]:
+def _tokens(it: IterationData) -> list[float | None]:
     """Sampled, evaluated, trained (each token once), trained (pair by pair), and the first and third per second."""
-    state = turn.state
+    state = it.state
     sampled = state.sampled.tokens if state.sampled else None
     encoded, plain = (state.trained.encoded_tokens, state.trained.plain_tokens) if state.trained else (None, None)
     return [
@@ -102,7 +102,7 @@ def _rate(tokens: float | None, seconds: float | None) -> float | None:
 
 def sampler_gap(data: RunData) -> Figure | Missing:
     """Mean absolute difference of sampler and trainer log-probs on the same tokens."""
-    known = [(t.number, t.state.trained.sampler_gap) for t in data.rounds if t.state.trained]
+    known = [(it.number, it.state.trained.sampler_gap) for it in data.rounds if it.state.trained]
     points = [(float(k), gap) for k, gap in known if gap is not None]
     if not points:
         return Missing(SAMPLER_GAP, "no round has compared sampler and trainer log-probs")

@@ -28,9 +28,9 @@ def judge_figures(data: RunData) -> list[Figure | Missing]:
     return [verdicts(data), orders(data), cost(data)]
 
 
-def paired_turns(data: RunData) -> list[IterationData]:
+def paired_iterations(data: RunData) -> list[IterationData]:
     """The iterations whose pair stage is finished."""
-    return [turn for turn in data.rounds if turn.state.paired]
+    return [it for it in data.rounds if it.state.paired]
 
 
 def funnel(data: RunData) -> Figure | Missing:
@@ -38,25 +38,30 @@ def funnel(data: RunData) -> Figure | Missing:
     title = "From prompts to pairs"
     if not data.settings(1).samples:
         return Missing(title, "nothing is sampled: the pairs come from the data")
-    turns = [turn for turn in data.rounds if turn.state.sampled]
-    if not turns:
+    iterations = [it for it in data.rounds if it.state.sampled]
+    if not iterations:
         return Missing(title, "nothing has been sampled yet")
-    kind = next((t.state.paired.kind for t in turns if t.state.paired), "pairs")
+    kind = next((it.state.paired.kind for it in iterations if it.state.paired), "pairs")
     names = ("responses", "with a score", "used", kind)
-    values = [list(_funnel(turn)) for turn in turns]
+    values = [list(_funnel(it)) for it in iterations]
     series = [
-        Series(name, [(float(t.number), row[i]) for t, row in zip(turns, values, strict=True)], tone, dashed=i == 1)
+        Series(
+            name, [(float(it.number), row[i]) for it, row in zip(iterations, values, strict=True)], tone, dashed=i == 1
+        )
         for i, (name, tone) in enumerate(zip(names, (7, 5, 1, 2), strict=True))
     ]
-    x = whole_axis([turn.number for turn in turns], *plot_x())
+    x = whole_axis([it.number for it in iterations], *plot_x())
     drawn = chart(title, series, x, axis(heights(series), *plot_y(), zero=True), x_label="iteration", y_label="count")
     read = "If the lines approach 0 over the iterations, the training signal is drying up."
-    rows = [[t.number, t.state.sampled and t.state.sampled.prompts, *row] for t, row in zip(turns, values, strict=True)]
+    rows = [
+        [it.number, it.state.sampled and it.state.sampled.prompts, *row]
+        for it, row in zip(iterations, values, strict=True)
+    ]
     return Figure("funnel", title, read, drawn, keys_of(series), Table(["iteration", "prompts", *names], rows))
 
 
-def _funnel(turn: IterationData) -> tuple[int | None, int | None, int | None, int | None]:
-    sample, judge, pair = turn.state.sampled, turn.state.judged, turn.state.paired
+def _funnel(it: IterationData) -> tuple[int | None, int | None, int | None, int | None]:
+    sample, judge, pair = it.state.sampled, it.state.judged, it.state.paired
     return (
         sample.responses if sample else None,
         judge.score if judge else None,
@@ -72,7 +77,7 @@ def prompts(data: RunData) -> Figure | Missing:
         "Only prompts with both better and worse responses give a training signal; the others show whether the "
         "task is too hard or too easy."
     )
-    counts = {turn.number: turn.state.paired.prompts for turn in data.rounds if turn.state.paired}
+    counts = {it.number: it.state.paired.prompts for it in data.rounds if it.state.paired}
     return parts("prompts", title, read, counts, PROMPT_OUTCOMES, "prompts", "no iteration has been paired yet")
 
 
@@ -80,7 +85,7 @@ def responses(data: RunData) -> Figure | Missing:
     """Responses by outcome."""
     title = "Responses by outcome"
     read = "Shows why responses were used or left out; many duplicates mean that the samples are no longer diverse."
-    counts = {turn.number: turn.state.paired.responses for turn in data.rounds if turn.state.paired}
+    counts = {it.number: it.state.paired.responses for it in data.rounds if it.state.paired}
     return parts("responses", title, read, counts, RESPONSE_REASONS, "responses", "no iteration has been paired yet")
 
 
@@ -122,20 +127,22 @@ def most_frequent(names: Sequence[str], counts: Collection[Mapping[str, int]], m
 def solve_rates(data: RunData) -> Figure | Missing:
     """Distribution of prompt solve rates, by iteration."""
     title = "Solve rates of the training prompts"
-    turns = [turn for turn in data.rounds if "train" in turn.sets]
-    if not turns:
+    iterations = [it for it in data.rounds if "train" in it.sets]
+    if not iterations:
         return Missing(title, "nothing has been sampled and judged yet")
-    rates = sorted({rate for turn in turns for rate in turn.sets["train"].solved} | {0.0, 1.0})
+    rates = sorted({rate for it in iterations for rate in it.sets["train"].solved} | {0.0, 1.0})
     rows = rates if len(rates) <= MOST_ROWS else [i / 10 for i in range(11)]
-    shares = [_binned(turn.sets["train"], rows) for turn in turns]
+    shares = [_binned(it.sets["train"], rows) for it in iterations]
     names = [f"{percent(rate).removesuffix('.0')} %" for rate in rows]
-    drawn = heat(title, [str(t.number) for t in turns], names, shares, x_label="iteration", y_label="correct responses")
+    drawn = heat(
+        title, [str(it.number) for it in iterations], names, shares, x_label="iteration", y_label="correct responses"
+    )
     read = (
         "Each column shows how an iteration's prompts split by their share of correct responses. Pairs come "
         "from the middle; a dark top row means the task is solved, a dark bottom row that it is out of "
         "reach."
     )
-    cells = [[t.number, *(f"{percent(s)} %" for s in share)] for t, share in zip(turns, shares, strict=True)]
+    cells = [[it.number, *(f"{percent(s)} %" for s in share)] for it, share in zip(iterations, shares, strict=True)]
     return Figure("solve-rates", title, read, drawn, (), Table(["iteration", *names], cells))
 
 
@@ -151,15 +158,15 @@ def _binned(numbers: SetNumbers, rows: Sequence[float]) -> list[float]:
 def pass_by_k(data: RunData) -> Figure | Missing:
     """pass@k and maj@k of the training samples for the first, middle and last policy."""
     title = "pass@k and maj@k of the training samples"
-    turns = [turn for turn in data.rounds if "train" in turn.sets and len(turn.sets["train"].passed) > 1]
-    if not turns:
+    iterations = [it for it in data.rounds if "train" in it.sets and len(it.sets["train"].passed) > 1]
+    if not iterations:
         return Missing(title, "needs sampling.n of at least 2")
-    chosen = [turns[i] for i in sorted({0, len(turns) // 2, len(turns) - 1})]
+    chosen = [iterations[i] for i in sorted({0, len(iterations) // 2, len(iterations) - 1})]
     series = []
-    for turn, tone in zip(chosen, (5, 1, 2), strict=False):
-        numbers = turn.sets["train"]
-        series.append(Series(f"pass@k, iteration {turn.number}", _curve(numbers.passed), tone))
-        series.append(Series(f"maj@k, iteration {turn.number}", _curve(numbers.voted), tone, dashed=True))
+    for it, tone in zip(chosen, (5, 1, 2), strict=False):
+        numbers = it.sets["train"]
+        series.append(Series(f"pass@k, iteration {it.number}", _curve(numbers.passed), tone))
+        series.append(Series(f"maj@k, iteration {it.number}", _curve(numbers.voted), tone, dashed=True))
     most = max(x for one in series for x, _ in one.points)
     x = axis([0.0, most], *plot_x())
     drawn = chart(title, series, x, share_axis(heights(series), *plot_y()), x_label="k samples", y_label="prompts, %")
@@ -177,19 +184,19 @@ def _curve(by_k: Mapping[int, float]) -> list[tuple[float, float | None]]:
 def lengths(data: RunData) -> Figure | Missing:
     """Distribution of response lengths on the test prompts, by iteration."""
     title = "Response lengths on the test prompts"
-    turns = [turn for turn in data.turns if "test" in turn.sets and turn.sets["test"].lengths]
-    if not turns:
+    iterations = [it for it in data.iterations if "test" in it.sets and it.sets["test"].lengths]
+    if not iterations:
         return Missing(title, "the run folder has no test responses")
-    by = [turn.sets["test"].lengths for turn in turns]
-    ks = [float(turn.number) for turn in turns]
-    means = [turn.sets["test"].mean_length for turn in turns]
+    by = [it.sets["test"].lengths for it in iterations]
+    ks = [float(it.number) for it in iterations]
+    means = [it.sets["test"].mean_length for it in iterations]
     series = [
         _fan("5 to 95 %", ks, by, 0, 4, 5),
         _fan("middle half", ks, by, 1, 3, 1),
         Series("median", [(k, q[2]) for k, q in zip(ks, by, strict=True)], 1),
         Series("mean", list(zip(ks, means, strict=True)), 2, dashed=True),
     ]
-    x = whole_axis([turn.number for turn in turns], *plot_x())
+    x = whole_axis([it.number for it in iterations], *plot_x())
     drawn = chart(title, series, x, axis(heights(series), *plot_y(), zero=True), x_label="iteration", y_label="tokens")
     read = (
         "The bands cover the middle 50 % and 90 % of the sampled responses; steady growth is the most common "
@@ -209,15 +216,15 @@ def _fan(name: str, ks: Sequence[float], by: Sequence[Sequence[float]], low: int
 def verdicts(data: RunData) -> Figure | Missing:
     """Abstentions, errors and unparsable answers on the training samples."""
     title = "Undecided verdicts"
-    turns = [turn for turn in data.rounds if "train" in turn.sets]
-    if not turns:
+    iterations = [it for it in data.rounds if "train" in it.sets]
+    if not iterations:
         return Missing(title, "nothing has been judged yet")
     series = [
-        Series("errors", [(float(t.number), _part(t.sets["train"], "error")) for t in turns], 4),
-        Series("abstentions", [(float(t.number), _part(t.sets["train"], "abstain")) for t in turns], 2),
-        Series("no answer found", [(float(t.number), _unread(t.sets["train"])) for t in turns], 1, dashed=True),
+        Series("errors", [(float(it.number), _part(it.sets["train"], "error")) for it in iterations], 4),
+        Series("abstentions", [(float(it.number), _part(it.sets["train"], "abstain")) for it in iterations], 2),
+        Series("no answer found", [(float(it.number), _unread(it.sets["train"])) for it in iterations], 1, dashed=True),
     ]
-    x = whole_axis([turn.number for turn in turns], *plot_x())
+    x = whole_axis([it.number for it in iterations], *plot_x())
     y = share_axis([*heights(series), 1.0], *plot_y())
     drawn = chart(title, series, x, y, x_label="iteration", y_label="training responses, %")
     read = (
@@ -238,8 +245,8 @@ def _unread(numbers: SetNumbers) -> float:
 def orders(data: RunData) -> Figure | Missing:
     """Order consistency of a pairwise judge."""
     title = "Order consistency"
-    known = [(t, t.sets["train"].order_consistent) for t in data.rounds if "train" in t.sets]
-    points = [(float(turn.number), hundred(share)) for turn, share in known if share is not None]
+    known = [(it, it.sets["train"].order_consistent) for it in data.rounds if "train" in it.sets]
+    points = [(float(it.number), hundred(share)) for it, share in known if share is not None]
     if not points:
         return Missing(title, "needs a judge that compares responses in both orders")
     one = Series("consistent games", points, 1)
@@ -252,7 +259,7 @@ def orders(data: RunData) -> Figure | Missing:
 def cost(data: RunData) -> Figure | Missing:
     """Calls and tokens of a paid judge, by iteration."""
     title = "Judge cost"
-    used = {turn.number: _used(turn) for turn in data.turns}
+    used = {it.number: _used(it) for it in data.iterations}
     if not any(used.values()):
         return Missing(title, "the judge uses no metered model")
     names = [name for name in ("prompt_tokens", "completion_tokens") if any(name in one for one in used.values())]
@@ -269,10 +276,10 @@ def cost(data: RunData) -> Figure | Missing:
     return Figure("cost", title, read, stacked(title, bars, unit="tokens"), keys, table)
 
 
-def _used(turn: IterationData) -> dict[str, float]:
+def _used(it: IterationData) -> dict[str, float]:
     """Usage summed over all sets of an iteration."""
     total: dict[str, float] = {}
-    for numbers in turn.sets.values():
+    for numbers in it.sets.values():
         for name, value in numbers.used.items():
             total[name] = total.get(name, 0.0) + value
     return total

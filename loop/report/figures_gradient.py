@@ -23,7 +23,7 @@ StepRow = Mapping[str, Any]
 def gradient_field(data: RunData) -> Figure | Missing:
     """The DPO gradient over both probability ratios, with the last round's pairs (arXiv:2404.04626)."""
     title = "The DPO gradient field and the last round"
-    trained = [turn for turn in data.rounds if any("chosen_log_ratio" in row for row in turn.steps)]
+    trained = [it for it in data.rounds if any("chosen_log_ratio" in row for row in it.steps)]
     if not trained:
         return Missing(title, "no round has logged log-ratios to a reference")
     last = trained[-1]

@@ -41,13 +41,13 @@ def by_iteration(
     """One metric in per cent over the evaluated iterations; rejected candidates are drawn as rings."""
     points: list[tuple[float, float | None]] = []
     spread: list[Spread] = []
-    for turn in data.evaluated:
-        found = value(turn)
+    for it in data.evaluated:
+        found = value(it)
         metric = found if isinstance(found, Interval) else Interval(found, None, None, 0)
-        points.append((turn.number, hundred(metric.value)))
+        points.append((it.number, hundred(metric.value)))
         low, high = hundred(metric.low), hundred(metric.high)
         spread.append(None if low is None or high is None else (low, high))
-    rejected = frozenset(place for place, turn in enumerate(data.evaluated) if turn.state.promoted is False)
+    rejected = frozenset(place for place, it in enumerate(data.evaluated) if it.state.promoted is False)
     shown = spread if band and any(spread) else ()
     return Series(name, points, tone, shown, dashed=dashed, hollow=rejected)
 
@@ -64,7 +64,7 @@ def shares(
     series = [one for one in series if any(y is not None for _, y in one.points)]
     if not series:
         return Missing(title, "no evaluated iteration has this metric yet")
-    x = whole_axis([turn.number for turn in data.evaluated], *plot_x())
+    x = whole_axis([it.number for it in data.evaluated], *plot_x())
     y = share_axis(heights(series), *plot_y())
     drawn = chart(title, series, x, y, x_label="iteration (0: base model)", y_label=y_label)
     return Figure(id, title, read, drawn, keys_of(series), table_of("iteration", series))
@@ -85,9 +85,11 @@ def accuracy(data: RunData) -> Figure | Missing:
         f"gate rejected. Bands are {100 * data.confidence:g} % intervals over prompts."
     )
     series = [
-        by_iteration(data, "test, sampled", lambda t: _metric(t.test, "sampled_accuracy"), 1),
-        by_iteration(data, "test, greedy", lambda t: _metric(t.test, "greedy_accuracy"), 2, band=False),
-        by_iteration(data, "gate, sampled", lambda t: _metric(t.gate, "sampled_accuracy"), 3, dashed=True, band=False),
+        by_iteration(data, "test, sampled", lambda it: _metric(it.test, "sampled_accuracy"), 1),
+        by_iteration(data, "test, greedy", lambda it: _metric(it.test, "greedy_accuracy"), 2, band=False),
+        by_iteration(
+            data, "gate, sampled", lambda it: _metric(it.gate, "sampled_accuracy"), 3, dashed=True, band=False
+        ),
     ]
     return shares("accuracy", "Accuracy", read, data, series, "correct responses, %")
 
@@ -100,9 +102,9 @@ def preferences(data: RunData) -> Figure | Missing:
         f"{100 * data.confidence:g} % intervals over prompts."
     )
     series = [
-        by_iteration(data, "test", lambda t: _metric(t.test, PREFERENCE), 1),
-        by_iteration(data, "gate", lambda t: _metric(t.gate, PREFERENCE), 3, dashed=True, band=False),
-        by_iteration(data, "test, chosen more likely", lambda t: t.test.likelihood_accuracy if t.test else None, 5),
+        by_iteration(data, "test", lambda it: _metric(it.test, PREFERENCE), 1),
+        by_iteration(data, "gate", lambda it: _metric(it.gate, PREFERENCE), 3, dashed=True, band=False),
+        by_iteration(data, "test, chosen more likely", lambda it: it.test.likelihood_accuracy if it.test else None, 5),
     ]
     return shares("accuracy", "Preference accuracy", read, data, series, "held-out pairs, %")
 
@@ -114,40 +116,40 @@ def _metric(metrics: SetMetrics | None, name: str) -> Interval | None:
 def gate(data: RunData) -> Figure | Missing:
     """The paired gain of each candidate over its incumbent, with the threshold of the rule."""
     title = "Gain over the incumbent on the gate prompts"
-    decided = [(t, t.promotion) for t in data.rounds if t.promotion and t.promotion.gain.value is not None]
+    decided = [(it, it.promotion) for it in data.rounds if it.promotion and it.promotion.gain.value is not None]
     if not decided:
         return Missing(title, "no candidate has been compared with its incumbent yet")
     gains = [decision.gain for _, decision in decided]
-    points = [(float(t.number), hundred(gain.value)) for (t, _), gain in zip(decided, gains, strict=True)]
+    points = [(float(it.number), hundred(gain.value)) for (it, _), gain in zip(decided, gains, strict=True)]
     spread = [(100 * (gain.low or 0.0), 100 * (gain.high or 0.0)) for gain in gains]
     rejected = frozenset(i for i, (_, decision) in enumerate(decided) if not decision.promoted)
-    titles = [f"iteration {t.number} {decision.reason}" for t, decision in decided]
+    titles = [f"iteration {it.number} {decision.reason}" for it, decision in decided]
     one = Series("candidate minus incumbent", points, 1, spread, False, True, False, True, rejected, titles)
     settings = data.settings(decided[-1][0].number).promote
     bound = {"better": 0.0, "not_worse": -100 * settings.margin}.get(settings.rule)
     levels = [(0.0, "")] if bound is None else [(0.0, ""), (bound, f"must be above ({settings.rule})")]
     y = axis([*heights([one]), 0.0, bound or 0.0], *plot_y())
-    x = whole_axis([t.number for t, _ in decided], *plot_x())
+    x = whole_axis([it.number for it, _ in decided], *plot_x())
     drawn = chart(title, [one], x, y, x_label="iteration", y_label="percentage points", levels=levels)
     read = (
         f"Each bar is the interval of the change in {settings.metric.replace('_', ' ')} on the same gate prompts. A "
         "candidate whose whole bar is above the line is promoted; a ring was rejected."
     )
-    rows = [[t.number, *points[i][1:], *spread[i], decision.reason] for i, (t, decision) in enumerate(decided)]
+    rows = [[it.number, *points[i][1:], *spread[i], decision.reason] for i, (it, decision) in enumerate(decided)]
     return Figure("gate", title, read, drawn, (), Table(["iteration", "points", "from", "to", "decision"], rows))
 
 
 def pass_and_majority(data: RunData) -> Figure | Missing:
     """pass@k and maj@k on the test prompts."""
     title = "pass@k and maj@k on the test prompts"
-    ks = {t.test.k for t in data.evaluated if t.test}
+    ks = {it.test.k for it in data.evaluated if it.test}
     if not ks or max(ks) < 2:
         return Missing(title, "needs eval.samples of at least 2")
     k = max(ks)
     series = [
-        by_iteration(data, f"pass@{k}", lambda t: t.test.pass_at_k if t.test else None, 3),
-        by_iteration(data, "pass@1", lambda t: _metric(t.test, "sampled_accuracy"), 1, band=False),
-        by_iteration(data, f"maj@{k}", lambda t: t.test.maj_at_k if t.test else None, 2, dashed=True),
+        by_iteration(data, f"pass@{k}", lambda it: it.test.pass_at_k if it.test else None, 3),
+        by_iteration(data, "pass@1", lambda it: _metric(it.test, "sampled_accuracy"), 1, band=False),
+        by_iteration(data, f"maj@{k}", lambda it: it.test.maj_at_k if it.test else None, 2, dashed=True),
     ]
     read = (
         f"Probability that one of {k} samples is correct, and that the majority is (unbiased estimates): if pass@k "
@@ -163,9 +165,9 @@ def form(data: RunData) -> Figure | Missing:
         "is skill."
     )
     series = [
-        by_iteration(data, "well formed", lambda t: _metric(t.test, "well_formed_share"), 5),
-        by_iteration(data, "correct among well formed", lambda t: _metric(t.test, "accuracy_among_well_formed"), 1),
-        by_iteration(data, "truncated", lambda t: t.test.truncated_share if t.test else None, 4, dashed=True),
+        by_iteration(data, "well formed", lambda it: _metric(it.test, "well_formed_share"), 5),
+        by_iteration(data, "correct among well formed", lambda it: _metric(it.test, "accuracy_among_well_formed"), 1),
+        by_iteration(data, "truncated", lambda it: it.test.truncated_share if it.test else None, 4, dashed=True),
     ]
     return shares("form", "Format and skill", read, data, series, "test, sampled, %")
 
@@ -173,18 +175,20 @@ def form(data: RunData) -> Figure | Missing:
 def reward(data: RunData) -> Figure | Missing:
     """Mean test score, raw and at equal length."""
     title = "Reward, and reward at equal length"
-    turns = [t for t in data.evaluated if "test" in t.sets and t.sets["test"].score and t.sets["test"].mean_length]
-    if not turns:
+    iterations = [
+        it for it in data.evaluated if "test" in it.sets and it.sets["test"].score and it.sets["test"].mean_length
+    ]
+    if not iterations:
         return Missing(title, "the run folder has no scored test responses")
-    means = {t.number: (t.sets["test"].mean_length or 0.0, _score(t)[0]) for t in turns}
-    cross, square = (sum(t.sets["test"].within[i] for t in turns) for i in (0, 1))
+    means = {it.number: (it.sets["test"].mean_length or 0.0, _score(it)[0]) for it in iterations}
+    cross, square = (sum(it.sets["test"].within[i] for it in iterations) for i in (0, 1))
     level = length_controlled(means, cross / square if square else 0.0)
-    plain = [(float(t.number), _score(t)[0]) for t in turns]
+    plain = [(float(it.number), _score(it)[0]) for it in iterations]
     series = [
-        Series("mean score", plain, 1, [_score(t)[1:] for t in turns]),
+        Series("mean score", plain, 1, [_score(it)[1:] for it in iterations]),
         Series("at equal length", [(float(k), value) for k, value in level.items()], 2, dashed=True),
     ]
-    x = whole_axis([t.number for t in turns], *plot_x())
+    x = whole_axis([it.number for it in iterations], *plot_x())
     drawn = chart(title, series, x, axis(heights(series), *plot_y()), x_label="iteration", y_label="score, test")
     read = (
         "If the dashed line stays flat while the other rises, the judge rewards length. The dashed line removes the"
@@ -193,9 +197,9 @@ def reward(data: RunData) -> Figure | Missing:
     return Figure("reward", title, read, drawn, keys_of(series), table_of("iteration", series))
 
 
-def _score(turn: IterationData) -> tuple[float, float, float]:
-    found = turn.sets["test"].score
-    assert found is not None, turn.number
+def _score(it: IterationData) -> tuple[float, float, float]:
+    found = it.sets["test"].score
+    assert found is not None, it.number
     return found
 
 
@@ -204,7 +208,9 @@ def moved(data: RunData) -> Figure | Missing:
     title = "Prompts won and lost"
     rounds = [] if data.unjudged else data.rounds
     pairs = [
-        (t.number, before.test, t.test) for t in rounds if (before := _incumbent(data, t)) and before.test and t.test
+        (it.number, before.test, it.test)
+        for it in rounds
+        if (before := _incumbent(data, it)) and before.test and it.test
     ]
     if not pairs:
         return Missing(title, "needs two models with judged answers")
@@ -225,8 +231,8 @@ def moved(data: RunData) -> Figure | Missing:
     return Figure("moved", title, read, drawn, keys_of(series), Table(["iteration", "won", "lost", "net"], rows))
 
 
-def _incumbent(data: RunData, turn: IterationData) -> IterationData | None:
-    return None if turn.promotion is None else data.turn(turn.promotion.incumbent.iteration)
+def _incumbent(data: RunData, it: IterationData) -> IterationData | None:
+    return None if it.promotion is None else data.iteration(it.promotion.incumbent.iteration)
 
 
 def won_and_lost(before: SetMetrics, after: SetMetrics) -> tuple[int, int]:
@@ -239,14 +245,14 @@ def won_and_lost(before: SetMetrics, after: SetMetrics) -> tuple[int, int]:
 def kl(data: RunData) -> Figure | Missing:
     """KL divergence from the base model, where promote.limits.kl measures it."""
     title = "KL divergence from the base model"
-    turns = [(t, value) for t in data.rounds if (value := t.measured.get("kl")) is not None]
-    if not turns:
+    iterations = [(it, value) for it in data.rounds if (value := it.measured.get("kl")) is not None]
+    if not iterations:
         return Missing(title, "needs promote.limits.kl, which measures it")
-    errors = [t.measured.get("kl_error") or 0.0 for t, _ in turns]
-    spread = [(value - 2 * e, value + 2 * e) for (_, value), e in zip(turns, errors, strict=True)]
-    points = [(float(t.number), value) for t, value in turns]
+    errors = [it.measured.get("kl_error") or 0.0 for it, _ in iterations]
+    spread = [(value - 2 * e, value + 2 * e) for (_, value), e in zip(iterations, errors, strict=True)]
+    points = [(float(it.number), value) for it, value in iterations]
     one = Series("KL to the base model", points, 1, spread)
-    x = whole_axis([t.number for t, _ in turns], *plot_x())
+    x = whole_axis([it.number for it, _ in iterations], *plot_x())
     drawn = chart(
         title, [one], x, axis(heights([one]), *plot_y(), zero=True), x_label="iteration", y_label="nats per response"
     )
@@ -257,18 +263,20 @@ def kl(data: RunData) -> Figure | Missing:
 def frontier(data: RunData) -> Figure | Missing:
     """Reward against KL, compared with best-of-N from the base model."""
     title = "Reward against KL"
-    turns = [t for t in data.rounds if t.measured.get("kl") is not None and "test" in t.sets and t.sets["test"].score]
-    if not turns:
+    iterations = [
+        it for it in data.rounds if it.measured.get("kl") is not None and "test" in it.sets and it.sets["test"].score
+    ]
+    if not iterations:
         return Missing(title, "needs the KL divergence, which promote.limits.kl measures")
     own = Series(
         "candidates",
-        [(_kl(t), _score(t)[0]) for t in turns],
+        [(_kl(it), _score(it)[0]) for it in iterations],
         1,
-        [_score(t)[1:] for t in turns],
+        [_score(it)[1:] for it in iterations],
         line=False,
         whiskers=True,
-        hollow=frozenset(i for i, t in enumerate(turns) if t.state.promoted is False),
-        titles=[f"iteration {t.number}: KL {_kl(t):.3g}, score {_score(t)[0]:.3g}" for t in turns],
+        hollow=frozenset(i for i, it in enumerate(iterations) if it.state.promoted is False),
+        titles=[f"iteration {it.number}: KL {_kl(it):.3g}, score {_score(it)[0]:.3g}" for it in iterations],
     )
     line = best_of_line(data)
     series = [own, Series("best of N from the base model", line, 2, dashed=True)] if line else [own]
@@ -278,19 +286,19 @@ def frontier(data: RunData) -> Figure | Missing:
     return Figure("frontier", title, read, drawn, keys_of(series), table_of("KL", series))
 
 
-def _kl(turn: IterationData) -> float:
-    value = turn.measured["kl"]
-    assert value is not None, turn.number
+def _kl(it: IterationData) -> float:
+    value = it.measured["kl"]
+    assert value is not None, it.number
     return value
 
 
 def best_of_line(data: RunData) -> list[tuple[float, float | None]]:
     """KL bound and expected best score for N = 1, 2, …, from the base model's training samples or else test samples."""
-    base = data.turn(0)
+    base = data.iteration(0)
     if base is None or base.policy is None:
         return []
     hash = base.policy.hash
-    sampled = [t.sets["train"].best for t in data.rounds if "train" in t.sets and t.sampler == hash]
+    sampled = [it.sets["train"].best for it in data.rounds if "train" in it.sets and it.sampler == hash]
     curve = sampled[0] if sampled else base.sets["test"].best if "test" in base.sets else {}
     return [(best_of_kl(n), value) for n, value in curve.items()]
 

@@ -130,7 +130,7 @@ def curves(data: RunData, id: str, title: str, read: str, unit: str, columns: Se
 
 def loss(data: RunData) -> Figure | Missing:
     """The loss and its parts."""
-    logged = {name for turn in data.rounds for row in turn.steps[:1] for name in row}
+    logged = {name for it in data.rounds for row in it.steps[:1] for name in row}
     parts = sorted(logged & METHODS.keys())
     named = [Curve(name, name, tone, dashed=True) for name, tone in zip(parts, (2, 3, 5, 6), strict=False)]
     read = "The loss is the value that the optimizer minimizes, the sum of its parts; every round starts over."
@@ -149,15 +149,15 @@ def thin_column(data: RunData, column: str, scale: float = 1) -> tuple[list[Poin
     points: list[Point] = []
     spread: list[tuple[float, float] | None] = []
     start = 0
-    for turn in data.rounds:
-        known = [(start + i, _known(row, column)) for i, row in enumerate(turn.steps)]
+    for it in data.rounds:
+        known = [(start + i, _known(row, column)) for i, row in enumerate(it.steps)]
         for x, y, low, high in thin([(x, scale * y) for x, y in known if y is not None], budget):
             points.append((round(x, 1), y))
             spread.append((low, high))
         if points and points[-1][1] is not None:
             points.append((points[-1][0], None))
             spread.append(None)
-        start += len(turn.steps)
+        start += len(it.steps)
     return points, spread
 
 
@@ -168,21 +168,21 @@ def _known(row: dict[str, Any], column: str) -> float | None:
 
 def _starts(data: RunData) -> list[tuple[float, str]]:
     """Start step and label of each iteration; thinned if there are many."""
-    trained = [turn for turn in data.rounds if turn.steps]
+    trained = [it for it in data.rounds if it.steps]
     every, start = math.ceil(len(trained) / LABELS), 0
     found: list[tuple[float, str]] = []
-    for place, turn in enumerate(trained):
-        word = f"iteration {turn.number}" if len(trained) <= 4 else str(turn.number)
+    for place, it in enumerate(trained):
+        word = f"iteration {it.number}" if len(trained) <= 4 else str(it.number)
         found += [(float(start), word)] if place % every == 0 else []
-        start += len(turn.steps)
+        start += len(it.steps)
     return found
 
 
 def _steps_axis(data: RunData) -> Axis:
-    total = sum(len(turn.steps) for turn in data.rounds)
+    total = sum(len(it.steps) for it in data.rounds)
     low, high = plot_x()
     found = axis([0.0, float(max(total - 1, 1))], low, high)
-    return Axis(0.0, float(max(total - 1, 1)), low, high, tuple(t for t in found.ticks if t <= total))
+    return Axis(0.0, float(max(total - 1, 1)), low, high, tuple(tick for tick in found.ticks if tick <= total))
 
 
 def watched(data: RunData) -> Figure | Missing:
@@ -190,13 +190,13 @@ def watched(data: RunData) -> Figure | Missing:
     title = "Log-probs of held-out probe pairs"
     points: dict[str, list[Point]] = {"chosen_logp": [], "rejected_logp": []}
     start = 0
-    for turn in data.rounds:
-        for place, row in enumerate(turn.steps):
+    for it in data.rounds:
+        for place, row in enumerate(it.steps):
             probe = row.get("probe") or {}
             for column, found in points.items():
                 if (value := _known(probe, column)) is not None:
                     found.append((float(start + place), value))
-        start += len(turn.steps)
+        start += len(it.steps)
         for found in points.values():
             found += [(found[-1][0], None)] if found else []
     if not points["chosen_logp"]:

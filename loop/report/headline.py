@@ -43,14 +43,14 @@ class Headline:
 def headline(data: RunData) -> Headline:
     """Build the summary at the top of the page."""
     sentence, mood = _sentence(data)
-    return Headline(sentence, mood, _tiles(data), [_verdict(turn) for turn in data.rounds])
+    return Headline(sentence, mood, _tiles(data), [_verdict(it) for it in data.rounds])
 
 
 def _sentence(data: RunData) -> tuple[str, str]:
-    base = data.turn(0)
+    base = data.iteration(0)
     if base is None or not base.test:
         return "Nothing has been evaluated yet.", "early"
-    if not any(turn.test for turn in data.rounds):
+    if not any(it.test for it in data.rounds):
         return "The base model is evaluated; no iteration has finished yet.", "early"
     gain = (data.state.gains or {}).get(data.metric)
     if not data.best or gain is None:
@@ -74,13 +74,13 @@ def _sentence(data: RunData) -> tuple[str, str]:
 
 
 def _tiles(data: RunData) -> list[Tile]:
-    base, best = data.turn(0), data.turn(data.best)
+    base, best = data.iteration(0), data.iteration(data.best)
     tiles = [_accuracy(data, "base model", base)] if base is not None and base.test else []
     if best is not None and best.number and best.test:
         tiles += [_accuracy(data, f"best, iteration {best.number}", best), *_gain(data)]
-    wall = sum(turn.state.time.wall for turn in data.turns)
-    share = sum(turn.state.time.overhead for turn in data.turns) / wall if wall else None
-    done = sum(turn.state.finished for turn in data.rounds)
+    wall = sum(it.state.time.wall for it in data.iterations)
+    share = sum(it.state.time.overhead for it in data.iterations) / wall if wall else None
+    done = sum(it.state.finished for it in data.rounds)
     tiles.append(Tile("iterations", f"{done} of {data.state.planned_iterations}", _promoted(data)))
     tiles.append(Tile("time", clock(wall), f"{percent(share)} % overhead"))
     return [*tiles, *_judge(data.state)]
@@ -92,10 +92,10 @@ def _judge(state: RunState) -> list[Tile]:
     return [Tile("judge", f"{number(spent.calls)} calls", f"{number(spent.tokens)} paid tokens")] if spent.calls else []
 
 
-def _accuracy(data: RunData, name: str, turn: IterationData) -> Tile:
-    assert turn.test is not None
-    metric = turn.test.metric(data.metric) or NO_TRIALS
-    note = f"; greedy {with_interval(turn.test.greedy_accuracy)} %" if not data.unjudged else " of held-out pairs"
+def _accuracy(data: RunData, name: str, it: IterationData) -> Tile:
+    assert it.test is not None
+    metric = it.test.metric(data.metric) or NO_TRIALS
+    note = f"; greedy {with_interval(it.test.greedy_accuracy)} %" if not data.unjudged else " of held-out pairs"
     return Tile(name, f"{percent(metric.value)} %", f"{_interval(metric)}{note}")
 
 
@@ -117,17 +117,15 @@ def _gain(data: RunData) -> list[Tile]:
 
 
 def _promoted(data: RunData) -> str:
-    promoted = sum(turn.state.promoted is True for turn in data.rounds)
-    rejected = sum(turn.state.promoted is False for turn in data.rounds)
+    promoted = sum(it.state.promoted is True for it in data.rounds)
+    rejected = sum(it.state.promoted is False for it in data.rounds)
     return f"{promoted} promoted, {rejected} rejected"
 
 
-def _verdict(turn: IterationData) -> GateDecision:
-    if turn.state.promoted is None:
-        begun = [stage for stage, state in turn.state.stages.items() if state != "waiting"]
-        return GateDecision(turn.number, None, f"in progress: {begun[-1] if begun else 'sample'}")
-    reason, tried = turn.state.reason or "", len(turn.state.attempts)
+def _verdict(it: IterationData) -> GateDecision:
+    if it.state.promoted is None:
+        begun = [stage for stage, state in it.state.stages.items() if state != "waiting"]
+        return GateDecision(it.number, None, f"in progress: {begun[-1] if begun else 'sample'}")
+    reason, tried = it.state.reason or "", len(it.state.attempts)
     again = f"attempt {tried}: " if tried > 1 else ""
-    return GateDecision(
-        turn.number, turn.state.promoted, again + reason.removeprefix("not ").removeprefix("promoted: ")
-    )
+    return GateDecision(it.number, it.state.promoted, again + reason.removeprefix("not ").removeprefix("promoted: "))

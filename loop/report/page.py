@@ -158,8 +158,8 @@ def samples_of(data: RunData, path: Path) -> Samples:
 
 def size_of(data: RunData) -> int:
     """Approximate size of the samples in bytes, from the stages' counts."""
-    counts = [turn.state.sampled for turn in data.turns if turn.state.sampled is not None]
-    counts += [one for turn in data.turns for one in turn.state.evaluated.values()]
+    counts = [it.state.sampled for it in data.iterations if it.state.sampled is not None]
+    counts += [one for it in data.iterations for one in it.state.evaluated.values()]
     return sum(TOKEN_BYTES * one.tokens + RESPONSE_BYTES * one.responses for one in counts)
 
 

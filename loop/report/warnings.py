@@ -73,10 +73,10 @@ def alarms(data: RunData) -> list[Alarm]:
 
 
 def _campaign_alarms(data: RunData, name: str) -> Iterator[str]:
-    for turn in data.rounds:
-        for alarm in turn.state.alarms:
+    for it in data.rounds:
+        for alarm in it.state.alarms:
             if alarm.name == name:
-                yield f"iteration {turn.number}: {alarm.text}"
+                yield f"iteration {it.number}: {alarm.text}"
 
 
 def _summed(texts: Sequence[str]) -> str:
@@ -87,77 +87,78 @@ def _summed(texts: Sequence[str]) -> str:
 
 
 def _each(data: RunData, rule: Callable[[RunData, IterationData], str | None]) -> Iterator[str]:
-    for turn in data.rounds:
-        if (text := rule(data, turn)) is not None:
-            yield f"iteration {turn.number}: {text}"
+    for it in data.rounds:
+        if (text := rule(data, it)) is not None:
+            yield f"iteration {it.number}: {text}"
 
 
-def _incumbent(data: RunData, turn: IterationData) -> IterationData | None:
-    return None if turn.promotion is None else data.turn(turn.promotion.incumbent.iteration)
+def _incumbent(data: RunData, it: IterationData) -> IterationData | None:
+    return None if it.promotion is None else data.iteration(it.promotion.incumbent.iteration)
 
 
-def _collapse(data: RunData, turn: IterationData) -> str | None:
-    base = data.turn(0)
-    if not turn.test or base is None or not base.test:
+def _collapse(data: RunData, it: IterationData) -> str | None:
+    base = data.iteration(0)
+    if not it.test or base is None or not base.test:
         return None
-    now, then = turn.test.metric(data.metric), base.test.metric(data.metric)
+    now, then = it.test.metric(data.metric), base.test.metric(data.metric)
     if now is None or then is None or now.high is None or then.low is None or now.high >= then.low:
         return None
     return f"test accuracy {percent(now.value)} % is below the base model's {percent(then.value)} %"
 
 
-def _entropy(data: RunData, turn: IterationData) -> str | None:
-    first, last = ends(turn.steps, "entropy")
-    gained = turn.promotion.gain.low if turn.promotion else None
+def _entropy(data: RunData, it: IterationData) -> str | None:
+    first, last = ends(it.steps, "entropy")
+    gained = it.promotion.gain.low if it.promotion else None
     if first is None or last is None or last >= COLLAPSED * first or (gained is not None and gained > 0):
         return None
     return f"entropy fell from {number(first)} to {number(last)} nats per token without a gain on the gate"
 
 
-def _longer(data: RunData, turn: IterationData) -> str | None:
-    before = _incumbent(data, turn)
+def _longer(data: RunData, it: IterationData) -> str | None:
+    before = _incumbent(data, it)
     then = before.test.mean_length if before is not None and before.test else None
-    now = turn.test.mean_length if turn.test else None
+    now = it.test.mean_length if it.test else None
     if not now or not then or now <= LONGER * then:
         return None
     return f"{number(now)} tokens on average, {percent(now / then - 1)} % more than the incumbent"
 
 
-def _cut(data: RunData, turn: IterationData) -> str | None:
-    share = turn.test.truncated_share if turn.test else None
+def _cut(data: RunData, it: IterationData) -> str | None:
+    share = it.test.truncated_share if it.test else None
     return (
         f"{percent(share)} % of the test responses hit the token limit" if share is not None and share > CUT else None
     )
 
 
-def _paired_share(turn: IterationData) -> float | None:
-    counts = turn.state.paired.prompts if turn.state.paired else {}
+def _paired_share(it: IterationData) -> float | None:
+    counts = it.state.paired.prompts if it.state.paired else {}
     total = sum(counts.values())
     return counts.get("paired", 0) / total if total else None
 
 
-def _dried(data: RunData, turn: IterationData) -> str | None:
-    share = _paired_share(turn)
-    before = [one for t in data.rounds if t.number < turn.number and (one := _paired_share(t)) is not None]
+def _dried(data: RunData, it: IterationData) -> str | None:
+    share = _paired_share(it)
+    earlier = [one for one in data.rounds if one.number < it.number]
+    before = [known for one in earlier if (known := _paired_share(one)) is not None]
     if share is None or not (share < FEW or share < DRIED * max(before, default=0.0)):
         return None
     best = f", {percent(max(before))} % before" if before else ""
     return f"{percent(share)} % of the prompts give a pair{best}"
 
 
-def _gradient(data: RunData, turn: IterationData) -> str | None:
-    bad = sum(not math.isfinite(row.get("gradient_norm") or 0.0) for row in turn.steps)
-    return f"in {bad} of {len(turn.steps)} steps" if bad else None
+def _gradient(data: RunData, it: IterationData) -> str | None:
+    bad = sum(not math.isfinite(row.get("gradient_norm") or 0.0) for row in it.steps)
+    return f"in {bad} of {len(it.steps)} steps" if bad else None
 
 
-def _errors(data: RunData, turn: IterationData) -> str | None:
-    numbers = turn.sets.get("train")
+def _errors(data: RunData, it: IterationData) -> str | None:
+    numbers = it.sets.get("train")
     share = numbers.kinds.get("error", 0) / numbers.responses if numbers else 0.0
     return f"{percent(share)} % of the responses got an error instead of a verdict" if share > UNSURE else None
 
 
-def _order(data: RunData, turn: IterationData) -> str | None:
-    share = turn.sets["train"].order_consistent if "train" in turn.sets else None
+def _order(data: RunData, it: IterationData) -> str | None:
+    share = it.sets["train"].order_consistent if "train" in it.sets else None
     return f"both orders agree in {percent(share)} %" if share is not None and share < INCONSISTENT else None
 
 

@@ -29,11 +29,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> RunData:
 
 def changed(data: RunData, number: int, **fields: Any) -> RunData:
     """The run with other fields in one iteration; dicts are merged into the records and dicts that are there."""
-    turns = list(data.turns)
-    old = turns[number]
+    iterations = list(data.iterations)
+    old = iterations[number]
     merged = {name: merge(getattr(old, name), value) for name, value in fields.items()}
-    turns[number] = replace(old, **merged)
-    return replace(data, turns=turns)
+    iterations[number] = replace(old, **merged)
+    return replace(data, iterations=iterations)
 
 
 def merge(old: Any, new: Any) -> Any:
@@ -59,8 +59,8 @@ def told(data: RunData) -> dict[str, str]:
     return {alarm.what: alarm.text for alarm in alarms(data)}
 
 
-def turn(data: RunData, number: int = 2) -> IterationData:
-    return data.turns[number]
+def iteration_data(data: RunData, number: int = 2) -> IterationData:
+    return data.iterations[number]
 
 
 def test_a_campaign_with_nothing_wrong_has_no_warning(data: RunData) -> None:
@@ -75,7 +75,7 @@ def test_entropy_that_falls_without_a_gain_is_a_warning_and_with_one_is_not(data
 
 
 def test_growing_and_cut_off_responses_are_warnings(data: RunData) -> None:
-    test = merge(turn(data).test, {"mean_length": 1.3, "truncated_share": 0.25})
+    test = merge(iteration_data(data).test, {"mean_length": 1.3, "truncated_share": 0.25})
     found = told(changed(data, 2, state={"test": test}))
     assert found["responses grow longer"] == "iteration 2: 1.3 tokens on average, 30.0 % more than the incumbent"
     assert found["responses are truncated"] == "iteration 2: 25.0 % of the test responses hit the token limit"
@@ -101,7 +101,10 @@ def test_gradients_that_are_no_numbers_are_a_warning(data: RunData) -> None:
 
 def test_a_judge_that_fails_or_depends_on_the_order_is_a_warning(data: RunData) -> None:
     numbers = replace(
-        turn(data).sets["train"], responses=10, kinds={"score": 8, "error": 1, "abstain": 1}, order_consistent=0.5
+        iteration_data(data).sets["train"],
+        responses=10,
+        kinds={"score": 8, "error": 1, "abstain": 1},
+        order_consistent=0.5,
     )
     found = told(changed(data, 2, sets={"train": numbers}))
     assert found["the judge often fails"] == "iteration 2: 10.0 % of the responses got an error instead of a verdict"
@@ -116,15 +119,15 @@ def test_the_frontier_has_the_candidates_and_the_best_of_n_line(data: RunData) -
     assert figure.table is not None
     rows = {row[0]: row for row in figure.table.rows}
     for k in (1, 2):
-        score = turn(data, k).sets["test"].score
+        score = iteration_data(data, k).sets["test"].score
         assert score is not None
         assert rows[2.0 * k][1] == score[0]
-    best = turn(data, 1).sets["train"].best
+    best = iteration_data(data, 1).sets["train"].best
     assert {x: row[4] for x, row in rows.items() if row[4] is not None} == {best_of_kl(n): v for n, v in best.items()}
 
 
 def test_kl_is_left_out_where_nothing_measured_it(data: RunData) -> None:
-    bare = replace(data, turns=[replace(one, promotion=None) for one in data.turns])
+    bare = replace(data, iterations=[replace(one, promotion=None) for one in data.iterations])
     assert isinstance(kl(data), Figure)
     for figure in (kl(bare), frontier(bare)):
         assert isinstance(figure, Missing)
@@ -160,7 +163,7 @@ def test_the_gradient_field_is_drawn_for_dpo_alone(data: RunData) -> None:
 
 
 def test_the_pairs_of_a_round_lie_in_the_gradient_field(data: RunData) -> None:
-    rows = [row | {"log_ratios": [[math.log(10), -math.log(100)], [0.0, 0.0]]} for row in turn(data).steps]
+    rows = [row | {"log_ratios": [[math.log(10), -math.log(100)], [0.0, 0.0]]} for row in iteration_data(data).steps]
     figure = gradient_field(changed(data, 2, steps=rows))
     assert isinstance(figure, Figure)
     assert figure.table is not None
