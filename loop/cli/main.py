@@ -107,7 +107,7 @@ def plan(
 
     folder, loaded = locate(config, overrides or [], name, runs, toy=toy)
     planned = make_plan(folder, loaded, check=check)
-    print_json(planned.as_dict()) if as_json else print_plan(planned)
+    print_json(planned.as_json()) if as_json else print_plan(planned)
 
 
 @app.command(epilog="Examples: `prefloop status quickstart` · `prefloop status runs/my-1 --json`")

@@ -52,7 +52,7 @@ def fork(
 
     parent, iteration = find_run_at(run, runs)
     done = make_fork(parent, iteration, new_run(new, runs), overrides or [])
-    print_json(done.as_dict()) if as_json else print_forked(done)
+    print_json(done.as_json()) if as_json else print_forked(done)
 
 
 def compare(
@@ -71,7 +71,7 @@ def compare(
     from loop.view.status_tables import print_json
 
     comparison = compare_runs(entrants, runs, limit)
-    print_json(comparison.as_dict()) if as_json else print_comparison(comparison, Console(soft_wrap=False))
+    print_json(comparison.as_json()) if as_json else print_comparison(comparison, Console(soft_wrap=False))
 
 
 def prune(
@@ -91,7 +91,7 @@ def prune(
     folder = find_run(run, runs)
     with folder.locked():
         plan = plan_prune(folder, Rules(keep_best, keep_promoted, keep_last))
-        freed, told = in_bytes(plan.freed), plan.as_dict()
+        freed, told = in_bytes(plan.freed), plan.as_json()
         print_json(told) if as_json else print_plan(folder, plan)
         if not plan.removals or (as_json and not yes):
             return
@@ -156,7 +156,7 @@ def sweep(
     outcomes = run_sweep(members, Display(quiet=as_json))
     found = summary(outcomes, runs)
     metric = members[0].loaded.base.promote.metric
-    print_json(found.as_dict()) if as_json else print_summary(found.comparison, metric, Console())
+    print_json(found.as_json()) if as_json else print_summary(found.comparison, metric, Console())
     refuse_stopped(outcomes)
 
 
@@ -187,9 +187,9 @@ def doctor(
     from loop.commands.doctor import examine, print_report
     from loop.view.status_tables import print_json
 
-    told = examine(source, runs)
-    print_json(told) if as_json else print_report(told, Console(soft_wrap=True, highlight=False))
-    if any(finding["level"] == "error" for finding in told["findings"]):
+    found = examine(source, runs)
+    print_json(found.as_json()) if as_json else print_report(found, Console(soft_wrap=True, highlight=False))
+    if any(finding.level == "error" for finding in found.findings):
         raise typer.Exit(1)
 
 

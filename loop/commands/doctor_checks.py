@@ -1,7 +1,7 @@
 """Checks a chat template against its tokenizer and stop tokens, and explains the consequence of each fault."""
 
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from jinja2 import TemplateError
@@ -102,7 +102,6 @@ def _user() -> dict[str, str]:
     return {"role": "user", "content": QUESTION}
 
 
-Part = Literal["prompt", "chosen", "rejected"]
 NOT_KNOWN = "I do not know."
 """The rejected answer of a pair that is made up."""
 
@@ -123,11 +122,9 @@ class Stream:
     """A pair and where it is from."""
 
     origin: str
-    parts: dict[Part, list[Token]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"origin": self.origin, **{part: [asdict(t) for t in tokens] for part, tokens in self.parts.items()}}
+    prompt: list[Token]
+    chosen: list[Token]
+    rejected: list[Token]
 
 
 def trained_pair(run: RunFolder, tokenizer: Any, stops: Set[int]) -> Stream | None:
@@ -149,7 +146,7 @@ def trained_pair(run: RunFolder, tokenizer: Any, stops: Set[int]) -> Stream | No
     return None
 
 
-def made_up_pair(row: PromptRow, tokenizer: Any, stops: Set[int], chat_template_kwargs: dict[str, Any]) -> Stream:
+def made_up_pair(row: PromptRow, tokenizer: Any, stops: Set[int], chat_template_kwargs: Mapping[str, Any]) -> Stream:
     """A campaign's first prompt with its first given pair, or with answers that nobody sampled: its target, and that it
     is not known."""
     renderer = Renderer(tokenizer, chat_template_kwargs)
@@ -166,16 +163,15 @@ def made_up_pair(row: PromptRow, tokenizer: Any, stops: Set[int], chat_template_
 def stream(origin: str, tokenizer: Any, stops: Set[int], ids: dict[str, list[int]]) -> Stream:
     """Prompt tokens are read, all tokens of a response are trained, its end token too."""
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    order: tuple[Part, ...] = ("prompt", "chosen", "rejected")
-    return Stream(origin, {part: _tokens(tokenizer, ids[part], special, stops, part) for part in order})
 
+    def tokens(part: str) -> list[Token]:
+        last, response = len(ids[part]) - 1, part != "prompt"
+        return [
+            Token(i, text_of(tokenizer, i), response, i in special, response and i in stops and place == last)
+            for place, i in enumerate(ids[part])
+        ]
 
-def _tokens(tokenizer: Any, ids: Sequence[int], special: Set[int], stops: Set[int], part: Part) -> list[Token]:
-    response = part != "prompt"
-    return [
-        Token(i, text_of(tokenizer, i), response, i in special, response and i in stops and place == len(ids) - 1)
-        for place, i in enumerate(ids)
-    ]
+    return Stream(origin, tokens("prompt"), tokens("chosen"), tokens("rejected"))
 
 
 def text_of(tokenizer: Any, token: int) -> str:

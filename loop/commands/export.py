@@ -17,6 +17,7 @@ from loop.report.model_card import model_files
 from loop.store import tables
 from loop.store.files import write_file
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Json
 from loop.store.run_state import PairCounts
 
 PairFormat = Literal["conversational", "standard"]
@@ -77,7 +78,7 @@ def _refuse_existing(target: Path) -> None:
         raise UserError(f"{target} exists already; choose another path, or remove it.")
 
 
-def pair_rows(run: RunFolder, k: int, form: PairFormat) -> Iterator[dict[str, Any]]:
+def pair_rows(run: RunFolder, k: int, form: PairFormat) -> Iterator[Json]:
     """The pairs in their order: prompt, chosen, rejected, their scores, and where they come from."""
     pairs = tables.read(run.stage(k, "pair").pairs).to_pylist()
     texts, scores = _responses(run, k)
@@ -114,7 +115,7 @@ def _columns(path: Path, key: str, value: str) -> dict[str, Any]:
     return dict(zip(table[key].to_pylist(), table[value].to_pylist(), strict=True))
 
 
-def _shaped(messages: list[dict[str, str]], chosen: str, rejected: str, form: PairFormat) -> dict[str, Any]:
+def _shaped(messages: list[dict[str, str]], chosen: str, rejected: str, form: PairFormat) -> Json:
     """Conversational: lists of messages, to which a trainer applies its chat template. Standard: plain texts, the
     messages joined by empty lines and no template."""
     if form == "standard":
@@ -123,11 +124,11 @@ def _shaped(messages: list[dict[str, str]], chosen: str, rejected: str, form: Pa
     return {"prompt": messages} | {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
 
 
-def _as_jsonl(rows: list[dict[str, Any]]) -> bytes:
+def _as_jsonl(rows: list[Json]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "surrogatepass")
 
 
-def _as_parquet(rows: list[dict[str, Any]]) -> bytes:
+def _as_parquet(rows: list[Json]) -> bytes:
     import pyarrow as pa
 
     return tables.table_bytes(pa.Table.from_pylist(rows))

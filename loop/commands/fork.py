@@ -27,6 +27,7 @@ from loop.store.lineage import Lineage, Parent, changes_of, inherited_caches, wr
 from loop.store.model_folder import weights_hash
 from loop.store.model_refs import models_needed
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Json
 from loop.store.stage import OPTIONAL, StageFolder
 from loop.view.display import Display
 from loop.view.status import collect, write_metrics
@@ -44,8 +45,8 @@ class ForkResult:
     linked: int
     copied: int
 
-    def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
+    def as_json(self) -> Json:
+        """Plain values."""
         changes = [{"key": key, "from": old, "to": new} for key, old, new in self.changes]
         where = {"run": str(self.run), "parent": str(self.parent), "iteration": self.iteration}
         return where | {"changes": changes, "linked": self.linked, "copied": self.copied}

@@ -5,7 +5,6 @@ With `check` the libraries are imported, the judge is built and runs its own exa
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from judges.context import JudgeContext
 from judges.contract import Judge
@@ -26,8 +25,10 @@ from loop.config.settings import Config, JudgeConfig
 from loop.engines.base import chosen_engine
 from loop.redact import redacted
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Json
 from loop.store.stage import STAGES
 from loop.view.describe import (
+    NamedJudge,
     describe_data,
     describe_evaluation,
     describe_judge,
@@ -68,9 +69,9 @@ class Plan:
     model: str
     engine: str
     prompts: str
-    judge: dict[str, Any] | None
-    """Name and arguments; None if the data say which answer is better."""
-    eval_judge: dict[str, Any] | None
+    judge: NamedJudge | None
+    """None if the data say which answer is better."""
+    eval_judge: NamedJudge | None
     evaluation: str
     trackers: tuple[str, ...]
     iterations: list[IterationPlan]
@@ -78,14 +79,14 @@ class Plan:
     """Calls of the paid judges among the parts of the judge."""
     eval_judge_calls: list[JudgeCalls]
     """The same for the evaluation's own judge."""
-    checked: dict[str, Any] | None
+    checked: Json | None
     """What `--check` has found, by subject; None without it."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; what does not apply is left out."""
+    def as_json(self) -> Json:
+        """Plain values; what does not apply is left out."""
         plain = asdict(self) | {"trackers": list(self.trackers)}
         for key, calls in (("judge_calls", self.judge_calls), ("eval_judge_calls", self.eval_judge_calls)):
-            plain[key] = [one.as_dict() for one in calls]
+            plain[key] = [one.as_json() for one in calls]
         optional = ("judge_calls", "eval_judge_calls", "checked")
         return {key: value for key, value in plain.items() if value or key not in optional}
 
@@ -104,8 +105,8 @@ def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> Plan:
         model=config.model.base,
         engine=chosen_engine(config.engine),
         prompts=describe_prompts(config),
-        judge=named_judge(config.judge),
-        eval_judge=named_judge(config.eval_judge),
+        judge=_named(config.judge),
+        eval_judge=_named(config.eval_judge),
         evaluation=describe_evaluation(config),
         trackers=tuple(config.trackers.names),
         iterations=[iteration_plan(loaded, k) for k in range(1, loaded.iterations + 1)],
@@ -119,9 +120,8 @@ def _paid(judge: Judge | None) -> list[Judge]:
     return [] if judge is None else [*judge.paid_for()]
 
 
-def named_judge(settings: JudgeConfig | None) -> dict[str, Any] | None:
-    """Name and arguments."""
-    return None if settings is None else {"name": settings.name, "args": settings.args}
+def _named(settings: JudgeConfig | None) -> NamedJudge | None:
+    return None if settings is None else NamedJudge(settings.name, settings.args)
 
 
 def _built_in(settings: JudgeConfig | None) -> Judge | None:
@@ -240,7 +240,7 @@ def missing_stages(run: RunFolder, k: int) -> list[str]:
     return [stage for stage in STAGES if run.latest(k, stage).manifest() is None]
 
 
-def check_for_real(config: Config) -> dict[str, Any]:
+def check_for_real(config: Config) -> Json:
     """Import what a run needs, build and test the judge, open the data; no model is loaded."""
     import importlib
 

@@ -3,13 +3,13 @@ Imports nothing heavy.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from judges.context import Usage
 from judges.contract import Judge
 from loop.config.load import LoadedConfig
 from loop.config.settings import Config
 from loop.measure.allocation import usual_share
+from loop.store.run_records import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class JudgeCalls:
     expected: int | None = None
     """Calls with adaptive sampling, if solve rates are spread evenly."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+    def as_json(self) -> Json:
+        """Plain values."""
         total = {"calls": None} if self.total is None else asdict(self.total)
         expected = {} if self.expected is None else {"calls_expected": self.expected}
         return {**total, **expected, "cost": self.cost, "each": asdict(self.each)}

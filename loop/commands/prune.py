@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loop.config.load import load_config
 from loop.errors import UserError
@@ -17,6 +16,7 @@ from loop.measure.evaluation import read_evaluation
 from loop.store.files import read_json, to_json, write_file
 from loop.store.model_refs import averages
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Json
 from loop.store.stage import StageFolder
 
 
@@ -59,8 +59,8 @@ class PrunePlan:
         """Bytes freed by removing all of it."""
         return sum(removal.bytes(shared=False) for removal in self.removals)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+    def as_json(self) -> Json:
+        """Plain values."""
         removals = [
             {"what": r.what, "paths": list(map(str, r.paths))}
             | {"bytes": r.bytes(shared=False), "shared_bytes": r.bytes(shared=True)}

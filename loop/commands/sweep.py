@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -23,7 +22,7 @@ from loop.config.load import LoadedConfig, load_config
 from loop.errors import AwaitingLabels, UserError
 from loop.format import points_with_interval
 from loop.store.run_folder import RunFolder
-from loop.store.run_records import Difference
+from loop.store.run_records import Difference, Json
 from loop.view.comparison import Comparison, compare_runs
 from loop.view.display import Display
 from loop.view.status_tables import with_interval
@@ -122,8 +121,8 @@ class Outcome:
     member: Member
     stopped: Exception | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+    def as_json(self) -> Json:
+        """Plain values."""
         where = {"run": str(self.member.run), "overrides": list(self.member.overrides)}
         return where | {"stopped": None if self.stopped is None else str(self.stopped)}
 
@@ -175,10 +174,10 @@ class SweepSummary:
     outcomes: Sequence[Outcome]
     comparison: Comparison | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        comparison = self.comparison and self.comparison.as_dict()
-        return {"runs": [outcome.as_dict() for outcome in self.outcomes], "comparison": comparison}
+    def as_json(self) -> Json:
+        """Plain values."""
+        comparison = self.comparison and self.comparison.as_json()
+        return {"runs": [outcome.as_json() for outcome in self.outcomes], "comparison": comparison}
 
 
 def summary(outcomes: Sequence[Outcome], runs: Path) -> SweepSummary:

@@ -9,7 +9,7 @@ from loop.redact import redacted
 from loop.report.data import IterationData, RunData
 from loop.report.figure import Table
 from loop.store.lineage import Change
-from loop.store.run_records import ModelRecord
+from loop.store.run_records import Json, ModelRecord
 
 
 def settings(data: RunData) -> Table:
@@ -18,7 +18,7 @@ def settings(data: RunData) -> Table:
     return Table(["key", "value"], rows)
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested settings under dotted keys."""
     for key, value in values.items():
         if isinstance(value, dict) and value:

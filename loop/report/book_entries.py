@@ -1,7 +1,8 @@
 """What a page of the sample browser holds of a prompt and its responses."""
 
 from dataclasses import dataclass
-from typing import Any
+
+from loop.store.run_records import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,11 @@ class ResponseEntry:
     verdict: VerdictRow | None
     reason: str | None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         """Short names for the script: x text, g greedy, c cut off, p tokens, l log-probs (hundredths of a nat,
         negated), u reason, k kind, s score, e extracted, w why, f well formed."""
         row, verdict = self.sampled, self.verdict
-        found: dict[str, Any] = {
+        found: Json = {
             "x": row.text,
             "g": int(row.temperature == 0),
             "c": int(row.finish_reason == "length"),
@@ -66,7 +67,7 @@ class PromptEntry:
     """Places of the chosen and the rejected response; -1 for one that is not the prompt's own."""
     responses: list[ResponseEntry]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         """Short names for the script."""
-        shown = [one.as_dict() for one in self.responses]
+        shown = [one.as_json() for one in self.responses]
         return {"id": self.id, "q": self.text, "t": self.target, "pairs": self.pairs, "r": shown}

@@ -105,7 +105,7 @@ class Book:
                 rows = [response.sampled for prompt in page for response in prompt.responses]
                 known = sorted({token for row in rows for token in row.token_ids})
                 texts = {str(token): self.texts(token) for token in known}
-                whole = {"prompts": [prompt.as_dict() for prompt in page], "tokens": texts}
+                whole = {"prompts": [prompt.as_json() for prompt in page], "tokens": texts}
                 yield Page(name, len(page), len(rows), to_script_json(whole))
                 number += 1
 

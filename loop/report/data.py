@@ -6,7 +6,6 @@ half-way keep the parts that exist.
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from loop.config.checks import PREFERENCE
 from loop.config.load import LoadedConfig, load_config
@@ -14,7 +13,7 @@ from loop.config.settings import Config
 from loop.report.set_numbers import SetNumbers, set_numbers
 from loop.store.lineage import Lineage, read_lineage
 from loop.store.run_folder import RunFolder
-from loop.store.run_records import ModelRecord, Numbers, PromotionRecord, SetMetrics
+from loop.store.run_records import Json, ModelRecord, Numbers, PromotionRecord, SetMetrics
 from loop.store.run_state import IterationState, RunState
 from loop.store.stage import STAGES, Manifest, StageFolder
 from loop.view.status import collect
@@ -32,7 +31,7 @@ class IterationData:
     """None before the decision, and for the base model."""
     policy: ModelRecord | None
     """The incumbent after the iteration; None before the decision."""
-    steps: list[dict[str, Any]]
+    steps: list[Json]
     """The training log of the last attempt."""
     sets: dict[str, SetNumbers]
     """By set, what was sampled and judged."""
@@ -148,14 +147,14 @@ def _iteration(run: RunFolder, state: IterationState, first: Config) -> Iteratio
     )
 
 
-def _read_steps(folder: StageFolder) -> list[dict[str, Any]]:
+def _read_steps(folder: StageFolder) -> list[Json]:
     """The step log; a line that is still being written is left out."""
     path = folder.steps
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [row for line in lines if (row := _row(line)) is not None]
 
 
-def _row(line: str) -> dict[str, Any] | None:
+def _row(line: str) -> Json | None:
     try:
         return dict(json.loads(line))
     except ValueError:

@@ -5,7 +5,7 @@ Curves run over all rounds, with a line where an iteration begins, as in Iterati
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from loop.measure.estimators import thin
 from loop.report.data import RunData
@@ -14,6 +14,7 @@ from loop.report.figures_gradient import gradient_field
 from loop.report.figures_quality import heights
 from loop.report.marks import Point, Series, chart, plot_x, plot_y
 from loop.report.scale import Axis, axis
+from loop.store.run_records import Json
 from trainer.losses.table import METHODS
 
 POINTS = 72
@@ -161,7 +162,7 @@ def thin_column(data: RunData, column: str, scale: float = 1) -> tuple[list[Poin
     return points, spread
 
 
-def _known(row: dict[str, Any], column: str) -> float | None:
+def _known(row: Json, column: str) -> float | None:
     value = row.get(column)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 

@@ -1,10 +1,9 @@
 """Model card: write the README.md of an exported model from a run folder and an iteration."""
 
 import json
-from typing import Any
 
 from loop.config.load import load_config
-from loop.config.settings import Config
+from loop.config.settings import Config, JudgeConfig
 from loop.config.yaml_text import to_yaml
 from loop.measure.evaluation import metrics_of
 from loop.measure.metric_names import iteration_metrics
@@ -12,9 +11,10 @@ from loop.redact import publishable
 from loop.store.files import to_json, write_file
 from loop.store.lineage import read_lineage
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Json
 from loop.store.run_state import PairCounts, TrainCounts
 from loop.store.stage import StageFolder
-from loop.view.describe import describe_judge, describe_loss, describe_prompts
+from loop.view.describe import NamedJudge, describe_judge, describe_loss, describe_prompts
 from loop.view.status import gains, iteration_state
 from loop.view.status_tables import gain_line, with_interval
 from trainer.settings import TrainSettings
@@ -54,7 +54,7 @@ def model_card(run: RunFolder, k: int) -> str:
 def _header(config: Config) -> str:
     """The card's metadata; a base model or data set is named where it has a name on the hub."""
     base, prompts = config.model.base, config.prompts
-    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    values: Json = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     values["tags"] = ["prefloop", "preference-optimization"]
     if base.count("/") == 1 and not base.startswith((".", "/", "~")):
         values["base_model"] = base
@@ -95,14 +95,16 @@ def _judge(run: RunFolder, k: int, config: Config) -> str:
             else f" The evaluation was judged by `{publishable(config.eval_judge.name)}`."
         )
         return f"Its pairs are given ({config.prompts.source}).{judged or f' {held_out}, against the base model.'}"
-    judge = {"name": publishable(config.judge.name), "args": publishable(config.judge.args)}
     manifest = run.stage(k, "judge").manifest()
     version = f", version `{str(manifest.inputs['judge'].get('version'))[:16]}`" if manifest else ""
-    text = f"Responses were labelled by `{describe_judge(judge)}`{version}."
+    text = f"Responses were labelled by `{_publishable_judge(config.judge)}`{version}."
     if config.eval_judge is not None and config.eval_judge != config.judge:
-        other = {"name": publishable(config.eval_judge.name), "args": publishable(config.eval_judge.args)}
-        text += f" The evaluation was judged by `{describe_judge(other)}`."
+        text += f" The evaluation was judged by `{_publishable_judge(config.eval_judge)}`."
     return text
+
+
+def _publishable_judge(judge: JudgeConfig) -> str:
+    return describe_judge(NamedJudge(publishable(judge.name), publishable(judge.args)))
 
 
 def _training(run: RunFolder, k: int, config: Config) -> str:
@@ -179,7 +181,7 @@ def model_files(run: RunFolder, k: int) -> dict[str, bytes]:
     return {CARD: model_card(run, k).encode("utf-8"), METRICS: to_json(model_metrics(run, k))}
 
 
-def model_metrics(run: RunFolder, k: int) -> dict[str, Any]:
+def model_metrics(run: RunFolder, k: int) -> Json:
     """The numbers of the card for programs: this model's and the base model's, under the names of docs/watch.md."""
     decision, manifest = run.decision(k), run.latest(k, "train").manifest()
     assert manifest is not None

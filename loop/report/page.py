@@ -30,6 +30,7 @@ from loop.report.headline import headline
 from loop.report.warnings import Alarm, alarms
 from loop.store.files import read_json, to_json, write_file
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Json
 
 TEMPLATES = Path(__file__).with_name("templates")
 INLINE_BYTES = 4_500_000
@@ -63,7 +64,7 @@ class Samples:
     inside: list[Page] = field(default_factory=list)
 
     @property
-    def index(self) -> dict[str, Any]:
+    def index(self) -> Json:
         """What the script reads."""
         return {"correct_at": self.correct_at, "folder": self.folder, "books": [asdict(one) for one in self.books]}
 

@@ -8,10 +8,10 @@ message. A campaign without a warning is not thereby proven healthy.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from loop.report.data import IterationData, RunData
 from loop.report.scale import number, percent
+from loop.store.run_records import Json
 
 LONGER = 1.2
 """Ratio of mean test length to the incumbent's; growth above it raises a warning."""
@@ -162,7 +162,7 @@ def _order(data: RunData, it: IterationData) -> str | None:
     return f"both orders agree in {percent(share)} %" if share is not None and share < INCONSISTENT else None
 
 
-def ends(steps: Sequence[dict[str, Any]], column: str) -> tuple[float | None, float | None]:
+def ends(steps: Sequence[Json], column: str) -> tuple[float | None, float | None]:
     """Mean of a column over the first and last quarter of a round; None if it was not logged."""
     values = [row[column] for row in steps if isinstance(row.get(column), int | float)]
     part = max(1, len(values) // TAIL)

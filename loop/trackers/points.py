@@ -14,6 +14,7 @@ from loop.prompts.row import read_table
 from loop.store import tables
 from loop.store.files import read_lines
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Json
 from loop.store.run_state import TrainCounts
 from loop.store.stage import StageFolder
 from loop.view.status import iteration_state
@@ -50,7 +51,7 @@ def sample_table(run: RunFolder, k: int, prompts: int) -> SampleTable:
     return SampleTable("samples/gate", rows)
 
 
-def _responses(run: RunFolder, k: int, prompts: set[str]) -> Iterator[dict[str, Any]]:
+def _responses(run: RunFolder, k: int, prompts: set[str]) -> Iterator[Json]:
     """Responses with their verdicts."""
     columns = ["prompt_id", "response_id", "index", "temperature", "text", "finish_reason"]
     for responses, verdicts in run.judged_shards(k, "gate"):
@@ -136,6 +137,6 @@ def _decided(run: RunFolder, k: int, told: Mapping[str, int], samples: int) -> I
         yield _of_iteration(k, "samples", {}, sample_table(run, k, samples))
 
 
-def as_record(tracker: str, point: Point) -> dict[str, Any]:
+def sent_record(tracker: str, point: Point) -> Json:
     """The record of a point sent to a tracker."""
     return {"tracker": tracker, "series": point.series, "number": point.number}

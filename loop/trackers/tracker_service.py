@@ -17,7 +17,7 @@ from loop.measure.metric_names import GROUPS, ITERATION, STEP
 from loop.redact import flat_settings, redacted
 from loop.store.files import append_line, read_lines
 from loop.store.run_folder import RunFolder
-from loop.trackers.points import COLUMNS, Point, as_record, new_points
+from loop.trackers.points import COLUMNS, Point, new_points, sent_record
 from loop.workers.entry import Report, load
 
 COUNT_THEMSELVES = ("wandb", "trackio")
@@ -73,7 +73,7 @@ class TrackerService:
         told = self.told.setdefault(name, {})
         for point in new_points(self.run, told, samples=self.settings.samples):
             told[point.series] = point.number
-            append_line(self.run.tracker_log, as_record(name, point))
+            append_line(self.run.tracker_log, sent_record(name, point))
             tell(name, self.trackers[name], point)
 
     def _finish(self, name: str) -> None:

@@ -14,7 +14,7 @@ from loop.store import tables
 from loop.store.lineage import Parent
 from loop.store.locate import find_run, find_run_at
 from loop.store.run_folder import RunFolder
-from loop.store.run_records import Difference, Evaluation, SetMetrics
+from loop.store.run_records import Difference, Evaluation, Json, SetMetrics
 from loop.store.run_state import RunState
 from loop.view.prompt_records import GreedyAnswer, greedy_answers
 from loop.view.status import collect
@@ -35,8 +35,8 @@ class EntrantSummary:
     gate: SetMetrics
     test: SetMetrics
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without the counts per prompt."""
+    def as_json(self) -> Json:
+        """Plain values, without the counts per prompt."""
         return asdict(self) | {
             "parent": self.parent and self.parent.as_json(),
             "gate": self.gate.as_json(counts=False),
@@ -59,8 +59,8 @@ class IterationMetrics:
     iteration: int
     test: list[SetMetrics | None]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without the counts per prompt."""
+    def as_json(self) -> Json:
+        """Plain values, without the counts per prompt."""
         return {"iteration": self.iteration, "test": [one and one.as_json(counts=False) for one in self.test]}
 
 
@@ -89,10 +89,10 @@ class Disagreement:
     first: GreedyAnswer
     second: GreedyAnswer
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+    def as_json(self) -> Json:
+        """Plain values."""
         shared = {"prompt_id": self.prompt_id, "prompt": self.first.prompt, "target": self.first.target}
-        return shared | {"first": self.first.as_dict(), "second": self.second.as_dict()}
+        return shared | {"first": self.first.as_json(), "second": self.second.as_json()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,22 +111,11 @@ class ModelDifference:
     disagreements: list[Disagreement]
     """As many examples as were asked for."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "first": self.first,
-            "second": self.second,
-            "paired": self.paired,
-            "test_prompts": {
-                "first": self.test_prompts.first,
-                "second": self.test_prompts.second,
-                "in both": self.test_prompts.both,
-            },
-            "evaluated_differently": [asdict(one) for one in self.evaluated_differently],
-            "metrics": {name: asdict(difference) for name, difference in self.metrics.items()},
-            "only_right": asdict(self.only_right),
-            "disagreements": [one.as_dict() for one in self.disagreements],
-        }
+    def as_json(self) -> Json:
+        """Plain values."""
+        plain = asdict(self) | {"disagreements": [one.as_json() for one in self.disagreements]}
+        plain["test_prompts"]["in both"] = plain["test_prompts"].pop("both")
+        return plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +130,14 @@ class Comparison:
     comparisons: list[ModelDifference]
     """One for each entrant after the first."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+    def as_json(self) -> Json:
+        """Plain values."""
         return {
-            "entrants": [one.as_dict() for one in self.entrants],
+            "entrants": [one.as_json() for one in self.entrants],
             "confidence": self.confidence,
             "settings": [asdict(one) for one in self.settings],
-            "iterations": [one.as_dict() for one in self.iterations],
-            "comparisons": [one.as_dict() for one in self.comparisons],
+            "iterations": [one.as_json() for one in self.iterations],
+            "comparisons": [one.as_json() for one in self.comparisons],
         }
 
 

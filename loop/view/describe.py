@@ -1,12 +1,13 @@
 """Texts about what an iteration trains on, from settings or a manifest's counts; plan, run and status share them."""
 
-from typing import Any
+from dataclasses import dataclass
 
 from loop.config.promote_section import LARGEST, settings_of_attempt
 from loop.config.prompts_section import MixturePrompts, PreferencePrompts, rate_columns
 from loop.config.settings import Config
 from loop.prompts.sets import names_of, source_name
 from loop.redact import redacted
+from loop.store.run_records import Json
 from loop.store.run_state import PairCounts, SampleCounts
 from trainer.settings import TrainSettings
 
@@ -74,7 +75,7 @@ def describe_extra_pairs(counts: PairCounts) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def describe_changes(changes: dict[str, Any]) -> str:
+def describe_changes(changes: Json) -> str:
     """learning_rate 5e-07, max_steps 20."""
     return ", ".join(
         f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in changes.items()
@@ -145,8 +146,16 @@ def describe_loss(train: TrainSettings) -> str:
     return " + ".join(words)
 
 
-def describe_judge(judge: dict[str, Any] | None) -> str:
+@dataclass(frozen=True, slots=True)
+class NamedJudge:
+    """A judge's name and arguments, as the settings have them."""
+
+    name: str
+    args: Json
+
+
+def describe_judge(judge: NamedJudge | None) -> str:
     """Its name and arguments."""
     if judge is None:
         return "none: the data say which answer is better"
-    return f"{judge['name']} {redacted(judge['args']) or ''}".rstrip()
+    return f"{judge.name} {redacted(judge.args) or ''}".rstrip()

@@ -17,7 +17,7 @@ from loop.store import tables
 from loop.store.files import read_lines
 from loop.store.locate import find_run
 from loop.store.run_folder import RunFolder
-from loop.store.run_records import plain
+from loop.store.run_records import Json, plain
 from loop.store.run_state import PairCounts
 from loop.view.frame import time_left
 from loop.view.progress import look
@@ -213,7 +213,7 @@ class RunView:
         """The settings of an iteration."""
         return load_config(self._run.config).at(iteration)
 
-    def decision(self, iteration: int) -> dict[str, Any] | None:
+    def decision(self, iteration: int) -> Json | None:
         """The decision on an iteration and the reason; None until it is made."""
         found = self._run.decision(iteration) if iteration else None
         return None if found is None else plain(found)

@@ -9,14 +9,13 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
 from loop.config.load import LoadedConfig
 from loop.store.files import read_lines
 from loop.store.run_folder import RunFolder
-from loop.store.run_records import Event, Numbers, SetMetrics, as_record
+from loop.store.run_records import Event, Json, Numbers, SetMetrics, as_record
 from loop.store.run_state import IterationState
 from loop.store.stage import STAGES, StageFolder
 
@@ -240,7 +239,7 @@ def tokens_in(metadata: pq.FileMetaData) -> int:
     return sum(column.num_values for column in columns if column.path_in_schema.split(".")[0] == "token_ids")
 
 
-def trained(started: Event, steps: Sequence[dict[str, Any]], total: int | None) -> Work:
+def trained(started: Event, steps: Sequence[Json], total: int | None) -> Work:
     """Steps of the round; a step repeated after a resume counts once."""
     last = steps[-LAST_STEPS:]
     seconds = sum(step["seconds"] for step in last)

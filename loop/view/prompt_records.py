@@ -11,6 +11,7 @@ from loop.pairing.data_answers import GivenPair, given_pairs
 from loop.prompts.row import PromptRow, read_table
 from loop.store import tables
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Json
 from loop.store.stage import is_further
 
 PairIds = tuple[str, str]
@@ -73,8 +74,8 @@ class GreedyAnswer:
     extracted: str | None
     why: str | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without the prompt."""
+    def as_json(self) -> Json:
+        """Plain values without the prompt."""
         verdict = {"score": self.score, "extracted": self.extracted, "why": self.why}
         return {"text": self.text, "right": self.right, "verdict": verdict}
 

@@ -13,7 +13,7 @@ from loop.redact import publishable, redacted, unchanged
 from loop.report.model_card import model_card
 from loop.report.page import write_report
 from loop.store.run_folder import RunFolder
-from loop.view.describe import describe_judge
+from loop.view.describe import NamedJudge, describe_judge
 from loop.view.status_tables import print_json
 from tests.helpers.campaigns import Cli, copy_run, refusal
 
@@ -80,7 +80,7 @@ def test_card_report_and_json_hold_no_secret(run: RunFolder, capsys: pytest.Capt
     assert leaks(card) == []
     assert str(run.root.parent) not in card
     assert leaks(write_report(run).read_text(encoding="utf-8")) == []
-    assert leaks(describe_judge({"name": "gsm8k", "args": SECRETS})) == []
+    assert leaks(describe_judge(NamedJudge("gsm8k", SECRETS))) == []
     print_json({"judge": SECRETS})
     assert leaks(capsys.readouterr().out) == []
 

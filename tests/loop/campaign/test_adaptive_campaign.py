@@ -277,7 +277,7 @@ def test_a_judge_that_compares_a_prompts_responses_is_refused(tmp_path: Path) ->
 def test_a_plan_says_what_is_sampled_and_paid_at_most_and_as_expected(tmp_path: Path) -> None:
     judge = {"name": "llm-grade", "args": {"base_url": "http://localhost:1/v1", "model": "m"}}
     sampling = {"n": 16, "adaptive": {}, "widen": {"n": 2.0, "n_at_most": 32}}
-    plan = make_plan(RunFolder(tmp_path / "run"), load(tmp_path, sampling=sampling, judge=judge), check=False).as_dict()
+    plan = make_plan(RunFolder(tmp_path / "run"), load(tmp_path, sampling=sampling, judge=judge), check=False).as_json()
     held_out = 5 * 5 * 5  # five evaluations of 3 + 2 prompts with 1 + 4 responses
     (calls,) = plan["judge_calls"]
     assert calls["calls"] == held_out + 100 * (16 + 3 * 32)

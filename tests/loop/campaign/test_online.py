@@ -375,7 +375,7 @@ def test_prompts_are_cut_into_few_and_equal_slices() -> None:
 def test_a_schedule_may_go_from_rounds_to_online(given: dict[str, Any], tmp_path: Path) -> None:
     found = loaded(given | {"iterations": 2, "train": given["train"] | {"sync_every": ["round", 1]}}, tmp_path)
     assert [found.at(k).train.sync_every for k in (1, 2)] == ["round", 1]
-    plan = make_plan(RunFolder(tmp_path / "none"), found, check=False).as_dict()
+    plan = make_plan(RunFolder(tmp_path / "none"), found, check=False).as_json()
     assert "new weights" not in plan["iterations"][0]["sample"]
     assert "in slices of 2 prompts, new weights after at most 1 step" in plan["iterations"][1]["sample"]
 

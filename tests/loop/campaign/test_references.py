@@ -74,7 +74,7 @@ def test_a_warm_start_may_begin_at_the_base_if_that_is_the_reference(settings: d
 
 def test_plan_says_in_words_what_is_trained_sampled_and_anchored_to(settings: dict[str, Any], tmp_path: Path) -> None:
     chosen = loaded(settings, tmp_path, start="initial", reference="ema", reference_decay=0.9)
-    first, second = make_plan(RunFolder(tmp_path / "none"), chosen, check=False).as_dict()["iterations"]
+    first, second = make_plan(RunFolder(tmp_path / "none"), chosen, check=False).as_json()["iterations"]
     assert "from the base model, temperature" in first["sample"]
     assert "from the last promoted model, temperature" in second["sample"]
     assert "starting from the base model" in second["train"]

@@ -72,7 +72,7 @@ def test_a_retry_that_could_not_change_anything_is_refused(
 def test_plan_says_what_follows_a_rejected_candidate(settings: dict[str, Any], tmp_path: Path) -> None:
     settings["promote"] = {"on_reject": "retry", "retries": 2, "retry": {"steps": 0.5}, "limits": {"length": 20}}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    said = make_plan(RunFolder(tmp_path / "run"), load_config(tmp_path / "settings.yaml"), check=False).as_dict()[
+    said = make_plan(RunFolder(tmp_path / "run"), load_config(tmp_path / "settings.yaml"), check=False).as_json()[
         "evaluation"
     ]
     assert said.endswith(

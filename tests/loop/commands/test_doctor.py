@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from loop.cli.main import app
 from loop.commands.doctor import examine, print_report, stream_text
-from loop.commands.doctor_checks import TemplateCheck
+from loop.commands.doctor_checks import TemplateCheck, Token
 from loop.store.run_folder import RunFolder
 from tests.helpers import tiny
 from tests.helpers.campaigns import Cli, copy_run, read, rows
@@ -91,7 +92,7 @@ def test_a_model_without_an_end_token_is_an_error(tokenizer: Any) -> None:
 
 
 def test_the_pair_of_a_run_is_shown_by_the_ids_that_were_trained(reference: Path) -> None:
-    told = examine(str(reference), Path("runs"))
+    told = examine(str(reference), Path("runs")).as_json()
     pair = rows(reference / "iter-001" / "pair" / "pairs.parquet")[0]
     sampled = {r["response_id"]: r for r in rows(*sorted((reference / "iter-001" / "sample").glob("*.parquet")))}
     shown = told["pair"]
@@ -107,7 +108,7 @@ def test_the_pair_of_a_run_is_shown_by_the_ids_that_were_trained(reference: Path
 
 
 def test_a_config_without_a_run_shows_its_first_prompt(cli: Cli, settings: dict[str, Any]) -> None:
-    told = examine(str(cli.write(settings)), cli.runs)
+    told = examine(str(cli.write(settings)), cli.runs).as_json()
     assert "made-up" in told["pair"]["origin"]
     assert "".join(t["text"] for t in told["pair"]["prompt"]).endswith("a:")
     last = {"id": tiny.EOS, "text": "<eos>", "trained": True, "special": True, "end": True}
@@ -123,12 +124,12 @@ def test_a_gap_that_is_too_wide_is_a_warning(cli: Cli, reference: Path) -> None:
     manifest = read(path)
     manifest["counts"]["sampler_gap"] = 0.4
     path.write_text(json.dumps(manifest), encoding="utf-8")
-    warnings = [f["what"] for f in examine(run.name, cli.runs)["findings"] if f["level"] == "warning"]
+    warnings = [f["what"] for f in examine(run.name, cli.runs).as_json()["findings"] if f["level"] == "warning"]
     assert [what for what in warnings if "in iteration 2" in what and "0.400 nat" in what]
 
 
 def test_without_a_source_only_this_machine_is_examined(tmp_path: Path) -> None:
-    told = examine(None, tmp_path)
+    told = examine(None, tmp_path).as_json()
     assert told.keys() == {"versions", "devices", "engine", "findings"}
     assert told["devices"][-1]["kind"] == "cpu"
 
@@ -141,8 +142,8 @@ def test_a_model_that_is_not_there_is_a_finding_and_exit_code_1(cli: Cli, settin
 
 
 def test_the_stream_is_readable_and_marks_special_and_end(reference: Path) -> None:
-    token = {"id": 1, "trained": True, "special": False, "end": False}
-    line = [token | {"text": "a b"}, token | {"text": "\n"}, token | {"text": "<eos>", "special": True, "end": True}]
+    token = Token(1, "a b", trained=True, special=False, end=False)
+    line = [token, replace(token, text="\n"), replace(token, text="<eos>", special=True, end=True)]
     assert stream_text(line).plain == "a·b|⏎|‹<eos>› END"
     console = Console(record=True, width=200, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     print_report(examine(str(reference), Path("runs")), console)

@@ -35,7 +35,7 @@ def plan_of(tmp_path: Path, judge: str, train: int | None = 10, eval_judge: str 
 
 def planned(tmp_path: Path, judge: str, *, eval_judge: str | None = None, **args: Any) -> dict[str, object]:
     """The calls of the judge as `--json` prints them, with those of the evaluation's own under `eval`."""
-    plan = plan_of(tmp_path, judge, eval_judge=eval_judge, **args).as_dict()
+    plan = plan_of(tmp_path, judge, eval_judge=eval_judge, **args).as_json()
     assert ("eval_judge_calls" in plan) == (eval_judge is not None and eval_judge.startswith("llm-"))
     return dict(plan["judge_calls"][0] | {"eval": (plan.get("eval_judge_calls") or [None])[0]})
 

@@ -130,14 +130,14 @@ def test_contradictions_are_refused(load: Any, settings: dict[str, Any], overrid
 
 def test_the_plan_says_what_every_iteration_trains_on(load: Any, tmp_path: Path) -> None:
     loaded = load(PREFERENCES, "prompts.parts=2", "prompts.order=easy_to_hard", "pairs.replay={1: 0.5}")
-    plan = make_plan(RunFolder(tmp_path / "run"), loaded, check=False).as_dict()
+    plan = make_plan(RunFolder(tmp_path / "run"), loaded, check=False).as_json()
     assert "in 2 parts, one each iteration, the easiest first (by how much likelier the base model" in plan["prompts"]
     first, second = (it["pair"] for it in plan["iterations"])
     assert first == f"its pairs are given ({Path('p.jsonl').absolute()}, part 1 of 2)"
     assert second.endswith("part 2 of 2); 50 % as many pairs as it makes are replayed from iteration 1")
     assert {it["sample"] for it in plan["iterations"]} == {"nothing is sampled"}
     assert plan["judge"] is None
-    sampled = make_plan(RunFolder(tmp_path / "run"), load(SAMPLED, "pairs.replay={2: 0.15}"), check=False).as_dict()
+    sampled = make_plan(RunFolder(tmp_path / "run"), load(SAMPLED, "pairs.replay={2: 0.15}"), check=False).as_json()
     assert (
         "at most 10 per prompt; 15 % as many pairs as it makes are replayed from iteration 1"
         in (sampled["iterations"][2]["pair"])
