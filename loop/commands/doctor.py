@@ -37,9 +37,10 @@ class Device:
 
     kind: str
     name: str
+    cores: int | None
+    """None of a GPU."""
     memory: int
     """In bytes."""
-    cores: int | None = None
 
     def __str__(self) -> str:
         cores = "" if self.cores is None else f", {self.cores} cores"
@@ -119,8 +120,8 @@ def devices() -> list[Device]:
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cpu = Device("cpu", platform.machine(), memory, cores)
-    return [*(Device("cuda", gpu.name, gpu.total_memory) for gpu in gpus), cpu]
+    cpu = Device("cpu", platform.machine(), cores, memory)
+    return [*(Device("cuda", gpu.name, None, gpu.total_memory) for gpu in gpus), cpu]
 
 
 def _engine(settings: EngineConfig) -> tuple[EngineChoice, list[Finding]]:
