@@ -1,7 +1,7 @@
 """The commands `prefloop judge ...`: list, write and test judges. They import heavy modules themselves."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,7 +19,7 @@ JudgeSpec = "A built-in or installed judge, `package.module:Class` or `path/to/f
 
 @judge_app.command(name="list", epilog="Examples: `prefloop judge list` · `prefloop judge list gsm8k`")
 def list_judges(
-    name: Annotated[Optional[str], typer.Argument(metavar="[JUDGE]", help=f"{JudgeSpec}: show its details.")] = None,  # noqa: UP045
+    name: Annotated[str | None, typer.Argument(metavar="[JUDGE]", help=f"{JudgeSpec}: show its details.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the installed judges, or show the arguments of one."""
@@ -59,11 +59,10 @@ def new(
 def try_judge(
     judge: Annotated[str, typer.Argument(metavar="JUDGE|CONFIG", help=f"{JudgeSpec}; or a campaign's YAML file.")],
     data: Annotated[Path, typer.Option("--data", help="Labelled examples: .jsonl, .csv or .parquet.")],
-    arg: Annotated[Optional[list[str]], typer.Option(metavar="KEY=VALUE", help="An argument of the judge.")] = None,  # noqa: UP045
-    limit: Annotated[Optional[int], typer.Option(min=1, help="Use only the first examples, at most this many.")] = None,  # noqa: UP045
+    arg: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument of the judge.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first examples, at most this many.")] = None,
     correct_at: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="Lowest score of a correct response; default is the config's, or 1."),
+        float | None, typer.Option(help="Lowest score of a correct response; default is the config's, or 1.")
     ] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Largest allowed score difference from the label.")] = 1e-6,
     show: Annotated[int, typer.Option(min=0, help="Number of disagreements to show.")] = 10,

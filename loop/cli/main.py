@@ -6,7 +6,7 @@ Exit codes: 0 done, 2 user error, 3 waiting for people, 130 interrupted. Command
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -41,7 +41,7 @@ Source = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. `train.beta=0.2`.")
 ]
-Name = Annotated[Optional[str], typer.Option("--name", help="Name of the run; default is the config's name.")]  # noqa: UP045
+Name = Annotated[str | None, typer.Option("--name", help="Name of the run; default is the config's name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Toy = Annotated[
     bool, typer.Option("--toy", help="Try the algorithm on a small model with arithmetic prompts: minutes, no network.")
@@ -60,8 +60,7 @@ def run(
     verify: Annotated[bool, typer.Option(help="Check the hashes of all finished files before continuing.")] = False,
     repair: Annotated[bool, typer.Option(help="Rebuild damaged or missing files of finished stages.")] = False,
     until: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="ITER|ITER/STAGE", help="Stop after this point, e.g. `2` or `2/pair`."),
+        str | None, typer.Option(metavar="ITER|ITER/STAGE", help="Stop after this point, e.g. `2` or `2/pair`.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -150,10 +149,7 @@ def show(
         bool, typer.Option("--cache", help="Show RUN's verdict cache instead: judge answers, calls and tokens.")
     ] = False,
     which: Annotated[str, typer.Option("--set", help="Prompt set: train (with pairs), gate or test.")] = "train",
-    prompt: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Only prompts (with --cache: answers) that contain this."),
-    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Only prompts (with --cache: answers) that contain this.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Number of prompts.")] = 5,
     as_json: AsJson = False,
 ) -> None:

@@ -5,7 +5,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal
 
 import typer
 
@@ -91,8 +91,8 @@ def prune(
     folder = find_run(run, runs)
     with folder.locked():
         plan = plan_prune(folder, Rules(keep_best, keep_promoted, keep_last))
-        freed, told = in_bytes(plan.freed), plan.as_json()
-        print_json(told) if as_json else print_plan(folder, plan)
+        freed = in_bytes(plan.freed)
+        print_json(plan.as_json()) if as_json else print_plan(folder, plan)
         if not plan.removals or (as_json and not yes):
             return
         if not yes and not sys.stdin.isatty():
@@ -106,10 +106,9 @@ def prune(
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN@K", help="A run and one of its iterations.")],
     runs: Runs = Path("runs"),
-    model: Annotated[Optional[Path], typer.Option(metavar="DIR", help="Write the model and its card here.")] = None,  # noqa: UP045
+    model: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the model and its card here.")] = None,
     pairs: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="Write the pairs to this .jsonl or .parquet file."),
+        Path | None, typer.Option(metavar="FILE", help="Write the pairs to this .jsonl or .parquet file.")
     ] = None,
     form: Annotated[
         Literal["conversational", "standard"],
@@ -150,8 +149,8 @@ def sweep(
 
     members = plan_sweep(config, values, name, runs, toy=toy)
     if dry_run:
-        told = [{"run": str(member.run), "overrides": list(member.overrides)} for member in members]
-        print_json(told) if as_json else print_sweep(members)
+        listed = [{"run": str(member.run), "overrides": list(member.overrides)} for member in members]
+        print_json(listed) if as_json else print_sweep(members)
         return
     outcomes = run_sweep(members, Display(quiet=as_json))
     found = summary(outcomes, runs)
@@ -175,8 +174,7 @@ def recipes(as_json: AsJson = False) -> None:
 
 def doctor(
     source: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(metavar="[CONFIG|RUN]", help="A YAML file, a shipped config's name, or a run."),
+        str | None, typer.Argument(metavar="[CONFIG|RUN]", help="A YAML file, a shipped config's name, or a run.")
     ] = None,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
@@ -199,7 +197,7 @@ def report(
     ],
     runs: Runs = Path("runs"),
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(metavar="FILE", help="Output file; default: report.html in the run, comparison.html in runs."),
     ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Examples of disagreement per comparison.")] = 10,

@@ -225,14 +225,16 @@ def where_it_resumes(run: RunFolder, loaded: LoadedConfig) -> str:
         f"{key}: {json.dumps(redacted(old, key))} → {json.dumps(redacted(new, key))}"
         for key, old, new in diff(before, loaded.raw)
     )
-    told = f" with changed settings ({changes}), which it refuses if they invalidate finished work" if changes else ""
+    changed = (
+        f" with changed settings ({changes}), which it refuses if they invalidate finished work" if changes else ""
+    )
     if run.stage(0, "eval").manifest() is None:
-        return f"it continues with the base model's evaluation{told}"
+        return f"it continues with the base model's evaluation{changed}"
     for k in range(1, loaded.iterations + 1):
         missing = missing_stages(run, k)
         if missing or not run.promotion(k).exists():
-            return f"it continues in iteration {k} at stage {missing[0] if missing else 'promote'}{told}"
-    return f"all {loaded.iterations} iterations are finished{told}"
+            return f"it continues in iteration {k} at stage {missing[0] if missing else 'promote'}{changed}"
+    return f"all {loaded.iterations} iterations are finished{changed}"
 
 
 def missing_stages(run: RunFolder, k: int) -> list[str]:

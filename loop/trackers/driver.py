@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 from loop.config.settings import TrackersConfig
 from loop.errors import UserError
 from loop.store.run_folder import RunFolder
+from loop.store.run_records import Json
 from loop.workers.process import Job, Worker, wait
 
 EVERY = 2.0
@@ -70,16 +70,16 @@ class Trackers:
             self.worker.close()
 
     def _sync(self, last: bool) -> None:
-        job = Job("what is new for the trackers", "sync", {"last": last}, self._heard)
+        job = Job("what is new for the trackers", "sync", {"last": last}, self._report)
         self.worker.submit(job)
         while not job.done:
             wait([self.worker])
             if time.monotonic() > self.deadline:
                 raise UserError(
                     f"they were still busy {PATIENCE:.0f} seconds after the end. Their output is in {self.worker.log}; "
-                    f"`prefloop run {self.run}` tells them the rest."
+                    f"`prefloop run {self.run}` sends them the rest."
                 )
 
-    def _heard(self, said: dict[str, Any]) -> None:
-        if "warning" in said:
-            self.warn(said["warning"])
+    def _report(self, message: Json) -> None:
+        if "warning" in message:
+            self.warn(message["warning"])

@@ -85,35 +85,35 @@ class Point:
     table: SampleTable | None = None
 
 
-def new_points(run: RunFolder, told: Mapping[str, int], *, samples: int) -> Iterator[Point]:
-    """All points that come after what was `told`: by series, the last number. `samples` prompts are in each table."""
+def new_points(run: RunFolder, sent: Mapping[str, int], *, samples: int) -> Iterator[Point]:
+    """All points that come after what was `sent`: by series, the last number. `samples` prompts are in each table."""
     steps = 0
     for k in run.iterations():
-        if k and _is_new(told, f"{k} labelled") and run.stage(k, "pair").manifest():
+        if k and _is_new(sent, f"{k} labelled") and run.stage(k, "pair").manifest():
             yield _of_iteration(k, "labelled", labelled_metrics(iteration_state(run, k)))
         for attempt in range(1, run.attempts(k) + 1) if k else ():
             folder = run.stage(k, "train", attempt)
             finished = steps_of(folder)
-            if not finished or told.get(series_of(folder), -1) < finished - 1:
-                yield from _trained(folder, told, steps)
+            if not finished or sent.get(series_of(folder), -1) < finished - 1:
+                yield from _trained(folder, sent, steps)
             steps += finished
         if run.promotion(k).exists() and run.latest(k, "eval").manifest():
-            yield from _decided(run, k, told, samples)
+            yield from _decided(run, k, sent, samples)
 
 
-def _is_new(told: Mapping[str, int], series: str) -> bool:
-    return series not in told
+def _is_new(sent: Mapping[str, int], series: str) -> bool:
+    return series not in sent
 
 
 def _of_iteration(k: int, what: str, values: dict[str, float], table: SampleTable | None = None) -> Point:
     return Point(f"{k} {what}", 0, "iteration", k, values | {ITERATION: k}, table)
 
 
-def _trained(folder: StageFolder, told: Mapping[str, int], before: int) -> Iterator[Point]:
+def _trained(folder: StageFolder, sent: Mapping[str, int], before: int) -> Iterator[Point]:
     """The steps of a round, while it runs and after; `before`: steps in the campaign before it."""
     series = series_of(folder)
     for line in read_lines(folder.step_log):
-        if line["step"] > told.get(series, -1):
+        if line["step"] > sent.get(series, -1):
             at = before + line["step"]
             values = step_metrics(line) | {"train/iteration": folder.iteration, STEP: at}
             yield Point(series, line["step"], "train/step", at, values)
@@ -130,10 +130,10 @@ def steps_of(folder: StageFolder) -> int:
     return 0 if manifest is None else manifest.counted(TrainCounts).steps
 
 
-def _decided(run: RunFolder, k: int, told: Mapping[str, int], samples: int) -> Iterator[Point]:
-    if _is_new(told, f"{k} decided"):
+def _decided(run: RunFolder, k: int, sent: Mapping[str, int], samples: int) -> Iterator[Point]:
+    if _is_new(sent, f"{k} decided"):
         yield _of_iteration(k, "decided", decided_metrics(iteration_state(run, k)))
-    if samples and _is_new(told, f"{k} samples") and run.judged_shards(k, "gate"):
+    if samples and _is_new(sent, f"{k} samples") and run.judged_shards(k, "gate"):
         yield _of_iteration(k, "samples", {}, sample_table(run, k, samples))
 
 

@@ -21,7 +21,7 @@ from loop.trackers.points import COLUMNS, Point, new_points, sent_record
 from loop.workers.entry import Report, load
 
 COUNT_THEMSELVES = ("wandb", "trackio")
-"""Trackers whose steps must never go back: they number what they are told and get both axes as values."""
+"""Trackers whose steps must never go back: they count what they get and get both axes as values."""
 EXTRAS = ("tensorboard", "wandb")
 """Trackers whose package prefloop names as an extra."""
 
@@ -31,7 +31,7 @@ class TrackerService:
 
     def __init__(self, run: Path, settings: TrackersConfig) -> None:
         self.run, self.settings = RunFolder(run), settings
-        self.told, self.ids = read_told(self.run)
+        self.sent, self.ids = read_sent(self.run)
         self.trackers: dict[str, Any] = {}
         self.waiting = list(settings.names)
 
@@ -51,7 +51,7 @@ class TrackerService:
         except Exception as error:  # noqa: BLE001  foreign code that must not stop a campaign
             self.trackers.pop(name, None)
             print(redacted(traceback.format_exc()), file=sys.stderr, flush=True)
-            report(warning=f"the tracker {name} is given up: {redacted(explain(name, error))}; the campaign goes on")
+            report(warning=f"the tracker {name} was dropped: {redacted(explain(name, error))}; the campaign continues")
 
     def _start(self, name: str) -> None:
         """Start it, or join the run that it has of this campaign already."""
@@ -70,9 +70,9 @@ class TrackerService:
         self.trackers[name] = tracker
 
     def _tell(self, name: str) -> None:
-        told = self.told.setdefault(name, {})
-        for point in new_points(self.run, told, samples=self.settings.samples):
-            told[point.series] = point.number
+        sent = self.sent.setdefault(name, {})
+        for point in new_points(self.run, sent, samples=self.settings.samples):
+            sent[point.series] = point.number
             append_line(self.run.tracker_log, sent_record(name, point))
             tell(name, self.trackers[name], point)
 
@@ -80,16 +80,16 @@ class TrackerService:
         self.trackers.pop(name).finish()
 
 
-def read_told(run: RunFolder) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
-    """What each tracker was told of this run already (by series, the last number), and its id of the run."""
-    told: dict[str, dict[str, int]] = {}
+def read_sent(run: RunFolder) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
+    """What each tracker has received of this run (by series, the last number), and its id of the run."""
+    sent: dict[str, dict[str, int]] = {}
     ids: dict[str, str] = {}
     for line in read_lines(run.tracker_log):
         if "id" in line:
             ids[line["tracker"]] = line["id"]
         else:
-            told.setdefault(line["tracker"], {})[line["series"]] = line["number"]
-    return told, ids
+            sent.setdefault(line["tracker"], {})[line["series"]] = line["number"]
+    return sent, ids
 
 
 def tracker_class(name: str) -> Any:
@@ -113,7 +113,7 @@ def naming(name: str, title: str, id: str, *, known: bool, folder: Path) -> dict
 
 
 def declare_axes(name: str, tracker: Any) -> None:
-    """Which axis belongs to which metrics, for the one tracker that wants to be told."""
+    """Which axis belongs to which metrics, for the one tracker that needs it."""
     if name != "wandb":
         return
     tracker.tracker.define_metric("train/*", step_metric=STEP)

@@ -18,7 +18,7 @@ from loop.redact import flat_settings, redacted
 from loop.store.files import append_line, read_json, read_lines
 from loop.store.run_folder import RunFolder
 from loop.trackers.points import COLUMNS, Point, new_points, sample_table
-from loop.trackers.tracker_service import TrackerService, naming, read_told
+from loop.trackers.tracker_service import TrackerService, naming, read_sent
 from tests.helpers import own_trackers
 from tests.helpers.campaigns import Cli, copy_run, rows
 
@@ -149,7 +149,7 @@ def test_a_cut_line_of_the_notes_is_forgotten(run: RunFolder) -> None:
     append_line(run.tracker_log, {"tracker": "x", "series": "1 train 1", "number": 3})
     with run.tracker_log.open("a", encoding="utf-8") as file:
         file.write('{"tracker": "x", "series": "1 tr')
-    assert read_told(run) == ({"x": {"1 train 1": 3}}, {})
+    assert read_sent(run) == ({"x": {"1 train 1": 3}}, {})
 
 
 # ---- what goes wrong ----
@@ -167,9 +167,9 @@ def test_a_tracker_that_fails_is_given_up_with_one_warning_and_the_others_go_on(
     first, second = (one["warning"] for one in said)
     assert "No module named 'shiny_tracker'" in first
     assert "take tests.helpers.own_trackers:NotInstalled out of the setting trackers" in first
-    assert "ConnectionError: refused: (hidden) is no key; the campaign goes on" in second
+    assert "ConnectionError: refused: (hidden) is no key; the campaign continues" in second
     assert "sk-very-secret" not in capsys.readouterr().err
-    told = read_told(run)[0]
+    told = read_sent(run)[0]
     assert sum(n + 1 for n in told[names[1]].values()) == 3
     assert sum(n + 1 for n in told[names[2]].values()) == len(list(new_points(run, {}, samples=0)))
 
@@ -224,7 +224,7 @@ def test_a_missing_package_is_named_with_its_extra(run: RunFolder, name: str, mo
     said: list[dict[str, Any]] = []
     service(run, name).sync(lambda **what: said.append(what), last=True)
     ((text,),) = (one.values() for one in said)
-    assert f"the tracker {name} is given up: No module named " in text
+    assert f"the tracker {name} was dropped: No module named " in text
     assert f"pip install 'prefloop[{name}]'" in text
 
 
