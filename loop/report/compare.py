@@ -11,8 +11,8 @@ from typing import Any
 from loop.measure.evaluation import METRICS
 from loop.report.changes import MarkedAnswers, marked_answers
 from loop.report.data import IterationData, RunData, read_run
-from loop.report.figure import Figure, Missing, Table, keys_of, section, table_of
-from loop.report.figures_quality import describe_change, heights, hundred
+from loop.report.figure import Figure, Missing, Table, heights, keys_of, section, table_of
+from loop.report.figures_quality import describe_change, hundred
 from loop.report.figures_training import thin_column
 from loop.report.headline import Tile
 from loop.report.marks import Series, chart, plot_x, plot_y

@@ -117,6 +117,10 @@ class RunData:
         """The incumbent's iteration."""
         return self.state.incumbent
 
+    def incumbent_of(self, it: IterationData) -> IterationData | None:
+        """The model that a candidate was compared with; None before the decision."""
+        return None if it.promotion is None else self.iteration(it.promotion.incumbent.iteration)
+
     def iteration(self, number: int) -> IterationData | None:
         """An iteration, if it is there."""
         return next((it for it in self.iterations if it.number == number), None)

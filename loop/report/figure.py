@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from markupsafe import Markup
 
-from loop.report.marks import Series
-from loop.report.scale import number
+from loop.report.marks import Series, chart, plot_x, plot_y
+from loop.report.scale import Axis, axis, number, whole_axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,32 @@ def section(id: str, title: str, made: Sequence[Figure | Missing]) -> Section:
     """A section with the figures that could be drawn and those that could not."""
     figures = [one for one in made if isinstance(one, Figure)]
     return Section(id, title, figures, [one for one in made if isinstance(one, Missing)])
+
+
+def heights(series: Sequence[Series]) -> list[float]:
+    """All y values of the series, including band ends."""
+    points = [y for one in series for _, y in one.points if y is not None]
+    return points + [end for one in series for pair in one.spread if pair is not None for end in pair]
+
+
+def by_iteration(
+    id: str,
+    title: str,
+    read: str,
+    series: Sequence[Series],
+    y_label: str,
+    *,
+    y: Axis | None = None,
+    zero: bool = False,
+    x_label: str = "iteration",
+    table: Table | None = None,
+    **more: Any,
+) -> Figure:
+    """A figure of series over iterations; without `y` its axis fits the series, and includes 0 with `zero`."""
+    x = whole_axis([int(x) for one in series for x, _ in one.points], *plot_x())
+    y = y or axis(heights(series), *plot_y(), zero=zero)
+    drawn = chart(title, series, x, y, x_label=x_label, y_label=y_label, **more)
+    return Figure(id, title, read, drawn, keys_of(series), table or table_of("iteration", series))
 
 
 def keys_of(series: Sequence[Series]) -> list[Key]:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from loop.format import clock
 from loop.report.data import IterationData, RunData
-from loop.report.figure import Figure, Key, Missing, Table
-from loop.report.marks import Row, Series, chart, plot_x, plot_y, stacked
-from loop.report.scale import axis, percent, whole_axis
+from loop.report.figure import Figure, Key, Missing, Table, by_iteration
+from loop.report.marks import Row, Series, stacked
+from loop.report.scale import percent
 
 STAGES = ("sample", "judge", "pair", "train", "eval")
 PARTS = (
@@ -107,9 +107,6 @@ def sampler_gap(data: RunData) -> Figure | Missing:
     if not points:
         return Missing(SAMPLER_GAP, "no round has compared sampler and trainer log-probs")
     one = Series("mean absolute gap", points, 1)
-    x = whole_axis([int(k) for k, _ in points], *plot_x())
-    y = axis([0.0, *(gap for _, gap in points)], *plot_y(), zero=True)
-    drawn = chart(SAMPLER_GAP, [one], x, y, x_label="iteration", y_label="nats per token")
     read = "The same tokens under both engines: if the gap grows, the trainer sees a different policy than was sampled."
     table = Table(["iteration", "gap"], [list(point) for point in points])
-    return Figure("sampler-gap", SAMPLER_GAP, read, drawn, [Key(one.name, 1)], table)
+    return by_iteration("sampler-gap", SAMPLER_GAP, read, [one], "nats per token", zero=True, table=table)

@@ -5,10 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from loop.measure.estimators import QUANTILES
 from loop.pairing.reasons import PROMPT_OUTCOMES, RESPONSE_REASONS
 from loop.report.data import IterationData, RunData
-from loop.report.figure import Figure, Key, Missing, Table, keys_of, table_of
-from loop.report.figures_quality import heights, hundred
+from loop.report.figure import Figure, Key, Missing, Table, by_iteration, heights, keys_of, table_of
+from loop.report.figures_quality import hundred
 from loop.report.marks import Row, Series, chart, heat, plot_x, plot_y, stacked
-from loop.report.scale import axis, percent, share_axis, whole_axis
+from loop.report.scale import axis, percent, share_axis
 from loop.report.set_numbers import SetNumbers
 
 TONES = (3, 1, 2, 5, 6, 7, 8)
@@ -43,21 +43,15 @@ def funnel(data: RunData) -> Figure | Missing:
         return Missing(title, "nothing has been sampled yet")
     kind = next((it.state.paired.kind for it in iterations if it.state.paired), "pairs")
     names = ("responses", "with a score", "used", kind)
-    values = [list(_funnel(it)) for it in iterations]
+    counted = [(it, _funnel(it)) for it in iterations]
     series = [
-        Series(
-            name, [(float(it.number), row[i]) for it, row in zip(iterations, values, strict=True)], tone, dashed=i == 1
-        )
+        Series(name, [(float(it.number), row[i]) for it, row in counted], tone, dashed=i == 1)
         for i, (name, tone) in enumerate(zip(names, (7, 5, 1, 2), strict=True))
     ]
-    x = whole_axis([it.number for it in iterations], *plot_x())
-    drawn = chart(title, series, x, axis(heights(series), *plot_y(), zero=True), x_label="iteration", y_label="count")
     read = "If the lines approach 0 over the iterations, the training signal is drying up."
-    rows = [
-        [it.number, it.state.sampled and it.state.sampled.prompts, *row]
-        for it, row in zip(iterations, values, strict=True)
-    ]
-    return Figure("funnel", title, read, drawn, keys_of(series), Table(["iteration", "prompts", *names], rows))
+    rows = [[it.number, it.state.sampled and it.state.sampled.prompts, *row] for it, row in counted]
+    table = Table(["iteration", "prompts", *names], rows)
+    return by_iteration("funnel", title, read, series, "count", zero=True, table=table)
 
 
 def _funnel(it: IterationData) -> tuple[int | None, int | None, int | None, int | None]:
@@ -196,15 +190,13 @@ def lengths(data: RunData) -> Figure | Missing:
         Series("median", [(k, q[2]) for k, q in zip(ks, by, strict=True)], 1),
         Series("mean", list(zip(ks, means, strict=True)), 2, dashed=True),
     ]
-    x = whole_axis([it.number for it in iterations], *plot_x())
-    drawn = chart(title, series, x, axis(heights(series), *plot_y(), zero=True), x_label="iteration", y_label="tokens")
     read = (
         "The bands cover the middle 50 % and 90 % of the sampled responses; steady growth is the most common "
         "way to game a judge."
     )
     heads = ["iteration", *(f"{100 * q:g} %" for q in QUANTILES), "mean"]
     rows = [[k, *q, mean] for k, q, mean in zip(ks, by, means, strict=True)]
-    return Figure("lengths", title, read, drawn, keys_of(series), Table(heads, rows))
+    return by_iteration("lengths", title, read, series, "tokens", zero=True, table=Table(heads, rows))
 
 
 def _fan(name: str, ks: Sequence[float], by: Sequence[Sequence[float]], low: int, high: int, tone: int) -> Series:
@@ -224,14 +216,12 @@ def verdicts(data: RunData) -> Figure | Missing:
         Series("abstentions", [(float(it.number), _part(it.sets["train"], "abstain")) for it in iterations], 2),
         Series("no answer found", [(float(it.number), _unread(it.sets["train"])) for it in iterations], 1, dashed=True),
     ]
-    x = whole_axis([it.number for it in iterations], *plot_x())
     y = share_axis([*heights(series), 1.0], *plot_y())
-    drawn = chart(title, series, x, y, x_label="iteration", y_label="training responses, %")
     read = (
         "Errors and abstentions give no score and no pair, and should stay near 0. Responses without a readable "
         "answer are still scored, mostly as wrong."
     )
-    return Figure("verdicts", title, read, drawn, keys_of(series), table_of("iteration", series))
+    return by_iteration("verdicts", title, read, series, "training responses, %", y=y)
 
 
 def _part(numbers: SetNumbers, kind: str) -> float:
@@ -250,10 +240,8 @@ def orders(data: RunData) -> Figure | Missing:
     if not points:
         return Missing(title, "needs a judge that compares responses in both orders")
     one = Series("consistent games", points, 1)
-    x = whole_axis([int(k) for k, _ in points], *plot_x())
-    drawn = chart(title, [one], x, share_axis([100.0], *plot_y()), x_label="iteration", y_label="games, %")
     read = "Games with the same winner in both orders: below about 70 %, position bias is too strong."
-    return Figure("orders", title, read, drawn, keys_of([one]), table_of("iteration", [one]))
+    return by_iteration("orders", title, read, [one], "games, %", y=share_axis([100.0], *plot_y()))
 
 
 def cost(data: RunData) -> Figure | Missing:

@@ -6,7 +6,7 @@ from loop.config.checks import PREFERENCE
 from loop.format import points_with_interval, typeset
 from loop.measure.estimators import best_of_kl, length_controlled
 from loop.report.data import IterationData, RunData
-from loop.report.figure import Figure, Missing, Table, keys_of, table_of
+from loop.report.figure import Figure, Missing, Table, by_iteration, heights, keys_of, table_of
 from loop.report.marks import Series, chart, plot_x, plot_y
 from loop.report.scale import axis, share_axis, whole_axis
 from loop.store.run_records import Interval, SetMetrics
@@ -17,19 +17,11 @@ PER_CENT = "%"
 
 def quality_figures(data: RunData) -> list[Figure | Missing]:
     """All quality figures, in page order."""
-    return [
-        accuracy(data),
-        gate(data),
-        pass_and_majority(data),
-        form(data),
-        reward(data),
-        moved(data),
-        kl(data),
-        frontier(data),
-    ]
+    made = (accuracy, gate, pass_and_majority, form, reward, moved, kl, frontier)
+    return [figure(data) for figure in made]
 
 
-def by_iteration(
+def metric_series(
     data: RunData,
     name: str,
     value: Callable[[IterationData], Interval | float | None],
@@ -57,23 +49,13 @@ def hundred(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def shares(
-    id: str, title: str, read: str, data: RunData, series: Sequence[Series], y_label: str = PER_CENT
-) -> Figure | Missing:
+def shares(id: str, title: str, read: str, series: Sequence[Series], y_label: str = PER_CENT) -> Figure | Missing:
     """A figure of series in per cent over iterations."""
     series = [one for one in series if any(y is not None for _, y in one.points)]
     if not series:
         return Missing(title, "no evaluated iteration has this metric yet")
-    x = whole_axis([it.number for it in data.evaluated], *plot_x())
     y = share_axis(heights(series), *plot_y())
-    drawn = chart(title, series, x, y, x_label="iteration (0: base model)", y_label=y_label)
-    return Figure(id, title, read, drawn, keys_of(series), table_of("iteration", series))
-
-
-def heights(series: Sequence[Series]) -> list[float]:
-    """All y values of the series, including band ends."""
-    points = [y for one in series for _, y in one.points if y is not None]
-    return points + [end for one in series for pair in one.spread if pair is not None for end in pair]
+    return by_iteration(id, title, read, series, y_label, y=y, x_label="iteration (0: base model)")
 
 
 def accuracy(data: RunData) -> Figure | Missing:
@@ -85,13 +67,13 @@ def accuracy(data: RunData) -> Figure | Missing:
         f"gate rejected. Bands are {100 * data.confidence:g} % intervals over prompts."
     )
     series = [
-        by_iteration(data, "test, sampled", lambda it: _metric(it.test, "sampled_accuracy"), 1),
-        by_iteration(data, "test, greedy", lambda it: _metric(it.test, "greedy_accuracy"), 2, band=False),
-        by_iteration(
+        metric_series(data, "test, sampled", lambda it: _metric(it.test, "sampled_accuracy"), 1),
+        metric_series(data, "test, greedy", lambda it: _metric(it.test, "greedy_accuracy"), 2, band=False),
+        metric_series(
             data, "gate, sampled", lambda it: _metric(it.gate, "sampled_accuracy"), 3, dashed=True, band=False
         ),
     ]
-    return shares("accuracy", "Accuracy", read, data, series, "correct responses, %")
+    return shares("accuracy", "Accuracy", read, series, "correct responses, %")
 
 
 def preferences(data: RunData) -> Figure | Missing:
@@ -102,11 +84,11 @@ def preferences(data: RunData) -> Figure | Missing:
         f"{100 * data.confidence:g} % intervals over prompts."
     )
     series = [
-        by_iteration(data, "test", lambda it: _metric(it.test, PREFERENCE), 1),
-        by_iteration(data, "gate", lambda it: _metric(it.gate, PREFERENCE), 3, dashed=True, band=False),
-        by_iteration(data, "test, chosen more likely", lambda it: it.test.likelihood_accuracy if it.test else None, 5),
+        metric_series(data, "test", lambda it: _metric(it.test, PREFERENCE), 1),
+        metric_series(data, "gate", lambda it: _metric(it.gate, PREFERENCE), 3, dashed=True, band=False),
+        metric_series(data, "test, chosen more likely", lambda it: it.test.likelihood_accuracy if it.test else None, 5),
     ]
-    return shares("accuracy", "Preference accuracy", read, data, series, "held-out pairs, %")
+    return shares("accuracy", "Preference accuracy", read, series, "held-out pairs, %")
 
 
 def _metric(metrics: SetMetrics | None, name: str) -> Interval | None:
@@ -147,15 +129,15 @@ def pass_and_majority(data: RunData) -> Figure | Missing:
         return Missing(title, "needs eval.samples of at least 2")
     k = max(ks)
     series = [
-        by_iteration(data, f"pass@{k}", lambda it: it.test.pass_at_k if it.test else None, 3),
-        by_iteration(data, "pass@1", lambda it: _metric(it.test, "sampled_accuracy"), 1, band=False),
-        by_iteration(data, f"maj@{k}", lambda it: it.test.maj_at_k if it.test else None, 2, dashed=True),
+        metric_series(data, f"pass@{k}", lambda it: it.test.pass_at_k if it.test else None, 3),
+        metric_series(data, "pass@1", lambda it: _metric(it.test, "sampled_accuracy"), 1, band=False),
+        metric_series(data, f"maj@{k}", lambda it: it.test.maj_at_k if it.test else None, 2, dashed=True),
     ]
     read = (
         f"Probability that one of {k} samples is correct, and that the majority is (unbiased estimates): if pass@k "
         "is close to pass@1, the samples are no longer diverse."
     )
-    return shares("pass-at-k", title, read, data, series)
+    return shares("pass-at-k", title, read, series)
 
 
 def form(data: RunData) -> Figure | Missing:
@@ -165,19 +147,17 @@ def form(data: RunData) -> Figure | Missing:
         "is skill."
     )
     series = [
-        by_iteration(data, "well formed", lambda it: _metric(it.test, "well_formed_share"), 5),
-        by_iteration(data, "correct among well formed", lambda it: _metric(it.test, "accuracy_among_well_formed"), 1),
-        by_iteration(data, "truncated", lambda it: it.test.truncated_share if it.test else None, 4, dashed=True),
+        metric_series(data, "well formed", lambda it: _metric(it.test, "well_formed_share"), 5),
+        metric_series(data, "correct among well formed", lambda it: _metric(it.test, "accuracy_among_well_formed"), 1),
+        metric_series(data, "truncated", lambda it: it.test.truncated_share if it.test else None, 4, dashed=True),
     ]
-    return shares("form", "Format and skill", read, data, series, "test, sampled, %")
+    return shares("form", "Format and skill", read, series, "test, sampled, %")
 
 
 def reward(data: RunData) -> Figure | Missing:
     """Mean test score, raw and at equal length."""
     title = "Reward, and reward at equal length"
-    iterations = [
-        it for it in data.evaluated if "test" in it.sets and it.sets["test"].score and it.sets["test"].mean_length
-    ]
+    iterations = [it for it in _scored(data.evaluated) if it.sets["test"].mean_length]
     if not iterations:
         return Missing(title, "the run folder has no scored test responses")
     means = {it.number: (it.sets["test"].mean_length or 0.0, _score(it)[0]) for it in iterations}
@@ -188,13 +168,15 @@ def reward(data: RunData) -> Figure | Missing:
         Series("mean score", plain, 1, [_score(it)[1:] for it in iterations]),
         Series("at equal length", [(float(k), value) for k, value in level.items()], 2, dashed=True),
     ]
-    x = whole_axis([it.number for it in iterations], *plot_x())
-    drawn = chart(title, series, x, axis(heights(series), *plot_y()), x_label="iteration", y_label="score, test")
     read = (
         "If the dashed line stays flat while the other rises, the judge rewards length. The dashed line removes the"
         " effect of length (a line fitted within prompts)."
     )
-    return Figure("reward", title, read, drawn, keys_of(series), table_of("iteration", series))
+    return by_iteration("reward", title, read, series, "score, test")
+
+
+def _scored(iterations: Sequence[IterationData]) -> list[IterationData]:
+    return [it for it in iterations if "test" in it.sets and it.sets["test"].score]
 
 
 def _score(it: IterationData) -> tuple[float, float, float]:
@@ -206,12 +188,8 @@ def _score(it: IterationData) -> tuple[float, float, float]:
 def moved(data: RunData) -> Figure | Missing:
     """Prompts that only the candidate or only its incumbent answers correctly."""
     title = "Prompts won and lost"
-    rounds = [] if data.unjudged else data.rounds
-    pairs = [
-        (it.number, before.test, it.test)
-        for it in rounds
-        if (before := _incumbent(data, it)) and before.test and it.test
-    ]
+    rounds = [] if data.unjudged else [(it, data.incumbent_of(it)) for it in data.rounds]
+    pairs = [(it.number, before.test, it.test) for it, before in rounds if before and before.test and it.test]
     if not pairs:
         return Missing(title, "needs two models with judged answers")
     found = [(k, *won_and_lost(before, after)) for k, before, after in pairs]
@@ -219,20 +197,13 @@ def moved(data: RunData) -> Figure | Missing:
         Series("won", [(float(k), float(won)) for k, won, _ in found], 3),
         Series("lost", [(float(k), -float(lost)) for k, _, lost in found], 4),
     ]
-    x = whole_axis([k for k, _, _ in found], *plot_x())
-    drawn = chart(
-        title, series, x, axis(heights(series), *plot_y(), zero=True), x_label="iteration", y_label="test prompts"
-    )
     read = (
         "Test prompts whose greedy answer became right (up) or wrong (down) against the incumbent: a small "
         "net gain can hide many changes both ways."
     )
     rows = [[k, won, lost, won - lost] for k, won, lost in found]
-    return Figure("moved", title, read, drawn, keys_of(series), Table(["iteration", "won", "lost", "net"], rows))
-
-
-def _incumbent(data: RunData, it: IterationData) -> IterationData | None:
-    return None if it.promotion is None else data.iteration(it.promotion.incumbent.iteration)
+    table = Table(["iteration", "won", "lost", "net"], rows)
+    return by_iteration("moved", title, read, series, "test prompts", zero=True, table=table)
 
 
 def won_and_lost(before: SetMetrics, after: SetMetrics) -> tuple[int, int]:
@@ -252,20 +223,14 @@ def kl(data: RunData) -> Figure | Missing:
     spread = [(value - 2 * e, value + 2 * e) for (_, value), e in zip(iterations, errors, strict=True)]
     points = [(float(it.number), value) for it, value in iterations]
     one = Series("KL to the base model", points, 1, spread)
-    x = whole_axis([it.number for it, _ in iterations], *plot_x())
-    drawn = chart(
-        title, [one], x, axis(heights([one]), *plot_y(), zero=True), x_label="iteration", y_label="nats per response"
-    )
     read = "How far the candidate has moved, on its own samples (± 2 standard errors): growth without a gain is drift."
-    return Figure("kl", title, read, drawn, keys_of([one]), table_of("iteration", [one]))
+    return by_iteration("kl", title, read, [one], "nats per response", zero=True)
 
 
 def frontier(data: RunData) -> Figure | Missing:
     """Reward against KL, compared with best-of-N from the base model."""
     title = "Reward against KL"
-    iterations = [
-        it for it in data.rounds if it.measured.get("kl") is not None and "test" in it.sets and it.sets["test"].score
-    ]
+    iterations = [it for it in _scored(data.rounds) if it.measured.get("kl") is not None]
     if not iterations:
         return Missing(title, "needs the KL divergence, which promote.limits.kl measures")
     own = Series(

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 from loop.measure.estimators import thin
 from loop.report.data import RunData
-from loop.report.figure import Figure, Missing, keys_of, table_of
+from loop.report.figure import Figure, Missing, heights, keys_of, table_of
 from loop.report.figures_gradient import gradient_field
-from loop.report.figures_quality import heights
 from loop.report.marks import Point, Series, chart, plot_x, plot_y
 from loop.report.scale import Axis, axis
 from loop.store.run_records import Json
@@ -123,10 +122,7 @@ def curves(data: RunData, id: str, title: str, read: str, unit: str, columns: Se
     if not series:
         names = ", ".join(column.column for column in columns)
         return Missing(title, f"no round has logged {names}")
-    x, starts = _steps_axis(data), _starts(data)
-    y = axis(heights(series), *plot_y(), zero=unit == "%")
-    drawn = chart(title, series, x, y, x_label="optimizer steps of all rounds", y_label=unit, boundaries=starts)
-    return Figure(id, title, read, drawn, keys_of(series), table_of("step", series))
+    return _over_steps(data, id, title, read, series, unit)
 
 
 def loss(data: RunData) -> Figure | Missing:
@@ -202,21 +198,15 @@ def watched(data: RunData) -> Figure | Missing:
             found += [(found[-1][0], None)] if found else []
     if not points["chosen_logp"]:
         return Missing(title, "needs train.probe_pairs")
-    series = [
-        Series("chosen", points["chosen_logp"], 3),
-        Series("rejected", points["rejected_logp"], 4),
-    ]
-    y = axis(heights(series), *plot_y())
-    drawn = chart(
-        title,
-        series,
-        _steps_axis(data),
-        y,
-        x_label="optimizer steps of all rounds",
-        y_label="nats per response",
-        boundaries=_starts(data),
-    )
+    series = [Series("chosen", points["chosen_logp"], 3), Series("rejected", points["rejected_logp"], 4)]
     read = (
         "How training changes pairs that it does not see; if they behave unlike the trained pairs, the model memorises."
     )
-    return Figure("watched", title, read, drawn, keys_of(series), table_of("step", series))
+    return _over_steps(data, "watched", title, read, series, "nats per response")
+
+
+def _over_steps(data: RunData, id: str, title: str, read: str, series: Sequence[Series], unit: str) -> Figure:
+    y = axis(heights(series), *plot_y(), zero=unit == "%")
+    x, label = _steps_axis(data), "optimizer steps of all rounds"
+    drawn = chart(title, series, x, y, x_label=label, y_label=unit, boundaries=_starts(data))
+    return Figure(id, title, read, drawn, keys_of(series), table_of("step", series))

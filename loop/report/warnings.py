@@ -92,10 +92,6 @@ def _each(data: RunData, rule: Callable[[RunData, IterationData], str | None]) -
             yield f"iteration {it.number}: {text}"
 
 
-def _incumbent(data: RunData, it: IterationData) -> IterationData | None:
-    return None if it.promotion is None else data.iteration(it.promotion.incumbent.iteration)
-
-
 def _collapse(data: RunData, it: IterationData) -> str | None:
     base = data.iteration(0)
     if not it.test or base is None or not base.test:
@@ -115,7 +111,7 @@ def _entropy(data: RunData, it: IterationData) -> str | None:
 
 
 def _longer(data: RunData, it: IterationData) -> str | None:
-    before = _incumbent(data, it)
+    before = data.incumbent_of(it)
     then = before.test.mean_length if before is not None and before.test else None
     now = it.test.mean_length if it.test else None
     if not now or not then or now <= LONGER * then:
