@@ -1,7 +1,4 @@
-"""The `prefloop` command line.
-
-Exit codes: 0 done, 2 user error, 3 waiting for people, 130 interrupted. Commands import heavy modules themselves.
-"""
+"""The `prefloop` command line; heavy modules are imported by the commands that need them."""
 
 import sys
 from dataclasses import asdict

@@ -1,7 +1,4 @@
-"""Commands that steer campaigns: fork, compare, sweep, export, prune, recipes, doctor.
-
-`mount` adds them to the command line. Commands import heavy modules themselves.
-"""
+"""Commands that steer campaigns (fork, compare, sweep, export, prune, recipes, doctor); `mount` adds them."""
 
 import sys
 from pathlib import Path

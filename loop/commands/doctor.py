@@ -1,8 +1,4 @@
-"""Command `doctor`: reports versions, devices and engine; given a config or a run, also the tokens of one pair,
-template faults and the gap between sampler and trainer.
-
-No model is loaded; only the base model's folder is read.
-"""
+"""Command `doctor`: versions, devices, engine, the tokens of one pair, and faults; no model is loaded."""
 
 import os
 import platform
@@ -173,8 +169,7 @@ def _pair(
 
 
 def gaps(run: RunFolder, most: float | None, findings: list[Finding]) -> dict[int, float]:
-    """By iteration, nats per token by which the engine's and the trainer's log-probs differ, where known; adds a
-    finding where it exceeds `most`."""
+    """By iteration, the gap between sampler and trainer in nats per token; one above `most` becomes a finding."""
     found: dict[int, float] = {}
     for k in run.iterations():
         manifest = run.latest(k, "train").manifest() if k else None

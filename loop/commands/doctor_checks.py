@@ -147,8 +147,7 @@ def trained_pair(run: RunFolder, tokenizer: Any, stops: Set[int]) -> Stream | No
 
 
 def made_up_pair(row: PromptRow, tokenizer: Any, stops: Set[int], chat_template_kwargs: Mapping[str, Any]) -> Stream:
-    """A campaign's first prompt with its first given pair, or with answers that nobody sampled: its target, and that it
-    is not known."""
+    """A campaign's first prompt with its first given pair, or with made-up answers: its target, and NOT_KNOWN."""
     renderer = Renderer(tokenizer, chat_template_kwargs)
     made_up = {"chosen": row.target or "Yes.", "rejected": NOT_KNOWN}
     turns = {part: [{"role": "assistant", "content": text}] for part, text in made_up.items()}

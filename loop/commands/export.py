@@ -1,8 +1,4 @@
-"""Command `export`: writes an iteration's model with a model card, or its pairs as a file.
-
-Nothing is converted: weights are those evaluated (LoRA merged, fp32 unless trained otherwise), texts those sampled.
-Existing files are never overwritten.
-"""
+"""Command `export`: an iteration's model as evaluated, with a model card, or its pairs; nothing is overwritten."""
 
 import json
 import shutil
@@ -116,8 +112,7 @@ def _columns(path: Path, key: str, value: str) -> dict[str, Any]:
 
 
 def _shaped(messages: list[dict[str, str]], chosen: str, rejected: str, form: PairFormat) -> Json:
-    """Conversational: lists of messages, to which a trainer applies its chat template. Standard: plain texts, the
-    messages joined by empty lines and no template."""
+    """As messages, to which a trainer applies its chat template, or as plain texts without a template."""
     if form == "standard":
         return {"prompt": "\n\n".join(m["content"] for m in messages), "chosen": chosen, "rejected": rejected}
     answers = {"chosen": chosen, "rejected": rejected}

@@ -1,9 +1,7 @@
-"""Command `fork`: creates a run that continues from a finished iteration of another with changed settings. The parent
-is only read.
+"""Command `fork`: a run that continues from a finished iteration of another, which is only read.
 
-The new run holds everything up to that iteration as its own finished work: outputs by hard links (copies where the file
-system has none), records as copies. Changes are refused by the same check as on resuming. The folder is made under
-another name and renamed when complete.
+Outputs become hard links (copies where the file system has none), records are copied. The folder is renamed when it is
+complete.
 """
 
 import shutil

@@ -161,8 +161,7 @@ def hint(outcomes: Sequence[Outcome], correct_at: float) -> str | None:
 
 
 def start_engine(model: LocalModel, display: Display) -> Generate:
-    """An engine with the judge's model, in this process; it lives as long as the command. What it says while it starts
-    goes into a file, which stays if it fails."""
+    """An engine with the judge's model in this process; its output goes to a file, which stays if it fails."""
     from loop.workers.sampling_service import EngineService
 
     own = judge_engine(model, EngineConfig())

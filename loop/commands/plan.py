@@ -1,7 +1,4 @@
-"""Command `plan`: explains what a run would do, in plain English. Imports nothing heavy.
-
-With `check` the libraries are imported, the judge is built and runs its own examples, and the data is opened.
-"""
+"""Command `plan`: explains what a run would do, and imports nothing heavy unless it has to `check`."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -1,6 +1,4 @@
-"""The sampling part of the plan: responses and paid calls, at most and as expected, as numbers and text.
-Imports nothing heavy.
-"""
+"""The sampling part of the plan: responses and paid calls, at most and as expected. Imports nothing heavy."""
 
 from dataclasses import asdict, dataclass
 

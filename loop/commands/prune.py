@@ -1,8 +1,6 @@
-"""Command `prune`: finds what a run does not need under the retention rules, and removes it if asked to.
+"""Command `prune`: removes weights of finished iterations, and what killed attempts left, if no rule keeps them.
 
-Only weights of finished iterations and what killed attempts left behind are ever removed. Prompts, samples, verdicts,
-pairs, metrics and decisions stay, so status, explanations and resuming still work. The weights that the next iteration
-starts from or uses as reference are always kept.
+Everything else stays, and so do the weights that the next iteration starts from or uses as reference.
 """
 
 import shutil
@@ -137,8 +135,7 @@ def _leftovers(run: RunFolder) -> Iterator[Removal]:
 
 
 def remove(run: RunFolder, plan: PrunePlan) -> None:
-    """Remove what the plan names. The record comes first, so that a kill leaves too many files and never a stage that
-    seems damaged."""
+    """Remove what the plan names. The record comes first, so that after a kill no stage seems damaged."""
     for removal in plan.removals:
         if removal.weights:
             path = removal.folder.pruned_path

@@ -1,7 +1,6 @@
 """Command `sweep`: runs every combination of the given config values, one after the other, and compares them.
 
-Where its settings allow, a run is forked from an earlier run's evaluation of the base model, so the base is evaluated
-once. Everything follows from the names: the same command resumes where it stopped.
+Where its settings allow, a run is forked from an earlier run's evaluation of the base model.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ from loop.config.load import LoadedConfig, load_config
 from loop.errors import AwaitingLabels, UserError
 from loop.format import points_with_interval
 from loop.store.run_folder import RunFolder
-from loop.store.run_records import Difference, Json
+from loop.store.run_records import Json
 from loop.view.comparison import Comparison, compare_runs
 from loop.view.display import Display
 from loop.view.status_tables import with_interval
@@ -215,12 +214,8 @@ def print_summary(found: Comparison | None, metric: str, console: Console) -> No
         table.add_column(column, overflow="fold")
     differences = [None, *(compared.metrics[metric] for compared in found.comparisons)]
     for entrant, difference in zip(found.entrants, differences, strict=True):
-        test = _points(difference) if difference else ""
-        cells = (with_interval(entrant.gate.metric(metric)), with_interval(entrant.test.metric(metric)), test)
+        change = difference and points_with_interval(difference.value, difference.low, difference.high, unit="")
+        cells = (with_interval(entrant.gate.metric(metric)), with_interval(entrant.test.metric(metric)), change or "")
         table.add_row(Path(entrant.run).name, str(entrant.iteration), *cells)
     console.print(table)
     console.print("Choose by the gate prompts: the test result of a run that was chosen by it is too optimistic.")
-
-
-def _points(difference: Difference) -> str:
-    return points_with_interval(difference.value, difference.low, difference.high, unit="")

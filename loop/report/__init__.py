@@ -1,5 +1,1 @@
-"""Report: one HTML file that explains a campaign, built from its run folder alone.
-
-data.py reads the numbers, the figures_*.py files draw them with figure.py, marks.py and scale.py, and page.py writes
-the HTML file. browser.py adds pages of samples and pairs, and compare.py puts several runs on shared axes.
-"""
+"""Report: data.py reads a run folder, figures_*.py draw, page.py (compare.py for several runs) writes the HTML."""

@@ -145,8 +145,7 @@ class Book:
         return PromptEntry(id, prompt_text(row), row.target if row else None, pairs, entries)
 
     def _reasons(self, shard: Shard, ids: Container[str]) -> dict[str, str]:
-        """Why each response to these prompts of a training shard was used or not. The rules are applied again; the pair
-        stage's table decides what was used."""
+        """Why each response of a training shard was used or not; the pair stage's table decides what was used."""
         it = self.data.iteration(self.iteration)
         if self.which != "train" or it is None or "pair" not in it.manifests:
             return {}

@@ -1,7 +1,4 @@
-"""Comparison report: several runs on one page with shared axes, paired tests and examples of disagreement.
-
-`loop/view/comparison.py` computes the comparison; this file draws it.
-"""
+"""Comparison report: draws what `loop/view/comparison.py` computes of several runs on one page, on shared axes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,4 @@
-"""Read the report's numbers from a run folder, and from nothing else. Nothing is decided or drawn here.
-
-A campaign may be at any point: iterations without an evaluation, without a decision, or with a round that failed
-half-way keep the parts that exist.
-"""
+"""Read the report's numbers from a run folder, at whatever point the campaign is; parts that are missing stay empty."""
 
 import json
 from dataclasses import dataclass, field

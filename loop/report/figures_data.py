@@ -128,13 +128,11 @@ def solve_rates(data: RunData) -> Figure | Missing:
     rows = rates if len(rates) <= MOST_ROWS else [i / 10 for i in range(11)]
     shares = [_binned(it.sets["train"], rows) for it in iterations]
     names = [f"{percent(rate).removesuffix('.0')} %" for rate in rows]
-    drawn = heat(
-        title, [str(it.number) for it in iterations], names, shares, x_label="iteration", y_label="correct responses"
-    )
+    numbers = [str(it.number) for it in iterations]
+    drawn = heat(title, numbers, names, shares, x_label="iteration", y_label="correct responses")
     read = (
-        "Each column shows how an iteration's prompts split by their share of correct responses. Pairs come "
-        "from the middle; a dark top row means the task is solved, a dark bottom row that it is out of "
-        "reach."
+        "Each column shows how an iteration's prompts split by their share of correct responses. Pairs come from the "
+        "middle; a dark top row means the task is solved, a dark bottom row that it is out of reach."
     )
     cells = [[it.number, *(f"{percent(s)} %" for s in share)] for it, share in zip(iterations, shares, strict=True)]
     return Figure("solve-rates", title, read, drawn, (), Table(["iteration", *names], cells))
@@ -256,9 +254,8 @@ def cost(data: RunData) -> Figure | Missing:
         for k, one in used.items()
     ]
     heads = sorted({name for one in used.values() for name in one})
-    table = Table(
-        ["iteration", *(h.replace("_", " ") for h in heads)], [[k, *(u.get(h) for h in heads)] for k, u in used.items()]
-    )
+    rows = [[k, *(one.get(head) for head in heads)] for k, one in used.items()]
+    table = Table(["iteration", *(head.replace("_", " ") for head in heads)], rows)
     keys = [Key(name.replace("_", " "), tone, box=True) for name, tone in zip(names, (1, 2), strict=False)]
     read = "Tokens behind the verdicts of each iteration, whether paid now or taken from the cache."
     return Figure("cost", title, read, stacked(title, bars, unit="tokens"), keys, table)

@@ -1,7 +1,4 @@
-"""Figures on what training did to the log-probs, from the step logs.
-
-Curves run over all rounds, with a line where an iteration begins, as in Iterative RPO (arXiv:2404.19733).
-"""
+"""Figures on what training did to the log-probs, over all rounds, as in Iterative RPO (arXiv:2404.19733)."""
 
 import math
 from collections.abc import Sequence

@@ -57,20 +57,16 @@ def _sentence(data: RunData) -> tuple[str, str]:
         return "No candidate has been promoted; the base model is still the incumbent.", "flat"
     change = gain.difference
     if change.value is None or change.low is None or change.high is None:
-        return (
-            f"Iteration {data.best} is the incumbent; its test accuracy cannot be compared with the base model's.",
-            "flat",
-        )
+        what = "its test accuracy cannot be compared with the base model's"
+        return f"Iteration {data.best} is the incumbent; {what}.", "flat"
     points = describe_change(change.value, change.low, change.high)
     result = f"{data.metric.replace('_', ' ')} on the test prompts changed by {points}"
     if change.low > 0:
         return f"It works: from the base model to iteration {data.best}, {result}.", "good"
     if change.high < 0:
         return f"It got worse: from the base model to iteration {data.best}, {result}.", "bad"
-    return (
-        f"Not shown to work: from the base model to iteration {data.best}, {result}, which may be due to chance.",
-        "flat",
-    )
+    chance = "which may be due to chance"
+    return f"Not shown to work: from the base model to iteration {data.best}, {result}, {chance}.", "flat"
 
 
 def _tiles(data: RunData) -> list[Tile]:

@@ -1,8 +1,4 @@
-"""Draw series and axes as SVG for the report. Pure.
-
-Every mark is plain SVG with a class for its tone. The style sheet decides colours, dark mode and print; figures need no
-script. All text is escaped here.
-"""
+"""Draw series and axes as SVG; each tone is a class that the style sheet colours. Pure; all text is escaped here."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -76,8 +72,7 @@ def chart(
     levels: Sequence[tuple[float, str]] = (),
     under: Sequence[object] = (),
 ) -> Markup:
-    """Lines, dots, bands and whiskers over one pair of axes. `boundaries` are labelled vertical lines,
-    `levels` labelled horizontal ones; `under` is drawn first."""
+    """Marks over one pair of axes; `boundaries` are vertical lines, `levels` horizontal; `under` is drawn first."""
     marks = [mark for one in series for mark in _series(one, x, y)]
     upright = [_boundary(x.at(at), word) for at, word in boundaries]
     across = [_level(y.at(at), word) for at, word in levels]

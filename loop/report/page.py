@@ -1,8 +1,7 @@
 """Render a run's numbers as one HTML page that opens from disk without a network.
 
-The page's policy allows its own style and script by their hashes and nothing else; figures need no script. A small
-number of samples is stored inside the page, more go into separate scripts that are loaded on demand: a page opened from
-disk cannot read other files in any other way.
+Few samples are stored inside; more go into scripts that are loaded on demand, because a page opened from disk cannot
+read other files in any other way.
 """
 
 import base64
@@ -70,10 +69,7 @@ class Samples:
 
 
 def write_report(run: RunFolder, out: Path | None = None) -> Path:
-    """Write a run's report to `out` (default: report.html in the run folder), atomically. Returns its path.
-
-    Raises UserError if there is no run, or one of its files is damaged.
-    """
+    """Write a run's report to `out` (default: report.html in the run folder); returns its path. UserError."""
     data, path = read_run(run), out or run.report
     page = render(data, samples_of(data, path))
     write_file(path, page.encode("utf-8"))
@@ -106,15 +102,10 @@ def render(data: RunData, samples: Samples) -> str:
 def fill(template: str, *, sources: str = "", **values: Any) -> str:
     """Render a template with its style, script and content security policy."""
     style, script = asset("style.css"), asset("page.js") + asset("browser.js")
-    policy = (
-        f"default-src 'none'; style-src '{_sha(style)}'; script-src '{_sha(script)}' {sources}; base-uri 'none'; "
-        "form-action 'none'"
-    )
-    return (
-        environment()
-        .get_template(template)
-        .render(style=Markup(style), script=Markup(script), policy=policy.replace(" ;", ";"), **values)
-    )
+    scripts = f"'{_sha(script)}' {sources}".rstrip()
+    policy = f"default-src 'none'; style-src '{_sha(style)}'; script-src {scripts}; base-uri 'none'; form-action 'none'"
+    embedded = {"style": Markup(style), "script": Markup(script), "policy": policy}
+    return environment().get_template(template).render(**embedded, **values)
 
 
 def asset(name: str) -> str:

@@ -1,7 +1,6 @@
 """Serve a report over HTTP, on this machine only.
 
-Only the page and its data are served, never the rest of the folder, and only to requests that address this machine by
-its own name (another site's page in the same browser cannot).
+Requests must address this machine by its own name, so another site's page in the same browser cannot read the report.
 """
 
 from functools import partial

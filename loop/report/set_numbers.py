@@ -1,7 +1,4 @@
-"""Reduce the responses and verdicts of one prompt set in one iteration to a few numbers.
-
-Tables are read by column and shard by shard, so memory does not grow with the size of the set.
-"""
+"""Reduce the responses and verdicts of one prompt set in one iteration to a few numbers, shard by shard."""
 
 import json
 from collections import Counter

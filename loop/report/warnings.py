@@ -1,8 +1,7 @@
 """Warnings shown in the report, each linked to the figures that show it.
 
-Most are raised by the campaign itself (loop.measure.alarms) against the configured thresholds, so page and terminal
-agree. The rules here need other iterations, the test set or single steps; their thresholds are fixed and named in the
-message. A campaign without a warning is not thereby proven healthy.
+Most are the campaign's own alarms (loop.measure.alarms). The rules here need other iterations, the test set or single
+steps, and have fixed thresholds.
 """
 
 import math

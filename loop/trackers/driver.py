@@ -1,6 +1,4 @@
-"""Driver side of the trackers: a thread that asks their worker every few seconds to report what is new in the run
-folder. Trackers can neither slow the campaign down nor stop it: it only waits for them briefly at the very end.
-"""
+"""Driver side of the trackers: a thread that has their worker report what is new, and never slows the run."""
 
 import threading
 import time

@@ -1,7 +1,6 @@
 """Find the points in a run folder that trackers have not received yet, in the order of the campaign.
 
-Every point belongs to a series and has a number in it. A series only grows, so remembering the last number sent is
-enough: a tracker that joins late, or after a kill, gets the rest and nothing twice.
+Every point has a number in a series that only grows, so the last number sent says which points are left.
 """
 
 from collections.abc import Iterator, Mapping

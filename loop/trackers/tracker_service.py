@@ -1,7 +1,6 @@
 """Tracker service inside its worker: reads the run folder repeatedly and sends what is new to accelerate's trackers.
 
-Each point is recorded before it is sent, so a kill in between loses one point and never duplicates one. A tracker that
-is missing, fails to start or raises is dropped with one warning; the others, and the campaign, continue.
+Each point is recorded before it is sent, so a kill in between loses one point and never duplicates one.
 """
 
 import sys

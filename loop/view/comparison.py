@@ -132,13 +132,9 @@ class Comparison:
 
     def as_json(self) -> Json:
         """Plain values."""
-        return {
-            "entrants": [one.as_json() for one in self.entrants],
-            "confidence": self.confidence,
-            "settings": [asdict(one) for one in self.settings],
-            "iterations": [one.as_json() for one in self.iterations],
-            "comparisons": [one.as_json() for one in self.comparisons],
-        }
+        parts = ("entrants", "iterations", "comparisons")
+        plain = {name: [one.as_json() for one in getattr(self, name)] for name in parts}
+        return plain | {"confidence": self.confidence, "settings": [asdict(one) for one in self.settings]}
 
 
 @dataclass(frozen=True, slots=True)

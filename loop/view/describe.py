@@ -90,12 +90,10 @@ def describe_evaluation(config: Config) -> str:
         "not_worse": f"a candidate is promoted unless its {config.promote.metric} on the gate prompts may be worse by "
         f"more than {config.promote.margin:g}",
     }[config.promote.rule]
-    if config.eval_judge is None:
-        answers = "how often the held-out pairs' chosen answers gain more on the base model than the rejected ones"
-        return f"{answers}; {rule}{describe_limits(config)}{describe_rejection(config)}"
-    answers = (
-        f"1 greedy and {config.eval.samples} sampled responses (temperature {config.eval.temperature:g}) per prompt"
-    )
+    answers = "how often the held-out pairs' chosen answers gain more on the base model than the rejected ones"
+    if config.eval_judge is not None:
+        sampled = f"{config.eval.samples} sampled responses (temperature {config.eval.temperature:g})"
+        answers = f"1 greedy and {sampled} per prompt"
     return f"{answers}; {rule}{describe_limits(config)}{describe_rejection(config)}"
 
 

@@ -1,7 +1,4 @@
-"""Progress display of a running campaign: a live view on a terminal, plain lines anywhere else.
-
-A log file, a pipe, CI and `TERM=dumb` get lines without control characters. `NO_COLOR` removes only the colours.
-"""
+"""Progress of a running campaign: a live view on a terminal, and lines without control characters anywhere else."""
 
 import os
 import sys

@@ -1,6 +1,4 @@
-"""Render the live view: a snapshot and the work in progress as lines that fit the terminal. Pure; `display` and
-`watch` show the same lines.
-"""
+"""Render the live view of `run` and `watch` as lines that fit the terminal. Pure."""
 
 import textwrap
 import time

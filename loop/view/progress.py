@@ -1,7 +1,4 @@
-"""Progress of a campaign: a snapshot of its run folder, with the work in progress and the time left.
-
-It only reads, so it works during the campaign and from other machines.
-"""
+"""Progress of a campaign, read from its run folder: a snapshot, the work in progress, and the time left."""
 
 import os
 import re

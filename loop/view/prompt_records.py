@@ -83,8 +83,7 @@ class GreedyAnswer:
 def collect_prompts(
     run: RunFolder, k: int, which: str, containing: str | None = None, limit: int | None = None
 ) -> list[PromptRecord]:
-    """Up to `limit` prompts of one set whose id or last message contains the text, in the order of the shards; after
-    them prompts whose answers come from the data."""
+    """Up to `limit` prompts of a set with the text in id or last message; answers from the data come last."""
     pairs = _pairs(run, k) if which == "train" else {}
     sampled, given = _sampled_prompts(run, k, which, pairs), _given_prompts(run, k, which, pairs)
     wanted = (
@@ -96,8 +95,7 @@ def collect_prompts(
 
 
 def greedy_answers(run: RunFolder, k: int, correct_at: float) -> dict[str, GreedyAnswer]:
-    """The greedy responses to the test prompts that have a score, by prompt id. Correct is a score of at least
-    `correct_at`."""
+    """The scored greedy responses to the test prompts, by prompt id; right from a score of `correct_at` on."""
     found = {}
     for one in _sampled_prompts(run, k, "test", {}):
         for response in one.responses:

@@ -93,8 +93,7 @@ class CacheContents:
 
 
 def collect_caches(run: RunFolder, containing: str | None, limit: int) -> list[CacheContents]:
-    """The run's cache and those of its parents, the nearest first, with up to `limit` verdicts in all whose text has
-    `containing`."""
+    """The run's cache and its parents', nearest first, with up to `limit` verdicts in all that contain the text."""
     found = []
     for path in (run.verdict_cache, *inherited_caches(run)):
         words = [CachedVerdict(key, judge, json.loads(text)) for key, text, judge in kept_in(path, containing, limit)]

@@ -1,7 +1,4 @@
-"""Collect the state of a run from its manifests and promotion records.
-
-`collect` only reads the run folder, so it works while the campaign runs in another process.
-"""
+"""Collect the state of a run from its manifests and promotion records; only reads, so it works while the run does."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

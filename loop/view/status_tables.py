@@ -140,17 +140,8 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
 
 def _accuracy_table(state: RunState) -> Table:
     title = f"{state.run}: accuracy in %, {100 * state.confidence:g} % intervals over prompts"
-    columns = (
-        "iter",
-        "gate\nsampled",
-        "test\nsampled",
-        "test\ngreedy",
-        "well-\nformed",
-        "right of\nthose",
-        "mean\ntokens",
-        "",
-    )
-    table = _table(title, columns)
+    accuracies = ("gate\nsampled", "test\nsampled", "test\ngreedy", "well-\nformed", "right of\nthose")
+    table = _table(title, ("iter", *accuracies, "mean\ntokens", ""))
     for it in state.iterations:
         gate, test = it.gate, it.test
         if gate is None or test is None:

@@ -1,7 +1,4 @@
-"""The `watch` command: a live view of a campaign that runs elsewhere.
-
-It only reads the run folder and talks to no process, so it also works over a network file system.
-"""
+"""The `watch` command: a live view of a campaign that runs elsewhere; it reads only the folder, from any machine."""
 
 import time
 from collections.abc import Iterator
