@@ -191,4 +191,4 @@ def test_a_rejected_candidate_leaves_the_incumbent_in_place(cli: Cli, settings: 
         assert {pair["rule"] for pair in pairs(run, k)} == {"best_vs_worst"}
     assert [samples(run, k)[0]["temperature"] for k in ITERATIONS] == [pytest.approx(0.8), pytest.approx(1.3)]
     state = collect(RunFolder(run))
-    assert (state["incumbent"], state["complete"]) == (0, True)
+    assert (state.incumbent, state.complete) == (0, True)

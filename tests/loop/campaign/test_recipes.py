@@ -136,7 +136,7 @@ def test_a_recipe_runs_at_toy_size(name: str, toys: Path, tmp_path: Path) -> Non
     run = run_toy(name, toys / "model", tmp_path)
     toy = load_config(name, toy=True)
     assert run.iterations() == list(range(toy.iterations + 1))
-    assert len(collect(run)["iterations"]) == toy.iterations + 1
+    assert len(collect(run).iterations) == toy.iterations + 1
     for k in range(1, toy.iterations + 1):
         steps = read_rows(run.stage(k, "train").steps)
         assert len(steps) == 2, "two optimizer steps"
@@ -167,8 +167,8 @@ def test_a_sweep_over_beta_gives_the_points_of_reward_and_kl(toys: Path, tmp_pat
     members = plan_sweep("recipes/dpo-sentiment", changes, None, tmp_path, toy=True)
     assert [member.run.name for member in members] == ["dpo-sentiment-toy-beta=0.1", "dpo-sentiment-toy-beta=1"]
     told = summary(run_sweep(members, Display(quiet=True)), tmp_path)
-    assert [run["stopped"] for run in told["runs"]] == [None, None]
-    assert len(told["comparison"]["entrants"]) == 2
+    assert [outcome.stopped for outcome in told.outcomes] == [None, None]
+    assert told.comparison is not None and len(told.comparison.entrants) == 2
     for member in members:
         (kl,) = read_json(member.run.promotion(1))["limits"]
         assert kl["name"] == "kl"

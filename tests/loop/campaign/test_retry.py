@@ -142,8 +142,8 @@ def test_attempts_are_kept_with_their_numbers_and_survive_kills(cli: Cli, retrie
     assert "Iteration 1, attempt 2 (learning_rate 1e-05" in told
     forked_after_two_attempts(cli, RunFolder(whole))
     state = collect(RunFolder(run))
-    assert [len(it["attempts"]) for it in state["iterations"]] == [0, 2, 1]
-    assert state["iterations"][1]["gate"]["sampled_accuracy"] == public(run)
+    assert [len(it.attempts) for it in state.iterations] == [0, 2, 1]
+    assert state.as_json()["iterations"][1]["gate"]["sampled_accuracy"] == public(run)
 
 
 def forked_after_two_attempts(cli: Cli, whole: RunFolder) -> None:
@@ -151,7 +151,7 @@ def forked_after_two_attempts(cli: Cli, whole: RunFolder) -> None:
     new = RunFolder(cli.runs / "new")
     fork(whole, 1, new, [])
     assert times(new.root, "iter-001/**/*") == times(whole.root, "iter-001/**/*")
-    assert collect(new)["iterations"] == collect(whole)["iterations"][:2]
+    assert collect(new).iterations == collect(whole).iterations[:2]
     model = export_model(whole, 1, cli.folder / "exported")
     assert weights_hash(model) == read(whole.promotion(1))["candidate"]["hash"]
     assert "learning rate 1e-05" in (model / "README.md").read_text(encoding="utf-8")
