@@ -43,24 +43,29 @@ def decide(settings: PromoteConfig, difference: Difference, limits: Sequence[Lim
     ruled = _rule(settings, difference)
     beyond = [limit for limit in limits if not limit.within]
     if not beyond:
-        told = f"; within its limits: {', '.join(_short(limit) for limit in limits)}" if limits else ""
-        return Decision(ruled.promote, ruled.reason + told, tuple(limits))
+        kept = f"; within its limits: {', '.join(_short(limit) for limit in limits)}" if limits else ""
+        return Decision(ruled.promote, ruled.reason + kept, tuple(limits))
     reason = ruled.reason if not ruled.promote else f"not promoted for its limits: {_measured(settings, difference)}"
     return Decision(False, f"{reason}; {'; '.join(map(_too_much, beyond))}", tuple(limits))
 
 
 def _rule(settings: PromoteConfig, difference: Difference) -> Decision:
     if settings.rule == "always":
-        return Decision(True, f"promoted, as the rule asks nothing: {_measured(settings, difference)}")
+        return Decision(True, f"promoted, as every candidate is (always): {_measured(settings, difference)}")
     if difference.low is None:
         return Decision(False, f"not promoted: {_measured(settings, difference)}")
     bound = 0.0 if settings.rule == "better" else -settings.margin
     promote = difference.low > bound
     verdict = "promoted" if promote else "not promoted"
-    where = "lies above" if promote else "does not lie above"
-    return Decision(
-        promote, f"{verdict}: {_measured(settings, difference)}, which {where} {_points(bound)} ({settings.rule})"
-    )
+    return Decision(promote, f"{verdict}: {_measured(settings, difference)}: {_at_worst(settings, difference.low)}")
+
+
+def _at_worst(settings: PromoteConfig, low: float) -> str:
+    """What the lower end of the interval says of the candidate, and what the rule asks."""
+    if low > 0:
+        return f"it is better by at least {100 * low:.2f} points ({settings.rule})"
+    asked = "it has to be better" if settings.rule == "better" else f"the limit is {100 * settings.margin:g}"
+    return f"it could be up to {-100 * low:.2f} points worse; {asked} ({settings.rule})"
 
 
 def _short(limit: Limit) -> str:
@@ -72,7 +77,7 @@ def _too_much(limit: Limit) -> str:
     """A limit that was not kept, as a clause."""
     what = LARGEST.get(limit.name, "change of the shadow score")
     if limit.value is None or limit.value != limit.value:
-        return f"{what} could not be measured, so the limit {limit.name} {limit.limit:g} does not pass"
+        return f"{what} could not be measured, so the limit {limit.name} {limit.limit:g} counts as failed"
     side = "below" if limit.name == "shadow" else "above"
     return f"{what} is {limit.value:.4g}, {side} the limit {limit.name} {limit.limit:g}"
 

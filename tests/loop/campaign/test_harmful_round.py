@@ -106,7 +106,7 @@ def test_the_gate_keeps_the_best_iteration_and_a_retry_recovers(
     assert gated["last"]["reason"].startswith(
         f"not promoted: sampled accuracy changed by {100 * (harmed - taught):.2f} "
     )
-    assert "does not lie above -10.00 (not_worse)" in gated["last"]["reason"]
+    assert "points worse; the limit is 10 (not_worse)" in gated["last"]["reason"]
 
     retried = campaign(decided_again(run, "retried"), config, pool, f"seed={seed}", *RETRY)
     assert [attempt["promoted"] for attempt in retried["last"]["attempts"]] == [False, True]

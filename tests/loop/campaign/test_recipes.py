@@ -168,7 +168,8 @@ def test_a_sweep_over_beta_gives_the_points_of_reward_and_kl(toys: Path, tmp_pat
     assert [member.run.name for member in members] == ["dpo-sentiment-toy-beta=0.1", "dpo-sentiment-toy-beta=1"]
     told = summary(run_sweep(members, Display(quiet=True)), tmp_path)
     assert [outcome.stopped for outcome in told.outcomes] == [None, None]
-    assert told.comparison is not None and len(told.comparison.entrants) == 2
+    assert told.comparison is not None
+    assert len(told.comparison.entrants) == 2
     for member in members:
         (kl,) = read_json(member.run.promotion(1))["limits"]
         assert kl["name"] == "kl"

@@ -48,13 +48,13 @@ def test_what_cannot_be_compared_is_promoted_only_by_a_rule_that_asks_nothing(ru
 
 def test_the_sentence_holds_the_numbers():
     assert decide(PromoteConfig(), gain(-0.012, 0.072)).reason == (
-        "promoted: sampled accuracy changed by +3.00 points on 128 gate prompts, 95 % interval -1.20 to +7.20, "
-        "which lies above -5.00 (not_worse)"
+        "promoted: sampled accuracy changed by +3.00 points on 128 gate prompts, 95 % interval -1.20 to +7.20: "
+        "it could be up to 1.20 points worse; the limit is 5 (not_worse)"
     )
     assert decide(PromoteConfig(rule="better", confidence=0.9), gain(-0.1, 0.06)).reason == (
-        "not promoted: sampled accuracy changed by -2.00 points on 128 gate prompts, 90 % interval -10.00 to +6.00, "
-        "which does not lie above 0 (better)"
+        "not promoted: sampled accuracy changed by -2.00 points on 128 gate prompts, 90 % interval -10.00 to +6.00: "
+        "it could be up to 10.00 points worse; it has to be better (better)"
     )
     assert decide(PromoteConfig(rule="always"), gain(-0.1, 0.06)).reason.startswith(
-        "promoted, as the rule asks nothing"
+        "promoted, as every candidate is (always)"
     )
