@@ -7,14 +7,7 @@ from judges.context import JudgeContext
 from judges.contract import Judge
 from judges.registry import BUILT_IN
 from judges.resolve import build_judge
-from loop.commands.plan_sampling import (
-    JudgeCalls,
-    describe_adaptive,
-    describe_calls,
-    describe_widen,
-    judge_calls,
-    sampled_share,
-)
+from loop.commands import plan_sampling as sampling
 from loop.config.fit import prompts_per_slice
 from loop.config.load import LoadedConfig, diff, refuse_comparing
 from loop.config.rule_table import RULES
@@ -72,9 +65,9 @@ class Plan:
     evaluation: str
     trackers: tuple[str, ...]
     iterations: list[IterationPlan]
-    judge_calls: list[JudgeCalls]
+    judge_calls: list[sampling.JudgeCalls]
     """Calls of the paid judges among the parts of the judge."""
-    eval_judge_calls: list[JudgeCalls]
+    eval_judge_calls: list[sampling.JudgeCalls]
     """The same for the evaluation's own judge."""
     checked: Json | None
     """What `--check` has found, by subject; None without it."""
@@ -107,8 +100,8 @@ def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> Plan:
         evaluation=describe_evaluation(config),
         trackers=tuple(config.trackers.names),
         iterations=[iteration_plan(loaded, k) for k in range(1, loaded.iterations + 1)],
-        judge_calls=[judge_calls(loaded, one, trains=config.samples, evaluates=not two) for one in paid],
-        eval_judge_calls=[judge_calls(loaded, one, trains=False) for one in paid_eval],
+        judge_calls=[sampling.judge_calls(loaded, one, trains=config.samples, evaluates=not two) for one in paid],
+        eval_judge_calls=[sampling.judge_calls(loaded, one, trains=False) for one in paid_eval],
         checked=check_for_real(config) if check else None,
     )
 
@@ -140,7 +133,7 @@ def iteration_plan(loaded: LoadedConfig, k: int) -> IterationPlan:
         train=f"{describe_training(config.train)}, starting from {start}{warmed}",
         reference=f"{reference}{warmed}",
         responses=responses,
-        responses_expected=None if responses is None else round(responses * sampled_share(config)),
+        responses_expected=None if responses is None else round(responses * sampling.sampled_share(config)),
         makes=RULES[config.pairs.rule].kind,
         pairs_at_most=pairs,
         steps_at_most=steps,
@@ -174,7 +167,7 @@ def describe_sampling(config: Config, k: int, sampler: str, reference: str) -> s
     return (
         f"{s.n} responses to {prompts_of(config) or 'all'} prompts from {sampler}{half}, "
         f"temperature {s.temperature:g}, at most {s.max_tokens} tokens"
-        f"{describe_slices(config)}{describe_adaptive(config)}{describe_widen(config, k)}"
+        f"{describe_slices(config)}{sampling.describe_adaptive(config)}{sampling.describe_widen(config, k)}"
     )
 
 
@@ -281,11 +274,11 @@ def print_plan(plan: Plan) -> None:
     print(f"prompts  {plan.prompts}")
     print(f"judge    {describe_judge(plan.judge)}")
     for calls in plan.judge_calls:
-        print(f"         {describe_calls(calls)}")
+        print(f"         {sampling.describe_calls(calls)}")
     if plan.eval_judge != plan.judge:
         print(f"         in the evaluation {describe_judge(plan.eval_judge)}")
     for calls in plan.eval_judge_calls:
-        print(f"         {describe_calls(calls)}")
+        print(f"         {sampling.describe_calls(calls)}")
     print(f"eval     {plan.evaluation}")
     if plan.trackers:
         print(f"tracked  {', '.join(plan.trackers)}")

@@ -90,8 +90,8 @@ class PromoteConfig(Section):
     """When a candidate becomes the next policy."""
 
     rule: Literal["always", "better", "not_worse"] = "not_worse"
-    """`better`: the whole interval of the gain is above 0; `not_worse`: the candidate is not worse by more than `margin`,
-    even at the low end of the interval; `always`: every candidate is promoted."""
+    """`better`: the whole interval of the gain is above 0; `not_worse`: the candidate is not worse by more than
+    `margin`, even at the low end of the interval; `always`: every candidate is promoted."""
     metric: Literal[
         "sampled_accuracy",
         "greedy_accuracy",

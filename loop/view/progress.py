@@ -123,7 +123,9 @@ def typical_seconds(states: Sequence[IterationState]) -> dict[str, float]:
     finished = [state.seconds for state in states if state.iteration and state.finished]
     if not finished:
         return {}
-    return {stage: sum(seconds[stage]["wall"] for seconds in finished) / len(finished) for stage in STAGES}
+    return {
+        stage: sum(seconds.get(stage, {}).get("wall", 0.0) for seconds in finished) / len(finished) for stage in STAGES
+    }
 
 
 def alarms_in(events: Sequence[Event]) -> tuple[Notice, ...]:

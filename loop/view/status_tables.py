@@ -224,7 +224,7 @@ def _cell(value: float | None, form: str) -> str:
 def _stage_time(stage: str, seconds: dict[str, float] | None, state: str | None) -> str:
     if seconds is None:
         return {"finished": "", "started": "…", "waiting": "", None: ""}[state]
-    return clock(seconds["judge" if stage == "judge" else "wall"], hours=False)
+    return clock(seconds.get("judge" if stage == "judge" else "wall", 0.0), hours=False)
 
 
 def print_json(value: Any) -> None:

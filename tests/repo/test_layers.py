@@ -151,3 +151,17 @@ def test_a_small_module_serves_two_others() -> None:
         and sum(name in others for others in IMPORTS.values()) < 2
     }
     assert small == set(SMALL)
+
+
+def test_functions_and_modules_stay_short() -> None:
+    """No function above 50 lines, no module above 300, at most six files beside the packages of loop."""
+    trees = {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.items()}
+    functions = [
+        (name, node.name, (node.end_lineno or node.lineno) - node.lineno + 1)
+        for name, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert [one for one in functions if one[2] > 50] == []
+    assert [name for name, path in MODULES.items() if len(path.read_text("utf-8").splitlines()) > 300] == []
+    assert len(list((ROOT / "loop").glob("*.py"))) <= 6
