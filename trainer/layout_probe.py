@@ -79,9 +79,9 @@ def how_wrong(gaps: Gaps) -> str:
 
 
 def sample_trees(data: PreferenceData, seed: int, *, tokens: int = 0) -> list[Tree]:
-    """The prompt with the longest sequence of all relations (windows show there) and one with shorter ones (but longer
-    than one token, of which company and padding say nothing), one relation of each; further ones until a tree row holds
-    more than `tokens`."""
+    """One relation of the prompt with the longest sequence, where attention windows show, and one of a prompt with
+    shorter ones (of more than one token, since a single token shows nothing about batching or padding); then more
+    until a tree row holds more than `tokens`."""
     index = {group.id: group for group in data.groups}
     trees: list[Tree] = []
     for relation in data.relations:

@@ -116,8 +116,8 @@ class Campaign:
     def bar(self, folder: StageFolder, title: str, total: int, unit: str) -> AbstractContextManager[Bar]:
         """Open the progress bar of a stage that starts now, and log the start in the events for `watch`."""
         place = str(folder.path.relative_to(self.run.root))
-        told = {"stage": folder.stage, "iteration": folder.iteration, "folder": place}
-        self.run.event("stage_started", **told, title=title, total=total, unit=unit)
+        where = {"stage": folder.stage, "iteration": folder.iteration, "folder": place}
+        self.run.event("stage_started", **where, title=title, total=total, unit=unit)
         return self.display.bar(title, total, unit)
 
     def warn(self, text: str) -> None:

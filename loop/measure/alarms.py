@@ -19,7 +19,7 @@ class Rule(NamedTuple):
     number: str
     side: Literal["below", "above"]
     stage: Stage
-    said: str
+    problem: str
     """What is wrong, with {value} for the number."""
     advice: str
     relative: bool = False
@@ -114,8 +114,8 @@ def _alarm(name: str, rule: Rule, history: Sequence[Numbers], threshold: float |
     value = _relative(rule.number, history) if rule.relative else history[-1].get(rule.number)
     if value is None or threshold is None or not _crossed(rule, value, threshold):
         return None
-    said = rule.said.format(value=value)
-    text = f"{said} (alarms.{name} is {threshold:g}); {rule.advice}"
+    problem = rule.problem.format(value=value)
+    text = f"{problem} (alarms.{name} is {threshold:g}); {rule.advice}"
     return Alarm(name, rule.stage, value, threshold, text)
 
 

@@ -10,6 +10,7 @@ ROOMS = ("loop", "judges", "trainer")
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md")
 ROW = re.compile(r"^\| `((?:loop|judges|trainer)(?:/\w+)*)/` \|", re.MULTILINE)
 PATH = re.compile(r"(?<![\w./-])((?:loop|judges|trainer|tests|configs)/[\w./-]*\w/?)")
+NAME_IN = re.compile(r"`([\w.]+)`(?: and `([\w.]+)`)? in `((?:loop|judges|trainer)/[\w/]+\.py)`")
 
 
 def text_of(page: str) -> str:
@@ -44,6 +45,22 @@ def test_every_path_that_a_page_quotes_exists(page: str) -> None:
     quoted = sorted(set(PATH.findall(text_of(page))))
     assert quoted
     assert [path for path in quoted if not (ROOT / path).exists()] == []
+
+
+def defines(source: str, name: str) -> bool:
+    return re.search(rf"(def|class) {name}\b|^\s*{name}\b.*[:=]", source, re.MULTILINE) is not None
+
+
+def test_every_name_that_the_map_places_in_a_file_is_defined_there() -> None:
+    placed = NAME_IN.findall(text_of("docs/architecture.md"))
+    assert len(placed) > 20
+    missing = [
+        (name, path)
+        for *names, path in placed
+        for name in filter(None, names)
+        if not defines(text_of(path), name.rpartition(".")[2])
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize(

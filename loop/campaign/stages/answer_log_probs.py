@@ -31,5 +31,5 @@ def score(
     total = sum(tables.read(answers, ["response_id"]).num_rows for answers in files)
     with campaign.bar(folder, title, total, "answers") as bar:
         task = ScoreTask(model, tuple(files.items()))
-        job = Job(title, "score", {"task": task}, lambda said: bar.set(said["done"]))
+        job = Job(title, "score", {"task": task}, lambda progress: bar.set(progress["done"]))
         return campaign.pool.train(job)
