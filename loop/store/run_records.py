@@ -202,7 +202,7 @@ class ReferenceRecord:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A line of events.jsonl; which fields beyond the first two are set depends on the event. docs/watch.md lists
+    """A line of events.jsonl; which fields beyond the first two are set depends on the event. docs/campaign.md names
     the events; keys that nothing here reads are left out."""
 
     time: float
