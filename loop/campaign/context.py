@@ -18,7 +18,6 @@ from loop.errors import StoppedAtUntil, UserError
 from loop.measure.alarms import Stage, alarms
 from loop.prompts.row import PromptRow
 from loop.redact import redacted, unchanged
-from loop.store.files import read_json
 from loop.store.lineage import record_settings
 from loop.store.model_refs import Model
 from loop.store.run_folder import RunFolder
@@ -147,12 +146,9 @@ class Campaign:
 
     def repair(self) -> None:
         """Remove every damaged file of the run, so that only those are made again."""
-        for path in self.run.records():
-            try:
-                read_json(path)
-            except UserError:
-                self._note_repair(path.parent, [path])
-                path.unlink()
+        for path in self.run.misshapen():
+            self._note_repair(path.parent, [path])
+            path.unlink()
         for folder in self.run.stages():
             if (manifest := folder.manifest()) and (bad := folder.repair(manifest)):
                 self._note_repair(folder.path, bad)

@@ -172,7 +172,7 @@ def start_engine(model: LocalModel, display: Display) -> Generate:
     try:
         with output_into(log):
             answering = service.answering(own.found.folder, own.found.digest, lambda **_: None)
-    except Exception as error:
+    except Exception as error:  # an engine is foreign code and may raise anything
         raise UserError(f"The judge's engine did not start: {error}. Its output is in {log}.") from error
     log.unlink()
     return answering

@@ -24,7 +24,7 @@ from loop.errors import UserError
 from loop.redact import redacted
 from loop.store.files import append_line, read_lines, take_lock, to_json, write_file
 from loop.store.run_records import BaseRecord, Event, ModelRecord, PromotionRecord, as_record, read_record
-from loop.store.stage import REPEATED, STAGES, StageFolder
+from loop.store.stage import REPEATED, STAGES, Manifest, StageFolder
 
 FORMAT = 1
 """Format of a run folder, in run.json; no other is read. Raise it when another version would misread a folder."""
@@ -219,6 +219,18 @@ class RunFolder:
         """The manifests and decisions that exist."""
         decisions = [self.promotion(k) for k in self.iterations()]
         return [path for path in [*(f.manifest_path for f in self.stages()), *decisions] if path.exists()]
+
+    def misshapen(self) -> list[Path]:
+        """The manifests and decisions that are no JSON, or do not have the shape of their kind."""
+        return [path for path in self.records() if not self._is_readable(path)]
+
+    def _is_readable(self, path: Path) -> bool:
+        decision = BaseRecord if path == self.promotion(0) else PromotionRecord
+        try:
+            read_record(path, decision if path.name == "promotion.json" else Manifest)
+        except UserError:
+            return False
+        return True
 
     def event(self, what: str, **details: Any) -> None:
         """Append a line to events.jsonl, without secrets."""

@@ -177,3 +177,7 @@ def test_what_was_decided_on_is_the_latest_even_if_more_was_begun(tmp_path: Path
     write_file(run.promotion(1), b'{"attempts": 3}')
     with pytest.raises(UserError, match=r"promotion\.json is damaged \(iteration: Field required\)"):
         run.attempts(1)
+    write_file(run.stage(1, "pair").manifest_path, b'{"stage": "pair"}')
+    write_file(run.promotion(0), b'{"base": "model"}')
+    wrong = {run.promotion(0), run.promotion(1), run.stage(1, "pair").manifest_path}
+    assert set(run.misshapen()) == wrong  # what --repair removes, so that it is made again
