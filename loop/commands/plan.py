@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict, dataclass
 
-from judges.context import JudgeContext
 from judges.contract import Judge
 from judges.registry import BUILT_IN
 from judges.resolve import build_judge
@@ -83,7 +82,11 @@ class Plan:
 
 def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> Plan:
     """What `prefloop run` would do. UserError or JudgeError if it could not."""
-    config = loaded.base
+    config, checked = loaded.base, None
+    if check:
+        from loop.commands.plan_check import check_for_real
+
+        checked = check_for_real(config)
     judge, eval_judge = (_built_in(settings) for settings in (config.judge, config.eval_judge))
     refuse_comparing(loaded, judge is not None and judge.compares)
     two = config.eval_judge != config.judge
@@ -102,7 +105,7 @@ def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> Plan:
         iterations=[iteration_plan(loaded, k) for k in range(1, loaded.iterations + 1)],
         judge_calls=[sampling.judge_calls(loaded, one, trains=config.samples, evaluates=not two) for one in paid],
         eval_judge_calls=[sampling.judge_calls(loaded, one, trains=False) for one in paid_eval],
-        checked=check_for_real(config) if check else None,
+        checked=checked,
     )
 
 
@@ -230,41 +233,6 @@ def where_it_resumes(run: RunFolder, loaded: LoadedConfig) -> str:
 def missing_stages(run: RunFolder, k: int) -> list[str]:
     """Stages that the last attempt of an iteration has not finished."""
     return [stage for stage in STAGES if run.latest(k, stage).manifest() is None]
-
-
-def check_for_real(config: Config) -> Json:
-    """Import what a run needs, build and test the judge, open the data; no model is loaded."""
-    import importlib
-
-    from loop.prompts.sets import build_prompt_sets
-
-    libraries = ["torch", "transformers", *(["vllm"] if chosen_engine(config.engine) == "vllm" else [])]
-    versions = {name: importlib.import_module(name).__version__ for name in libraries}
-    judges = {} if config.judge is None else {"judge": check_judge(config.judge, config.pairs.correct_at)}
-    if config.eval_judge is not None and config.eval_judge != config.judge:
-        judges["judge of the evaluation"] = check_judge(config.eval_judge, config.pairs.correct_at)
-    sets = build_prompt_sets(config.prompts, config.seed)
-    return {
-        "libraries": versions,
-        **judges,
-        "prompts": sets.counts,
-        "first_prompt": sets.train[0].messages,
-    }
-
-
-def check_judge(settings: JudgeConfig, correct_at: float) -> str:
-    """Build a judge, have it answer its own examples and the user's; JudgeError if it fails."""
-    from judges.trial.selftest import self_test
-    from loop.store.model_folder import find_model
-    from loop.workers.judge_service import try_examples
-
-    judge = build_judge(settings.name, settings.args)
-    judge.bind(JudgeContext(find=find_model))
-    checked = f"{type(judge).__name__} built, {self_test(judge)} examples judged as known"
-    if "engine" in judge.needs:
-        return f"{checked}, its engine and labelled examples are tried when the run starts"
-    given = try_examples(judge, settings, correct_at)
-    return f"{checked}, {given} of {settings.examples} as labelled" if settings.examples else checked
 
 
 def print_plan(plan: Plan) -> None:

@@ -16,6 +16,7 @@ from loop.config.preferences_section import PairColumns
 from loop.config.problems import not_finite, texts_of
 from loop.config.schedule import Raw
 from loop.config.section import Section
+from loop.config.types import OnTemplateChange, SpecialTokens
 from loop.errors import UserError
 from trainer.reward.settings import RewardSettings
 from trainer.settings import LocalPath
@@ -74,6 +75,10 @@ class RewardConfig(Section):
     base model of the run that made the pairs."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Passed to the chat template unchanged, for pairs from files."""
+    on_template_change: OnTemplateChange = "refuse"
+    """Answers from files whose text the chat template changes: `refuse` to start, `drop` them, or `allow` them."""
+    special_tokens: SpecialTokens = "text"
+    """The name of a special token inside a message: plain `text`, or the `token` itself."""
     data: PairsSource
     """Where the pairs come from."""
     train: RewardSettings = RewardSettings()

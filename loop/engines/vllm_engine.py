@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from loop.config.settings import EngineConfig
-from loop.engines.base import Completion, Progress, Request, stop_ids
+from loop.engines.base import Completion, Progress, Request
+from trainer.model_folder import stop_ids
 
 SMALL_BLOCK = 32
 """Tokens per cache block on a CPU, vLLM's minimum: responses share the full blocks of their prompt, and prompts are
@@ -49,6 +50,7 @@ class VllmEngine:
             enable_prefix_caching=True,
             enforce_eager=not self.on_gpu,
             disable_log_stats=True,
+            generation_config="vllm",
             seed=0,
             **self._device_settings(settings),
         )

@@ -84,20 +84,15 @@ def _text(value: Any, row: PromptRow, key: str) -> str:
 
 
 def render_answers(texts: Sequence[AnswerText], renderer: Renderer) -> pa.Table:
-    """Prompts and answers in the policy's tokens, each answer with its end token."""
+    """Prompts and answers in the policy's tokens, each answer with its end token; without those that are dropped."""
     rows = []
     for one in texts:
         where = f"The {one.role} answer of prompt {one.prompt.id}"
         turns = one.turns or turns_of(one.text, "assistant", where)
-        rows.append(
-            {
-                "prompt_id": one.prompt.id,
-                "response_id": one.response_id,
-                "prompt_token_ids": renderer.prompt(one.prompt.messages, where),
-                "token_ids": renderer.answer(one.prompt.messages, turns, where),
-                "text": one.text,
-            }
-        )
+        if ids := renderer.answer(one.prompt.messages, turns, where):
+            asked = renderer.prompt(one.prompt.messages, where)
+            given = {"prompt_id": one.prompt.id, "response_id": one.response_id, "text": one.text}
+            rows.append({**given, "prompt_token_ids": asked, "token_ids": ids})
     return pa.Table.from_pylist(rows, schema=tables.ANSWERS)
 
 
@@ -143,6 +138,22 @@ def _answer(row: PromptRow, turns: Sequence[Message]) -> AnswerText:
     digest = sha256(json.dumps(list(turns), sort_keys=True).encode()).hexdigest()[:12]
     text = "\n\n".join(turn["content"] for turn in turns)
     return AnswerText(row, f"given-{digest}", text, tuple(turns))
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenised:
+    """What became of given answers when they were tokenised."""
+
+    dropped: frozenset[str]
+    """Ids of the answers that are left out."""
+    changed: int
+    """Answers that the chat template changes."""
+    note: str | None
+    """The same for a person; None if it changes none."""
+
+    def without_dropped(self, pairs: Iterable[GivenPair]) -> list[GivenPair]:
+        """The pairs of which both answers are there."""
+        return [pair for pair in pairs if not {pair.chosen.response_id, pair.rejected.response_id} & self.dropped]
 
 
 def answers_of(pairs: Iterable[GivenPair]) -> list[AnswerText]:

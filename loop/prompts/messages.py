@@ -5,6 +5,7 @@ column may hold chat messages instead of a text; they are used unchanged.
 """
 
 import json
+import math
 import string
 from collections.abc import Mapping
 from datetime import date, time
@@ -12,6 +13,7 @@ from typing import Any
 
 from loop.config.prompts_section import PromptsBase
 from loop.errors import UserError
+from loop.prompts.row import messages_in
 from loop.prompts.sources import Source
 
 
@@ -19,9 +21,14 @@ def messages_of(
     config: PromptsBase, source: Source, row: Mapping[str, Any], number: int
 ) -> list[dict[str, str]] | None:
     """Chat messages of a row: system, solved examples, the user's turn; None if there is no question."""
-    value = row[source.prompt_column]
-    if value is None or (isinstance(value, str | list) and not value) or not str(value).strip():
+    value = messages_in(row[source.prompt_column])
+    if value is None or value == [] or not str(value).strip() or _is_nan(value):
         return None
+    if isinstance(value, Mapping | bytes):
+        raise UserError(
+            f"{source.name}, row {number + 1}, column {source.prompt_column!r}: expected a text or chat messages, got "
+            f"{str(value)[:120]}. Name a text column in prompts.prompt_column."
+        )
     if isinstance(value, list):
         turns = _checked_turns(config, source, value, number)
     else:
@@ -53,7 +60,7 @@ def _checked_turns(config: PromptsBase, source: Source, value: list[Any], number
         )
     turns = []
     for turn in value:
-        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else (None, None)
+        role, content = (turn.get("role"), turn.get("content") or "") if isinstance(turn, Mapping) else (None, None)
         if role not in ("system", "user", "assistant") or not isinstance(content, str):
             raise UserError(
                 f"{where}: expected a text or a list of messages such as {{role: user, content: …}} with the roles "
@@ -67,29 +74,32 @@ def _checked_turns(config: PromptsBase, source: Source, value: list[Any], number
     return turns
 
 
-def check_template(template: str, source: Source) -> None:
-    """Every name in braces must be a column (or `prompt`, the prompt column)."""
+def check_template(template: str, source: Source) -> set[str]:
+    """The columns that the template names, at least one. UserError for a name that is neither a column nor `prompt`."""
     advice = "Columns go in braces, e.g. {question}; a brace of the text itself is written twice, {{ or }}."
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise UserError(f"prompts.template {template!r} cannot be read: {error}. {advice}") from error
-    for name in names:
-        column = name.split(".")[0].split("[")[0]
+    columns = {name.split(".")[0].split("[")[0] for name in names}
+    if not columns:
+        raise UserError(f"prompts.template {template!r} names no column, so every prompt would be the same. {advice}")
+    for column in sorted(columns):
         if column not in source.columns and column != "prompt":
             what = f"names {{{column}}}, which is no column of" if column else "has empty braces; name a column of"
             raise UserError(
                 f"prompts.template {template!r} {what} {source.name}. "
                 f"Its columns: {', '.join(source.columns)}. {advice}"
             )
+    return columns
 
 
 class _Columns(dict[str, Any]):
-    """A row as a template sees it: a missing value reads as an empty text."""
+    """A row as a template sees it: a missing value reads as an empty text, 18.0 as 18."""
 
     def __getitem__(self, key: str) -> Any:
         value = super().__getitem__(key)
-        return "" if value is None else value
+        return "" if value is None or _is_nan(value) else whole(value)
 
 
 def _fill(template: str, source: Source, row: Mapping[str, Any], number: int) -> str:
@@ -106,9 +116,20 @@ def _fill(template: str, source: Source, row: Mapping[str, Any], number: int) ->
 def target_of(source: Source, row: Mapping[str, Any]) -> str | None:
     """The known answer as text; an empty one is none."""
     value = row[source.target_column] if source.target_column else None
-    if value is None or value == "":
+    if value is None or value == "" or _is_nan(value):
         return None
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(whole(value), default=str, ensure_ascii=False)
+
+
+def whole(value: Any) -> Any:
+    """A whole number without its .0: a table with 18 and 0.5 in one column stores 18.0."""
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def plain_columns(source: Source, row: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -123,7 +144,9 @@ def plain_columns(source: Source, row: Mapping[str, Any], number: int) -> dict[s
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, str | bool | int | float):
+    if value is None or _is_nan(value):
+        return None
+    if isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, list | tuple):
         return type(value)(_plain(item) for item in value)

@@ -16,8 +16,9 @@ from loop.config.preferences_section import PairColumns, PreferenceSource
 from loop.config.prompts_section import PreferencePrompts
 from loop.config.types import did_you_mean
 from loop.errors import UserError
+from loop.prompts.data_files import read_rows
 from loop.prompts.row import Message, turns_of
-from loop.prompts.sources import Opened, Source, read_hub, read_rows
+from loop.prompts.sources import Opened, Source, read_hub, unused
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -57,11 +58,20 @@ FORMATS = (
 
 @dataclass(frozen=True, slots=True)
 class Conversations:
-    """A row: the prompt's messages, and the turns of either answer; empty where the row has nothing."""
+    """A row: the prompt's messages, and the assistant's turns of either answer; empty where the row has nothing."""
 
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
+
+    @property
+    def fault(self) -> str | None:
+        """Why the row cannot be trained on, as the name of a count; None if it can."""
+        if not (self.prompt and self.chosen and self.rejected):
+            return "pairs_empty"
+        if any(turn["role"] != "assistant" for turn in (*self.chosen, *self.rejected)):
+            return "pairs_with_other_turns"
+        return "pairs_identical" if self.chosen == self.rejected else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +174,11 @@ def number_in(row: dict[str, Any], column: str, where: str, what: str) -> float 
 
 PAIRS = "pairs"
 """The column of a prompt's row that holds its pairs."""
+COUNTED = (
+    *("pairs", "pairs_empty", "pairs_identical"),
+    *("pairs_with_other_turns", "pairs_repeated", "pairs_both_ways"),
+)
+"""Counts of rows; the last three are shown if they occur. Repeated pairs, and pairs in both directions, are kept."""
 TARGET = "target"
 """The column that holds its known answer."""
 SCORES = ("score_chosen", "score_rejected")
@@ -194,9 +209,11 @@ def read_pairs_of(data: PreferenceSource, section: str, counts: dict[str, int], 
     if not grouped:
         dropped = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in found.items()) or "no rows"
         raise UserError(f"{section}: {name} holds no pair that can be trained on ({dropped}).")
-    for what in ("pairs", "pairs_empty", "pairs_identical"):
-        counts[what] = counts.get(what, 0) + found[what]
-    return Source(name, grouped, ("prompt", PAIRS, TARGET), "prompt", TARGET)
+    for what in COUNTED:
+        if found[what] or what in COUNTED[:3]:
+            counts[what] = counts.get(what, 0) + found[what]
+    notes = unused(name, rows, {data.prompt_column, data.chosen_column, data.rejected_column})
+    return Source(name, grouped, ("prompt", PAIRS, TARGET), "prompt", TARGET, notes)
 
 
 def group_rows(
@@ -205,18 +222,19 @@ def group_rows(
     """Rows with the columns `prompt` (messages), `pairs` and `target`; `found` counts the pairs and those that were
     dropped."""
     prompts: dict[str, dict[str, Any]] = {}
+    seen: set[tuple[str, str, str]] = set()
     for number, row in enumerate(rows, start=1):
         where = f"{name}, row {number}"
         talk = reader.conversations(row, where)
-        if not (talk.prompt and talk.chosen and talk.rejected):
-            found["pairs_empty"] += 1
-        elif talk.chosen == talk.rejected:
-            found["pairs_identical"] += 1
-        else:
-            found["pairs"] += 1
+        found[talk.fault or "pairs"] += 1
+        if talk.fault is None:
+            key = json.dumps(talk.prompt), json.dumps(talk.chosen), json.dumps(talk.rejected)
+            found["pairs_repeated"] += key in seen
+            found["pairs_both_ways"] += (key[0], key[2], key[1]) in seen
+            seen.add(key)
             pair = {"chosen": talk.chosen, "rejected": talk.rejected, "margin": margin_of(reader, row, where)}
             fresh = {"prompt": talk.prompt, PAIRS: [], TARGET: talk.chosen[-1]["content"]}
-            prompts.setdefault(json.dumps(talk.prompt), fresh)[PAIRS].append(pair)
+            prompts.setdefault(key[0], fresh)[PAIRS].append(pair)
     return list(prompts.values())
 
 

@@ -17,21 +17,37 @@ Message = dict[str, str]
 
 
 def turns_of(value: Any, role: str, where: str) -> list[Message]:
-    """A text as one turn of this role, chat messages as they are; an empty value as none."""
-    if value is None or (isinstance(value, str) and not value.strip()):
+    """A text as one turn of this role, chat messages as they are; none if the last of them has no text."""
+    value = messages_in(value)
+    turns = [{"role": role, "content": value}] if isinstance(value, str) else value
+    if value is None or value == []:
         return []
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    if not isinstance(value, list) or not all(map(_is_message, value)):
+    if not isinstance(turns, list) or not all(map(_is_message, turns)):
         raise UserError(
             f"{where}: expected a text or a list of messages such as {{role: user, content: …}}; got "
             f"{str(value)[:120]}."
         )
-    return [{"role": message["role"], "content": message["content"]} for message in value]
+    turns = [{"role": turn["role"], "content": turn.get("content") or ""} for turn in turns]
+    return turns if turns[-1]["content"].strip() else []
+
+
+def messages_in(value: Any) -> Any:
+    """A single message, or a conversation as JSON text, as a list of messages; anything else as it is."""
+    if isinstance(value, dict) and _is_message(value):
+        return [value]
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        try:
+            found = json.loads(value)
+        except ValueError:
+            return value
+        return found if all(map(_is_message, found)) else value
+    return value
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+    """Whether the value has a role and a text; a message that only calls tools has none."""
+    content = value.get("content", "") if isinstance(value, dict) else 0
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(content or "", str)
 
 
 TUPLE = "__tuple__"

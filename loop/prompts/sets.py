@@ -15,7 +15,7 @@ from loop.config.prompts_section import MixturePrompts, PromptsBase, PromptsConf
 from loop.errors import UserError
 from loop.prompts.messages import check_template, messages_of, plain_columns, target_of
 from loop.prompts.row import PromptRow, prompt_id
-from loop.prompts.sources import Source, open_sources
+from loop.prompts.sources import Source, open_sources, unused
 from loop.seeds import seeded
 
 ORIGIN = "prompt_source"
@@ -96,6 +96,8 @@ class PromptSets:
     gate: list[PromptRow]
     test: list[PromptRow]
     counts: dict[str, int]
+    notes: tuple[str, ...] = ()
+    """What in the data looks meant, but is not used."""
 
 
 def build_prompt_sets(config: PromptsConfig, seed: int) -> PromptSets:
@@ -112,7 +114,8 @@ def _mix(config: MixturePrompts, seed: int) -> PromptSets:
         parts.append(_from(part, name))
     train = [parts[source].train[place] for source, place in interleaved([len(part.train) for part in parts])]
     gate, test = ([row for part in parts for row in getattr(part, name)] for name in ("gate", "test"))
-    return PromptSets(train, gate, test, added([part.counts for part in parts], names))
+    notes = tuple(note for part in parts for note in part.notes)
+    return PromptSets(train, gate, test, added([part.counts for part in parts], names), notes)
 
 
 def _from(part: PromptSets, name: str) -> PromptSets:
@@ -121,7 +124,7 @@ def _from(part: PromptSets, name: str) -> PromptSets:
         which: [replace(row, columns=row.columns | {ORIGIN: name}) for row in getattr(part, which)]
         for which in ("train", "gate", "test")
     }
-    return PromptSets(**sets, counts=part.counts)
+    return PromptSets(**sets, counts=part.counts, notes=part.notes)
 
 
 def _build(config: PromptsBase, seed: int, given: frozenset[str]) -> PromptSets:
@@ -146,7 +149,8 @@ class _Pool:
     def __init__(self, config: PromptsBase, source: Source, counts: dict[str, int]) -> None:
         self.config, self.source, self.counts = config, source, counts
         self.first: dict[str, int] = {}
-        check_template(config.template, source)
+        used = {source.prompt_column, source.target_column or "", *check_template(config.template, source)}
+        self.notes = source.notes or unused(source.name, source.rows, used)
 
     def read(self, rows: Iterable[Mapping[str, Any]], start: int = 0) -> None:
         """Take in the rows from number `start` on, counting what is dropped."""
@@ -211,13 +215,14 @@ def _divide(
     train = ids[own_test + config.gate :][: config.train]
     sets = {"train": train, "gate": gate, "test": test}
     used = {name: len(keys) for name, keys in sets.items()}
-    unused = len(ids) + len(test_ids) - sum(used.values())
+    left = len(ids) + len(test_ids) - sum(used.values())
     assert len(set(train) | set(gate) | set(test)) == sum(used.values()), "the three prompt sets overlap"
     built = {
         name: [((test_pool if name == "test" else None) or pool).row(key) for key in keys]
         for name, keys in sets.items()
     }
-    return PromptSets(**built, counts={**counts, **used, "unused": unused})
+    notes = tuple(dict.fromkeys(pool.notes + (test_pool.notes if test_pool else ())))
+    return PromptSets(**built, counts={**counts, **used, "unused": left}, notes=notes)
 
 
 def _too_few(

@@ -1,24 +1,25 @@
 """Open the source of prompts that the config's `prompts` section names: its rows, with the columns that the source has.
 
-`loop.prompts.sets` turns rows into messages. `datasets` and `reasoning_gym` are imported when a source is opened.
+`loop.prompts.sets` turns rows into messages; `loop.prompts.data_files` reads local files. `datasets` and
+`reasoning_gym` are imported when a source is opened.
 """
 
-import csv
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import chain, count
-from pathlib import Path
+from itertools import chain, count, islice
 from typing import Any
 
 from loop.config.prompts_section import FilePrompts, Gsm8kPrompts, HubPrompts, PromptsBase, ReasoningGymPrompts
 from loop.config.types import did_you_mean
 from loop.errors import UserError
+from loop.prompts.data_files import read_rows
 from loop.seeds import seed_for
 
-FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+MEANT = ("system", "system_prompt", "reasoning", "reasoning_content", "thinking", "tools", "tool_calls", "images")
+"""Columns, and keys of messages, that change what a model should answer."""
+LOOKED_AT = 1000
+"""Rows in which unused values are looked for."""
 GSM8K = "openai/gsm8k"
 GYM_ROUND = 256
 """Entries in the first round of a reasoning-gym task; every round doubles."""
@@ -33,6 +34,8 @@ class Source:
     columns: tuple[str, ...]
     prompt_column: str
     target_column: str | None
+    notes: tuple[str, ...] = ()
+    """What in the data looks meant, but is not used."""
     rounds: Iterator[list[dict[str, Any]]] | None = None
     """Endless rounds of further rows, for a source that generates them on demand."""
 
@@ -81,47 +84,6 @@ def _file(path: str, key: str, prompt_column: str, target_column: str | None) ->
     return _source(name, rows, prompt_column, target_column)
 
 
-def read_rows(path: str, key: str) -> tuple[str, Any]:
-    """Name and rows of a local file through `datasets`; `key` is the setting that messages name."""
-    file = Path(path).expanduser()
-    kind = FORMATS.get(file.suffix.lower())
-    if not file.is_file():
-        what = "is a folder, not a file" if file.is_dir() else "does not exist"
-        raise UserError(f"{key}: {file} {what}. Relative paths start at the current directory, {Path.cwd()}.")
-    if kind is None:
-        raise UserError(f"{key}: {file} is not in a known format; expected a file named {', '.join(FORMATS)}.")
-    if file.stat().st_size == 0:
-        raise UserError(f"{key}: {file} is empty (0 bytes).")
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    try:
-        options = _csv_as_text(file) if kind == "csv" else {}
-        with _quiet():
-            rows = load_dataset(kind, data_files=str(file.absolute()), split="train", **options)
-    except (DatasetsError, OSError, ValueError, csv.Error) as error:
-        fault = (_json_fault(file) if kind == "json" else "") or _reason(error)
-        raise UserError(f"{key}: {file} cannot be read as {kind}: {fault}.") from error
-    return str(file), rows
-
-
-def _csv_as_text(file: Path) -> dict[str, Any]:
-    """Every cell as text: "007" is not 7 and "NA" is not missing. Rows that do not fit the header raise."""
-    from datasets import Features, Value
-
-    csv.field_size_limit(2**31 - 1)
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        reader = csv.reader(opened, strict=True)
-        header = next(reader)
-        if len(set(header)) < len(header):
-            raise ValueError(f"its header names a column twice: {', '.join(header)}")
-        for row in reader:
-            if row and len(row) != len(header):
-                cells = f"line {reader.line_num} has {len(row)} cells, but the header has {len(header)}"
-                raise ValueError(f"{cells}; put a cell that holds a comma in double quotes")
-    return {"features": Features({name: Value("string") for name in header}), "keep_default_na": False}
-
-
 def _hub(config: HubPrompts, split: str) -> Source:
     otherwise = "give a local copy with prompts.source=file, or prompts.path for gsm8k"
     name, rows = read_hub(config.dataset, config.subset, split, section="prompts", otherwise=otherwise)
@@ -145,6 +107,20 @@ def read_hub(dataset: str, subset: str | None, split: str, *, section: str, othe
         ) from error
 
 
+def unused(name: str, rows: Any, used: Collection[str]) -> tuple[str, ...]:
+    """A note for each column, or key of messages, that looks meant and has values, but is not used."""
+    found: dict[str, None] = {}
+    for row in islice(iter(rows), LOOKED_AT):
+        for key, value in row.items():
+            if value and key in MEANT and key not in used:
+                found[f"the column {key!r}"] = None
+            for message in value if isinstance(value, list) and key in used else ():
+                for inner in MEANT if isinstance(message, dict) else ():
+                    if message.get(inner):
+                        found[f"{inner!r} of the messages in {key!r}"] = None
+    return tuple(f"{name}: {what} is not used" for what in found)
+
+
 def _source(name: str, rows: Any, prompt_column: str, target_column: str | None) -> Source:
     columns = tuple(rows.column_names)
     for key, column in (("prompt_column", prompt_column), ("target_column", target_column)):
@@ -154,35 +130,6 @@ def _source(name: str, rows: Any, prompt_column: str, target_column: str | None)
                 f"Its columns: {', '.join(columns) or 'none'}."
             )
     return Source(name, rows, columns, prompt_column, target_column)
-
-
-def _json_fault(file: Path) -> str:
-    """Line and fault of broken JSON, which `datasets` does not report; empty if every line, or the whole, is valid."""
-    text = file.read_text(encoding="utf-8", errors="replace")
-    whole = text.lstrip().startswith("[")
-    for number, line in enumerate([text] if whole else text.split("\n"), 1):
-        try:
-            json.loads(line or "null")
-        except ValueError as error:
-            at = f"line {error.lineno if whole else number}" if isinstance(error, json.JSONDecodeError) else ""
-            return f"{at}: {str(error).partition(':')[0]}"
-    return ""
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and log lines of `datasets` for a local file: the UserError says what went wrong."""
-    import datasets
-
-    level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if not bars:
-            datasets.enable_progress_bars()
 
 
 def _reason(error: BaseException) -> str:
@@ -201,7 +148,7 @@ def open_gym(config: ReasoningGymPrompts, seed: int, counts: dict[str, int]) -> 
     rounds = _gym_rounds(config, seed)
     first = next(rounds)
     name = f"the reasoning-gym task {config.task!r}"
-    return Source(name, [], tuple(first[0]), "question", "answer", chain([first], rounds)), None
+    return Source(name, [], tuple(first[0]), "question", "answer", rounds=chain([first], rounds)), None
 
 
 def _gym_rounds(config: ReasoningGymPrompts, seed: int) -> Iterator[list[dict[str, Any]]]:

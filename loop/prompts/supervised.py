@@ -5,8 +5,8 @@ from typing import Any
 
 from loop.errors import UserError
 from loop.prompts.chat_template import Renderer
+from loop.prompts.data_files import read_rows
 from loop.prompts.row import Message, turns_of
-from loop.prompts.sources import read_rows
 from loop.store.files import sha256_of
 from trainer.data import PreferenceData, PromptGroup, Response, Single
 

@@ -15,6 +15,8 @@ from typing import Any
 from judges.context import ModelRef
 from loop.errors import UserError
 from loop.store.files import sha256_of, take_lock
+from trainer.errors import TrainerError
+from trainer.model_folder import check_model
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tiktoken.model")
 IDENTITY = (
@@ -59,7 +61,8 @@ def find_model(name: str) -> ModelRef:
     """Folder and hash of a judge's model, named as `model.base` may be. UserError names `judge.args.model`."""
     try:
         folder = resolve_base(name)
-    except UserError as error:
+        check_model(folder)
+    except (UserError, TrainerError) as error:
         raise UserError(str(error).replace("model.base", "judge.args.model")) from error
     return ModelRef(folder, weights_hash(folder))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from judges.context import Measured, ModelRef, Precision
 from judges.types import Group, JudgeError
 from judges.types import Response as Sampled
-from loop.prompts.chat_template import render
+from loop.prompts.chat_template import ChatFormat, render
 from loop.prompts.row import PromptRow
 from loop.store import tables
 from loop.store.model_folder import find_model
@@ -161,7 +161,7 @@ def vocabulary(folder: Path) -> frozenset[tuple[str, int]]:
 def tokenised(group: Group, response: Sampled, folder: Path) -> tuple[list[int], list[int]]:
     """The prompt by the folder's own chat template; the response's text, closed by the end token if it was closed."""
     tokenizer = tokenizer_of(folder)
-    prompt = render(tokenizer, PromptRow(group.prompt.id, list(group.prompt.messages), None, {}), {})
+    prompt = render(tokenizer, PromptRow(group.prompt.id, list(group.prompt.messages), None, {}), ChatFormat())
     ids = [int(i) for i in tokenizer(response.text, add_special_tokens=False, verbose=False)["input_ids"]]
     closed = response.finish_reason == "stop" and tokenizer.eos_token_id is not None
     return prompt, [*ids, tokenizer.eos_token_id] if closed else ids

@@ -7,6 +7,7 @@ from typing import Any
 from judges.context import ModelRef
 from loop.config.settings import Config, JudgeConfig
 from loop.engines.judge_engine import JudgeEngine, judge_engine
+from loop.prompts.chat_template import ChatFormat, chat_format
 from loop.store.lineage import inherited_caches
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
@@ -24,7 +25,7 @@ class WorkerPool:
     """
 
     def __init__(self, run: RunFolder, config: Config, display: Display) -> None:
-        engine = {"settings": config.engine, "chat_template_kwargs": config.model.chat_template_kwargs}
+        engine = {"settings": config.engine, "chat": chat_format(config.model)}
         self.run, self.config, self.display = run, config, display
         self.initial: ModelRef | None = None
         self.judge_engines: list[tuple[JudgeEngine, Worker]] = []
@@ -95,7 +96,7 @@ class WorkerPool:
         for known, worker in self.judge_engines:
             if known == wanted:
                 return worker
-        arguments = {"settings": wanted.settings, "chat_template_kwargs": wanted.chat_template_kwargs}
+        arguments = {"settings": wanted.settings, "chat": ChatFormat(wanted.chat_template_kwargs)}
         name = f"judge-engine{f'-{len(self.judge_engines) + 1}' if self.judge_engines else ''}"
         self.judge_engines.append(
             (wanted, self._worker(name, "loop.workers.sampling_service:EngineService", arguments))

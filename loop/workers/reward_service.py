@@ -11,15 +11,17 @@ from typing import Any
 from loop.config.reward_settings import FilePairs, HubPairs, RewardConfig, RunPairs
 from loop.config.types import did_you_mean
 from loop.errors import UserError
-from loop.prompts.chat_template import Renderer
+from loop.prompts.chat_template import ChatFormat, Renderer
+from loop.prompts.data_files import read_rows
 from loop.prompts.preferences import Conversations, PairReader
-from loop.prompts.sources import read_hub, read_rows
+from loop.prompts.sources import read_hub
 from loop.store.model_folder import check_folder, resolve_base, weights_hash
 from loop.store.run_folder import RunFolder
 from loop.store.run_state import PairCounts
 from loop.workers.entry import Report
 from loop.workers.train_service import read_preferences
 from trainer.data import Pair, PreferenceData, PromptGroup, Response
+from trainer.model_folder import check_model
 from trainer.reward.summary import RewardSummary
 
 Tick = Callable[[int, int], None]
@@ -128,7 +130,9 @@ class _PairSet:
         prompt = tuple(self.renderer.prompt(talk.prompt, where)) if talk.prompt else ()
         group, responses = self.groups.setdefault(prompt, (id, {}))
         ids = [
-            tuple(self.renderer.answer(talk.prompt, turns, where)) if talk.prompt and turns else ()
+            tuple(self.renderer.answer(talk.prompt, turns, where))
+            if talk.prompt and turns and turns[-1]["role"] == "assistant"
+            else ()
             for turns in (talk.chosen, talk.rejected)
         ]
         chosen, rejected = (
@@ -183,17 +187,20 @@ class RewardService:
         if isinstance(config.data, RunPairs):
             _check_same_tokens(tokenizer, base_of(run_of(config.data)), config)
             return read_run(config.data)
-        renderer = Renderer(tokenizer, config.chat_template_kwargs, config.data.chat)
+        chat = ChatFormat(config.chat_template_kwargs, config.special_tokens, config.on_template_change)
+        renderer = Renderer(tokenizer, chat, config.data.chat)
         return read_pairs(config.data, renderer, lambda done, total: report(phase="read", done=done, total=total))
 
 
 def find_base(config: RewardConfig) -> Path:
     """The folder of the model whose layers the reward model starts from. UserError if it cannot be loaded."""
     if config.base is not None:
-        return resolve_base(config.base)
-    assert isinstance(config.data, RunPairs), "the config was loaded without a base"
-    folder = base_of(run_of(config.data))
-    check_folder(folder)
+        folder = resolve_base(config.base)
+    else:
+        assert isinstance(config.data, RunPairs), "the config was loaded without a base"
+        folder = base_of(run_of(config.data))
+        check_folder(folder)
+    check_model(folder)
     return folder
 
 

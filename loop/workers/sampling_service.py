@@ -13,7 +13,7 @@ from typing import Any
 from judges.context import Generate, Messages, Reply, Usage
 from loop.config.settings import EngineConfig
 from loop.engines.base import Completion, Engine, Request, make_engine
-from loop.prompts.chat_template import render
+from loop.prompts.chat_template import ChatFormat, render
 from loop.prompts.row import PromptRow
 from loop.seeds import seed_for
 from loop.store.files import write_file
@@ -92,8 +92,8 @@ class SampledShard:
 class EngineService:
     """Holds the engine for the whole campaign; loads another policy in place when a task names it."""
 
-    def __init__(self, settings: EngineConfig, chat_template_kwargs: Json) -> None:
-        self.settings, self.chat_template_kwargs = settings, chat_template_kwargs
+    def __init__(self, settings: EngineConfig, chat: ChatFormat) -> None:
+        self.settings, self.chat = settings, chat
         self.judges: dict[str, JudgeService] = {}
         self.engine: Engine | None = None
         self.policy_hash = ""
@@ -171,7 +171,7 @@ class EngineService:
 
     def answering(self, model: Path, model_hash: str, report: Report) -> Generate:
         """Load the model; a function that asks it."""
-        return EngineGenerate(self._ready(model, model_hash, report), self.settings, self.chat_template_kwargs, report)
+        return EngineGenerate(self._ready(model, model_hash, report), self.settings, self.chat, report)
 
     def _ready(self, policy: Path, policy_hash: str, report: Report) -> Engine:
         """The engine, awake, with this policy."""
@@ -189,7 +189,7 @@ class EngineService:
     def _plan(self, task: SampleTask, engine: Engine) -> tuple[list[tuple[PromptRow, int, Request]], int]:
         """The shard's requests in their recorded order, and the number of prompts that are too long."""
         room = self.settings.max_model_len - task.max_tokens
-        rendered = [(p, indices, render(engine.tokenizer, p, self.chat_template_kwargs)) for p, indices in task.wanted]
+        rendered = [(p, indices, render(engine.tokenizer, p, self.chat)) for p, indices in task.wanted]
         fitting = [(p, indices, ids) for p, indices, ids in rendered if len(ids) <= room]
         planned = [
             (p, i, Request(ids, seed_for(*task.seed_words, p.id, i), task.temperatures[i], task.top_p, task.max_tokens))
@@ -205,7 +205,7 @@ class EngineGenerate:
 
     engine: Engine
     settings: EngineConfig
-    chat_template_kwargs: Json
+    chat: ChatFormat
     report: Report
 
     @property
@@ -224,7 +224,7 @@ class EngineGenerate:
     ) -> list[Reply]:
         """One reply per conversation, empty if there is no room for one."""
         rows = [PromptRow("of the judge", messages, None, {}) for messages in conversations]
-        rendered = [render(self.engine.tokenizer, row, self.chat_template_kwargs) for row in rows]
+        rendered = [render(self.engine.tokenizer, row, self.chat) for row in rows]
         room = self.settings.max_model_len - max_tokens
         fitting = [i for i, ids in enumerate(rendered) if len(ids) <= room]
         requests = [Request(rendered[i], seeds[i], temperature, 1.0, max_tokens, schema) for i in fitting]

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from loop.errors import UserError
-from loop.pairing.data_answers import AnswerText, render_answers
-from loop.prompts.chat_template import Renderer
+from loop.pairing.data_answers import AnswerText, Tokenised, render_answers
+from loop.prompts.chat_template import ChatFormat, Renderer
 from loop.prompts.supervised import read_mix
 from loop.store import tables
 from loop.store.files import write_file
@@ -23,6 +23,7 @@ from loop.workers.entry import Report
 from loop.workers.log_prob_service import vocabulary
 from loop.workers.measure_service import MeasureTask, ScoreTask, measure_limits, score_answers
 from trainer.data import Pair, PreferenceData, PromptGroup, Ranked, Relation, Response, Single
+from trainer.model_folder import check_model, check_numbers, load_tokenizer
 from trainer.spec import RoundSpec
 from trainer.summary import RoundSummary
 
@@ -39,7 +40,7 @@ class TrainTask:
     pairs: Path
     """Pairs, singles or groups: the table says which."""
     steps: Path
-    chat_template_kwargs: Json = field(default_factory=dict)
+    chat: ChatFormat = field(default_factory=ChatFormat)
     """For the supervised examples of `train.mix`."""
     others: tuple[Path, ...] = ()
     """Responses that this iteration has not sampled: answers from the data, and replayed ones."""
@@ -69,20 +70,23 @@ class AverageTask:
 class TrainService:
     """Trains all rounds of a campaign in one process; also finds, hashes and averages models, which needs torch."""
 
-    def base(self, base: str, report: Report) -> tuple[Path, str]:
-        """Folder and hash of the model that `base` names."""
+    def base(self, base: str, longest: int, report: Report) -> tuple[Path, str]:
+        """Folder and hash of the model that `base` names, checked as a model for sequences of `longest` tokens."""
         folder = resolve_base(base)
+        check_model(folder, longest=longest)
+        check_numbers(folder)
         return folder, weights_hash(folder)
 
     def answers(
-        self, report: Report, policy: Path, texts: Sequence[AnswerText], chat_template_kwargs: Json, path: Path
-    ) -> int:
-        """Write answers from the prompts' data in the policy's tokens; their number."""
-        from transformers import AutoTokenizer
-
-        table = render_answers(texts, Renderer(AutoTokenizer.from_pretrained(policy), chat_template_kwargs))
+        self, report: Report, policy: Path, texts: Sequence[AnswerText], chat: ChatFormat, path: Path
+    ) -> Tokenised:
+        """Write answers from the prompts' data in the policy's tokens, without those that are dropped."""
+        renderer = Renderer(load_tokenizer(policy), chat)
+        table = render_answers(texts, renderer)
         write_file(path, tables.table_bytes(table))
-        return table.num_rows
+        kept = frozenset(table["response_id"].to_pylist())
+        dropped = frozenset(one.response_id for one in texts if one.response_id not in kept)
+        return Tokenised(dropped, len(renderer.changed), renderer.note())
 
     def reference(self, named: str, base: Path, report: Report) -> tuple[Path, str]:
         """Folder and hash of the model that `reference_path` names. UserError if it reads other tokens than `base`."""
@@ -90,6 +94,8 @@ class TrainService:
             folder = resolve_base(named)
         except UserError as error:
             raise UserError(str(error).replace("model.base", "reference_path")) from error
+        check_model(folder)
+        check_numbers(folder)
         if vocabulary(folder) != vocabulary(base):
             raise UserError(
                 f"reference_path: the tokenizer in {folder} has another vocabulary than the base model's in {base}, so "
@@ -139,9 +145,7 @@ def read_examples(task: TrainTask) -> PreferenceData | None:
     mix = task.spec.settings.mix
     if mix is None:
         return None
-    from transformers import AutoTokenizer
-
-    return read_mix(mix.path, Renderer(AutoTokenizer.from_pretrained(task.spec.policy), task.chat_template_kwargs))
+    return read_mix(mix.path, Renderer(load_tokenizer(task.spec.policy), task.chat))
 
 
 def check_models(spec: RoundSpec) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer.files import PARTIAL, fresh_partial
-from trainer.model import copy_tokenizer
+from trainer.model import copy_tokenizer, save_plain
 
 Format = Literal["float32", "bfloat16", "float16"]
 BASE = "base_layer."
@@ -46,7 +46,7 @@ class Publisher:
             fresh_partial(folder)
             cast = {id(one): one.to(dtype) if one.is_floating_point() else one for one in tensors.values()}
             state = {name: cast[id(one)] for name, one in tensors.items()}
-            inner.save_pretrained(partial, state_dict=state)
+            save_plain(inner, partial, state_dict=state)
             copy_tokenizer(policy, partial)
             places = in_place(partial / WEIGHTS) if (partial / WEIGHTS).exists() else {}
         partial.rename(folder)

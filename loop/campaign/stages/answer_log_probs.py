@@ -4,24 +4,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loop.campaign.context import Campaign
-from loop.pairing.data_answers import AnswerText
+from loop.pairing.data_answers import AnswerText, Tokenised
+from loop.prompts.chat_template import chat_format
 from loop.store import tables
 from loop.store.stage import StageFolder
 from loop.workers.measure_service import ScoreTask
 from loop.workers.process import Job, call
 
 
-def tokenise(campaign: Campaign, texts: Sequence[AnswerText], path: Path) -> None:
-    """Write the answers as policy tokens, with the base model's chat template, which all its descendants share."""
+def tokenise(campaign: Campaign, texts: Sequence[AnswerText], path: Path) -> Tokenised:
+    """Write the answers as policy tokens, with the base model's chat template, which all its descendants share. Warns
+    of answers that it changes."""
     initial = campaign.pool.initial
     assert initial is not None, "the base model is found before the first iteration"
     task = {
         "policy": initial.folder,
         "texts": texts,
-        "chat_template_kwargs": campaign.base.model.chat_template_kwargs,
+        "chat": chat_format(campaign.base.model),
         "path": path,
     }
-    call(campaign.pool.trainer, Job("tokenising answers", "answers", task))
+    tokenised: Tokenised = call(campaign.pool.trainer, Job("tokenising answers", "answers", task))
+    if tokenised.note:
+        campaign.warn(tokenised.note)
+    return tokenised
 
 
 def score(

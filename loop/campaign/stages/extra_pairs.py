@@ -111,10 +111,11 @@ def offline_pairs(it: Iteration, others: int) -> ExtraPairs:
     chosen = [pairs[place] for place in places]
     prompts = {pair.chosen.prompt.id: pair.chosen.prompt for pair in chosen}
     write_file(folder.offline_prompts, tables.table_bytes(write_table(list(prompts.values()))))
-    tokenise(it.campaign, answers_of(chosen), folder.offline)
-    counts = {"offline": len(chosen), "offline_of": len(pairs), "offline_held_out": len(source.rows) - len(rows)}
+    kept = tokenise(it.campaign, answers_of(chosen), folder.offline).without_dropped(chosen)
+    counts = {"offline": len(kept), "offline_of": len(pairs), "offline_held_out": len(source.rows) - len(rows)}
+    read["changed_by_template"] = len(chosen) - len(kept)
     dropped = {f"offline_{what}": n for what, n in read.items() if what != "pairs" and n}
-    table = table_of([pair.made for pair in chosen], "pairs", 0)
+    table = table_of([pair.made for pair in kept], "pairs", 0)
     return ExtraPairs([table], counts | dropped, [folder.offline, folder.offline_prompts])
 
 

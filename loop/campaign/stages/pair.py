@@ -82,11 +82,15 @@ def from_data(it: Iteration, taken: Take) -> Own:
     """The pairs that the data hold for these prompts, as policy tokens."""
     folder = it.folder("pair")
     pairs = within_cap(taken.rows, it.config.pairs.max_pairs, it.k)
-    tokenise(it.campaign, answers_of(pairs), folder.answers)
-    used = len({pair.chosen.prompt.id for pair in pairs})
-    outcomes = {"paired": used, "over_cap": len(taken.rows) - used}
+    tokenised = tokenise(it.campaign, answers_of(pairs), folder.answers)
+    kept = tokenised.without_dropped(pairs)
+    used = len({pair.chosen.prompt.id for pair in kept})
+    changed = len({pair.chosen.prompt.id for pair in pairs}) - used
+    outcomes = {"paired": used, "over_cap": len(taken.rows) - used - changed, "changed_by_template": changed}
     counts = {"responses": {}, "prompts": {name: count for name, count in outcomes.items() if count}}
-    return Own([pair.made for pair in pairs], counts, [folder.answers])
+    if not kept:
+        raise UserError(f"There is nothing to train on: {tokenised.note or 'the data hold no pair'}.")
+    return Own([pair.made for pair in kept], counts, [folder.answers])
 
 
 def from_responses(it: Iteration, sampled: Manifest) -> Own:

@@ -30,6 +30,8 @@ def prompts_stage(campaign: Campaign) -> dict[str, list[PromptRow]]:
             write_file(files[name], tables.table_bytes(write_table(getattr(sets, name))))
         seconds = {"wall": time.perf_counter() - started}
         manifest = campaign.finish(folder, list(files.values()), inputs=inputs, counts=sets.counts, seconds=seconds)
+        for note in sets.notes:
+            campaign.warn(note)
         campaign.display.say(
             "prompts: " + ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in sets.counts.items() if n)
         )
@@ -52,7 +54,8 @@ def base_stage(campaign: Campaign) -> ModelRoles:
     base = campaign.base.model.base
     if not path.exists():
         campaign.begin_work()
-        folder, found = call(campaign.pool.trainer, Job(f"finding the model {base}", "base", {"base": base}))
+        job = Job(f"finding the model {base}", "base", {"base": base, "longest": campaign.base.engine.max_model_len})
+        folder, found = call(campaign.pool.trainer, job)
         write_file(path, to_json(plain(BaseRecord(base, ModelRecord(str(folder), found, 0)))))
     record = campaign.run.base()
     if record.base != base:

@@ -164,7 +164,7 @@ def engine_inputs(config: Config) -> Json:
     """The engine and model settings that affect which responses can be sampled."""
     return {
         **keys("engine", config.engine, ("kind", "dtype", "max_model_len")),
-        **keys("model", config.model, ("chat_template_kwargs",)),
+        **keys("model", config.model, ("chat_template_kwargs", "special_tokens")),
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from loop.campaign.context import Campaign, Iteration, sound_alarms
 from loop.campaign.stages.evaluate import eval_shards, results
 from loop.measure.signal import late_mean
+from loop.prompts.chat_template import chat_format
 from loop.prompts.supervised import mix_digest
 from loop.seeds import seed_for
 from loop.store.files import read_rows
@@ -90,7 +91,7 @@ def train_stage(it: Iteration, paired: Manifest, train: TrainSettings, attempt: 
         pairs=it.folder("pair").relations(paired.counted(PairCounts).kind),
         others=tuple(others),
         steps=folder.steps,
-        chat_template_kwargs=it.config.model.chat_template_kwargs,
+        chat=chat_format(it.config.model),
     )
     started = time.perf_counter()
     with campaign.bar(folder, "train", 0, "steps") as bar:

@@ -10,7 +10,7 @@ import pytest
 from judges import JudgeError
 from loop.campaign.context import Campaign, Iteration, ModelRoles
 from loop.campaign.stages.people import label_by_people, labels_of
-from loop.commands.plan import check_judge
+from loop.commands.plan_check import check_judge
 from loop.config.load import load_config
 from loop.config.settings import JudgeConfig
 from loop.errors import AwaitingLabels

@@ -18,6 +18,7 @@ from loop.config.settings import EngineConfig, JudgeConfig
 from loop.engines.judge_engine import asked_for, judge_engine
 from loop.engines.transformers_engine import TransformersEngine
 from loop.errors import UserError
+from loop.prompts.chat_template import ChatFormat
 from loop.store.model_folder import find_model
 from loop.workers.judge_service import JudgeService, JudgeTask
 from loop.workers.sampling_service import EngineService
@@ -45,7 +46,7 @@ def test_it_is_the_judges_model_that_answers(own_model: Path, tmp_path: Path, mo
     assert prepared.local_model is not None
     own = judge_engine(prepared.local_model, EngineConfig(batch=8))
     assert (own.settings.kind, own.settings.batch, own.settings.max_model_len) == ("transformers", 8, 4096)
-    service = EngineService(own.settings, own.chat_template_kwargs)
+    service = EngineService(own.settings, ChatFormat(own.chat_template_kwargs))
     task = JudgeTask("shard", tmp_path / "shard.parquet", tmp_path / "v.parquet", prompts)
     asked = []
     service.answering(own_model, own.found.digest, lambda **_: None)

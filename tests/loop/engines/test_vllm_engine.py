@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from loop.config.settings import EngineConfig
 from loop.engines.base import Completion, Request
 from loop.engines.transformers_engine import TransformersEngine
+from loop.prompts.chat_template import ChatFormat
 from loop.prompts.row import PromptRow
 from loop.store.model_folder import weights_hash
 from loop.workers.process import Job, Worker, call
@@ -36,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     """One engine in a worker, as a campaign has it; started once for this file."""
     log = tmp_path_factory.mktemp("logs") / "engine.log"
-    arguments = {"settings": SETTINGS, "chat_template_kwargs": {}}
+    arguments = {"settings": SETTINGS, "chat": ChatFormat()}
     worker = Worker(
         "engine", "loop.workers.sampling_service:EngineService", arguments, log, 240.0, 0, lambda *_, **__: None
     )

@@ -127,7 +127,7 @@ def test_answers_become_the_policys_tokens_and_train_beside_samples(
     settings = PairsConfig(gold_fallback=True, gold_score=1.5)
     texts = texts_of([prompt("p", "4"), prompt("q", None), prompt("s", " ")], settings)
     path = tmp_path / "answers.parquet"
-    write_file(path, tables.table_bytes(render_answers(texts, Renderer(tokenizer, {}))))
+    write_file(path, tables.table_bytes(render_answers(texts, Renderer(tokenizer))))
     answers = read_answers(path, settings)
     assert answers.keys() == {"p"}
     gold = answers["p"].gold
@@ -145,7 +145,7 @@ def test_columns_name_gold_and_bad_answers(tmp_path: Path, tokenizer: Any) -> No
     assert (bad.response_id, bad.text) == ("p/negative", "five")
     (gold,) = texts_of([prompt("p", "4", worked="2 + 2 = 4")], PairsConfig(rule="spin", gold_column="worked"))
     assert (gold.response_id, gold.text) == ("p/gold", "2 + 2 = 4")
-    write_file(tmp_path / "a.parquet", tables.table_bytes(render_answers([gold], Renderer(tokenizer, {}))))
+    write_file(tmp_path / "a.parquet", tables.table_bytes(render_answers([gold], Renderer(tokenizer))))
     spun = read_answers(tmp_path / "a.parquet", PairsConfig(rule="spin"))["p"].gold
     assert spun is not None
     assert spun.score is None

@@ -4,7 +4,7 @@ import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,23 +17,13 @@ from loop.campaign.stages.take_prompts import slice_for
 from loop.config.prompts_section import PromptsConfig
 from loop.errors import UserError
 from loop.prompts import sets as module
-from loop.prompts.chat_template import render
+from loop.prompts.chat_template import ChatFormat, render
 from loop.prompts.row import PromptRow, prompt_id, read_table, write_table
 from loop.prompts.sets import PromptSets, build_prompt_sets
 from loop.prompts.sources import Source, open_sources
 
 GSM8K = Path(__file__).resolve().parents[4] / "shared" / "data" / "gsm8k"
 CONFIG: TypeAdapter[Any] = TypeAdapter(PromptsConfig)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def dataset_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What `datasets` keeps of the files it has read stays out of the user's cache."""
-    import datasets
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        yield
 
 
 @pytest.fixture
@@ -275,7 +265,7 @@ def test_files_that_cannot_be_read_are_refused_in_one_paragraph(tmp_path: Path) 
         "none.jsonl": "does not exist. Relative paths start at",
         "a.txt": "is not in a known format; expected a file named .json, .jsonl, .csv, .parquet",
         "empty.jsonl": "is empty (0 bytes)",
-        "broken.jsonl": "cannot be read as json: line 2: Expecting value",
+        "broken.jsonl": "cannot be read as jsonl: line 2: Expecting value",
         "broken.json": "cannot be read as json: line 2: Expecting value",
         "broken.parquet": "cannot be read as parquet",
         "ragged.csv": "unexpected end of data",
@@ -404,17 +394,17 @@ class Letters:
     """A tokenizer of letters; with a chat template, turns are marked and the answer's turn is opened."""
 
     eos_token_id = 0
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
     def __init__(self, chat_template: str | None, ends: bool = False) -> None:
         self.chat_template, self.ends = chat_template, ends
 
-    def apply_chat_template(self, messages: list[dict[str, str]], **kwargs: Any) -> list[int]:
-        assert kwargs.pop("tokenize")
-        assert not kwargs.pop("return_dict")
+    def apply_chat_template(self, messages: list[dict[str, str]], **kwargs: Any) -> str:
+        assert not kwargs.pop("tokenize")
         text = "".join(f"<{m['role']}>{m['content']}" for m in messages)
-        return [ord(c) for c in text + ("<assistant>" if kwargs.pop("add_generation_prompt") else "") + str(kwargs)]
+        return text + ("<assistant>" if kwargs.pop("add_generation_prompt") else "") + str(kwargs)
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": [ord(c) for c in text] + [0] * self.ends}
 
 
@@ -423,24 +413,25 @@ ROW = PromptRow("x", chat(("system", "s"), ("user", "u")), None, {})
 
 def test_a_chat_template_is_applied_with_the_answers_turn_opened() -> None:
     assert (
-        "".join(map(chr, render(Letters("x"), ROW, {"think": False}))) == "<system>s<user>u<assistant>{'think': False}"
+        "".join(map(chr, render(Letters("x"), ROW, ChatFormat({"think": False}))))
+        == "<system>s<user>u<assistant>{'think': False}"
     )
 
 
 def test_a_base_model_gets_the_texts_and_no_end() -> None:
-    assert "".join(map(chr, render(Letters(None), ROW, {}))) == "s\n\nu"
-    assert render(Letters(None, ends=True), ROW, {}) == render(Letters(None), ROW, {})
+    assert "".join(map(chr, render(Letters(None), ROW, ChatFormat()))) == "s\n\nu"
+    assert render(Letters(None, ends=True), ROW, ChatFormat()) == render(Letters(None), ROW, ChatFormat())
 
 
 def test_a_template_that_refuses_a_role_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     import jinja2
 
-    def refuse(self: Letters, messages: Any, **kwargs: Any) -> list[int]:
+    def refuse(self: Letters, messages: Any, **kwargs: Any) -> str:
         raise jinja2.TemplateError("System role not supported")
 
     monkeypatch.setattr(Letters, "apply_chat_template", refuse)
     with pytest.raises(UserError, match=r"refuses prompt x \(roles: system, user\): System role not supported"):
-        render(Letters("x"), ROW, {})
+        render(Letters("x"), ROW, ChatFormat())
 
 
 def test_gsm8k_takes_its_test_rows_from_where_its_train_rows_are(tmp_path: Path, file: Any) -> None:

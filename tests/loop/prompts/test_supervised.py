@@ -19,16 +19,6 @@ from trainer.settings import MixSettings, TrainSettings
 from trainer.spec import RoundSpec
 
 
-@pytest.fixture(autouse=True, scope="module")
-def dataset_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What `datasets` keeps of the files it has read stays out of the user's cache."""
-    import datasets
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        yield
-
-
 @pytest.fixture
 def policy(tmp_path: Path) -> Path:
     """A folder with a tokenizer, which is all that reading needs."""
@@ -56,7 +46,7 @@ def message(role: str, content: str) -> dict[str, str]:
 
 def test_rows_become_examples_in_the_policys_tokens(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"prompt": "hi", "response": "ho"}, {"prompt": "hi", "response": " "}, {"prompt": "", "response": "ho"}]
-    data = read_mix(save(tmp_path / "mix.jsonl", rows), Renderer(tokenizer, {}))
+    data = read_mix(save(tmp_path / "mix.jsonl", rows), Renderer(tokenizer))
     found = [(tokenizer.decode(g.token_ids), tokenizer.decode(g.responses[0].token_ids)) for g in data.groups]
     assert found == [("u:hi\na:", "ho<eos>"), ("u:hi\na:", ""), ("", "")]  # the trainer drops and counts the empty ones
     assert [(s.prompt_id, s.good) for s in data.relations] == [(f"mix row {n}", True) for n in (1, 2, 3)]  # type: ignore[union-attr]
@@ -64,13 +54,13 @@ def test_rows_become_examples_in_the_policys_tokens(tmp_path: Path, tokenizer: A
 
 def test_messages_end_with_the_answer(tmp_path: Path, tokenizer: Any) -> None:
     talk = [message("system", "be brief"), message("user", "hi"), message("assistant", "ho")]
-    (group,) = read_mix(save(tmp_path / "mix.jsonl", [{"messages": talk}]), Renderer(tokenizer, {})).groups
+    (group,) = read_mix(save(tmp_path / "mix.jsonl", [{"messages": talk}]), Renderer(tokenizer)).groups
     assert tokenizer.decode(group.token_ids) == "s:be brief\nu:hi\na:"
     assert tokenizer.decode(group.responses[0].token_ids) == "ho<eos>"
 
 
 def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, tokenizer: Any) -> None:
-    render = Renderer(tokenizer, {})
+    render = Renderer(tokenizer)
     with pytest.raises(UserError, match=r"has the columns prompt, answer, expected prompt and response, or messages"):
         read_mix(save(tmp_path / "a.jsonl", [{"prompt": "hi", "answer": "ho"}]), render)
     with pytest.raises(UserError, match=r"b\.jsonl, row 1, column 'messages': .* ends with the role 'user' after 1"):

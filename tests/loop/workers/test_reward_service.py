@@ -75,7 +75,7 @@ def read(tmp_path: Path, tokenizer: Any) -> Read:
         text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
         path.write_text(text, encoding="utf-8")
         config = SOURCE.validate_python({"source": "file", "path": str(path), **keys})
-        return read_pairs(config, Renderer(tokenizer, {}, config.chat), lambda *_: None)
+        return read_pairs(config, Renderer(tokenizer, chat=config.chat), lambda *_: None)
 
     return reading
 
@@ -155,7 +155,7 @@ def test_a_template_that_rewrites_the_answer_is_refused(read: Read, tokenizer: A
 
 def test_a_template_that_refuses_a_role_is_quoted(read: Read, tokenizer: Any) -> None:
     tokenizer.chat_template = CHATML + "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}"
-    with pytest.raises(UserError, match=r"row 1: .*refuses the roles user, assistant: one turn only"):
+    with pytest.raises(UserError, match=r"refuses .*, row 1 \(roles: user, assistant\): one turn only"):
         read([SAME_PAIR["texts"]])
 
 
@@ -189,7 +189,7 @@ def test_csv_and_parquet_and_margins(read: Read, tokenizer: Any, tmp_path: Path)
     pq.write_table(pa.table({"q": ["2+2?"], "good": ["4"], "bad": ["5"], "by": [2]}), path)
     names = {"prompt_column": "q", "chosen_column": "good", "rejected_column": "bad", "margin_column": "by"}
     config = SOURCE.validate_python({"source": "file", "path": str(path), **names})
-    data = read_pairs(config, Renderer(tokenizer, {}), lambda *_: None)
+    data = read_pairs(config, Renderer(tokenizer), lambda *_: None)
     assert texts(tokenizer, data) == [ANSWERED]
     assert data.relations[0].margin == 2.0
 
