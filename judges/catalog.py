@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from judges.contract import Judge, PointwiseJudge
 from judges.pairwise import PairwiseJudge
@@ -62,7 +63,7 @@ def describe_judge(name: str, *, base_dir: Path | None = None) -> Entry:
             field,
             type_name(info.annotation),
             info.is_required(),
-            None if info.is_required() else _plain(info.get_default(call_default_factory=True, validated_data={})),
+            None if info.is_required() else _default_of(info),
             " ".join((info.description or "").split()),
         )
         for field, info in judge.model_fields.items()
@@ -85,12 +86,7 @@ def _origin(name: str) -> str:
     return "plug-in" if dist is None else f"{dist.name} {dist.version}"
 
 
-def _plain(value: Any) -> Any:
+def _default_of(info: FieldInfo) -> Any:
     """A default value as plain JSON."""
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return {str(k): _plain(v) for k, v in value.items()} if isinstance(value, dict) else str(value)
+    default = info.get_default(call_default_factory=True, validated_data={})
+    return to_jsonable_python(default, fallback=str)

@@ -165,10 +165,6 @@ class LogProbs(Protocol):
         """Results by group and response; a string says why a response could not be measured."""
 
 
-def _ignore(usage: Usage, cached: bool) -> None:
-    pass
-
-
 @dataclass(frozen=True, slots=True)
 class JudgeContext:
     """What the loop provides to a judge before it judges."""
@@ -180,5 +176,5 @@ class JudgeContext:
     find: Callable[[str], ModelRef] = find_folder
     """Finds the folder and hash of a model by name; JudgeError or the loop's own error if there is none."""
     log_probs: LogProbs | None = None
-    on_usage: Callable[[Usage, bool], None] = _ignore
+    on_usage: Callable[[Usage, bool], None] = lambda usage, cached: None
     """Progress callback, per verdict: its usage, and whether it came from the cache."""

@@ -1,5 +1,4 @@
-"""The judge contract: groups (a prompt with its responses) in, one verdict per response out. Only a verdict with a
-score may become a label: nothing here turns an abstention or an error into a number."""
+"""The judge contract: groups in, one verdict per response out; an abstention or an error never becomes a number."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -39,13 +38,15 @@ class Judge(BaseModel):
         return self._context
 
     def bind(self, context: JudgeContext) -> None:
-        """Called by the loop before judging; a judge made of others passes it on to them."""
+        """Called by the loop before judging, for this judge and its members."""
         self._context = context
+        for member in self.members():
+            member.bind(context)
 
     @property
     def needs(self) -> frozenset[str]:
         """What the loop must provide: `generate` (the policy), `engine` (`local_model`), `log_probs`, or nothing."""
-        return frozenset()
+        return frozenset[str]().union(*(member.needs for member in self.members()))
 
     @property
     def local_model(self) -> LocalModel | None:
@@ -54,9 +55,13 @@ class Judge(BaseModel):
 
     def ready(self) -> None:
         """Raise JudgeError if the judge lacks something: a key, a library, a model. Makes no request."""
+        for member in self.members():
+            member.ready()
 
     def rest(self) -> None:
         """Called by the loop before training: free device memory until the next call."""
+        for member in self.members():
+            member.rest()
 
     @property
     def content_version(self) -> str:
@@ -135,3 +140,18 @@ class PointwiseJudge(Judge):
             raise  # JudgeError: the data or the arguments are at fault, not this response
         except (Exception, SystemExit) as error:  # noqa: BLE001  the boundary to foreign code: a failure is no score
             return Verdict.error(describe(error, near=type(self).one.__code__.co_filename))
+
+
+class BatchJudge(PointwiseJudge):
+    """A judge of single responses that judges many in one call: implement `many`."""
+
+    @abstractmethod
+    def many(self, items: Sequence[tuple[Prompt, Response]]) -> list[Verdict]:
+        """One verdict per prompt and response, in order."""
+
+    def one(self, prompt: Prompt, response: Response) -> Verdict:
+        return self.many([(prompt, response)])[0]
+
+    def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
+        verdicts = iter(self.many([(group.prompt, response) for group in groups for response in group.responses]))
+        return [[next(verdicts) for _ in group.responses] for group in groups]

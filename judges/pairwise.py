@@ -1,6 +1,5 @@
-"""Pairwise judges compare two responses per game; win rates over the decided games become verdicts. Judges favour the
-response in one position (arXiv:2306.05685, section 3.3): by default both orders are played, and a contradiction is a
-tie."""
+"""Pairwise judges compare two responses per game, in both orders by default, because judges favour one position
+(arXiv:2306.05685, section 3.3); win rates over the decided games become verdicts."""
 
 import hashlib
 from collections.abc import Sequence
@@ -246,7 +245,8 @@ class _Table:
         return points
 
     def verdict(self, place: int, least_decided: float) -> Verdict:
-        seen = {a + b - place: (game if a == place else game.swapped) for (a, b), game in self._of(place).items()}
+        played = {couple: game for couple, game in self.results.items() if place in couple}
+        seen = {a + b - place: (game if a == place else game.swapped) for (a, b), game in played.items()}
         beats = {rival: game.probability for rival, game in seen.items() if game.probability is not None}
         open_games = [game for game in seen.values() if game.probability is None]
         if not seen:
@@ -257,17 +257,12 @@ class _Table:
             return Verdict.error(why) if failed else Verdict.abstain(why)
         won = sum(beats.values())
         undecided = f", {len(open_games)} more undecided" if open_games else ""
-        parts = {"games": float(len(beats)), **self._agreement(place)}
+        parts = {"games": float(len(beats))}
+        if agreed := [agreed for couple, agreed in self.agreed.items() if place in couple]:
+            parts["order_consistent"] = sum(agreed) / len(agreed)
         parts |= {f"beats {rival}": probability for rival, probability in sorted(beats.items())}
         why = f"won {won:g} of {len(beats)} games{undecided}"
         return Verdict.of(won / len(beats), f"{won:g}/{len(beats)}", why, parts=parts)
-
-    def _of(self, place: int) -> dict[Couple, Preference]:
-        return {couple: result for couple, result in self.results.items() if place in couple}
-
-    def _agreement(self, place: int) -> dict[str, float]:
-        agreed = [agreed for couple, agreed in self.agreed.items() if place in couple]
-        return {"order_consistent": sum(agreed) / len(agreed)} if agreed else {}
 
 
 def both(one: Preference, other: Preference) -> tuple[Preference, bool | None]:

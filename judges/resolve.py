@@ -1,5 +1,4 @@
-"""Builds a judge from the name (built-in, entry point, `package.module:Class`, `path/to/file.py:Class`) and
-arguments."""
+"""Builds a judge from its name (built-in, entry point, `package.module:Class`, `path/to/file.py:Class`)."""
 
 import difflib
 import hashlib
@@ -164,7 +163,8 @@ def _checked(name: str, value: object) -> type[Judge]:
             f"judges.PointwiseJudge (write one(self, prompt, response)), judges.PairwiseJudge (write compare(self, "
             f"prompt, first, second)) or judges.Judge (write __call__(self, groups))."
         )
-    if issubclass(value, PairwiseJudge) and _same(value, "compare") and _same(value, "compare_all"):
+    either = ("compare", "compare_all")
+    if issubclass(value, PairwiseJudge) and all(getattr(value, m) is getattr(PairwiseJudge, m) for m in either):
         raise JudgeError(f"Judge {name!r}: the class {value.__name__} does not define compare (or compare_all).")
     if issubclass(value, PointwiseJudge) and value.isolated and value.costly:
         raise JudgeError(f"Judge {name!r}: the class {value.__name__} is both isolated and costly: choose one.")
@@ -172,10 +172,6 @@ def _checked(name: str, value: object) -> type[Judge]:
         missing = ", ".join(sorted(getattr(value, "__abstractmethods__", ())))
         raise JudgeError(f"Judge {name!r}: the class {value.__name__} does not define {missing}.")
     return value
-
-
-def _same(kind: type[PairwiseJudge], method: str) -> bool:
-    return getattr(kind, method) is getattr(PairwiseJudge, method)
 
 
 def _wrong_arguments(name: str, kind: type[Judge], error: ValidationError) -> str:

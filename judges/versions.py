@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from judges.contract import Judge, PointwiseJudge
+from judges.contract import BatchJudge, Judge, PointwiseJudge
 from judges.registry import installed_plugins
 from judges.types import JudgeError
 
@@ -34,7 +34,7 @@ def version_of(kind: type[Judge]) -> str:
     """The versions of the classes a judge is made of: a hash for code outside this package, else a number."""
     versions = []
     for part in kind.__mro__:
-        if issubclass(part, Judge) and part not in (Judge, PointwiseJudge):
+        if issubclass(part, Judge) and part not in (Judge, PointwiseJudge, BatchJudge):
             inside = part.__module__.partition(".")[0] == __name__.partition(".")[0]
             versions.append(part.version if inside else _source_hash(part))
     return "+".join(dict.fromkeys(versions))

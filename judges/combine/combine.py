@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -11,10 +12,12 @@ from pydantic import Field, model_validator
 
 from judges.combine.rules import RULES, LengthPenalty, Part, PartVerdict, check_part, failure_of, less, parts_of
 from judges.combine.scales import rescaled
-from judges.context import JudgeContext, Usage
+from judges.context import Usage
 from judges.contract import Judge
+from judges.resolve import build_judge
 from judges.run import judge_groups
 from judges.types import Example, Group, JudgeError, Response, Verdict
+from judges.versions import fingerprint
 
 _STRICT = {"judge": "gsm8k", "args": {"unparsable": "abstain"}}
 
@@ -62,8 +65,6 @@ class Combine(Judge):
     @cached_property
     def judges(self) -> tuple[Judge, ...]:
         """The parts' judges; JudgeError if one cannot be built."""
-        from judges.resolve import build_judge
-
         return tuple(build_judge(part.judge, part.args) for part in self.parts)
 
     @property
@@ -73,23 +74,6 @@ class Combine(Judge):
     def members(self) -> Sequence[Judge]:
         return self.judges
 
-    def bind(self, context: JudgeContext) -> None:
-        super().bind(context)
-        for judge in self.judges:
-            judge.bind(context)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset[str]().union(*(judge.needs for judge in self.judges))
-
-    def ready(self) -> None:
-        for judge in self.judges:
-            judge.ready()
-
-    def rest(self) -> None:
-        for judge in self.judges:
-            judge.rest()
-
     def cost(self, usage: Usage) -> float | None:
         """Known if only one part is costly: usage is not split by part, and prices may differ."""
         paid = [*self.paid_for()]
@@ -98,8 +82,6 @@ class Combine(Judge):
     @property
     def content_version(self) -> str:
         """sha256 of the parts' fingerprints: their versions, source hashes and defaults."""
-        from judges.versions import fingerprint
-
         prints = [fingerprint(judge, part.judge) for part, judge in zip(self.parts, self.judges, strict=True)]
         return hashlib.sha256(json.dumps(prints, sort_keys=True).encode("utf-8")).hexdigest()
 
@@ -116,7 +98,7 @@ class Combine(Judge):
             later = self.how == "fallback" and not part.shadow
             answers = _ask(part, judge, groups, undecided if later else everything)
             if later:
-                undecided = [[_has_no_score(verdict) for verdict in row] for row in answers]
+                undecided = [[verdict is not None and verdict.score is None for verdict in row] for row in answers]
             verdicts.append(answers)
         return verdicts
 
@@ -136,14 +118,13 @@ class Combine(Judge):
         """The verdict on one response, with every part's score in `parts`."""
         parts = parts_of(part_verdicts)
         counting = [one for one in part_verdicts if not one.part.shadow and one.verdict is not None]
-        failure = None if self.how == "fallback" else failure_of(counting)
-        if failure is not None:
-            return Verdict(failure.kind, None, None, failure.why, failure.well_formed, parts)
+        if self.how != "fallback" and (failure := failure_of(counting)) is not None:
+            return replace(failure, parts=parts)
         verdict = RULES[self.how](counting, self.failed)
         if verdict.score is not None and self.length_penalty is not None:
             loss = self.length_penalty.of(response.text)
             verdict, parts = less(verdict, loss), {**parts, "length_penalty": -loss}
-        return Verdict(verdict.kind, verdict.score, verdict.extracted, verdict.why, verdict.well_formed, parts)
+        return replace(verdict, parts=parts)
 
 
 def _ask(
@@ -163,7 +144,3 @@ def _ask(
     answers = iter(judge_groups(judge, [group for group in chosen if group.responses]))
     found = [iter(next(answers) if group.responses else []) for group in chosen]
     return [[next(row) if want else None for want in wants] for row, wants in zip(found, wanted, strict=True)]
-
-
-def _has_no_score(verdict: Verdict | None) -> bool:
-    return verdict is not None and verdict.score is None

@@ -1,5 +1,5 @@
-"""Entry point of a child process: batches of responses from stdin, a line of JSON per verdict to stdout. The judge's
-own prints go to stderr. A child ends when its parent does: by stdin, by signal (Linux), or by watching the pid."""
+"""Entry point of a child process: batches of responses from stdin, a line of JSON per verdict to stdout. A child ends
+when its parent does: by stdin, by signal (Linux), or by watching the pid."""
 
 import ctypes
 import importlib
@@ -12,11 +12,12 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import astuple
 from typing import Any, BinaryIO, NamedTuple
 
 from judges.contract import PointwiseJudge
 from judges.resolve import run_source
-from judges.types import JudgeError, Verdict, describe
+from judges.types import JudgeError, describe
 from judges.versions import version_of
 
 OUT_OF_MEMORY = 112
@@ -74,11 +75,7 @@ def send_verdict(out: int, judge: PointwiseJudge, prompt: Any, response: Any) ->
     finally:
         if os.getpid() != me:
             os._exit(0)
-    send(out, "verdict", *_fields(verdict))
-
-
-def _fields(verdict: Verdict) -> tuple[Any, ...]:
-    return verdict.kind, verdict.score, verdict.extracted, verdict.why, verdict.well_formed, verdict.parts
+    send(out, "verdict", *astuple(verdict))
 
 
 def send(out: int, *message: Any) -> None:

@@ -84,13 +84,10 @@ class _Run:
         while self.waiting or any(child.batch for child in self.children):
             for child in self.children:
                 if self.waiting and not child.batch:
-                    self._give(child, self.waiting.popleft())
+                    child.give(self.recipe, self.items, self.waiting.popleft(), self.judge.time_limit)
             for child in await_message([child for child in self.children if child.batch]):
                 self._take(child)
         return [verdict for verdict in self.verdicts if verdict is not None]
-
-    def _give(self, child: Child, batch: Sequence[int]) -> None:
-        child.give(self.recipe, self.items, batch, self.judge.time_limit)
 
     def _take(self, child: Child) -> None:
         """Process the child's messages, and replace it if it is lost."""
@@ -124,14 +121,11 @@ class _Run:
         if rest:
             self.waiting.append(rest)
         if loss.again and not had_a_try:
-            self._give(child, [first])
+            child.give(self.recipe, self.items, [first], self.judge.time_limit)
             child.alone = True
         else:
-            self.verdicts[first] = Verdict.error(self._describe(loss))
-
-    def _describe(self, loss: Loss) -> str:
-        limit = f" ({self.judge.memory_limit:g} GiB)" if loss.why.startswith("needed") else ""
-        return f"the judge {loss.why}{limit}{', twice' if loss.again else ''}"
+            limit = f" ({self.judge.memory_limit:g} GiB)" if loss.why.startswith("needed") else ""
+            self.verdicts[first] = Verdict.error(f"the judge {loss.why}{limit}{', twice' if loss.again else ''}")
 
     def _note_lost_start(self, loss: Loss) -> None:
         self.lost_at_start += 1

@@ -12,7 +12,6 @@ from typing import Any
 from judges.context import Reply, Usage
 from judges.types import JudgeError
 
-EXTRA = "Install it with the extra: pip install 'prefloop[llm]'."
 TRANSIENT = frozenset({408, 409, 425, 429})
 """Status codes worth a retry, besides 5xx."""
 OF_ONE_ITEM = ("context_length", "context length", "maximum context", "content_filter", "content_policy", "too long")
@@ -43,7 +42,7 @@ class Unaccepted(JudgeError):
 
 
 class Endpoint:
-    """A model behind an OpenAI-compatible endpoint; use it inside one asyncio loop, then close it."""
+    """A model behind an OpenAI-compatible endpoint; use it inside one asyncio loop, then close its `client`."""
 
     def __init__(self, base_url: str, model: str, key_env: str | None) -> None:
         openai = import_openai()
@@ -84,10 +83,6 @@ class Endpoint:
             f"run the same command again."
         )
 
-    async def close(self) -> None:
-        """Close the connections."""
-        await self.client.close()
-
 
 def read_completion(content: bytes) -> Reply:
     """Parse the body of a chat completion; Transient unless it has a choice with text."""
@@ -111,7 +106,10 @@ def import_openai() -> Any:
     try:
         import openai
     except ImportError as error:
-        raise JudgeError(f"LLM judges with an endpoint need the package openai ({error}). {EXTRA}") from None
+        raise JudgeError(
+            f"LLM judges with an endpoint need the package openai ({error}). Install it with the extra: "
+            f"pip install 'prefloop[llm]'."
+        ) from None
     return openai
 
 

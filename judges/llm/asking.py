@@ -1,6 +1,5 @@
-"""Sends many requests to an endpoint at once and stores each reply as it arrives. Transient failures are retried with
-backoff, or after the wait that the endpoint asks of all requests, until the request's deadline. A permanent failure is
-an error of that request alone, unless it would hit every request: then the run stops."""
+"""Sends many requests to an endpoint at once, stores each reply as it arrives, and retries transient failures. A
+permanent failure is an error of that request alone, unless it would hit every request: then the run stops."""
 
 import asyncio
 import json
@@ -8,13 +7,13 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from judges.context import JudgeContext, Reply, Usage
+from judges.context import Reply, Usage
 from judges.llm.api import Endpoint, Transient, Unaccepted, Unanswerable
-from judges.llm.settings import Budget
+from judges.llm.settings import LLMSettings
 from judges.types import JudgeError
+from judges.versions import identity_of
 
 LONGEST_WAIT = 60.0
 """Seconds; waits do not grow beyond this."""
@@ -40,45 +39,26 @@ class Answered(NamedTuple):
     form: int
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits for calls to an endpoint; times in seconds."""
-
-    concurrency: int
-    requests_per_minute: float | None
-    timeout: float
-    retries: int
-    retry_wait: float
-    deadline: float
-    budget: Budget
-
-
-@dataclass(slots=True)
 class Asker:
-    """Sends one judge's requests to one endpoint within one asyncio loop."""
+    """Sends one judge's requests to its endpoint within one asyncio loop; `form` is the first form of a request that
+    the endpoint has not rejected."""
 
-    endpoint: Endpoint
-    limits: Limits
-    context: JudgeContext
-    judge: str
-    """The judge's name in messages."""
-    who: str
-    """The judge's identity, under which its spending is recorded."""
-    form: int = 0
-    """The first form that the endpoint has not rejected."""
-    _stop: JudgeError | None = None
-    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    _failures_in_a_row: int = 0
-    _next_turn: float = 0.0
-    _answers: dict[str, Answered | Failed] = field(default_factory=dict)
+    def __init__(self, judge: LLMSettings, form: int) -> None:
+        self.endpoint = Endpoint(str(judge.base_url), str(judge.model), judge.api_key_env)
+        self.settings, self.form, self.context = judge, form, judge.context
+        self.name, self.who = f"{type(judge).__name__} ({judge.model})", identity_of(judge)
+        self._stop: JudgeError | None = None
+        self._stopping = asyncio.Event()
+        self._failures_in_a_row, self._next_turn = 0, 0.0
+        self._answers: dict[str, Answered | Failed] = {}
 
     async def run(self, asks: Sequence[Ask]) -> dict[str, Answered | Failed]:
         """Return every request's outcome by key. Raises JudgeError if continuing is pointless; replies are kept."""
         waiting = iter({ask.key: ask for ask in asks}.values())
         try:
-            await asyncio.gather(*(self._work(waiting) for _ in range(self.limits.concurrency)))
+            await asyncio.gather(*(self._work(waiting) for _ in range(self.settings.concurrency)))
         finally:
-            await self.endpoint.close()
+            await self.endpoint.client.close()
         if self._stop is not None:
             raise self._stop
         return self._answers
@@ -96,11 +76,11 @@ class Asker:
 
     async def _settle(self, ask: Ask) -> Answered | Failed:
         """Make one request, retries included."""
-        give_up = time.monotonic() + self.limits.deadline
+        give_up = time.monotonic() + self.settings.deadline
         tries, form = 1, self.form
         while True:
             if not await self._turn(give_up):
-                return self._out_of_tries(f"its turn would come after the deadline of {self.limits.deadline:g} s")
+                return self._out_of_tries(f"its turn would come after the deadline of {self.settings.deadline:g} s")
             try:
                 return self._keep(ask, Answered(await self._call(ask.bodies[form], give_up), form))
             except Unanswerable as error:
@@ -111,7 +91,7 @@ class Asker:
                 form = self.form = max(self.form, form + 1)
             except Transient as error:
                 wait = self._wait(tries, error.retry_after)
-                if tries > self.limits.retries or time.monotonic() + wait >= give_up:
+                if tries > self.settings.retries or time.monotonic() + wait >= give_up:
                     return self._out_of_tries(f"{error} (tries: {tries})")
                 tries += 1
                 await self._sleep(wait)
@@ -120,15 +100,15 @@ class Asker:
         """Make one try. It is charged beforehand, so a kill cannot hide it."""
         if self._stop is not None:
             raise self._stop
-        self.limits.budget.check(self.context.store.spent(self.who), self.judge)
+        self.settings.budget.check(self.context.store.spent(self.who), self.name)
         self.context.store.charge(self.who, Usage(calls=1))
-        return await self.endpoint.complete(body, max(0.001, min(self.limits.timeout, give_up - time.monotonic())))
+        return await self.endpoint.complete(body, max(0.001, min(self.settings.timeout, give_up - time.monotonic())))
 
     def _keep(self, ask: Ask, answered: Answered) -> Answered:
         reply = answered.reply
-        if self.limits.budget.counts_tokens and not reply.usage.tokens:
+        if self.settings.budget.counts_tokens and not reply.usage.tokens:
             raise JudgeError(
-                f"Judge {self.judge}: {self.endpoint.base_url} does not report token counts, so max_tokens and "
+                f"Judge {self.name}: {self.endpoint.base_url} does not report token counts, so max_tokens and "
                 f"max_cost cannot be enforced. Limit judge.args.budget.max_calls instead."
             )
         self._failures_in_a_row = 0
@@ -139,10 +119,10 @@ class Asker:
     def _out_of_tries(self, why: str) -> Failed:
         """Fail a request that ran out of tries; JudgeError after enough in a row that it must be down."""
         self._failures_in_a_row += 1
-        patience = max(8, 2 * self.limits.concurrency)
+        patience = max(8, 2 * self.settings.concurrency)
         if self._failures_in_a_row >= patience:
             raise JudgeError(
-                f"Judge {self.judge}: {self.endpoint.base_url} did not answer {patience} requests in a row; the last: "
+                f"Judge {self.name}: {self.endpoint.base_url} did not answer {patience} requests in a row; the last: "
                 f"{why}. Paid verdicts are kept: check judge.args.base_url and the endpoint, then run the same command "
                 f"again."
             )
@@ -157,7 +137,7 @@ class Asker:
         if asked_for is not None:
             self._next_turn = max(self._next_turn, time.monotonic() + asked_for)
             return asked_for
-        return float(min(LONGEST_WAIT, self.limits.retry_wait * 2 ** (tries - 1)) * random.uniform(0.5, 1.5))
+        return float(min(LONGEST_WAIT, self.settings.retry_wait * 2 ** (tries - 1)) * random.uniform(0.5, 1.5))
 
     async def _turn(self, give_up: float) -> bool:
         """Wait until the next request may be sent; False if that is past the deadline."""
@@ -165,8 +145,8 @@ class Asker:
         mine = max(now, self._next_turn)
         if mine >= give_up:
             return False
-        if self.limits.requests_per_minute:
-            self._next_turn = mine + 60.0 / self.limits.requests_per_minute
+        if self.settings.requests_per_minute:
+            self._next_turn = mine + 60.0 / self.settings.requests_per_minute
         await self._sleep(mine - now)
         return True
 

@@ -1,15 +1,14 @@
-"""Base class of the LLM judges: fills a template, and asks an endpoint or a model of the loop unless the store
-knows."""
+"""Base class of the LLM judges: fills a template, and asks an endpoint or a model of the loop."""
 
 import asyncio
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from judges.context import Generate, LocalModel, Messages, ModelRef, Usage
-from judges.llm.api import Endpoint, import_openai, read_key
-from judges.llm.asking import Answered, Ask, Asker, Failed, Limits, from_store, stored
+from judges.llm.api import import_openai, read_key
+from judges.llm.asking import Answered, Ask, Asker, Failed, from_store, stored
 from judges.llm.settings import LLMSettings
 from judges.llm.template import Question, conversation, fenced
 from judges.llm.verdict import Form, Read, Scale, instruction, read_reply, response_format, schema_of
@@ -23,11 +22,16 @@ CHARACTERS_PER_TOKEN = 3
 DECIDING = ("dtype", "max_model_len")
 """Engine settings that affect replies; the others affect only speed."""
 
+FORMS: dict[str, tuple[Form, ...]] = {"auto": ("json", "line"), "json": ("json",), "none": ("line",)}
+"""The forms of a verdict to request for each value of `structured`, the preferred one first."""
+
 
 class LLM(LLMSettings):
     """A judge that asks a language model."""
 
     version = "2"
+    names: ClassVar[tuple[str, ...]] = ("response",)
+    """Names of the responses in their marks."""
     _form: int = 0
     """The form of the request that the endpoint accepts."""
 
@@ -82,7 +86,11 @@ class LLM(LLMSettings):
         known = {key: from_store(text) for key in keys if (text := self.context.store.get(key)) is not None}
         for answered in known.values():
             self.context.on_usage(answered.reply.usage, True)
-        asks = [self._ask(q, key) for q, key in zip(questions, keys, strict=True) if key not in known]
+        asks = [
+            Ask(key, tuple(self._body(question, key, form) for form in FORMS[self.structured]))
+            for question, key in zip(questions, keys, strict=True)
+            if key not in known
+        ]
         answers = known | (self._answered(asks) if self.engine == "api" else self._generated(asks))
         return [self._read(q, key, answers[key]) for q, key in zip(questions, keys, strict=True)]
 
@@ -90,11 +98,7 @@ class LLM(LLMSettings):
         """Ask the endpoint."""
         if not asks:
             return {}
-        limits = Limits(**{name: getattr(self, name) for name in Limits.__dataclass_fields__})
-        endpoint = Endpoint(str(self.base_url), str(self.model), self.api_key_env)
-        asker = Asker(
-            endpoint, limits, self.context, f"{type(self).__name__} ({self.model})", identity_of(self), self._form
-        )
+        asker = Asker(self, self._form)
         try:
             return asyncio.run(asker.run(asks))
         finally:
@@ -119,7 +123,7 @@ class LLM(LLMSettings):
             [int(ask.key[-8:], 16) >> 1 for ask in distinct],
             temperature=self.temperature,
             max_tokens=self.max_tokens,
-            schema=schema_of(self._scale, self.max_tokens) if self._forms[form] == "json" else None,
+            schema=schema_of(self._scale, self.max_tokens) if FORMS[self.structured][form] == "json" else None,
         )
         answers = {ask.key: Answered(reply, form) for ask, reply in zip(distinct, replies, strict=True)}
         for key, answered in answers.items():
@@ -128,26 +132,16 @@ class LLM(LLMSettings):
             self.context.on_usage(usage, False)
         return dict(answers)
 
-    @property
-    def _forms(self) -> tuple[Form, ...]:
-        """The requested forms of a verdict, the preferred one first."""
-        if self.structured == "auto":
-            return ("json", "line")
-        return ("json",) if self.structured == "json" else ("line",)
-
     def _local_form(self, generate: Generate) -> int:
         """The form to request from a local model; JudgeError if it needs a schema that the engine cannot enforce."""
-        if "json" not in self._forms or generate.structured:
+        if "json" not in FORMS[self.structured] or generate.structured:
             return 0
-        if "line" not in self._forms:
+        if "line" not in FORMS[self.structured]:
             raise JudgeError(
                 f"Judge {type(self).__name__} with structured: json needs an engine that constrains replies to a "
                 "schema, and transformers does not. Use vllm, or set structured: auto, which asks for a verdict line."
             )
-        return self._forms.index("line")
-
-    def _ask(self, question: Question, key: str) -> Ask:
-        return Ask(key, tuple(self._body(question, key, form) for form in self._forms))
+        return FORMS[self.structured].index("line")
 
     def _body(self, question: Question, key: str, form: Form) -> dict[str, Any]:
         body: dict[str, Any] = {"messages": self.messages(question, key, form)}
@@ -160,7 +154,7 @@ class LLM(LLMSettings):
     def messages(self, question: Question, key: str, form: Form) -> Messages:
         """The messages to send; every text by a person or a model is put between marks with a code."""
         prompt, code = question.prompt, question.code(key, self._template.columns)
-        shown = question.shown(self._names, code)
+        shown = question.shown(self.names, code)
         values = {
             "question": fenced("question", conversation(prompt), code),
             "reference": self._reference(prompt, code),
@@ -171,11 +165,6 @@ class LLM(LLMSettings):
             **{f"columns[{name}]": self._column(prompt, name, code) for name in self._template.columns},
         }
         return self._template.fill(values)
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        """Names of the responses in their marks."""
-        return ("response",)
 
     def _reference(self, prompt: Prompt, code: str) -> str:
         known = prompt.target is not None and bool(prompt.target.strip())
@@ -200,4 +189,4 @@ class LLM(LLMSettings):
         if isinstance(answer, Failed):
             return answer
         code = question.code(key, self._template.columns)
-        return read_reply(answer.reply, self._scale, self._forms[answer.form], code)
+        return read_reply(answer.reply, self._scale, FORMS[self.structured][answer.form], code)

@@ -9,7 +9,6 @@ from judges.llm.grade import undecided
 from judges.llm.template import Question
 from judges.llm.verdict import Read, Scale, Words
 from judges.pairwise import Game, PairwiseJudge, Preference
-from judges.types import Prompt, Response
 
 
 class LLMCompare(LLM, PairwiseJudge):
@@ -17,6 +16,7 @@ class LLMCompare(LLM, PairwiseJudge):
 
     version: ClassVar[str] = "1"
     slots: ClassVar[tuple[str, ...]] = ("first", "second")
+    names: ClassVar[tuple[str, ...]] = ("response A", "response B")
 
     template: str = "compare"
     """`compare`, or the path of a text file with the slots question, first, second and verdict in braces."""
@@ -28,15 +28,8 @@ class LLMCompare(LLM, PairwiseJudge):
     def _scale(self) -> Scale:
         return Words({"A": 1.0, "B": 0.0, "tie": 0.5})
 
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return ("response A", "response B")
-
     def calls_at_most(self, responses: int) -> int:
         return super().calls_at_most(responses) * self.votes
-
-    def compare(self, prompt: Prompt, first: Response, second: Response) -> Preference:
-        return self.compare_all([Game(prompt, first, second)])[0]
 
     def compare_all(self, games: Sequence[Game]) -> list[Preference]:
         asked = [Question(g.prompt, (g.first, g.second), vote) for g in games for vote in range(self.votes)]
@@ -49,5 +42,5 @@ def _preference(votes: Sequence[Read | Failed]) -> Preference:
     read = [vote for vote in votes if isinstance(vote, Read) and vote.value is not None]
     if len(read) * 2 <= len(votes):
         verdict = undecided(votes)
-        return Preference.error(verdict.why) if verdict.kind == "error" else Preference.abstain(verdict.why)
+        return Preference(verdict.kind, None, verdict.why)
     return Preference.of(sum(vote.value or 0.0 for vote in read) / len(read), read[0].reasoning)

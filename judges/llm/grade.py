@@ -5,15 +5,15 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from judges.contract import PointwiseJudge
+from judges.contract import BatchJudge
 from judges.llm.asking import Failed
 from judges.llm.base import LLM
 from judges.llm.template import Question
 from judges.llm.verdict import Numbers, Read, Scale, Words
-from judges.types import Group, Prompt, Response, Verdict
+from judges.types import Prompt, Response, Verdict
 
 
-class LLMGrade(LLM, PointwiseJudge):
+class LLMGrade(LLM, BatchJudge):
     """Asks a language model for a grade; several votes give the mean grade, or the majority of yes (1) and no (0)."""
 
     version: ClassVar[str] = "1"
@@ -42,13 +42,9 @@ class LLMGrade(LLM, PointwiseJudge):
     def calls_at_most(self, responses: int) -> int:
         return responses * self.votes
 
-    def one(self, prompt: Prompt, response: Response) -> Verdict:
-        return self([Group(prompt, (response,))])[0][0]
-
-    def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
-        asked = [(group.prompt, response) for group in groups for response in group.responses]
-        reads = iter(self.reads([Question(p, (r,), vote) for p, r in asked for vote in range(self.votes)]))
-        return [[self._verdict([next(reads) for _ in range(self.votes)]) for _ in group.responses] for group in groups]
+    def many(self, items: Sequence[tuple[Prompt, Response]]) -> list[Verdict]:
+        reads = self.reads([Question(p, (r,), vote) for p, r in items for vote in range(self.votes)])
+        return [self._verdict(reads[i : i + self.votes]) for i in range(0, len(reads), self.votes)]
 
     def _verdict(self, votes: Sequence[Read | Failed]) -> Verdict:
         """Combine the votes; more than half must be readable."""

@@ -1,7 +1,5 @@
-"""Reads the templates of LLM judges and fills them into messages. A line `[system]`, `[user]` or `[assistant]` begins a
-message; names in braces are filled in. A candidate's text is inserted once, verbatim, between marks that carry a code,
-`<response 5e1f0a93>`. The code is a hash over all that the verdict depends on, so requests are reproducible, and a text
-cannot forge a mark or a verdict line: it would have to contain a piece of its own hash."""
+"""Reads the templates of LLM judges and fills them into messages. A candidate's text stands verbatim between marks with
+a code, `<response 5e1f0a93>`: a hash over all that the verdict depends on, so that a text cannot forge a mark."""
 
 import hashlib
 import re
@@ -88,12 +86,11 @@ def _messages(source: str, name: str) -> tuple[tuple[str, str], ...]:
 
 def _filled(text: str, values: Mapping[str, str]) -> str:
     """Fill the slots in one pass, so braces inside a value stay as they are."""
-    paragraphs = re.split(r"\n{2,}", text)
-    return "\n\n".join(filled for paragraph in paragraphs if (filled := _paragraph(paragraph, values)).strip())
-
-
-def _paragraph(text: str, values: Mapping[str, str]) -> str:
-    return SLOT.sub(lambda match: match[0][0] if match[1] is None else values[match[1]], text)
+    paragraphs = (
+        SLOT.sub(lambda match: match[0][0] if match[1] is None else values[match[1]], paragraph)
+        for paragraph in re.split(r"\n{2,}", text)
+    )
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph.strip())
 
 
 def code_for(key: str, texts: Iterable[str]) -> str:

@@ -3,19 +3,22 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 
 from judges.context import ModelRef
 from judges.contract import Judge
 from judges.models.classification import Dtype, Encoded, SequenceModel
-from judges.remember import Batch, once_each
+from judges.remember import Batch, key_of, once_each
 from judges.types import JudgeError, Prompt, Response, Verdict, describe
 
 Template = Literal["chat", "plain", "pair"]
 """`chat`: the chat template of the model's own tokenizer; `plain`: prompt text + response text; `pair`: both as the
 tokenizer's text pair, as encoders (BERT, DeBERTa) are trained."""
+
+Item = tuple[Prompt, *tuple[Response, ...]]
+"""A prompt and the responses that the model reads together."""
 
 
 class ModelJudge(Judge):
@@ -82,36 +85,29 @@ class ModelJudge(Judge):
             )
 
     def scored(
-        self, keys: Sequence[str], encode: Callable[[int], Encoded], verdict_of: Callable[[list[float]], Verdict]
+        self, items: Sequence[Item], encode: Callable[..., Encoded], verdict_of: Callable[[list[float]], Verdict]
     ) -> list[Verdict]:
-        """One verdict per key, from the cache or by `verdict_of` the logits; a text that gets none is an error by
-        itself."""
+        """One verdict per item, from the cache or by `verdict_of` the logits of the text that `encode` makes of it."""
 
         def compute(indices: list[int]) -> Iterator[Batch]:
-            texts: dict[int, Encoded] = {}
-            failed: dict[int, dict[str, Any]] = {}
-            for index in indices:
-                text, why = self._encoded(encode, index)
-                if text is None:
-                    failed[index] = asdict(Verdict.error(why))
-                else:
-                    texts[index] = text
-            if failed:
+            encoded = {index: self._encoded(encode, items[index]) for index in indices}
+            if failed := {i: asdict(Verdict.error(why)) for i, why in encoded.items() if isinstance(why, str)}:
                 yield failed
+            texts = {index: text for index, text in encoded.items() if not isinstance(text, str)}
             where = list(texts)
             for batch in self._network.logits(list(texts.values()), self.batch_tokens):
                 yield {where[i]: asdict(_safely(verdict_of, logits)) for i, logits in batch.items()}
 
+        keys = [key_of(self, prompt, responses, columns=()) for prompt, *responses in items]
         return [Verdict(**found) for found in once_each(self, keys, compute)]
 
-    def _encoded(self, encode: Callable[[int], Encoded], index: int) -> tuple[Encoded | None, str]:
+    def _encoded(self, encode: Callable[..., Encoded], item: Item) -> Encoded | str:
         """The text, or why there is none."""
         try:
-            text = encode(index)
+            text = encode(*item)
         except Exception as error:  # noqa: BLE001  a chat template is foreign code and may raise anything
-            return None, f"the text cannot be encoded: {describe(error)}"
-        why = self._network.unfit(text)
-        return (None, why) if why else (text, "")
+            return f"the text cannot be encoded: {describe(error)}"
+        return self._network.unfit(text) or text
 
 
 def _safely(verdict_of: Callable[[list[float]], Verdict], logits: list[float]) -> Verdict:

@@ -1,5 +1,5 @@
-"""Runs a sequence-classification model on texts and returns their logits. Shapes: `B` texts, `T` tokens, `C` outputs. A
-score must not depend on its neighbours: batches are padded on the right and masked. No text is truncated."""
+"""Runs a sequence-classification model on texts, padded on the right, masked and never truncated, and returns their
+logits. Shapes: `B` texts, `C` outputs."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ class Encoded(NamedTuple):
 
 
 class SequenceModel:
-    """The model of a folder in host memory; `wake` moves it to its device. JudgeError if the folder is incomplete."""
+    """The model of a folder, in host memory until it is used. JudgeError if the folder is incomplete."""
 
     def __init__(self, name: str, folder: Path, *, dtype: Dtype, device: str) -> None:
         import torch
@@ -72,7 +72,7 @@ class SequenceModel:
         """Yield the [C] logits of every text by its index, longest first, in batches of `batch_tokens` with padding."""
         import torch
 
-        self.wake()
+        self.model.to(self.device)
         for places in batches([len(text.ids) for text in texts], batch_tokens):
             try:
                 rows = self._forward([texts[place] for place in places])
@@ -100,10 +100,6 @@ class SequenceModel:
             tensors = {name: torch.tensor(rows, device=self.device) for name, rows in inputs.items()}
             logits_BC = self.model(**tensors).logits
         return [list(map(float, row)) for row in logits_BC.float().tolist()]
-
-    def wake(self) -> None:
-        """Move the weights to the device."""
-        self.model.to(self.device)
 
     def rest(self) -> None:
         """Free the device's memory."""

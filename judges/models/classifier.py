@@ -4,14 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from judges.contract import PointwiseJudge
+from judges.contract import BatchJudge
 from judges.models.base import ModelJudge, Template
 from judges.models.classification import Encoded, SequenceModel
-from judges.remember import key_of
-from judges.types import Group, JudgeError, Prompt, Response, Verdict
+from judges.types import JudgeError, Prompt, Response, Verdict
 
 
-class Classifier(ModelJudge, PointwiseJudge):
+class Classifier(ModelJudge, BatchJudge):
     """The probability (0 to 1) that a classification model assigns to a label."""
 
     version: ClassVar[str] = "1"
@@ -34,14 +33,8 @@ class Classifier(ModelJudge, PointwiseJudge):
                 f"set judge.args.label to one of them."
             )
 
-    def one(self, prompt: Prompt, response: Response) -> Verdict:
-        return self([Group(prompt, (response,))])[0][0]
-
-    def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
-        items = [(group.prompt, response) for group in groups for response in group.responses]
-        keys = [key_of(self, prompt, [response], columns=()) for prompt, response in items]
-        verdicts = iter(self.scored(keys, lambda index: self._encode(*items[index]), self._verdict))
-        return [[next(verdicts) for _ in group.responses] for group in groups]
+    def many(self, items: Sequence[tuple[Prompt, Response]]) -> list[Verdict]:
+        return self.scored(items, self._encode, self._verdict)
 
     def _encode(self, prompt: Prompt, response: Response) -> Encoded:
         if self.reads == "response":

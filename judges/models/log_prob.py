@@ -7,14 +7,14 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveFloat, model_validator
 
 from judges.context import LogProbs, Measured, Precision
-from judges.contract import Judge, PointwiseJudge
+from judges.contract import PointwiseJudge
 from judges.types import Group, JudgeError, Prompt, Response, Verdict
 
 ROLES = ("policy", "initial")
 """Models that are named by their role in the campaign."""
 
 
-class LogProbJudge(Judge):
+class LogProbJudge(PointwiseJudge):
     """A judge that uses log-probs. Its verdicts are not cached: they belong to the sampled tokens, and two responses
     with the same text may have been sampled as different tokens."""
 
@@ -47,12 +47,15 @@ class LogProbJudge(Judge):
             )
         return self.context.log_probs
 
+    def one(self, prompt: Prompt, response: Response) -> Verdict:
+        return self([Group(prompt, (response,))])[0][0]
+
     def measured(self, groups: Sequence[Group], name: str) -> list[list[Measured | str]]:
         """The log-prob of every response under the model, or why there is none."""
         return self.models.measure(groups, name, precision=self.precision)
 
 
-class LogProb(LogProbJudge, PointwiseJudge):
+class LogProb(LogProbJudge):
     """The log-prob (nats) of a response under a model: per token or in total."""
 
     version: ClassVar[str] = "1"
@@ -67,9 +70,6 @@ class LogProb(LogProbJudge, PointwiseJudge):
     def named(self) -> tuple[str, ...]:
         return (self.model,)
 
-    def one(self, prompt: Prompt, response: Response) -> Verdict:
-        return self([Group(prompt, (response,))])[0][0]
-
     def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
         return [[self._verdict(found) for found in row] for row in self.measured(groups, self.model)]
 
@@ -80,7 +80,7 @@ class LogProb(LogProbJudge, PointwiseJudge):
         return Verdict.of(score, f"{score:.6g}", parts={"logp": found.logp, "tokens": float(found.tokens)})
 
 
-class ImplicitReward(LogProbJudge, PointwiseJudge):
+class ImplicitReward(LogProbJudge):
     """Beta times the log-ratio of a response under a tuned model and its reference."""
 
     version: ClassVar[str] = "1"
@@ -111,9 +111,6 @@ class ImplicitReward(LogProbJudge, PointwiseJudge):
     def named(self) -> tuple[str, ...]:
         return (self.model, self.reference)
 
-    def one(self, prompt: Prompt, response: Response) -> Verdict:
-        return self([Group(prompt, (response,))])[0][0]
-
     def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
         if self.models.weights(self.model) == self.models.weights(self.reference):
             same = Verdict.abstain(f"{self.model} and {self.reference} are currently the same model")
@@ -127,5 +124,4 @@ class ImplicitReward(LogProbJudge, PointwiseJudge):
         ratio = model.logp - reference.logp
         reward = self.beta * (ratio / model.tokens if self.normalise == "mean" else ratio)
         score = reward - self.length_penalty * model.tokens
-        parts = {"log_ratio": ratio, "tokens": float(model.tokens)}
-        return Verdict.of(score, f"{score:.6g}", parts=parts)
+        return Verdict.of(score, f"{score:.6g}", parts={"log_ratio": ratio, "tokens": float(model.tokens)})

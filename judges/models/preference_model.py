@@ -4,7 +4,7 @@ arXiv:2305.18290), or by a model that reads both responses in one text (arXiv:23
 import hashlib
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -15,7 +15,6 @@ from judges.models.classification import Encoded, SequenceModel
 from judges.models.classifier import logistic, probability_of
 from judges.models.reward_model import check_one_output, reward_verdict
 from judges.pairwise import Game, PairwiseJudge, Preference
-from judges.remember import key_of
 from judges.types import JudgeError, Prompt, Response, Verdict
 
 SLOTS = ("question", "first", "second")
@@ -75,30 +74,23 @@ class PreferenceModel(ModelJudge, PairwiseJudge):
                 f"one (the logit that the first is better) or two (first, second)."
             )
 
-    def compare(self, prompt: Prompt, first: Response, second: Response) -> Preference:
-        return self.compare_all([Game(prompt, first, second)])[0]
-
     def compare_all(self, games: Sequence[Game]) -> list[Preference]:
         if self.of == "texts":
-            keys = [key_of(self, game.prompt, [game.first, game.second], columns=()) for game in games]
-            return [_preference(v) for v in self.scored(keys, lambda index: self._pair(games[index]), first_is_better)]
+            pairs = [(game.prompt, game.first, game.second) for game in games]
+            return [_preference(verdict) for verdict in self.scored(pairs, self._pair, first_is_better)]
         sides = [(game.prompt, response) for game in games for response in (game.first, game.second)]
-        keys = [key_of(self, prompt, [response], columns=()) for prompt, response in sides]
-        rewards = self.scored(keys, lambda index: self.encode(self.template, *sides[index]), reward_verdict)
+        rewards = self.scored(sides, partial(self.encode, self.template), reward_verdict)
         return [self._bradley_terry(*rewards[2 * i : 2 * i + 2]) for i in range(len(games))]
 
-    def _pair(self, game: Game) -> Encoded:
+    def _pair(self, prompt: Prompt, first: Response, second: Response) -> Encoded:
         """Both responses in one text, inserted verbatim."""
-        asked = "\n".join(message["content"] for message in game.prompt.messages)
-        values = dict(zip(SLOTS, (asked, game.first.text, game.second.text), strict=True))
+        asked = "\n".join(message["content"] for message in prompt.messages)
+        values = dict(zip(SLOTS, (asked, first.text, second.text), strict=True))
         return self._network.encode_text(re.sub(r"\{(question|first|second)\}", lambda m: values[m[1]], self._text))
 
     def _bradley_terry(self, first: Verdict, second: Verdict) -> Preference:
-        for verdict in (first, second):
-            if verdict.score is None:
-                return Preference.error(verdict.why)
-        assert first.score is not None
-        assert second.score is not None
+        if first.score is None or second.score is None:
+            return Preference.error(first.why if first.score is None else second.why)
         return Preference.of(
             logistic((first.score - second.score) / self.temperature), f"{first.score:.4g} against {second.score:.4g}"
         )

@@ -1,16 +1,16 @@
 """Judge "reward-model": a scalar reward model scores each response."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
-from judges.contract import PointwiseJudge
+from judges.contract import BatchJudge
 from judges.models.base import ModelJudge, Template
 from judges.models.classification import SequenceModel
-from judges.remember import key_of
-from judges.types import Group, JudgeError, Prompt, Response, Verdict
+from judges.types import JudgeError, Prompt, Response, Verdict
 
 
-class RewardModel(ModelJudge, PointwiseJudge):
+class RewardModel(ModelJudge, BatchJudge):
     """The score of prompt and response by a reward model: sequence classification with one output."""
 
     version: ClassVar[str] = "1"
@@ -23,14 +23,8 @@ class RewardModel(ModelJudge, PointwiseJudge):
         self.check_template(self.template)
         check_one_output(network)
 
-    def one(self, prompt: Prompt, response: Response) -> Verdict:
-        return self([Group(prompt, (response,))])[0][0]
-
-    def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
-        items = [(group.prompt, response) for group in groups for response in group.responses]
-        keys = [key_of(self, prompt, [response], columns=()) for prompt, response in items]
-        verdicts = iter(self.scored(keys, lambda index: self.encode(self.template, *items[index]), reward_verdict))
-        return [[next(verdicts) for _ in group.responses] for group in groups]
+    def many(self, items: Sequence[tuple[Prompt, Response]]) -> list[Verdict]:
+        return self.scored(items, partial(self.encode, self.template), reward_verdict)
 
 
 def check_one_output(network: SequenceModel) -> None:

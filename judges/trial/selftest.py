@@ -21,7 +21,7 @@ def self_test(judge: Judge) -> int:
         texts = [text for text in (example.text, example.against) if text is not None]
         group = Group(example.prompt, tuple(Response(f"example {i}", t, "stop") for i, t in enumerate(texts)))
         verdict = judge_groups(asked, [group])[0][0]
-        if not _as_expected(example, verdict):
+        if verdict.kind != ("abstain" if example.score is None else "score") or verdict.score != example.score:
             raise JudgeError(_complaint(judge, example, verdict))
     return inside + len(examples)
 
@@ -60,10 +60,6 @@ def _with_arguments(judge: Judge, example: Example) -> Judge:
             f"Judge {type(judge).__name__} cannot be built with the arguments {example.args} of its own example "
             f"{example.text!r} ({problems}). Give the class `examples` that fit its arguments."
         ) from None
-
-
-def _as_expected(example: Example, verdict: Verdict) -> bool:
-    return verdict.kind == ("abstain" if example.score is None else "score") and verdict.score == example.score
 
 
 def _complaint(judge: Judge, example: Example, verdict: Verdict) -> str:

@@ -18,7 +18,6 @@ AT_A_TIME = 64
 """Groups in one call of the judge: enough for it to work on many at once, few enough to show progress."""
 
 Decision = Literal["right", "wrong", "score", "chosen", "rejected", "tie", "abstain", "error"]
-OnProgress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ def try_cases(
     *,
     correct_at: float = 1.0,
     tolerance: float = TOLERANCE,
-    on_progress: OnProgress = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[Outcome]:
     """One outcome per case; `correct_at` is the lowest score of a right response. JudgeError if the judge cannot go
     on."""
@@ -49,7 +48,9 @@ def try_cases(
             f"Judge {type(judge).__name__} compares two responses, but the labelled example at {single.where} has one "
             f"response with a {single.kind}. Give rows with prompt, chosen and rejected."
         )
-    groups, asked = list(_groups(judge, cases)), _one_order(judge)
+    groups, asked = list(_groups(judge, cases)), judge
+    if isinstance(judge, PairwiseJudge):  # the trial plays both orders itself and keeps them apart
+        asked = judge.model_copy(update={"both_orders": False, "games": "all"})
     verdicts: dict[tuple[str, bool], Verdict] = {}
     for start in range(0, len(groups), AT_A_TIME):
         part = groups[start : start + AT_A_TIME]
@@ -57,13 +58,6 @@ def try_cases(
             verdicts |= {(r.id, swapped): verdict for r, verdict in zip(group.responses, row, strict=True)}
         on_progress(sum(not swapped for _, swapped in verdicts))
     return [_outcome(judge, case, verdicts, correct_at, tolerance) for case in cases]
-
-
-def _one_order(judge: Judge) -> Judge:
-    """The judge without swapping of its own: the trial shows both orders and keeps them apart."""
-    if isinstance(judge, PairwiseJudge):
-        return judge.model_copy(update={"both_orders": False, "games": "all"})
-    return judge
 
 
 def _groups(judge: Judge, cases: Sequence[Case]) -> Iterator[tuple[Group, bool]]:
@@ -87,16 +81,15 @@ def _outcome(
 ) -> Outcome:
     seen = tuple(verdicts[response.id, False] for response in case.responses)
     if case.kind == "pair":
-        if isinstance(judge, PointwiseJudge):
-            preference = _preference(*seen)
-            return Outcome(case, _winner(preference), _winner(preference) == "chosen", preference.why, seen)
-        turned = tuple(verdicts[response.id, True] for response in case.responses)
-        orders = (_preference(*seen), _preference(*turned))
-        preference = _effective(judge, case, orders)
-        return Outcome(case, _winner(preference), _winner(preference) == "chosen", preference.why, seen, orders)
+        preference, orders = _preference(*seen), tuple[Preference, ...]()
+        if not isinstance(judge, PointwiseJudge):
+            other = _preference(*(verdicts[response.id, True] for response in case.responses))
+            orders, preference = (preference, other), _effective(judge, case, preference, other)
+        winner = _winner(preference)
+        return Outcome(case, winner, winner == "chosen", preference.why, seen, orders)
     (verdict,) = seen
     if verdict.score is None:
-        return Outcome(case, _undecided(verdict), case.wanted == verdict.kind == "abstain", verdict.why, seen)
+        return Outcome(case, verdict.kind, case.wanted == verdict.kind == "abstain", verdict.why, seen)
     if isinstance(case.wanted, float):
         return Outcome(case, "score", abs(verdict.score - case.wanted) <= tolerance, verdict.why, seen)
     decision: Decision = "right" if verdict.score >= correct_at else "wrong"
@@ -116,18 +109,14 @@ def _preference(chosen: Verdict, rejected: Verdict) -> Preference:
     return Preference.of((1 + (chosen.score > rejected.score) - (chosen.score < rejected.score)) / 2, why)
 
 
-def _effective(judge: Judge, case: Case, orders: tuple[Preference, Preference]) -> Preference:
+def _effective(judge: Judge, case: Case, one: Preference, other: Preference) -> Preference:
     """The preference that a campaign would use: from both orders, or from one, chosen by a hash of the text."""
     if isinstance(judge, PairwiseJudge) and judge.both_orders:
-        return both(*orders)[0]
-    return orders[zlib.crc32(case.responses[0].text.encode("utf-8", "surrogatepass")) % 2]
+        return both(one, other)[0]
+    return (one, other)[zlib.crc32(case.responses[0].text.encode("utf-8", "surrogatepass")) % 2]
 
 
 def _winner(preference: Preference) -> Decision:
     if preference.probability is None:
-        return "error" if preference.kind == "error" else "abstain"
+        return preference.kind
     return "chosen" if preference.probability > 0.5 else "rejected" if preference.probability < 0.5 else "tie"
-
-
-def _undecided(verdict: Verdict) -> Decision:
-    return "error" if verdict.kind == "error" else "abstain"
