@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from judges.contract import Judge, PointwiseJudge
@@ -63,7 +62,9 @@ def describe_judge(name: str, *, base_dir: Path | None = None) -> Entry:
             field,
             type_name(info.annotation),
             info.is_required(),
-            None if info.is_required() else _default_of(info),
+            None
+            if info.is_required()
+            else to_jsonable_python(info.get_default(call_default_factory=True, validated_data={}), fallback=str),
             " ".join((info.description or "").split()),
         )
         for field, info in judge.model_fields.items()
@@ -84,9 +85,3 @@ def _origin(name: str) -> str:
         return "file" if name.rpartition(":")[0].endswith(".py") else "module"
     dist = installed_plugins()[name].dist
     return "plug-in" if dist is None else f"{dist.name} {dist.version}"
-
-
-def _default_of(info: FieldInfo) -> Any:
-    """A default value as plain JSON."""
-    default = info.get_default(call_default_factory=True, validated_data={})
-    return to_jsonable_python(default, fallback=str)

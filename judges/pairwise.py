@@ -122,8 +122,6 @@ class PairwiseJudge(Judge):
     decided opponent, `beats <its index in the group>`: the probability of being better than it.
     """
 
-    version = "1"
-
     games: Schedule = "all"
     """`all`: every response plays every other; `sampled`: each plays some others; `tournament`: Swiss rounds, in which
     responses with similar results meet."""
@@ -176,7 +174,6 @@ class PairwiseJudge(Judge):
         return games_at_most(self.games, responses, self.opponents) * (2 if self.both_orders else 1)
 
     def _couples(self, table: "_Table", number: int) -> list[Couple]:
-        """The couples that play in a round."""
         if self.games == "all":
             return round_robin(len(table.order))
         if self.games == "sampled":

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 BUILT_IN = {
-    "classifier": "judges.models.classifier:Classifier",
+    "classifier": "judges.models.scores:Classifier",
     "combine": "judges.combine.combine:Combine",
     "contains": "judges.rules.text:Contains",
     "exact": "judges.rules.text:Exact",
@@ -16,8 +16,8 @@ BUILT_IN = {
     "gsm8k": "judges.rules.gsm8k:GSM8K",
     "implicit-reward": "judges.models.log_prob:ImplicitReward",
     "length": "judges.rules.form:Length",
-    "llm-compare": "judges.llm.compare:LLMCompare",
-    "llm-grade": "judges.llm.grade:LLMGrade",
+    "llm-compare": "judges.llm.judges:LLMCompare",
+    "llm-grade": "judges.llm.judges:LLMGrade",
     "log-prob": "judges.models.log_prob:LogProb",
     "math": "judges.rules.maths:Math",
     "multiple-choice": "judges.rules.choice:MultipleChoice",
@@ -25,7 +25,7 @@ BUILT_IN = {
     "preference-model": "judges.models.preference_model:PreferenceModel",
     "reasoning-gym": "judges.rules.reasoning_gym:ReasoningGym",
     "regex": "judges.rules.text:Regex",
-    "reward-model": "judges.models.reward_model:RewardModel",
+    "reward-model": "judges.models.scores:RewardModel",
 }
 """Where each built-in lives; imported only when asked for."""
 

@@ -37,14 +37,7 @@ def key_of(
 
 def once(judge: Judge, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The verdict or preference (as a mapping) stored under this key; computed and stored if there is none."""
-    known = judge.context.store.get(key)
-    judge.context.on_usage(Usage(calls=1), known is not None)
-    if known is not None:
-        return dict(json.loads(known))
-    result = compute()
-    if result["kind"] != "error":
-        judge.context.store.put(key, json.dumps(result, sort_keys=True), identity_of(judge), Usage(calls=1))
-    return result
+    return once_each(judge, [key], lambda _: iter([{0: compute()}]))[0]
 
 
 Batch = Mapping[int, dict[str, Any]]

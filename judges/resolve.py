@@ -84,7 +84,6 @@ def type_name(annotation: Any) -> str:
 
 
 def _entry_point(name: str) -> object:
-    """What an installed package offers under that name."""
     installed = installed_plugins()
     if name not in installed:
         known = sorted({*BUILT_IN, *installed})

@@ -1,5 +1,4 @@
-"""Runs a judge on groups and keeps its prints off stdout, which belongs to the command. Only the judging thread is
-redirected: `contextlib.redirect_stdout` would also swallow the output of other threads."""
+"""Runs a judge on groups and keeps its prints off stdout, which belongs to the command."""
 
 import os
 import sys
@@ -31,7 +30,7 @@ class _Split:
 
 @contextmanager
 def prints_go_to_stderr() -> Iterator[None]:
-    """Inside, this thread's prints go to stderr."""
+    """Inside, this thread's prints go to stderr; `contextlib.redirect_stdout` would redirect other threads, too."""
     me = threading.get_ident()
     with _lock:
         nested = me in _judging
@@ -49,8 +48,7 @@ def prints_go_to_stderr() -> Iterator[None]:
 
 
 def judge_groups(judge: Judge, groups: Sequence[Group]) -> list[list[Verdict]]:
-    """Run a judge and check its verdicts (every caller goes through here); JudgeError if it fails or breaks the
-    contract."""
+    """Run a judge and check its verdicts, for every caller; JudgeError if it fails or breaks the contract."""
     name, process = type(judge).__name__, os.getpid()
     try:
         with prints_go_to_stderr():

@@ -14,9 +14,8 @@ from judges.types import JudgeError
 
 
 def fingerprint(judge: Judge, name: str) -> dict[str, Any]:
-    """What makes two verdicts comparable: name, version and all arguments that can change a verdict, defaults included.
-    The version is the class's own for a built-in, else a hash of its file or package; it covers templates and
-    members."""
+    """What makes two verdicts comparable: name, all arguments that can change a verdict, and version: the class's own
+    for a built-in, else a hash of its file or package, and that of templates and members."""
     version = "+".join(filter(None, (version_of(type(judge)), judge.content_version)))
     return {"name": name, "version": version, "args": judge.model_dump(mode="json", exclude=set(judge.incidental))}
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from judges.combine.rules import RULES, LengthPenalty, Part, PartVerdict, check_part, failure_of, less, parts_of
+from judges.combine.rules import RULES, LengthPenalty, Part, PartVerdict, check_part, failure_of, parts_of, scored
 from judges.combine.scales import rescaled
 from judges.context import Usage
 from judges.contract import Judge
@@ -25,7 +25,6 @@ _STRICT = {"judge": "gsm8k", "args": {"unparsable": "abstain"}}
 class Combine(Judge):
     """Combines several judges: a weighted sum, gates, a majority vote, or the first that has a score."""
 
-    version: ClassVar[str] = "1"
     examples: ClassVar[tuple[Example, ...]] = (
         Example.on("18", "#### 18", 1.5, {"parts": [_STRICT, {"judge": "length", "args": {"most": 9}, "weight": 0.5}]}),
         Example.on("18", "I cannot tell.", None, {"parts": [_STRICT, {"judge": "contains"}]}),
@@ -123,7 +122,8 @@ class Combine(Judge):
         verdict = RULES[self.how](counting, self.failed)
         if verdict.score is not None and self.length_penalty is not None:
             loss = self.length_penalty.of(response.text)
-            verdict, parts = less(verdict, loss), {**parts, "length_penalty": -loss}
+            verdict = scored(verdict.score - loss, verdict.extracted, verdict.why, verdict.well_formed)
+            parts["length_penalty"] = -loss
         return replace(verdict, parts=parts)
 
 

@@ -121,10 +121,10 @@ def _described(score: float, counting: Sequence[PartVerdict], why: str = "") -> 
     reasons = [
         f"{one.part.label}: {one.verdict.why}" for one in counting if one.verdict is not None and one.verdict.why
     ]
-    return _finite(score, extracted, "; ".join([*filter(None, [why]), *reasons])[:400], formed)
+    return scored(score, extracted, "; ".join([*filter(None, [why]), *reasons])[:400], formed)
 
 
-def _finite(score: float, extracted: str | None, why: str, well_formed: bool | None) -> Verdict:
+def scored(score: float, extracted: str | None, why: str, well_formed: bool | None) -> Verdict:
     """A score verdict; an error if the score is not finite."""
     if math.isfinite(score):
         return Verdict("score", score, extracted, why, well_formed)
@@ -162,12 +162,6 @@ def _fallback(counting: Sequence[PartVerdict], failed: float) -> Verdict:
     failure = failure_of(counting)
     assert failure is not None  # a counting part has a score, abstains or fails
     return failure
-
-
-def less(verdict: Verdict, loss: float) -> Verdict:
-    """The verdict with a score lowered by `loss`."""
-    assert verdict.score is not None
-    return _finite(verdict.score - loss, verdict.extracted, verdict.why, verdict.well_formed)
 
 
 RULES: dict[str, Callable[[Sequence[PartVerdict], float], Verdict]] = {

@@ -127,7 +127,6 @@ class Child:
 
 
 def _ending(code: int) -> str:
-    """Describe an exit code."""
     if code == OUT_OF_MEMORY:
         return "needed more memory than it may use"
     if code >= 0:

@@ -67,7 +67,6 @@ class Endpoint:
         return read_completion(answer)
 
     def _refusal(self, status: int, body: str, headers: Mapping[str, str]) -> Exception:
-        """Turn an error status into the exception to raise."""
         reason = " ".join((body.replace(self.key, "[key]") if self.key else body).split())[:300]
         text = f"HTTP {status}: {reason or 'no text'}"
         if status == 429 and "insufficient_quota" in reason:

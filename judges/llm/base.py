@@ -95,7 +95,6 @@ class LLM(LLMSettings):
         return [self._read(q, key, answers[key]) for q, key in zip(questions, keys, strict=True)]
 
     def _answered(self, asks: Sequence[Ask]) -> dict[str, Answered | Failed]:
-        """Ask the endpoint."""
         if not asks:
             return {}
         asker = Asker(self, self._form)
@@ -105,7 +104,6 @@ class LLM(LLMSettings):
             self._form = asker.form
 
     def _generated(self, asks: Sequence[Ask]) -> dict[str, Answered | Failed]:
-        """Ask the model that the loop provides."""
         distinct = list({ask.key: ask for ask in asks}.values())
         if not distinct:
             return {}

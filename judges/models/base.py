@@ -24,7 +24,6 @@ Item = tuple[Prompt, *tuple[Response, ...]]
 class ModelJudge(Judge):
     """A judge that holds a sequence-classification model."""
 
-    version = "1"
     costly: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset({"device", "batch_tokens"})
 

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
@@ -17,8 +17,6 @@ ROLES = ("policy", "initial")
 class LogProbJudge(PointwiseJudge):
     """A judge that uses log-probs. Its verdicts are not cached: they belong to the sampled tokens, and two responses
     with the same text may have been sampled as different tokens."""
-
-    version = "1"
 
     precision: Precision = "fp32"
     """`bf16-autocast` is faster on a GPU but rounds: log-probs of long responses change by tenths of a nat."""
@@ -58,8 +56,6 @@ class LogProbJudge(PointwiseJudge):
 class LogProb(LogProbJudge):
     """The log-prob (nats) of a response under a model: per token or in total."""
 
-    version: ClassVar[str] = "1"
-
     model: str = "policy"
     """`policy` (which sampled the responses), `initial` (the base model), a folder, a hub id or `pypi:name`."""
 
@@ -82,8 +78,6 @@ class LogProb(LogProbJudge):
 
 class ImplicitReward(LogProbJudge):
     """Beta times the log-ratio of a response under a tuned model and its reference."""
-
-    version: ClassVar[str] = "1"
 
     model: str = "policy"
     """The tuned model: `policy` (which sampled the responses), `initial`, a folder, a hub id or `pypi:name`."""

@@ -6,14 +6,13 @@ import re
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import PositiveFloat, model_validator
 
 from judges.models.base import ModelJudge, Template
 from judges.models.classification import Encoded, SequenceModel
-from judges.models.classifier import logistic, probability_of
-from judges.models.reward_model import check_one_output, reward_verdict
+from judges.models.scores import check_one_output, logistic, probability_of, reward_verdict
 from judges.pairwise import Game, PairwiseJudge, Preference
 from judges.types import JudgeError, Prompt, Response, Verdict
 
@@ -22,8 +21,6 @@ SLOTS = ("question", "first", "second")
 
 class PreferenceModel(ModelJudge, PairwiseJudge):
     """The probability that one response is better than another; a response's score is its win rate in the group."""
-
-    version: ClassVar[str] = "1"
 
     of: Literal["scores", "texts"] = "scores"
     """`scores`: the model is a reward model, and its scores become probabilities (Bradley-Terry); `texts`: it reads

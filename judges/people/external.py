@@ -1,5 +1,4 @@
-"""Judge "external": groups become a sheet of items, people's labels (JSON lines) become verdicts. Each item has a hash
-of all that a person is shown, so a label cannot be applied to another text."""
+"""Judge "external": groups become a sheet of items, people's labels (JSON lines) become verdicts."""
 
 import hashlib
 import json
@@ -40,13 +39,13 @@ class Item:
         texts = {name: response.text for name, response in zip(names, self.responses, strict=True)}
         cut = [name for name, response in zip(names, self.responses, strict=True) if response.finish_reason == "length"]
         shown = {"prompt": list(self.prompt.messages), "target": self.prompt.target, **texts, "cut_off": cut}
-        return {"id": self.id, "check": _check(self.id, shown), **shown, "label": None}
+        check = _hash(json.dumps([self.id, shown], sort_keys=True))[:16]  # so that no label is applied to another text
+        return {"id": self.id, "check": check, **shown, "label": None}
 
 
 class External(Judge):
     """People judge: the run writes the items to label, stops, and continues once the labels are there."""
 
-    version: ClassVar[str] = "1"
     incidental: ClassVar[frozenset[str]] = frozenset({"missing"})
 
     ask: Literal["right-wrong", "score", "pair"] = "right-wrong"
@@ -99,17 +98,13 @@ class External(Judge):
                 "Judge external relies on people, who can be asked only in a campaign: `prefloop run` writes what they "
                 "have to label. To test a judge on labelled examples, name another one."
             )
-        return [self._verdicts(group, self._labels) for group in groups]
-
-    def _verdicts(self, group: Group, labels: Mapping[str, Label]) -> list[Verdict]:
         if self.ask == "pair":
-            return _win_rates(group, self.sheet([group]), labels)
-        return [_verdict(labels.get(response.id)) for response in group.responses]
+            return [_win_rates(group, self.sheet([group]), self._labels) for group in groups]
+        return [[_verdict(self._labels.get(response.id)) for response in group.responses] for group in groups]
 
 
 def read_labels(judge: External, sheet: Sequence[Item], lines: str, where: str) -> dict[str, Label]:
-    """The labels in JSON lines, by item id. JudgeError for an unknown item, an edited text, or a bad or second
-    label."""
+    """The labels in JSON lines by item id. JudgeError for an unknown item, an edited text, a bad or second label."""
     items = {item.id: item.row for item in sheet}
     labels: dict[str, Label] = {}
     seen_at: dict[str, int] = {}
@@ -165,7 +160,6 @@ def _label(judge: External, given: Any) -> Label:
 
 
 def _verdict(label: Label | None) -> Verdict:
-    """Turn the label of one response into a verdict."""
     if label is None:
         return Verdict.abstain("not labelled")
     if isinstance(label, float):
@@ -204,10 +198,6 @@ def _pairs(responses: Sequence[Response]) -> list[tuple[Response, Response]]:
         (pair for pair in combinations(drawn, 2) if pair not in apart), key=lambda pair: _hash(pair[0].id + pair[1].id)
     )
     return [pair if _hash(pair[1].id + pair[0].id) < "8" else pair[::-1] for pair in [*apart, *rest]]
-
-
-def _check(name: str, shown: dict[str, Any]) -> str:
-    return _hash(json.dumps([name, shown], sort_keys=True))[:16]
 
 
 def _hash(text: str) -> str:

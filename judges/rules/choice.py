@@ -1,9 +1,7 @@
-"""Judge "multiple-choice": is the answer the right one of several lettered options? letters.py reads the letter; else
-the only option text of a column that the response contains counts."""
+"""Judge "multiple-choice": is the answer the right one of several lettered options?"""
 
 import json
 import re
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
@@ -19,7 +17,6 @@ _CAPITALS = Prompt("capitals", (), "B", {"options": ["Rome", "Paris", "Paris, Te
 class MultipleChoice(PointwiseJudge):
     """Right if the response's final letter is the target's."""
 
-    version: ClassVar[str] = "1"
     examples: ClassVar[tuple[Example, ...]] = (
         Example.on("B", "The answer is (B).", 1.0, {}),
         Example.on("B", "B. Paris", 1.0, {}),
@@ -121,9 +118,9 @@ def _normalised(text: str) -> str:
 
 def _by_text(text: str, options: dict[str, str], *, otherwise: Letter) -> Letter:
     """The option whose text is in the response; if one option's text contains another's, the longer."""
-    answer = _normalised(text)
-    found = [letter for letter, option in options.items() if _contains(answer, _normalised(option))]
-    longest = [letter for letter in found if not _inside_another(letter, found, options)]
+    answer, texts = _normalised(text), {letter: _normalised(option) for letter, option in options.items()}
+    found = [letter for letter, option in texts.items() if _contains(answer, option)]
+    longest = [a for a in found if not any(texts[a] != texts[b] and texts[a] in texts[b] for b in found)]
     if len(longest) == 1:
         return Letter(longest[0], "", False, len(text))
     return otherwise if not longest else Letter(None, f"several options' texts: {', '.join(longest)}", False, len(text))
@@ -131,11 +128,3 @@ def _by_text(text: str, options: dict[str, str], *, otherwise: Letter) -> Letter
 
 def _contains(answer: str, option: str) -> bool:
     return bool(option) and re.search(rf"(?<!\w){re.escape(option)}(?!\w)", answer) is not None
-
-
-def _inside_another(letter: str, found: Sequence[str], options: dict[str, str]) -> bool:
-    mine = _normalised(options[letter])
-    return any(
-        other != letter and mine != _normalised(options[other]) and mine in _normalised(options[other])
-        for other in found
-    )

@@ -17,7 +17,6 @@ Type = Literal["string", "number", "integer", "boolean", "array", "object", "nul
 class Format(PointwiseJudge):
     """1 if the response meets every given condition, else 0."""
 
-    version: ClassVar[str] = "1"
     examples: ClassVar[tuple[Example, ...]] = (
         Example.on(None, "<think>2 + 2</think>\n<answer>4</answer>", 1.0, {"tags": ["think", "answer"]}),
         Example.on(None, "<answer>4</answer> <think>2 + 2</think>", 0.0, {"tags": ["think", "answer"]}),
@@ -133,7 +132,6 @@ def _refuse(constant: str) -> Any:
 class Length(PointwiseJudge):
     """1 for a length between `least` and `most`; outside that range 0, or less and less with `slope`."""
 
-    version: ClassVar[str] = "1"
     examples: ClassVar[tuple[Example, ...]] = (
         Example.on(None, "one two three", 1.0, {"most": 3}),
         Example.on(None, "one two three four", 0.0, {"most": 3}),

@@ -1,6 +1,5 @@
 """Judge "gsm8k": is the final number of a worked solution (the last marker, else the last number) the known answer? If
-a response was cut off, only a marker that something after the number completes counts: "#### 18" may be the start of
-"#### 180". Units and scale words are not compared, because a question may ask for millions."""
+the response was cut off, only a complete marker counts: "#### 18" may be the start of "#### 180"."""
 
 from functools import lru_cache
 from typing import ClassVar, Literal
@@ -48,7 +47,6 @@ class GSM8K(PointwiseJudge):
         return compared(found, gold, found.marker, complete and closes(text, found))
 
     def _last(self, text: str, gold: Value, complete: bool) -> Verdict:
-        """The verdict on a response without an explicit answer."""
         if self.answer == "marker":
             return self._unparsable("no explicit answer")
         if not complete:
@@ -65,7 +63,7 @@ class GSM8K(PointwiseJudge):
 
 
 def compared(number: Number | Found, gold: Value, source: str, well_formed: bool | None) -> Verdict:
-    """Right if the number is the gold value, with or without its scale word: "4 million" answers 4 and 4000000."""
+    """Right if the number is the gold value, with or without its scale word, as a question may ask for millions."""
     assert number.value is not None
     if gold in (number.value, number.bare):
         return Verdict("score", 1.0, show(gold), source, well_formed)
@@ -74,10 +72,8 @@ def compared(number: Number | Found, gold: Value, source: str, well_formed: bool
 
 def number_target(prompt: Prompt) -> Value:
     """The number in the prompt's target: after its last `####`, or the only one. JudgeError if there is none."""
-    if prompt.target is not None:
-        value = _target(prompt.target)
-        if value is not None:
-            return value
+    if prompt.target is not None and (value := _target(prompt.target)) is not None:
+        return value
     raise JudgeError(
         f"Prompt {prompt.id!r} has no number to compare with: its target is {repr(prompt.target)[:200]}. The target "
         f"must be a number such as '72', or a GSM8K solution that ends in '#### 72'; check the target column."

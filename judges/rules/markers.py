@@ -16,9 +16,8 @@ Marker = Literal["####", "boxed", "phrase"]
 
 
 class Found(NamedTuple):
-    """An explicit answer ending at `end`; `value` None: unreadable, see `why`. `bare` is without a scale word.
-    `closed`: the text shows that the answer is complete (its box, line or sentence has ended), even if it was cut
-    off."""
+    """An explicit answer ending at `end`; `value` None: unreadable, see `why`. `bare` has no scale word. `closed`: its
+    box, line or sentence has ended, so that the answer is complete even if the text was cut off."""
 
     value: Value | None
     bare: Value | None
@@ -72,13 +71,8 @@ def last_marker(text: str, wanted: Sequence[Marker]) -> Found | None:
         found = None if match is None else _found(text, match, wanted)
         if found is not None:
             return found
-    return _last_of_all(text, wanted)
-
-
-def _last_of_all(text: str, wanted: Sequence[Marker]) -> Found | None:
-    """The last explicit answer, from a scan of all markers."""
-    found = (_found(text, match, wanted) for match in reversed(list(_MARKER.finditer(text))))
-    return next(filter(None, found), None)
+    every = (_found(text, match, wanted) for match in reversed(list(_MARKER.finditer(text))))
+    return next(filter(None, every), None)
 
 
 def _found(text: str, match: re.Match[str], wanted: Sequence[Marker]) -> Found | None:
@@ -180,9 +174,7 @@ def _undecided(stated: str, numbers: list[Number]) -> bool:
 
 def _skip_blank(text: str, start: int) -> int:
     """Skip white space and line breaks, so that the answer may be on a later line."""
-    while start < len(text) and text[start] in " \t\r\n":
-        start += 1
-    return start
+    return len(text) - len(text[start:].lstrip(" \t\r\n"))
 
 
 def _line_end(text: str, start: int) -> int:

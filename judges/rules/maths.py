@@ -16,7 +16,6 @@ from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verd
 class Math(PointwiseJudge):
     """Right if the response's final answer equals the prompt's target as mathematics."""
 
-    version: ClassVar[str] = "1"
     isolated: ClassVar[bool] = True
     time_limit: ClassVar[float] = 5.0
     examples: ClassVar[tuple[Example, ...]] = (
@@ -43,18 +42,16 @@ class Math(PointwiseJudge):
         boxed = last_box(response.text)
         answer = response.text if boxed is None else f"\\boxed{{{boxed}}}"
         if boxed is None and (self.only_boxed or response.finish_reason != "stop"):
-            return self._unparsable("cut off" if response.finish_reason != "stop" else "no boxed answer")
+            why = "cut off" if response.finish_reason != "stop" else "no boxed answer"
+            return unparsable(self.unparsable, why, well_formed=False)
         found = _parsed(answer)
         if not found:
-            return self._unparsable("no answer that can be parsed as mathematics")
+            return unparsable(self.unparsable, "no answer that can be parsed as mathematics", well_formed=False)
         right = _math_verify().verify(
             gold, found, float_rounding=self.decimals, timeout_seconds=None, raise_on_error=True
         )
         well_formed = boxed is not None and response.finish_reason == "stop"
         return Verdict.of(right, _shown(found), "" if right else f"expected {_shown(gold)}"[:200], well_formed)
-
-    def _unparsable(self, why: str) -> Verdict:
-        return unparsable(self.unparsable, why, well_formed=False)
 
 
 def _parsed(text: str) -> list[Any]:

@@ -1,5 +1,5 @@
-"""Judge "reasoning-gym": the answer to a procedural task, checked by its own verifier in a child process. The prompt's
-columns are the task's entry. reasoning_gym is slow to import, so reading a config does not import it."""
+"""Judge "reasoning-gym": the answer to a procedural task, whose entry is the prompt's columns, checked by its own
+verifier in a child process. reasoning_gym is slow to import, so reading a config does not import it."""
 
 import re
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator
 
 from judges.contract import PointwiseJudge
+from judges.resolve import did_you_mean
 from judges.rules.numerals import last_number, plain_text
 from judges.rules.text import checked_pattern
 from judges.rules.values import show
@@ -67,8 +68,7 @@ class ReasoningGym(PointwiseJudge):
         match = self._regex.fullmatch(response.text.strip()) if self._regex is not None else None
         answer = match["answer"] if match is not None else None
         source = "pattern" if answer is not None else self.fallback
-        if answer is None:
-            answer = self._fallback(response.text)
+        answer = self._fallback(response.text) if answer is None else answer
         if answer is None:
             return self._unparsable("no answer in the requested format" if self.fallback == "none" else "no number")
         raw = float(_dataset(self.task).score_answer(answer.strip(), _entry(prompt)))
@@ -87,14 +87,12 @@ class ReasoningGym(PointwiseJudge):
         return self.must_contain is None or _repeats(response.text, self._filled(prompt))
 
     def _fallback(self, text: str) -> str | None:
-        """The answer of a text that does not match the pattern."""
         if self.fallback == "text":
             return text.strip() or None
         number = last_number(plain_text(text)) if self.fallback == "last-number" else None
         return None if number is None or number.value is None else show(number.value)
 
     def _filled(self, prompt: Prompt) -> str:
-        """`must_contain` with the prompt's values."""
         assert self.must_contain is not None
         try:
             return self.must_contain.format_map(prompt.columns)
@@ -132,7 +130,6 @@ def _repeats(text: str, expected: str) -> bool:
 
 @lru_cache(maxsize=32)
 def _dataset(task: str) -> Any:
-    """The task's dataset object, for its verifier."""
     try:
         import reasoning_gym
     except ImportError as error:
@@ -141,8 +138,6 @@ def _dataset(task: str) -> Any:
             f"Install it with: pip install 'prefloop[reasoning-gym]'."
         ) from error
     if task not in reasoning_gym.factory.DATASETS:
-        from judges.resolve import did_you_mean
-
         raise JudgeError(
             f"Judge reasoning-gym knows no task {task!r}.{did_you_mean(task, reasoning_gym.factory.DATASETS)} "
             f"It has {len(reasoning_gym.factory.DATASETS)} tasks; their names are in reasoning-gym's gallery."

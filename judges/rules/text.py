@@ -18,7 +18,6 @@ from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verd
 class Exact(PointwiseJudge):
     """Right if the response equals the target, character for character after the chosen normalisation."""
 
-    version: ClassVar[str] = "1"
     examples: ClassVar[tuple[Example, ...]] = (
         Example.on("Paris", "Paris", 1.0, {}),
         Example.on("Paris", " Paris\n", 1.0, {}),
@@ -55,7 +54,6 @@ class Exact(PointwiseJudge):
 class Contains(PointwiseJudge):
     """Right if the response contains the target, by default as whole words: 18 is not in 180."""
 
-    version: ClassVar[str] = "1"
     examples: ClassVar[tuple[Example, ...]] = (
         Example.on("Paris", "It is Paris.", 1.0, {}),
         Example.on("18", "It is 180.", 0.0, {}),
@@ -72,18 +70,15 @@ class Contains(PointwiseJudge):
         answer, wanted = complete_text(response), target
         if self.ignore_case:
             answer, wanted = answer.casefold(), wanted.casefold()
-        right = wanted in answer and (not self.whole_words or _as_words(wanted, answer))
+        right = wanted in answer
+        if right and self.whole_words:
+            right = re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(wanted)}(?!\w)(?![.,]\d)", answer) is not None
         return Verdict("score", float(right), target if right else None, "" if right else f"no {target[:100]!r} in it")
-
-
-def _as_words(wanted: str, answer: str) -> bool:
-    return re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(wanted)}(?!\w)(?![.,]\d)", answer) is not None
 
 
 class Regex(PointwiseJudge):
     """Extracts the answer with a regular expression; a response that matches is well-formed."""
 
-    version: ClassVar[str] = "1"
     examples: ClassVar[tuple[Example, ...]] = (
         Example.on("B", "Answer: B", 1.0, {"pattern": "Answer: (?P<answer>[A-D])"}),
         Example.on("B", "Answer: C", 0.0, {"pattern": "Answer: (?P<answer>[A-D])"}),
@@ -156,12 +151,8 @@ class Number(PointwiseJudge):
     unparsable: Unparsable = "wrong"
     """A response without a readable number, or cut off: score 0, or abstain, which keeps it out of every pair."""
 
-    @cached_property
-    def _tolerances(self) -> tuple[Fraction, Fraction]:
-        return Fraction(repr(self.tolerance)), Fraction(repr(self.relative))
-
     def _near(self, value: Value, target: Value) -> bool:
-        tolerance, relative = self._tolerances
+        tolerance, relative = Fraction(repr(self.tolerance)), Fraction(repr(self.relative))
         return close(value, target, tolerance=tolerance, relative=relative)
 
     def one(self, prompt: Prompt, response: Response) -> Verdict:
@@ -170,9 +161,7 @@ class Number(PointwiseJudge):
         if number is None or number.value is None:
             why = "no number can be read" if response.finish_reason == "stop" else "cut off before its end"
             return unparsable(self.unparsable, why, well_formed=None)
-        right = target in (number.value, number.bare) or (
-            bool(self.tolerance or self.relative) and self._near(number.value, target)
-        )
+        right = target in (number.value, number.bare) or self._near(number.value, target)
         return Verdict("score", float(right), show(number.value), "" if right else f"expected {show(target)}")
 
 

@@ -1,5 +1,4 @@
-"""Reads labelled examples from a JSONL, CSV or Parquet file, in the columns that `NEEDED` names; others reach the
-judge."""
+"""Reads labelled examples from a JSONL, CSV or Parquet file; columns that are not in `OWN` reach the judge."""
 
 import csv
 import json
@@ -145,7 +144,6 @@ def _target(given: Any) -> str | None:
 
 
 def _is_chat(value: Any) -> bool:
-    """A list of messages, each with a role and a text."""
     return (
         isinstance(value, list)
         and bool(value)

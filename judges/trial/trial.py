@@ -22,8 +22,7 @@ Decision = Literal["right", "wrong", "score", "chosen", "rejected", "tie", "abst
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A judge's answer to a case; `verdicts` of a pair are from the order chosen, rejected; `orders`: both
-    preferences."""
+    """A judge's answer to a case; `verdicts` of a pair: chosen, rejected; `orders`: the preference in both orders."""
 
     case: Case
     decision: Decision
@@ -41,8 +40,7 @@ def try_cases(
     tolerance: float = TOLERANCE,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[Outcome]:
-    """One outcome per case; `correct_at` is the lowest score of a right response. JudgeError if the judge cannot go
-    on."""
+    """One outcome per case; `correct_at` is the lowest score of a right response. JudgeError if the judge fails."""
     if isinstance(judge, PairwiseJudge) and (single := next((case for case in cases if case.kind != "pair"), None)):
         raise JudgeError(
             f"Judge {type(judge).__name__} compares two responses, but the labelled example at {single.where} has one "

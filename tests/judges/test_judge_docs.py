@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from judges import Group, Prompt, Response, build_judge, judge_groups, self_test
-from judges.llm.compare import LLMCompare
-from judges.llm.grade import LLMGrade
+from judges.llm.judges import LLMCompare, LLMGrade
 from judges.llm.settings import Budget
 from judges.llm.template import ALWAYS, OPTIONAL
 from judges.registry import BUILT_IN

@@ -36,8 +36,6 @@ SMALL = {
     "loop.cli.start": "the entry point, of which the wheel has a copy outside the packages",
     "loop.commands.plan_check": "imports what `plan` alone must not load",
     "loop.report.serve": "the only server of the project",
-    "judges.llm.compare": "one file per built-in judge",
-    "judges.models.reward_model": "one file per built-in judge",
     "judges.people.label_page": "stands beside its template",
     "trainer.losses.reference_free": "one file per family of losses",
     "trainer.losses.token_level": "one file per family of losses",

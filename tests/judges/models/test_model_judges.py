@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from judges import Group, JudgeError, Prompt, Response, Verdict, build_judge, fingerprint, judge_groups, self_test
 from judges.context import InMemory, JudgeContext, Usage
 from judges.models.classification import batches
-from judges.models.classifier import probability_of
+from judges.models.scores import probability_of
 from tests.helpers.classifiers import save_classifier
 from tests.helpers.tiny import EOS, PAD
 

@@ -1,8 +1,9 @@
-"""Judge "classifier": the probability that a classification model assigns to a label."""
+"""The judges "reward-model" and "classifier": the score is a model's output, or the probability of a label."""
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from functools import partial
+from typing import Literal
 
 from judges.contract import BatchJudge
 from judges.models.base import ModelJudge, Template
@@ -10,10 +11,23 @@ from judges.models.classification import Encoded, SequenceModel
 from judges.types import JudgeError, Prompt, Response, Verdict
 
 
+class RewardModel(ModelJudge, BatchJudge):
+    """The score of prompt and response by a reward model: sequence classification with one output."""
+
+    template: Template = "chat"
+    """How prompt and response become one text: `chat` (the template of the reward model's own tokenizer), `plain`
+    (prompt text + response text) or `pair` (the tokenizer's text pair)."""
+
+    def check(self, network: SequenceModel) -> None:
+        self.check_template(self.template)
+        check_one_output(network)
+
+    def many(self, items: Sequence[tuple[Prompt, Response]]) -> list[Verdict]:
+        return self.scored(items, partial(self.encode, self.template), reward_verdict)
+
+
 class Classifier(ModelJudge, BatchJudge):
     """The probability (0 to 1) that a classification model assigns to a label."""
-
-    version: ClassVar[str] = "1"
 
     label: str
     """The label whose probability is the score, as named in the model's config, e.g. `POSITIVE`."""
@@ -47,6 +61,21 @@ class Classifier(ModelJudge, BatchJudge):
         probability = probability_of(network.labels.index(self.label), logits, each=each)
         likeliest = network.labels[max(range(len(logits)), key=logits.__getitem__)]
         return Verdict.of(probability, likeliest if len(logits) > 1 else None)
+
+
+def check_one_output(network: SequenceModel) -> None:
+    """JudgeError unless the head has one output."""
+    if len(network.labels) != 1:
+        raise JudgeError(
+            f"The judge's model {network.name} has {len(network.labels)} outputs ({', '.join(network.labels[:6])}), "
+            f"but a reward model must have one. Use the judge classifier with one of these labels."
+        )
+
+
+def reward_verdict(logits: list[float]) -> Verdict:
+    """The model's one output as the score. ValueError if it is not finite."""
+    (reward,) = logits
+    return Verdict.of(reward, f"{reward:.6g}")
 
 
 def probability_of(label: int, logits: Sequence[float], *, each: bool) -> float:
