@@ -108,7 +108,11 @@ class Combine(Judge):
             for part, row in zip(self.parts, verdicts, strict=True)
         ]
         part_verdicts = [
-            [PartVerdict(*one) for one in zip(self.parts, row, scores, strict=True)]
+            [
+                PartVerdict(part, v, score)
+                for part, v, score in zip(self.parts, row, scores, strict=True)
+                if v is not None
+            ]
             for row, scores in zip(zip(*verdicts, strict=True), zip(*scaled, strict=True), strict=True)
         ]
         return [self._one(response, row) for response, row in zip(group.responses, part_verdicts, strict=True)]
@@ -116,7 +120,7 @@ class Combine(Judge):
     def _one(self, response: Response, part_verdicts: Sequence[PartVerdict]) -> Verdict:
         """The verdict on one response, with every part's score in `parts`."""
         parts = parts_of(part_verdicts)
-        counting = [one for one in part_verdicts if not one.part.shadow and one.verdict is not None]
+        counting = [one for one in part_verdicts if not one.part.shadow]
         if self.how != "fallback" and (failure := failure_of(counting)) is not None:
             return replace(failure, parts=parts)
         verdict = RULES[self.how](counting, self.failed)

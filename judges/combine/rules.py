@@ -69,10 +69,10 @@ class LengthPenalty(BaseModel):
 
 
 class PartVerdict(NamedTuple):
-    """One part's verdict on a response; None if it was not asked or is a shadow that failed."""
+    """One part's verdict on a response, and its score on the part's scale."""
 
     part: Part
-    verdict: Verdict | None
+    verdict: Verdict
     scaled: float | None
 
 
@@ -95,9 +95,8 @@ def parts_of(part_verdicts: Sequence[PartVerdict]) -> dict[str, float]:
     """Every part's score, raw and scaled, and the score's own parts."""
     parts: dict[str, float] = {}
     for part, verdict, scaled in part_verdicts:
-        if verdict is not None:
-            parts |= {f"{part.label}.{name}": value for name, value in verdict.parts.items()}
-        if verdict is not None and verdict.score is not None:
+        parts |= {f"{part.label}.{name}": value for name, value in verdict.parts.items()}
+        if verdict.score is not None:
             parts[part.label] = verdict.score
         if part.normalise != "none" and scaled is not None:
             parts[f"{part.label}.normalised"] = scaled
@@ -108,19 +107,16 @@ def failure_of(counting: Sequence[PartVerdict]) -> Verdict | None:
     """The first error, or else the first abstain, labelled with its part."""
     for kind in ("error", "abstain"):
         for part, verdict, _ in counting:
-            if verdict is not None and verdict.kind == kind:
+            if verdict.kind == kind:
                 return Verdict(verdict.kind, None, None, f"{part.label}: {verdict.why}", verdict.well_formed)
     return None
 
 
 def _described(score: float, counting: Sequence[PartVerdict], why: str = "") -> Verdict:
     """A score with the parts' first answer, first `well_formed` and reasons; an error if it is not finite."""
-    verdicts = [one.verdict for one in counting if one.verdict is not None]
-    extracted = next((v.extracted for v in verdicts if v.extracted is not None), None)
-    formed = next((v.well_formed for v in verdicts if v.well_formed is not None), None)
-    reasons = [
-        f"{one.part.label}: {one.verdict.why}" for one in counting if one.verdict is not None and one.verdict.why
-    ]
+    extracted = next((v.extracted for _, v, _ in counting if v.extracted is not None), None)
+    formed = next((v.well_formed for _, v, _ in counting if v.well_formed is not None), None)
+    reasons = [f"{part.label}: {verdict.why}" for part, verdict, _ in counting if verdict.why]
     return scored(score, extracted, "; ".join([*filter(None, [why]), *reasons])[:400], formed)
 
 
@@ -137,7 +133,7 @@ def _sum(counting: Sequence[PartVerdict], failed: float) -> Verdict:
 
 def _gates(counting: Sequence[PartVerdict], failed: float) -> Verdict:
     for part, verdict, _ in counting:
-        score = None if verdict is None else verdict.score
+        score = verdict.score
         if part.threshold is not None and score is not None and score < part.threshold:
             return _described(failed, counting, f"stopped at {part.label}: {score:g} < {part.threshold:g}")
     return _sum(counting, failed)
@@ -146,7 +142,7 @@ def _gates(counting: Sequence[PartVerdict], failed: float) -> Verdict:
 def _majority(counting: Sequence[PartVerdict], failed: float) -> Verdict:
     votes = {0.0: 0.0, 1.0: 0.0}
     for part, verdict, _ in counting:
-        score = None if verdict is None else verdict.score
+        score = verdict.score
         if score not in (0.0, 1.0):
             return Verdict.error(f"{part.label} gave {score:g}, but a majority counts only 0 and 1")
         votes[score] += part.factor
@@ -157,7 +153,7 @@ def _majority(counting: Sequence[PartVerdict], failed: float) -> Verdict:
 
 def _fallback(counting: Sequence[PartVerdict], failed: float) -> Verdict:
     for one in counting:
-        if one.verdict is not None and one.verdict.score is not None:
+        if one.verdict.score is not None:
             return _described(one.verdict.score, [one])
     failure = failure_of(counting)
     assert failure is not None  # a counting part has a score, abstains or fails

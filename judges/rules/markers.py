@@ -174,7 +174,9 @@ def _undecided(stated: str, numbers: list[Number]) -> bool:
 
 def _skip_blank(text: str, start: int) -> int:
     """Skip white space and line breaks, so that the answer may be on a later line."""
-    return len(text) - len(text[start:].lstrip(" \t\r\n"))
+    while start < len(text) and text[start] in " \t\r\n":
+        start += 1
+    return start
 
 
 def _line_end(text: str, start: int) -> int:

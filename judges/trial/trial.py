@@ -79,7 +79,8 @@ def _outcome(
 ) -> Outcome:
     seen = tuple(verdicts[response.id, False] for response in case.responses)
     if case.kind == "pair":
-        preference, orders = _preference(*seen), tuple[Preference, ...]()
+        preference = _preference(*seen)
+        orders: tuple[Preference, ...] = ()
         if not isinstance(judge, PointwiseJudge):
             other = _preference(*(verdicts[response.id, True] for response in case.responses))
             orders, preference = (preference, other), _effective(judge, case, preference, other)
