@@ -113,7 +113,7 @@ def test_labelled_examples_are_tried_with_the_model_that_answers(
     prepared = JudgeService(**judging).prepare(lambda **_: None, 1.0)  # the examples wait: nobody answers here
     assert prepared.local_model is not None
     own = judge_engine(prepared.local_model, EngineConfig())
-    service = EngineService(own.settings, {})
+    service = EngineService(own.settings, ChatFormat())
     with nullcontext() if agrees else pytest.raises(JudgeError, match="agrees with 0 of 1 labelled examples"):
         assert service.try_examples(1.0, own_model, own.found.digest, judging, lambda **_: None) == 1
 

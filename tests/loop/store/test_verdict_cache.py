@@ -17,6 +17,7 @@ from judges.context import Usage
 from judges.types import JudgeError
 from loop.config.settings import EngineConfig, JudgeConfig
 from loop.errors import UserError
+from loop.prompts.chat_template import ChatFormat
 from loop.prompts.row import PromptRow
 from loop.store import tables
 from loop.store.run_folder import RunFolder
@@ -245,7 +246,7 @@ def test_the_policy_judges_its_responses_in_the_sampling_engine(toys: Path, shar
         "settings": JudgeConfig(name="llm-grade", args={"engine": "policy", "max_tokens": 8}),
         "cache": tmp_path / "verdicts.sqlite",
     }
-    engine = EngineService(EngineConfig(kind="transformers", max_model_len=4096, batch=8), {})
+    engine = EngineService(EngineConfig(kind="transformers", max_model_len=4096, batch=8), ChatFormat())
     task = JudgeTask("shard 0", shard, tmp_path / "v.parquet", PROMPTS[:2])
     two = [row for row in rows(shard) if row["prompt_id"] in ("p0", "p1")]
     shard.write_bytes(tables.to_bytes(two, tables.RESPONSES, {}))
