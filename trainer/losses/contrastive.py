@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trainer.losses.batch import Pairs, given
-from trainer.losses.primitives import ell
+from trainer.losses.primitives import ell, smoothed
 
 
 def dpo(pairs: Pairs, *, beta: float) -> Tensor:
@@ -24,8 +24,7 @@ def tr_dpo(pairs: Pairs, *, beta: float, alpha: float, tau: float) -> Tensor:
 def cdpo(pairs: Pairs, *, beta: float, label_smoothing: float) -> Tensor:
     """`(1-ε) ell(z) + ε ell(-z)`: lowest where `z = log((1-ε)/ε)`, and rising again beyond. E. Mitchell, "A note on DPO
     with noisy preferences and relationship to IPO", 2023."""
-    z = beta * pairs.delta
-    return (1 - label_smoothing) * ell(z) + label_smoothing * ell(-z)
+    return smoothed(beta * pairs.delta, label_smoothing)
 
 
 def robust(pairs: Pairs, *, beta: float, label_smoothing: float) -> Tensor:

@@ -4,7 +4,7 @@ masked."""
 import torch
 from torch import Tensor
 
-from trainer.losses.batch import Groups
+from trainer.losses.batch import Groups, given
 from trainer.losses.primitives import ell
 
 
@@ -70,5 +70,4 @@ def _shares(groups: Groups, alpha: float) -> Tensor:
 
 
 def _scores(groups: Groups) -> Tensor:
-    assert groups.score is not None, "the loss must declare the need `scores`"
-    return groups.score.to(groups.y.logp.dtype)
+    return given(groups.score, "scores").to(groups.y.logp.dtype)

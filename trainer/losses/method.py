@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -49,8 +49,8 @@ class Method:
     """A row of the table."""
 
     kind: Kind = "pairs"
-    function: str
-    """`module:function`; called as `function(relation, **arguments)`, gives one value per relation."""
+    function: str = ""
+    """`module:function`, set by `rows_of`; `function(relation, **arguments)` gives one value per relation."""
     paper: str
     about: str
     """One line: what it does."""
@@ -78,6 +78,12 @@ class Method:
     def load_update(self) -> Callable[..., Any] | None:
         """The update of the running state, if there is one."""
         return _import(self.update) if self.update else None
+
+
+def rows_of(module: str, kind: Kind, rows: dict[str, Method]) -> dict[str, Method]:
+    """Rows of one kind, whose functions have their names and are in this module of `trainer.losses` (unless given)."""
+    functions = {name: row.function or f"trainer.losses.{module}:{name}" for name, row in rows.items()}
+    return {name: replace(row, kind=kind, function=functions[name]) for name, row in rows.items()}
 
 
 def _import(where: str) -> Callable[..., Any]:

@@ -10,6 +10,11 @@ def ell(z: Tensor) -> Tensor:
     return softplus(-z)
 
 
+def smoothed(z: Tensor, share: Tensor | float) -> Tensor:
+    """`(1-ε) ell(z) + ε ell(-z)`: the loss if a `share` ε of the labels is wrong."""
+    return (1 - share) * ell(z) + share * ell(-z)
+
+
 def log1mexp(u: Tensor) -> Tensor:
     """`log(1 - exp(u))` for `u < 0`; `u` is held at most at -1e-7, where it would diverge."""
     u = u.clamp(max=-1e-7)

@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
-from trainer.losses.batch import Singles
+from trainer.losses.batch import Singles, given
 from trainer.losses.primitives import ell
 
 
 def apo_zero_unpaired(singles: Singles, *, beta: float, desirable_weight: float, undesirable_weight: float) -> Tensor:
     """`λ_D (1 - σ(βh))` for a good response, `λ_U (1 - σ(-βh))` for a bad one: both halves of eq. 7 of
     arXiv:2408.06266, and KTO with its reference point at 0."""
-    good_S = _labels(singles)
     z_S = beta * singles.y.gap
+    good_S = given(singles.good, "labels")
     return torch.where(good_S, desirable_weight * (-z_S).sigmoid(), undesirable_weight * z_S.sigmoid())
 
 
@@ -22,8 +22,7 @@ def sft(singles: Singles, *, normalise: str) -> Tensor:
 
 def retain_kl(singles: Singles) -> Tensor:
     """`KL(ref || policy)` per token, mean over the response: the retain term "KL" of arXiv:2404.05868."""
-    assert singles.y.kl is not None, "the loss must declare the need `sequence_kl`"
-    return singles.y.kl / singles.y.length
+    return given(singles.y.kl, "sequence_kl") / singles.y.length
 
 
 def npo(singles: Singles, *, beta: float) -> Tensor:
@@ -41,10 +40,9 @@ def simnpo(singles: Singles, *, beta: float, gamma: float, gamma_times_beta: boo
 def dro_v(singles: Singles, *, tau: float) -> Tensor:
     """`½(r - V - τh)²`; arXiv:2405.19107. As the paper trains, the gradient for the value is `V - r + τh`, and the
     policy's is divided by τ: `-(r - V) + τh`."""
-    assert singles.y.value is not None, "the loss must declare the need `value`"
     h_S = singles.y.gap
     slow_h_S = h_S.detach() + (h_S - h_S.detach()) / tau  # equal to h, gradient 1/τ
-    return 0.5 * (_scores(singles) - singles.y.value - tau * slow_h_S).square()
+    return 0.5 * (_scores(singles) - given(singles.y.value, "value") - tau * slow_h_S).square()
 
 
 def spo(singles: Singles, *, eta: float) -> Tensor:
@@ -62,18 +60,10 @@ def nash_md(singles: Singles, *, tau: float) -> Tensor:
 
 def nash_md_token(singles: Singles, *, tau: float) -> Tensor:
     """`τ sum_t sg[h_t] logp_t - (P - ½) sum_t logp_t`: each token answers for its own log-ratio `h_t` only (TRL)."""
-    tokens_SL, ref_SL = singles.y.tokens, singles.y.ref_tokens
-    assert tokens_SL is not None, "the loss must declare the needs `reference` and `tokens`"
-    assert ref_SL is not None, "the loss must declare the needs `reference` and `tokens`"
+    tokens_SL, ref_SL = given(singles.y.tokens, "tokens"), given(singles.y.ref_tokens, "reference")
     drift_S = ((tokens_SL - ref_SL).detach() * tokens_SL).sum(-1)
     return tau * drift_S - (_scores(singles) - 0.5) * singles.y.logp
 
 
 def _scores(singles: Singles) -> Tensor:
-    assert singles.score is not None, "the loss must declare the need `scores`"
-    return singles.score.to(singles.y.logp.dtype)
-
-
-def _labels(singles: Singles) -> Tensor:
-    assert singles.good is not None, "the loss must declare the need `labels`"
-    return singles.good
+    return given(singles.score, "scores").to(singles.y.logp.dtype)

@@ -4,8 +4,8 @@ value per relation, `P` pairs or `S` singles. `..._update(relation, state, ...)`
 import torch
 from torch import Tensor
 
-from trainer.losses.batch import Pairs, Singles
-from trainer.losses.primitives import ell
+from trainer.losses.batch import Pairs, Singles, given
+from trainer.losses.primitives import ell, smoothed
 
 SMALLEST_BETA = 1e-3
 """β-DPO never goes below; junkangwu/beta-DPO `trainers.py`."""
@@ -14,27 +14,25 @@ SMALLEST_BETA = 1e-3
 def kto(singles: Singles, *, beta: float, desirable_weight: float, undesirable_weight: float) -> Tensor:
     """`λ_D (1 - σ(β(h - z0)))` for a good response, `λ_U (1 - σ(β(z0 - h)))` for a bad one; arXiv:2402.01306. `z0 =
     max(0, mean h of the mismatched responses)` over the step, without gradient."""
-    assert singles.good is not None, "the loss must declare the need `labels`"
     assert singles.mismatched is not None, "the loss must declare the need `mismatched`"
     z0 = singles.mismatched.gap.detach().mean().clamp(min=0.0)
+    good_S = given(singles.good, "labels")
     z_S = beta * (singles.y.gap - z0)
-    return torch.where(singles.good, desirable_weight * (-z_S).sigmoid(), undesirable_weight * z_S.sigmoid())
+    return torch.where(good_S, desirable_weight * (-z_S).sigmoid(), undesirable_weight * z_S.sigmoid())
 
 
 def bco(singles: Singles, *, state: dict[str, float], beta: float, momentum: float) -> Tensor:
     """`ell(βh - δ)` for a good response, `ell(-(βh - δ))` for a bad one; arXiv:2404.04656. `δ` is the mean of the two
     running means in `state`, 0 before its first update."""
-    assert singles.good is not None, "the loss must declare the need `labels`"
     z_S = beta * singles.y.gap - sum(state.values()) / max(len(state), 1)
-    return ell(torch.where(singles.good, z_S, -z_S))
+    return ell(torch.where(given(singles.good, "labels"), z_S, -z_S))
 
 
 def bco_update(singles: Singles, state: dict[str, float], *, beta: float, momentum: float) -> dict[str, float]:
     """Running means of the implicit reward `βh`, for `good` and `bad` apart: the first step with such a response sets
     the mean, later ones move it by `1 - momentum`, a step without one leaves it."""
-    assert singles.good is not None, "the loss must declare the need `labels`"
-    new = dict(state)
-    for name, which_S in (("good", singles.good), ("bad", ~singles.good)):
+    new, good_S = dict(state), given(singles.good, "labels")
+    for name, which_S in (("good", good_S), ("bad", ~good_S)):
         if which_S.any():
             mean = beta * float(singles.y.gap[which_S].detach().mean())
             new[name] = momentum * state.get(name, mean) + (1 - momentum) * mean
@@ -78,15 +76,14 @@ def beta_dpo_update(pairs: Pairs, state: dict[str, float], *, momentum: float, *
 def aot(pairs: Pairs, *, beta: float, label_smoothing: float) -> Tensor:
     """DPO with each pair's policy margin `logp_w - logp_l` against the reference margin of the same rank in the step;
     paired form of arXiv:2406.05882. A pair's value is the one of its policy margin."""
-    assert pairs.w.ref is not None, "the loss must declare the need `reference`"
-    assert pairs.l.ref is not None, "the loss must declare the need `reference`"
-    return _smoothed(beta * _rank_differences(pairs.w.logp - pairs.l.logp, pairs.w.ref - pairs.l.ref), label_smoothing)
+    ref_margin_P = given(pairs.w.ref, "reference") - given(pairs.l.ref, "reference")
+    return smoothed(beta * _rank_differences(pairs.w.logp - pairs.l.logp, ref_margin_P), label_smoothing)
 
 
 def aot_unpaired(pairs: Pairs, *, beta: float, label_smoothing: float) -> Tensor:
     """DPO with each chosen response's log-ratio against the rejected log-ratio of the same rank in the step: two pools,
     whose pairs do not matter; unpaired form of arXiv:2406.05882. A pair's value is the one of its chosen response."""
-    return _smoothed(beta * _rank_differences(pairs.w.gap, pairs.l.gap), label_smoothing)
+    return smoothed(beta * _rank_differences(pairs.w.gap, pairs.l.gap), label_smoothing)
 
 
 def _rank_differences(x_P: Tensor, y_P: Tensor) -> Tensor:
@@ -94,10 +91,6 @@ def _rank_differences(x_P: Tensor, y_P: Tensor) -> Tensor:
     for the gradient; equal values keep their order."""
     rank_P = x_P.detach().argsort(stable=True).argsort()
     return x_P - y_P.sort(stable=True).values[rank_P]
-
-
-def _smoothed(z_P: Tensor, label_smoothing: float) -> Tensor:
-    return (1 - label_smoothing) * ell(z_P) + label_smoothing * ell(-z_P)
 
 
 def _running(state: dict[str, float], momentum: float, bias_correction: bool) -> tuple[float, float]:

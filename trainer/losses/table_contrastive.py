@@ -3,11 +3,11 @@
 from trainer.losses.method import Method, Need, choice, number
 
 REFERENCE: frozenset[Need] = frozenset({"reference"})
-BETA = number(0.1, "Strength of the pull towards the reference; higher keeps the policy closer to it.", gt=0)
+PULL = "Strength of the pull towards the reference; higher keeps the policy closer to it."
+BETA = number(0.1, PULL, gt=0)
 
 ROWS: dict[str, Method] = {
     "dpo": Method(
-        function="trainer.losses.contrastive:dpo",
         paper="Rafailov et al. 2023, arXiv:2305.18290",
         about="Raises the chosen response's log-ratio to the reference above the rejected one's.",
         needs=REFERENCE,
@@ -16,7 +16,6 @@ ROWS: dict[str, Method] = {
         "(`beta: 0.05`). TRL's `label_smoothing` made it `cdpo` until February 2026 and is ignored since.",
     ),
     "cdpo": Method(
-        function="trainer.losses.contrastive:cdpo",
         paper="Mitchell 2023, A note on DPO with noisy preferences",
         about="DPO with smoothed labels: pulls the margin to a finite target.",
         needs=REFERENCE,
@@ -27,7 +26,6 @@ ROWS: dict[str, Method] = {
         notes="Published as a note and as `label_smoothing` of the original DPO code. RLHFlow uses 0.1, HALOs 0.2.",
     ),
     "robust": Method(
-        function="trainer.losses.contrastive:robust",
         paper="Chowdhury et al. 2024, arXiv:2403.00409",
         about="DPO whose expectation is that of clean labels when a known share of them is flipped.",
         needs=REFERENCE,
@@ -38,7 +36,6 @@ ROWS: dict[str, Method] = {
         notes="The form in TRL (`robust`). Not bounded below: its gradient never vanishes.",
     ),
     "dno": Method(
-        function="trainer.losses.contrastive:dno",
         paper="Rosset et al. 2024, arXiv:2404.03715",
         about="DPO with soft labels from the difference of both win rates.",
         needs=REFERENCE | {"win_rates"},
@@ -46,7 +43,6 @@ ROWS: dict[str, Method] = {
         notes="The paper's ideal step (eq. 8). What the paper trains, DNO-Prct, is `dpo` on pairs filtered by score.",
     ),
     "gpo": Method(
-        function="trainer.losses.contrastive:gpo",
         paper="Tang et al. 2024, arXiv:2402.05749",
         about="Any classification loss of the margin: DPO, IPO and hinge are members.",
         needs=REFERENCE,
@@ -66,7 +62,6 @@ ROWS: dict[str, Method] = {
         "slope in 0. `savage` is not convex; `exponential` has no gradient below a margin of -30.",
     ),
     "hinge": Method(
-        function="trainer.losses.contrastive:hinge",
         paper="Liu et al. 2023 (RSO), arXiv:2309.06657",
         about="Hinge of the margin: pairs that are far enough apart no longer count.",
         needs=REFERENCE,
@@ -74,7 +69,6 @@ ROWS: dict[str, Method] = {
         notes="RSO's hinge-norm, the `hinge` of TRL and torchtune's RSOLoss. SLiC has no reference: see `slic`.",
     ),
     "ipo": Method(
-        function="trainer.losses.contrastive:ipo",
         paper="Azar et al. 2023, arXiv:2310.12036",
         about="Regresses the difference of log-ratios to a fixed target, which bounds it.",
         needs=REFERENCE,
@@ -86,7 +80,6 @@ ROWS: dict[str, Method] = {
         "(TRL, HALOs, LLaMA-Factory, oat). With means, τ sets a gap per token: tune it for each convention.",
     ),
     "online_ipo": Method(
-        function="trainer.losses.contrastive:online_ipo",
         paper="Calandriello et al. 2024, arXiv:2403.08635",
         about="IPO with the probability of the preference, on two samples of the policy.",
         needs=REFERENCE | {"probability"},
@@ -94,7 +87,6 @@ ROWS: dict[str, Method] = {
         notes="Sums of token log-probs. With certain preferences it is `ipo` with `normalise: sum`.",
     ),
     "r_dpo": Method(
-        function="trainer.losses.contrastive:r_dpo",
         paper="Park et al. 2024, arXiv:2403.19159",
         about="DPO in which a length difference explains part of the preference.",
         needs=REFERENCE,
@@ -105,7 +97,6 @@ ROWS: dict[str, Method] = {
         notes="Sums, as in the paper; oat's `LR_DPO` adds the same term to token means.",
     ),
     "dpo_norm": Method(
-        function="trainer.losses.contrastive:dpo_norm",
         paper="Lambert et al. 2024 (Tülu 3), arXiv:2411.15124",
         about="DPO over means of token log-ratios, so that length does not add to the margin.",
         needs=REFERENCE,
@@ -117,7 +108,6 @@ ROWS: dict[str, Method] = {
         notes="`sigmoid_norm` in TRL. Not RSO's sigmoid-norm, which is `dpo`.",
     ),
     "f_dpo": Method(
-        function="trainer.losses.contrastive:f_dpo",
         paper="Wang et al. 2023, arXiv:2309.16240",
         about="DPO with another divergence from the reference instead of the reverse KL.",
         needs=REFERENCE,
@@ -131,7 +121,6 @@ ROWS: dict[str, Method] = {
         notes="α as in the paper; TRL's is 1 - α. Exponents are held at 80; a response beyond that has no gradient.",
     ),
     "exo": Method(
-        function="trainer.losses.contrastive:exo",
         paper="Ji et al. 2024, arXiv:2402.00856",
         about="Reverse KL from the policy's preference to a smoothed label.",
         needs=REFERENCE,
@@ -144,18 +133,16 @@ ROWS: dict[str, Method] = {
         "gradient, unlike in DPO.",
     ),
     "discopop": Method(
-        function="trainer.losses.contrastive:discopop",
         paper="Lu et al. 2024, arXiv:2406.08414",
         about="A loss found by search: logistic below a margin of 0, exponential above.",
         needs=REFERENCE,
         arguments={
-            "beta": number(0.05, "Strength of the pull towards the reference; higher keeps the policy closer.", gt=0),
+            "beta": number(0.05, PULL, gt=0),
             "tau": number(0.05, "Width of the transition between both losses.", gt=0, le=1),
         },
         notes="As in TRL: the gradient flows through the mixing weight. Not convex.",
     ),
     "rebel": Method(
-        function="trainer.losses.contrastive:rebel",
         paper="Gao et al. 2024, arXiv:2404.16767",
         about="Regresses the difference of log-ratios to the difference of scores.",
         needs=REFERENCE | {"scores"},
@@ -166,7 +153,6 @@ ROWS: dict[str, Method] = {
         notes="Paper and code differ by the factor η², i.e. in learning rate. The reference is the previous iterate.",
     ),
     "xpo": Method(
-        function="trainer.losses.contrastive:xpo",
         paper="Xie et al. 2024, arXiv:2405.21046",
         about="DPO with a bonus for making a sample of the reference less likely: exploration.",
         needs=REFERENCE | {"origin"},

@@ -1,13 +1,11 @@
 """Rows of the losses over groups, over single responses, and over all pairs of a step at once. No torch here."""
 
-from trainer.losses.method import Method, Need, choice, flag, number
+from trainer.losses.method import Method, Need, choice, flag, number, rows_of
+from trainer.losses.table_contrastive import BETA, PULL, REFERENCE
 
-REFERENCE: frozenset[Need] = frozenset({"reference"})
 LABELLED: frozenset[Need] = frozenset({"reference", "labels"})
 SCORED: frozenset[Need] = frozenset({"reference", "scores"})
 WINNING: frozenset[Need] = SCORED | {"shares"}
-PULL = "Strength of the pull towards the reference; higher keeps the policy closer to it."
-BETA = number(0.1, PULL, gt=0)
 SMALL_BETA = number(0.01, PULL, gt=0)
 DESIRABLE = number(1.0, "Weight of good responses; weight times count of good over bad should be 1 to 4/3.", ge=0)
 UNDESIRABLE = number(1.0, "Weight of bad responses; higher pushes them down harder.", ge=0)
@@ -16,8 +14,6 @@ SMOOTHING = number(0.0, "Probability that a label is wrong; higher trusts the pa
 
 GROUPS: dict[str, Method] = {
     "plackett_luce": Method(
-        kind="groups",
-        function="trainer.losses.listwise:plackett_luce",
         paper="Rafailov et al. 2023, arXiv:2305.18290, appendix A.3",
         about="DPO for a whole ranking: each response is chosen out of those that are left.",
         needs=REFERENCE,
@@ -30,8 +26,6 @@ GROUPS: dict[str, Method] = {
         "more. Ties have no order here: break or drop them. No defaults are published for language models.",
     ),
     "d2o": Method(
-        kind="groups",
-        function="trainer.losses.listwise:d2o",
         paper="Duan et al. 2024, arXiv:2403.03419",
         about="Pushes a labelled bad response (the last of its group) below the model's own samples (the others).",
         needs=REFERENCE,
@@ -43,8 +37,6 @@ GROUPS: dict[str, Method] = {
         "in its experiments. The paper uses 11 own samples.",
     ),
     "exo_rw": Method(
-        kind="groups",
-        function="trainer.losses.listwise:exo_rw",
         paper="Ji et al. 2024, arXiv:2402.00856",
         about="EXO on scored responses: reverse KL from the policy's shares to those of the scores.",
         needs=SCORED,
@@ -56,8 +48,6 @@ GROUPS: dict[str, Method] = {
         "Both tails are flat: a group in the wrong order has almost no gradient.",
     ),
     "infonca": Method(
-        kind="groups",
-        function="trainer.losses.listwise:infonca",
         paper="Chen et al. 2024, arXiv:2402.05369",
         about="Cross-entropy from the scores' shares to the policy's; with two responses and hard labels this is DPO.",
         needs=SCORED,
@@ -66,8 +56,6 @@ GROUPS: dict[str, Method] = {
         "first response's label as a tie-break, which this does not.",
     ),
     "nca_rw": Method(
-        kind="groups",
-        function="trainer.losses.listwise:nca_rw",
         paper="Chen et al. 2024, arXiv:2402.05369",
         about="NCA on scored responses: raises good ones in absolute terms and holds all of them down.",
         needs=SCORED,
@@ -78,7 +66,6 @@ GROUPS: dict[str, Method] = {
 
 SINGLES: dict[str, Method] = {
     "kto": Method(
-        kind="singles",
         function="trainer.losses.stepwise:kto",
         paper="Ethayarajh et al. 2024, arXiv:2402.01306",
         about="Moves good responses above and bad ones below a reference point; flat for those far from it.",
@@ -89,8 +76,6 @@ SINGLES: dict[str, Method] = {
         "another estimator). Steps of less than 16 make it noise.",
     ),
     "apo_zero_unpaired": Method(
-        kind="singles",
-        function="trainer.losses.singles:apo_zero_unpaired",
         paper="D'Oosterlinck et al. 2024, arXiv:2408.06266",
         about="KTO with its reference point at 0: no mismatched responses to score.",
         needs=LABELLED,
@@ -98,7 +83,6 @@ SINGLES: dict[str, Method] = {
         notes="TRL's loss type of KTOTrainer; for pairs see `apo_zero`, the sum of both halves.",
     ),
     "bco": Method(
-        kind="singles",
         function="trainer.losses.stepwise:bco",
         update="trainer.losses.stepwise:bco_update",
         paper="Jung et al. 2024, arXiv:2404.04656",
@@ -113,20 +97,14 @@ SINGLES: dict[str, Method] = {
         "the data.",
     ),
     "sft": Method(
-        kind="singles",
-        function="trainer.losses.singles:sft",
         paper="the baseline Preferred-FT of Rafailov et al. 2023, arXiv:2305.18290",
         about="Raises the likelihood of good responses: a control, or the retain term added to `npo` and `simnpo`.",
         needs=frozenset({"labels"}),
         takes="good",
-        arguments={
-            "normalise": choice("response", "Divide by the response's own length, or not at all.", "sum"),
-        },
+        arguments={"normalise": choice("response", "Divide by the response's own length, or not at all.", "sum")},
         notes="Each response weighs the same whatever its length; token-weighted means of other trainers do not.",
     ),
     "retain_kl": Method(
-        kind="singles",
-        function="trainer.losses.singles:retain_kl",
         paper="Zhang et al. 2024, arXiv:2404.05868",
         about="Keeps the policy's token distributions on good responses close to the reference's; added to `npo`.",
         needs=frozenset({"labels", "sequence_kl"}),
@@ -134,8 +112,6 @@ SINGLES: dict[str, Method] = {
         notes="KL(reference || policy) per token as in the authors' code, but each response weighs the same.",
     ),
     "npo": Method(
-        kind="singles",
-        function="trainer.losses.singles:npo",
         paper="Zhang et al. 2024, arXiv:2404.05868",
         about="Unlearns bad responses: DPO without the chosen one.",
         needs=LABELLED,
@@ -145,8 +121,6 @@ SINGLES: dict[str, Method] = {
         "responses.",
     ),
     "simnpo": Method(
-        kind="singles",
-        function="trainer.losses.singles:simnpo",
         paper="Fan et al. 2024, arXiv:2410.07163",
         about="Unlearns bad responses by their mean token log-prob, without a reference.",
         needs=frozenset({"labels"}),
@@ -160,8 +134,6 @@ SINGLES: dict[str, Method] = {
         "subtracts it from the mean loss, and weights the loss 0.1375 relative to the retain term.",
     ),
     "dro_v": Method(
-        kind="singles",
-        function="trainer.losses.singles:dro_v",
         paper="Richemond et al. 2024, arXiv:2405.19107",
         about="Regression of score minus value on the log-ratio; a value network is trained together with the policy.",
         needs=SCORED | {"value"},
@@ -171,8 +143,6 @@ SINGLES: dict[str, Method] = {
         "means other losses.",
     ),
     "spo": Method(
-        kind="singles",
-        function="trainer.losses.singles:spo",
         paper="Swamy et al. 2024, arXiv:2401.04056; Wu et al. 2024, arXiv:2405.00675",
         about="Self-play with win rates as scores in [0, 1]: each log-ratio is pulled to eta times (win rate - 1/2).",
         needs=WINNING,
@@ -182,8 +152,6 @@ SINGLES: dict[str, Method] = {
         "than win rates are wrong here. Not Single-stream Policy Optimization, also called SPO.",
     ),
     "nash_md": Method(
-        kind="singles",
-        function="trainer.losses.singles:nash_md",
         paper="Munos et al. 2023, arXiv:2312.00886",
         about="Policy gradient of the win probability minus the log-ratio to the reference.",
         needs=WINNING,
@@ -194,8 +162,6 @@ SINGLES: dict[str, Method] = {
         "arXiv:2403.08635.",
     ),
     "nash_md_token": Method(
-        kind="singles",
-        function="trainer.losses.singles:nash_md_token",
         paper="Munos et al. 2023, arXiv:2312.00886, as in TRL",
         about="`nash_md` in which each token is weighted by its own log-ratio instead of the response's.",
         needs=WINNING | {"tokens"},
@@ -206,7 +172,6 @@ SINGLES: dict[str, Method] = {
 
 PAIRS: dict[str, Method] = {
     "beta_dpo": Method(
-        function="trainer.losses.stepwise:beta_dpo",
         update="trainer.losses.stepwise:beta_dpo_update",
         paper="Wu et al. 2024, arXiv:2407.08639",
         about="DPO whose beta grows with the step's mean gap, on pairs whose gap is not unusual.",
@@ -223,7 +188,6 @@ PAIRS: dict[str, Method] = {
         "20 steps or so, and the filter keeps the pairs nearest to 0.",
     ),
     "aot": Method(
-        function="trainer.losses.stepwise:aot",
         paper="Melnyk et al. 2024, arXiv:2406.05882",
         about="DPO with policy and reference margins matched by rank over the whole step.",
         needs=REFERENCE | {"step"},
@@ -233,7 +197,6 @@ PAIRS: dict[str, Method] = {
         "policy margin.",
     ),
     "aot_unpaired": Method(
-        function="trainer.losses.stepwise:aot_unpaired",
         paper="Melnyk et al. 2024, arXiv:2406.05882",
         about="DPO with chosen and rejected log-ratios matched by rank over the whole step, whatever their pairs.",
         needs=REFERENCE | {"step"},
@@ -256,4 +219,8 @@ PAIRS: dict[str, Method] = {
     ),
 }
 
-ROWS: dict[str, Method] = {**GROUPS, **SINGLES, **PAIRS}
+ROWS: dict[str, Method] = {
+    **rows_of("listwise", "groups", GROUPS),
+    **rows_of("singles", "singles", SINGLES),
+    **rows_of("stepwise", "pairs", PAIRS),
+}

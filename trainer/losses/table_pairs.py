@@ -1,26 +1,22 @@
 """Rows of the losses over pairs, except those over `Δ` (`table_contrastive.py`). No torch here."""
 
-from trainer.losses.method import Method, choice, flag, number
-from trainer.losses.table_contrastive import BETA, REFERENCE
+from trainer.losses.method import Method, choice, flag, number, rows_of
+from trainer.losses.table_contrastive import BETA, PULL, REFERENCE
 from trainer.losses.table_contrastive import ROWS as CONTRASTIVE_ROWS
 
 NLL = choice(
-    "response",
-    "Divide by the response's own length, by the mean length in the step, or not at all.",
-    "step",
-    "sum",
+    "response", "Divide by the response's own length, by the mean length in the step, or not at all.", "step", "sum"
 )
 ETA = number(1000.0, "Targets are η(P - 1/2); higher moves further. 1/`beta` in TRL and the authors' code.", gt=0)
 COMBINE = choice("sum", "Add both squares (paper), or take their mean (authors' code).", "mean")
 
 LOG_RATIO_ROWS: dict[str, Method] = {
     "dpop": Method(
-        function="trainer.losses.log_ratios:dpop",
         paper="Pal et al. 2024, arXiv:2402.13228",
         about="DPO that does not let the chosen response fall below the reference.",
         needs=REFERENCE,
         arguments={
-            "beta": number(0.3, "Strength of the pull towards the reference; higher keeps the policy closer.", gt=0),
+            "beta": number(0.3, PULL, gt=0),
             "penalty": number(
                 50.0, "The paper's λ: penalty per nat by which the chosen response is below the reference.", ge=0
             ),
@@ -28,7 +24,6 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         notes="oat agrees with the paper; turbo-alignment has 0.1 for λ. With 50 the gradients need clipping.",
     ),
     "sppo": Method(
-        function="trainer.losses.log_ratios:sppo",
         paper="Wu et al. 2024, arXiv:2405.00675",
         about="Regresses each log-ratio to the response's win rate over the prompt's responses.",
         needs=REFERENCE | {"win_rates"},
@@ -37,7 +32,6 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         "squares, the authors' code takes their mean.",
     ),
     "sppo_hard": Method(
-        function="trainer.losses.log_ratios:sppo_hard",
         paper="Wu et al. 2024, arXiv:2405.00675",
         about="SPPO with win rates 1 and 0.",
         needs=REFERENCE,
@@ -45,7 +39,6 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         notes="As in TRL, which adds both squares.",
     ),
     "sppo_single": Method(
-        function="trainer.losses.log_ratios:sppo_single",
         paper="Wu et al. 2024, arXiv:2405.00675",
         about="SPPO with the probability of this one preference.",
         needs=REFERENCE | {"probability"},
@@ -53,7 +46,6 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         notes="Only in the authors' code, which takes the mean of both squares.",
     ),
     "apo_zero": Method(
-        function="trainer.losses.log_ratios:apo_zero",
         paper="D'Oosterlinck et al. 2024, arXiv:2408.06266",
         about="Chosen up, rejected down: for chosen responses that are better than the policy's own.",
         needs=REFERENCE,
@@ -61,7 +53,6 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         notes="The form in TRL.",
     ),
     "apo_down": Method(
-        function="trainer.losses.log_ratios:apo_down",
         paper="D'Oosterlinck et al. 2024, arXiv:2408.06266",
         about="Both down, rejected further: for chosen responses that are worse than the policy's own.",
         needs=REFERENCE,
@@ -69,17 +60,13 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         notes="The form in TRL. It lowers the chosen response on purpose.",
     ),
     "nca": Method(
-        function="trainer.losses.log_ratios:nca",
         paper="Chen et al. 2024, arXiv:2402.05369",
         about="Raises the chosen response's own likelihood to a cap while it lowers the rejected one's.",
         needs=REFERENCE,
-        arguments={
-            "beta": number(0.01, "Strength of the pull towards the reference; higher keeps the policy closer.", gt=0)
-        },
+        arguments={"beta": number(0.01, PULL, gt=0)},
         notes="The pair form with hard labels. The authors' code adds 0.01 to the first response's label.",
     ),
     "bco_pair": Method(
-        function="trainer.losses.log_ratios:bco_pair",
         paper="Jung et al. 2024, arXiv:2404.04656",
         about="Two classifiers, chosen against 0 and rejected against 0.",
         needs=REFERENCE,
@@ -87,7 +74,6 @@ LOG_RATIO_ROWS: dict[str, Method] = {
         notes="As in TRL's DPO: without the shift (a running mean of rewards) of the paper and LLaMA-Factory.",
     ),
     "mpo": Method(
-        function="trainer.losses.log_ratios:mpo",
         paper="Wang et al. 2024, arXiv:2411.10442",
         about="DPO, BCO and NLL in one weighted sum.",
         needs=REFERENCE,
@@ -104,7 +90,6 @@ LOG_RATIO_ROWS: dict[str, Method] = {
 
 TOKEN_LEVEL_ROWS: dict[str, Method] = {
     "tdpo1": Method(
-        function="trainer.losses.token_level:tdpo1",
         paper="Zeng et al. 2024, arXiv:2404.11999",
         about="DPO with the difference of both responses' KL to the reference in the margin.",
         needs=REFERENCE | {"sequence_kl"},
@@ -112,7 +97,6 @@ TOKEN_LEVEL_ROWS: dict[str, Method] = {
         notes="Rewards a high KL of the chosen response, which `tdpo2` avoids. The default of the authors' code.",
     ),
     "tdpo2": Method(
-        function="trainer.losses.token_level:tdpo2",
         paper="Zeng et al. 2024, arXiv:2404.11999",
         about="The same with a weight, and no gradient through the chosen response's KL.",
         needs=REFERENCE | {"sequence_kl"},
@@ -123,18 +107,16 @@ TOKEN_LEVEL_ROWS: dict[str, Method] = {
         notes="The README of the authors' code presents it as the default, its config does not.",
     ),
     "wpo": Method(
-        function="trainer.losses.token_level:wpo",
         paper="Zhou et al. 2024, arXiv:2406.11827",
         about="DPO in which pairs that the policy is unlikely to sample count less.",
         needs=REFERENCE | {"collision"},
         arguments={
-            "beta": number(0.01, "Strength of the pull towards the reference; higher keeps the policy closer.", gt=0),
+            "beta": number(0.01, PULL, gt=0),
             "clamp": flag(True, "Limit the weight of a pair to 1."),
         },
         notes="The authors' code limits the weight to 1, TRL no longer does.",
     ),
     "ld_dpo": Method(
-        function="trainer.losses.token_level:ld_dpo",
         paper="Liu et al. 2024, arXiv:2409.06411",
         about="DPO in which the longer response's surplus tokens count less.",
         needs=REFERENCE | {"tokens"},
@@ -149,7 +131,6 @@ TOKEN_LEVEL_ROWS: dict[str, Method] = {
 
 REFERENCE_FREE_ROWS: dict[str, Method] = {
     "slic": Method(
-        function="trainer.losses.reference_free:slic",
         paper="Zhao et al. 2023, arXiv:2305.10425",
         about="Hinge of the difference of log-probs, plus the chosen response's likelihood.",
         arguments={
@@ -160,14 +141,12 @@ REFERENCE_FREE_ROWS: dict[str, Method] = {
         "λ (HALOs: 0.1). TRL's `hinge` is not SLiC but `hinge`.",
     ),
     "hinge_raw": Method(
-        function="trainer.losses.reference_free:hinge_raw",
         paper="Liu et al. 2023 (RSO), arXiv:2309.06657",
         about="Hinge of the difference of log-probs, without a reference.",
         arguments={"gamma": number(0.05, "Higher requires a smaller difference of log-probs.", gt=0)},
         notes="The paper calls it hinge; in TRL `hinge` has a reference, as here.",
     ),
     "cpo": Method(
-        function="trainer.losses.reference_free:cpo",
         paper="Xu et al. 2024, arXiv:2401.08417",
         about="DPO without a reference, plus the chosen response's likelihood.",
         arguments={
@@ -179,7 +158,6 @@ REFERENCE_FREE_ROWS: dict[str, Method] = {
         "repository now computes another method, ARPO.",
     ),
     "simpo": Method(
-        function="trainer.losses.reference_free:simpo",
         paper="Meng et al. 2024, arXiv:2405.14734",
         about="Pushes mean token log-probs apart by a margin, without a reference.",
         arguments={
@@ -190,7 +168,6 @@ REFERENCE_FREE_ROWS: dict[str, Method] = {
         "is `beta` times that.",
     ),
     "orpo": Method(
-        function="trainer.losses.reference_free:orpo",
         paper="Hong et al. 2024, arXiv:2403.07691",
         about="Likelihood of the chosen response plus the log odds ratio of both.",
         arguments={"odds_weight": number(0.1, "The paper's λ, `beta` in TRL: weight of the odds ratio.", ge=0)},
@@ -198,7 +175,6 @@ REFERENCE_FREE_ROWS: dict[str, Method] = {
         "TRL takes one mean over all tokens.",
     ),
     "nll": Method(
-        function="trainer.losses.reference_free:nll",
         paper="Pang et al. 2024, arXiv:2404.19733",
         about="Raises the chosen response's likelihood; usually added to another loss.",
         arguments={"normalise": NLL},
@@ -206,7 +182,6 @@ REFERENCE_FREE_ROWS: dict[str, Method] = {
         "micro-batch. `sum`: NeMo-RL. Added to `dpo` it is the loss of Iterative RPO, and of RPO (arXiv:2405.16436).",
     ),
     "unlikelihood": Method(
-        function="trainer.losses.reference_free:unlikelihood",
         paper="Welleck et al. 2019, arXiv:1908.04319, as a baseline of arXiv:2305.18290",
         about="Chosen likelihood up, rejected likelihood down, without a bound.",
         arguments={"alpha": number(0.1, "Weight of the rejected response; towards 1 text degenerates.", ge=0, le=1)},
@@ -214,4 +189,9 @@ REFERENCE_FREE_ROWS: dict[str, Method] = {
     ),
 }
 
-ROWS: dict[str, Method] = {**CONTRASTIVE_ROWS, **LOG_RATIO_ROWS, **TOKEN_LEVEL_ROWS, **REFERENCE_FREE_ROWS}
+ROWS: dict[str, Method] = {
+    **rows_of("contrastive", "pairs", CONTRASTIVE_ROWS),
+    **rows_of("log_ratios", "pairs", LOG_RATIO_ROWS),
+    **rows_of("token_level", "pairs", TOKEN_LEVEL_ROWS),
+    **rows_of("reference_free", "pairs", REFERENCE_FREE_ROWS),
+}
