@@ -176,37 +176,21 @@ class TrainSettings(BaseModel):
         return values if self.select == "last" else values | chosen
 
     @model_validator(mode="after")
-    def _known_losses(self) -> "TrainSettings":
+    def _refuse_impossible(self) -> "TrainSettings":
+        """ValueError for an unknown loss, and for combinations that cannot be trained."""
         assert self.terms
-        return self
-
-    @model_validator(mode="after")
-    def _choose_among_some(self) -> "TrainSettings":
         if self.select == "best" and not self.checkpoint_every:
             raise ValueError("select is best, but checkpoint_every is 0, so there is nothing to choose from; raise it")
-        return self
-
-    @model_validator(mode="after")
-    def _slices_come_one_by_one(self) -> "TrainSettings":
-        """ValueError for what needs all pairs of a round before its first step."""
         given = [name for name in OF_WHOLE_ROUNDS if getattr(self, name) != type(self).model_fields[name].default]
         if self.online and given:
             raise ValueError(
                 f"{given[0]} cannot be used with sync_every {self.sync_every}: {OF_WHOLE_ROUNDS[given[0]]}; unset it, "
                 "or set sync_every to round"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _refuse_lora_in_bf16(self) -> "TrainSettings":
         if self.lora is not None and self.precision == "bf16":
             raise ValueError(
                 "precision bf16 cannot be used with lora: merging would round the updates away; use bf16-autocast"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _refuse_fsdp_in_bf16(self) -> "TrainSettings":
         if self.distribute == "fsdp" and self.precision == "bf16":
             raise ValueError(
                 "precision bf16 cannot be used with distribute fsdp: sharded weights cannot change their format after "
