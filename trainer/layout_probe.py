@@ -5,7 +5,7 @@ code may count places in the row, so then a long row is probed."""
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -37,8 +37,9 @@ class Gaps(NamedTuple):
 def probe_rows(scorer: RowScorer, data: PreferenceData, *, device: torch.device, seed: int, row_tokens: int) -> Gaps:
     """Errors of tree rows and plain rows on this model. Raises TrainerError if it cannot score plain rows at all."""
     trees = sample_trees(data, seed, tokens=row_tokens if _counts_places(scorer.model, row_tokens) else 0)
+    rows = (encode_plain_row([(prompt, [ids])]) for prompt, responses in trees for ids in responses)
     try:
-        alone = [_token_logprobs(scorer, row, device) for row in _one_by_one(trees)]
+        alone = [_token_logprobs(scorer, row, device) for row in rows]
         padded = trees[1:2] or trees  # errors from padding and batching show in short sequences too
         plain = _token_logprobs(scorer, encode_plain_row(padded), device)
     except REFUSALS as error:
@@ -109,10 +110,6 @@ def narrowest_window(model: Any) -> int | None:
     """Tokens of the model's narrowest attention window; None if every token sees all before it."""
     config = model.config.get_text_config()
     return min((w for name in WINDOWS if isinstance(w := getattr(config, name, None), int)), default=None)
-
-
-def _one_by_one(trees: Sequence[Tree]) -> Iterable[EncodedRow]:
-    return (encode_plain_row([(prompt, [ids])]) for prompt, responses in trees for ids in responses)
 
 
 def _size(tree: Tree) -> int:

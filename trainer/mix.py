@@ -8,7 +8,7 @@ from trainer.data import CheckedData, PreferenceData
 from trainer.errors import TrainerError
 from trainer.losses.terms import terms_of
 from trainer.objective import Objective
-from trainer.settings import MixSettings, TrainSettings
+from trainer.settings import TrainSettings
 from trainer.step import accumulate_step
 from trainer.step_rows import StepContext
 from trainer.summary import MixSummary, StepMetrics
@@ -25,19 +25,15 @@ class MixPlan:
 
 
 def plan_mix(data: PreferenceData, settings: TrainSettings, *, steps: int, seed: int) -> MixPlan:
-    """About `per_step` examples for each of the round's steps, pass after pass over all of them in seeded order."""
-    mix = mix_of(settings)
+    """About `per_step` examples for each of the round's steps, pass after pass over all of them in seeded order.
+    TrainerError without settings of a mix."""
+    mix = settings.mix
+    if mix is None:
+        raise TrainerError("Supervised examples were given, but train.mix is not set. Set it, or give no examples.")
     passes = -(-steps // -(-len(data.relations) // mix.per_step))
     changes = {"batch_pairs": mix.per_step, "grouping": "shuffled", "epochs": passes, "max_steps": steps}
     plan = plan_rows(data, settings.model_copy(update=changes), seed=seed, layout="plain")
     return MixPlan(data, plan, mix.weight)
-
-
-def mix_of(settings: TrainSettings) -> MixSettings:
-    """The settings of the mix. TrainerError if there are none."""
-    if settings.mix is None:
-        raise TrainerError("Supervised examples were given, but train.mix is not set. Set it, or give no examples.")
-    return settings.mix
 
 
 def mix_context(context: StepContext, mix: MixPlan) -> StepContext:

@@ -87,9 +87,9 @@ def _batch(data: PreferenceData, rows: Sequence[Row]) -> dict[str, Any]:
     prompts = [
         {
             "id": data.groups[group].id,
-            "token_ids": _ids(data.groups[group].token_ids),
+            "token_ids": list(map(int, data.groups[group].token_ids)),
             "responses": [
-                {"id": response.id, "token_ids": _ids(response.token_ids)}
+                {"id": response.id, "token_ids": list(map(int, response.token_ids))}
                 for response in (data.groups[group].responses[index] for index in sorted(members))
             ],
         }
@@ -97,10 +97,6 @@ def _batch(data: PreferenceData, rows: Sequence[Row]) -> dict[str, Any]:
     ]
     relations = [data.relations[relation.index] for row in rows for relation in row.relations]
     return {"kind": data.kind, "prompts": prompts, "relations": [asdict(relation) for relation in relations]}
-
-
-def _ids(token_ids: Sequence[int]) -> list[int]:
-    return [int(token) for token in token_ids]
 
 
 def _plain(numbers: dict[str, float]) -> dict[str, float | str]:

@@ -4,7 +4,7 @@ common text is read once. A plain row is a batch of right-padded sequences. Shap
 tree row), `T` tokens of the row, `U` outputs kept per sequence, `K` scored (prefix, next token) pairs, `R` responses,
 `L` tokens of the longest response."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,7 +109,7 @@ def encode_tree_row(trees: Sequence[Tree]) -> EncodedRow:
 
 def encode_plain_row(trees: Sequence[Tree]) -> EncodedRow:
     """Every prompt + response as a sequence of its own, padded on the right (which causal models never see)."""
-    pairs = list(_sequences(trees))
+    pairs = [(prompt, ids) for prompt, responses in trees for ids in responses]
     tokens_BT = _pad([[*prompt, *response][:-1] for prompt, response in pairs], 0)
     lengths = [len(prompt) + len(response) - 1 for prompt, response in pairs]
     first = min(len(prompt) for prompt, _ in pairs) - 1
@@ -144,12 +144,6 @@ def _grow(trees: Sequence[Tree]) -> tuple[PrefixTree, list[list[int]]]:
         end = tree.add_prompt(prompt)
         paths.extend(tree.add_response(end, ids) for ids in responses)
     return tree, paths
-
-
-def _sequences(trees: Sequence[Tree]) -> Iterator[tuple[Ids, Ids]]:
-    for prompt, responses in trees:
-        for ids in responses:
-            yield prompt, ids
 
 
 def _ancestors(parents: Sequence[int]) -> np.ndarray:

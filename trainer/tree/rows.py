@@ -5,7 +5,7 @@ repeat the same steps in another order, because the reference pass walks exactly
 import hashlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -73,14 +73,14 @@ def plan_rows(data: PreferenceData, settings: TrainSettings, *, seed: int, layou
     rng = random.Random(seed)
     units = _units(data.relations, settings, rng)
     header = _common_prefix(data) if layout == "tree" else 0
-    index = _Index(data)
+    located = _locate(data)
     batches = _cut(units, settings.batch_pairs)
     orders = [list(range(len(batches)))] + [
         rng.sample(range(len(batches)), len(batches)) for _ in range(settings.epochs - 1)
     ]
     order = [step for epoch in orders for step in epoch][: settings.max_steps]
     used = batches[: max(order) + 1]
-    steps = tuple(Step(tuple(_rows_of(batch, index, settings.row_tokens, layout, header))) for batch in used)
+    steps = tuple(Step(tuple(_rows_of(batch, data, located, settings.row_tokens, layout, header))) for batch in used)
     return Plan(layout, steps, tuple(order), _digest(data, steps, order, layout))
 
 
@@ -102,21 +102,16 @@ def separate_tokens(data: PreferenceData, row: Row) -> int:
     return sum(lengths[place] for relation in row.relations for place in relation.places)
 
 
-class _Index:
-    """Where prompts and responses lie in the data."""
+_Located = tuple[int, tuple[int, ...]]
+"""An index, and a relation's responses as indices into its prompt's group."""
 
-    def __init__(self, data: PreferenceData) -> None:
-        self.data = data
-        self.group_of = {group.id: index for index, group in enumerate(data.groups)}
-        self._responses: dict[int, dict[str, int]] = {}
 
-    def locate(self, relation: Relation) -> tuple[int, tuple[int, ...]]:
-        """Group and responses of a relation, as indices."""
-        group = self.group_of[relation.prompt_id]
-        table = self._responses.get(group)
-        if table is None:
-            table = self._responses[group] = {r.id: i for i, r in enumerate(self.data.groups[group].responses)}
-        return group, tuple(table[id] for id in relation.responses)
+def _locate(data: PreferenceData) -> list[_Located]:
+    """Each relation's prompt, as an index into the groups, with its responses."""
+    group_of = {group.id: at for at, group in enumerate(data.groups)}
+    response_of = [{response.id: at for at, response in enumerate(group.responses)} for group in data.groups]
+    located = ((relation, group_of[relation.prompt_id]) for relation in data.relations)
+    return [(group, tuple(response_of[group][id] for id in relation.responses)) for relation, group in located]
 
 
 def _units(relations: Sequence[Relation], settings: TrainSettings, rng: random.Random) -> list[list[int]]:
@@ -146,47 +141,44 @@ def _cut(units: Sequence[list[int]], batch_pairs: int) -> list[list[int]]:
     return [batch for batch in batches if batch]
 
 
-_Located = tuple[int, tuple[int, ...]]
-"""A relation and its responses, as indices into the data and into the prompt's group."""
-
-
 @dataclass(slots=True)
 class _Piece:
     """Relations of one prompt that go into one row, with the responses they need and what those cost."""
 
     group: int
-    responses: dict[int, None]
-    relations: list[_Located]
-    tokens: int
-    longest: int
+    responses: dict[int, None] = field(default_factory=dict)
+    relations: list[_Located] = field(default_factory=list)
+    tokens: int = 0
+    longest: int = 0
+    tree: PrefixTree = field(default_factory=PrefixTree)
 
 
-def _rows_of(batch: Sequence[int], index: _Index, budget: int, layout: Layout, header: int) -> Iterator[Row]:
-    pieces = list(_pieces(batch, index, budget, layout))
-    return map(_as_row, _pack(pieces, budget, layout, header))
-
-
-def _pieces(batch: Sequence[int], index: _Index, budget: int, layout: Layout) -> Iterator[_Piece]:
-    """Each prompt's relations of a step in as few pieces as the budget allows."""
+def _rows_of(
+    batch: Sequence[int], data: PreferenceData, located: Sequence[_Located], budget: int, layout: Layout, header: int
+) -> Iterator[Row]:
+    """The rows of a step: each prompt's relations in as few pieces as the budget allows, packed."""
     by_group: dict[int, list[_Located]] = {}
     for relation in batch:
-        group, responses = index.locate(index.data.relations[relation])
+        group, responses = located[relation]
         by_group.setdefault(group, []).append((relation, responses))
-    for group, relations in by_group.items():
-        yield from _split(group, relations, index.data.groups[group], budget, layout)
+    pieces = [
+        piece
+        for group, relations in by_group.items()
+        for piece in _split(group, relations, data.groups[group], budget, layout)
+    ]
+    return map(_as_row, _pack(pieces, budget, layout, header))
 
 
 def _split(
     group: int, relations: Sequence[_Located], prompt: PromptGroup, budget: int, layout: Layout
 ) -> Iterator[_Piece]:
-    piece = _Piece(group, {}, [], 0, 0)
-    tree = PrefixTree()
+    piece = _Piece(group)
     for index, responses in relations:
-        size = _grow(piece, tree, responses, prompt, layout)
+        size = _grow(piece, responses, prompt, layout)
         if size > budget and piece.relations:
             yield piece
-            piece, tree = _Piece(group, {}, [], 0, 0), PrefixTree()
-            size = _grow(piece, tree, responses, prompt, layout)
+            piece = _Piece(group)
+            size = _grow(piece, responses, prompt, layout)
         piece.tokens = size
         piece.relations.append((index, responses))
         piece.responses.update(dict.fromkeys(responses))
@@ -196,15 +188,15 @@ def _split(
     yield piece
 
 
-def _grow(piece: _Piece, tree: PrefixTree, responses: tuple[int, ...], prompt: PromptGroup, layout: Layout) -> int:
-    """Tokens of the piece if the relation joined it (the tree has then grown by it)."""
+def _grow(piece: _Piece, responses: tuple[int, ...], prompt: PromptGroup, layout: Layout) -> int:
+    """Tokens of the piece if the relation joined it (its tree has then grown by it)."""
     if layout == "plain":
         wanted = set(piece.responses) | set(responses)
         return len(wanted) * max(len(prompt.token_ids) + len(prompt.responses[r].token_ids) - 1 for r in wanted)
-    end = tree.add_prompt(prompt.token_ids)
+    end = piece.tree.add_prompt(prompt.token_ids)
     for response in responses:
-        tree.add_response(end, prompt.responses[response].token_ids)
-    return len(tree)
+        piece.tree.add_response(end, prompt.responses[response].token_ids)
+    return len(piece.tree)
 
 
 def _pack(pieces: Sequence[_Piece], budget: int, layout: Layout, header: int) -> list[list[_Piece]]:
