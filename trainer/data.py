@@ -2,10 +2,12 @@
 Dropped relations are counted by reason; what can only be a mistake raises TrainerError."""
 
 import math
+import random
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import ClassVar
 
 from trainer.errors import TrainerError
@@ -122,6 +124,21 @@ class PreferenceData:
         """The kind of the relations; pairs if there are none."""
         return self.relations[0].kind if self.relations else "pairs"
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with one of its responses."""
+        return max(len(g.token_ids) + max((len(r.token_ids) for r in g.responses), default=0) for g in self.groups)
+
+    def split(self, relations: float, *, seed: str) -> "tuple[PreferenceData, PreferenceData]":
+        """The data in two parts by whole prompts drawn at random; the second has at least this many relations."""
+        counts = Counter(relation.prompt_id for relation in self.relations)
+        prompts = sorted(counts)
+        random.Random(seed).shuffle(prompts)
+        before = accumulate((counts[prompt] for prompt in prompts), initial=0)
+        drawn = {prompt for prompt, count in zip(prompts, before, strict=False) if count < relations}
+        kept, split_off = ([r for r in self.relations if (r.prompt_id in drawn) is wanted] for wanted in (False, True))
+        return replace(self, relations=tuple(kept)), replace(self, relations=tuple(split_off))
+
 
 @dataclass(frozen=True, slots=True)
 class CheckedData:
@@ -129,6 +146,37 @@ class CheckedData:
 
     data: PreferenceData
     dropped: dict[str, int]
+
+
+def as_kind(data: PreferenceData, kind: Kind) -> PreferenceData:
+    """Convert pairs to labelled singles (each response once) or groups of two; other data must already be of `kind`."""
+    if not data.relations or data.kind == kind:
+        return data
+    if data.kind == "pairs" and kind == "singles":
+        return replace(data, relations=tuple(_singles_of(data.relations)))
+    if data.kind == "pairs" and kind == "groups":
+        return replace(data, relations=tuple(_group_of(pair) for pair in data.relations if isinstance(pair, Pair)))
+    raise TrainerError(
+        f"The loss is defined on {kind}, but the data are {data.kind}: a {NAMES[data.kind]} cannot be converted to a "
+        f"{NAMES[kind]}. Choose another loss, or another pair rule."
+    )
+
+
+def _singles_of(relations: tuple[Relation, ...]) -> Iterator[Single]:
+    """Chosen responses as good, rejected ones as bad; a response in several pairs appears once for each label."""
+    seen = set()
+    for pair in relations:
+        assert isinstance(pair, Pair)
+        sides = ((pair.chosen_id, True, pair.score_w, pair.win_w), (pair.rejected_id, False, pair.score_l, pair.win_l))
+        for response_id, good, score, win in sides:
+            if (pair.prompt_id, response_id, good) not in seen:
+                seen.add((pair.prompt_id, response_id, good))
+                yield Single(pair.prompt_id, response_id, good, score if score is not None else win, pair.weight)
+
+
+def _group_of(pair: Pair) -> Ranked:
+    scores = None if pair.score_w is None or pair.score_l is None else (pair.score_w, pair.score_l)
+    return Ranked(pair.prompt_id, pair.responses, scores, pair.weight)
 
 
 def check_data(
@@ -204,17 +252,11 @@ def _why_dropped(group: PromptGroup, members: Sequence[Response], kind: Kind, co
 
 
 def _check_vocabulary(
-    kept: list[Relation],
-    groups: dict[str, PromptGroup],
-    responses: dict[str, dict[str, Response]],
-    vocabulary: int,
+    kept: list[Relation], groups: dict[str, PromptGroup], responses: dict[str, dict[str, Response]], vocabulary: int
 ) -> None:
     wanted = dict.fromkeys((relation.prompt_id, id) for relation in kept for id in relation.responses)
     for prompt_id, id in wanted:
-        for what, ids in (
-            ("prompt", groups[prompt_id].token_ids),
-            ("response", responses[prompt_id][id].token_ids),
-        ):
+        for what, ids in (("prompt", groups[prompt_id].token_ids), ("response", responses[prompt_id][id].token_ids)):
             _check_ids(ids, vocabulary, f"{what} of prompt {prompt_id!r} (response {id!r})")
 
 

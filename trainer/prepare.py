@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from trainer.convert import as_kind, with_mismatched
-from trainer.data import CheckedData, PreferenceData, check_data
+from trainer.data import CheckedData, PreferenceData, PromptGroup, Response, Single, as_kind, check_data
 from trainer.errors import TrainerError
 from trainer.layout_probe import Gaps, choose_layout, how_wrong, probe_rows
 from trainer.learner import LIVE, Learner, LiveReference, ValueNetwork
@@ -22,8 +21,7 @@ from trainer.objective import Objective, check_needs
 from trainer.parallel.team import Team
 from trainer.reference import Reference, ReferencePass, reference_key, reference_path
 from trainer.scorer import RowScorer
-from trainer.spec import RoundSpec, Running
-from trainer.steps import Report
+from trainer.spec import Report, RoundSpec, Running
 from trainer.summary import Clock
 from trainer.tree.rows import Layout, Plan, plan_rows
 
@@ -57,6 +55,30 @@ def check(running: Running, data: PreferenceData, *, may_be_empty: bool = False)
         checked = CheckedData(partnered.data, dict(Counter(checked.dropped) + Counter(partnered.dropped)))
     check_needs(objective, checked.data)
     return checked
+
+
+def with_mismatched(data: PreferenceData) -> PreferenceData:
+    """Give every single response the next prompt's response as its mismatched partner (KTO's reference point)."""
+    singles = [relation for relation in data.relations if isinstance(relation, Single)]
+    texts = {group.id: {response.id: response for response in group.responses} for group in data.groups}
+    added: dict[str, dict[str, Response]] = {}
+    paired = []
+    for at, single in enumerate(singles):
+        other = next((s for s in singles[at + 1 :] + singles[:at] if s.prompt_id != single.prompt_id), None)
+        if other is None:
+            raise TrainerError(
+                "The loss compares responses with those of other prompts, but all responses belong to one prompt. "
+                "Train on more prompts."
+            )
+        id = f"{other.prompt_id}/{other.response_id}"
+        ids = texts[other.prompt_id][other.response_id].token_ids
+        added.setdefault(single.prompt_id, {})[id] = Response(id, ids)
+        paired.append(replace(single, mismatched_id=id))
+    groups = tuple(
+        PromptGroup(group.id, group.token_ids, (*group.responses, *added.get(group.id, {}).values()))
+        for group in data.groups
+    )
+    return PreferenceData(groups, tuple(paired))
 
 
 def mix_in(

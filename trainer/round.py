@@ -1,8 +1,11 @@
 """One round of preference training: trains the policy and writes a candidate folder with a summary. Killed and called
 again, it resumes from its last checkpoint and ends with the same weights (same threads, CPU)."""
 
-from dataclasses import dataclass, replace
+import hashlib
+import shutil
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,27 +13,24 @@ import torch
 from trainer import prepare
 from trainer.candidates import keep_candidate
 from trainer.checkpoint import remove_checkpoints
-from trainer.data import PreferenceData
+from trainer.data import Pair, PreferenceData, Ranked, Relation, Single
 from trainer.files import fresh_partial, publish_folder
 from trainer.learner import Learner
 from trainer.mix import summarise_mix
 from trainer.model import rebuild, save_candidate, trained_parameters
 from trainer.parallel.team import ALONE, Team
 from trainer.reference import sampler_gap
-from trainer.spec import RoundSpec, Running
-from trainer.steps import Report, StepsJob, StepsPlan, read_steps, train_steps
-from trainer.summary import MixSummary, RoundSummary, read_summary, write_summary
-from trainer.warm_start import chosen_only, first_round, remove_warm_start, second_round, summarise
+from trainer.spec import Report, RoundSpec, Running
+from trainer.steps import StepsJob, StepsPlan, read_steps, train_steps
+from trainer.summary import MixSummary, RoundSummary, WarmStartSummary, read_summary, write_summary
 from trainer.watched_pairs import ProbeSet, split_probe
+
+WARM_START = "warm-start"
+"""Folder of the supervised phase in the work folder of the whole round."""
 
 
 def train_round(
-    spec: RoundSpec,
-    data: PreferenceData,
-    *,
-    report: Report,
-    examples: PreferenceData | None = None,
-    team: Team = ALONE,
+    spec: RoundSpec, data: PreferenceData, *, report: Report, examples: PreferenceData | None = None, team: Team = ALONE
 ) -> RoundSummary:
     """Train the policy and write the candidate to `spec.out`; for a finished one, return its summary. `examples` are
     those of `settings.mix`. `report` gets `phase` (load, reference, train, save), `done`, `total` and a step's metrics.
@@ -71,7 +71,7 @@ def _run(running: Running, data: PreferenceData, examples: PreferenceData | None
         numbers = None if mixed is None else summarise_mix(mixed, read_steps(spec.work))
         save_round(running, whole, RoundTotals(pairs, checked.dropped, layout, gap, agreement, plan.digest, numbers))
         remove_checkpoints(spec.work)
-        remove_warm_start(spec.work)
+        shutil.rmtree(spec.work / WARM_START, ignore_errors=True)
     team.wait()
 
 
@@ -89,7 +89,8 @@ def _train_together(
 
 
 def _warm_start(running: Running, data: PreferenceData, examples: PreferenceData | None) -> RoundSpec:
-    """Train on the chosen responses first; returns the spec of the round that follows."""
+    """Train on the chosen responses first; returns the spec of the round that follows. DPO's authors fit the reference
+    so where it did not sample the data (section 4 of arXiv:2305.18290)."""
 
     def report(event: dict[str, Any]) -> None:
         running.report(event | {"phase": "warm start" if event["phase"] == "train" else event["phase"]})
@@ -97,22 +98,58 @@ def _warm_start(running: Running, data: PreferenceData, examples: PreferenceData
     first = first_round(running.spec)
     with running.clock.part("warm start"):
         summary = train_round(first, chosen_only(data), report=report, examples=examples, team=running.team)
-    second = second_round(running.spec, first)
-    running.warm_start = summarise(summary, second.policy_hash)
-    return second
+    name = weights_digest(first.out)
+    losses = {"loss_first": summary.first["sft"], "loss_last": summary.last["sft"]}
+    running.warm_start = WarmStartSummary(weights_hash=name, responses=summary.pairs, steps=summary.steps, **losses)
+    models = replace(running.spec, policy=first.out, policy_hash=name, reference=first.out, reference_hash=name)
+    settings = running.spec.settings.model_copy(update={"warm_start": None})
+    return replace(models, settings=settings, whole=running.spec.identity)
+
+
+def first_round(spec: RoundSpec) -> RoundSpec:
+    """The spec of the supervised round, inside the work folder of the whole."""
+    warm = spec.settings.warm_start
+    assert warm is not None
+    changes = {"loss": "sft", "beta": None, "nll_weight": None, "warm_start": None, "probe_pairs": 0}
+    changes |= {"max_steps": None, "select": "last"}
+    settings = spec.settings.model_copy(update=changes | {"epochs": warm.epochs, "learning_rate": warm.learning_rate})
+    work = spec.work / WARM_START
+    return replace(spec, settings=settings, work=work / "work", out=work / "model")
+
+
+def chosen_only(data: PreferenceData) -> PreferenceData:
+    """Every response that some relation prefers, once, as an example to imitate."""
+    chosen = dict.fromkeys((relation.prompt_id, id) for relation in data.relations if (id := _best(relation)))
+    return replace(data, relations=tuple(Single(prompt, response, good=True) for prompt, response in chosen))
+
+
+def _best(relation: Relation) -> str | None:
+    if isinstance(relation, Pair):
+        return relation.chosen_id
+    if isinstance(relation, Ranked):
+        return relation.response_ids[0]
+    return relation.response_id if relation.good else None
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 over the weight files of a model folder."""
+    sha = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            sha.update(hashlib.file_digest(file, "sha256").digest())
+    return sha.hexdigest()
 
 
 def _train(running: Running, learner: Learner, plan: StepsPlan) -> None:
-    spec, arithmetic, team = running.spec, running.arithmetic, running.team
-    identity = spec.identity | {"plan": plan.plan.digest, "precision": arithmetic.precision}
+    spec = running.spec
+    identity = spec.identity | {"plan": plan.plan.digest, "precision": running.arithmetic.precision}
     if plan.mix is not None:
         identity |= {"examples": plan.mix.plan.digest}
     keep = partial(keep_candidate, running, learner.model) if spec.settings.select == "best" else None
-    job = StepsJob(spec.work, plan, spec.settings, spec.seed, arithmetic, identity, spec.same_weights, team, keep)
+    job = StepsJob(running, plan, identity, keep)
     if learner.live is not None and learner.live.stays(len(plan.plan.order)):
         running.notes.append(f"the reference never moved: tau is not below the round's {len(plan.plan.order)} steps")
-    started = train_steps(learner, job, clock=running.clock, report=running.report)
-    if started:
+    if started := train_steps(learner, job):
         running.notes.append(f"resumed at step {started}")
 
 
@@ -148,21 +185,15 @@ def save_round(running: Running, model: Any, trained: RoundTotals) -> None:
     steps = read_steps(spec.work)
     summary = RoundSummary(
         steps=len(steps),
-        pairs=trained.pairs,
-        dropped=trained.dropped,
-        layout=trained.layout,
-        probe_gap=trained.probe_gap,
-        sampler_gap=trained.sampler_gap,
         precision=running.arithmetic.precision,
         encoded_tokens=sum(step["tokens"] for step in steps),
         plain_tokens=sum(step["plain_tokens"] for step in steps),
         first=steps[0],
         last=steps[-1],
         seconds=dict(running.clock.seconds),
-        plan_digest=trained.plan_digest,
         notes=tuple(running.notes),
         warm_start=running.warm_start,
-        mix=trained.mix,
+        **asdict(trained),
     )
     write_summary(partial, summary, spec.identity)
     with running.clock.part("save"):

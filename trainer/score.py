@@ -38,32 +38,24 @@ class ResponseScorer:
         sums = [[float("nan")] * len(group.responses) for group in groups]
         done = 0
         for row in (row for step in plan.steps for row in step.rows):
-            for tree, values in self._row(data, row, plan.layout):
-                for response, value in zip(row.trees[tree].responses, values, strict=True):
-                    sums[row.trees[tree].group][response] = value
+            places = [(tree.group, response) for tree in row.trees for response in tree.responses]
+            for (group, response), value in zip(places, self._sums(data, row, plan.layout), strict=True):
+                sums[group][response] = value
             done += row.responses
             tick(done)
         return sums
 
-    def _row(self, data: PreferenceData, row: Row, layout: Layout) -> list[tuple[int, list[float]]]:
-        """The sums of each of a row's trees, by the tree's place in the row."""
+    def _sums(self, data: PreferenceData, row: Row, layout: Layout) -> list[float]:
         encoded = encode_row(data, row, layout)
         batch = to_batch(encoded, device=self.arithmetic.device, mask_dtype=self.arithmetic.mask_dtype)
         with torch.no_grad(), self.arithmetic.autocast():
-            sums = self.scorer(batch).sum_R.tolist()
-        found, start = [], 0
-        for place, tree in enumerate(row.trees):
-            found.append((place, sums[start : start + len(tree.responses)]))
-            start += len(tree.responses)
-        return found
+            sums: list[float] = self.scorer(batch).sum_R.tolist()
+        return sums
 
     def _chosen_layout(self, data: PreferenceData) -> Layout:
         """Trees if a probe shows them to be correct for this model at this sequence length, where windows matter."""
-        longest = max(
-            len(group.token_ids) + max((len(r.token_ids) for r in group.responses), default=0) for group in data.groups
-        )
-        if longest > self._probed:
+        if data.longest > self._probed:
             device, row_tokens = self.arithmetic.device, self.settings.row_tokens
             gaps = probe_rows(self.scorer, data, device=device, seed=0, row_tokens=row_tokens)
-            self._layout, self._probed = choose_layout(gaps, "auto", folder=self.folder), longest
+            self._layout, self._probed = choose_layout(gaps, "auto", folder=self.folder), data.longest
         return self._layout

@@ -1,8 +1,9 @@
 """The specification of a round, which identifies it, and the state its parts share. Loads no torch: drivers use it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer.settings import Identity, TrainSettings
 
@@ -10,8 +11,9 @@ if TYPE_CHECKING:
     from trainer.model import Arithmetic
     from trainer.objective import Objective
     from trainer.parallel.team import Team
-    from trainer.steps import Report
     from trainer.summary import Clock, WarmStartSummary
+
+Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Running:
     """What the parts of a running round share."""
 
     spec: RoundSpec
-    report: "Report"
+    report: Report
     arithmetic: "Arithmetic"
     objective: "Objective"
     clock: "Clock"

@@ -18,12 +18,12 @@ from trainer.errors import TrainerError
 from trainer.learner import Learner
 from trainer.memory import peak_memory_gb
 from trainer.mix import MixPlan, add_mix, mix_context
-from trainer.model import Arithmetic
 from trainer.optimizer import learning_rate, make_optimizer
 from trainer.parallel.team import ALONE, Team
 from trainer.reference import Reference
 from trainer.scorer import RowScorer
-from trainer.settings import Identity, TrainSettings
+from trainer.settings import Identity
+from trainer.spec import RoundSpec, Running
 from trainer.step import accumulate_step, clip_gradients
 from trainer.step_rows import StepContext, prompts_of
 from trainer.stops import NormWatch, check_weights, keep_batch
@@ -34,7 +34,6 @@ from trainer.watched_pairs import ProbeSet
 STEPS = "steps.jsonl"
 MOST_PAIRS = 64
 """Maximum number of pairs per step whose log-ratios are logged, evenly spread."""
-Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +73,18 @@ class Slice:
 class StepsJob:
     """Inputs of the steps of a round or of one of its slices."""
 
-    work: Path
+    running: Running
     planned: StepsPlan
-    settings: TrainSettings
-    seed: int
-    arithmetic: Arithmetic
     identity: Identity
     """Identifies the round; a checkpoint with another identity is rejected."""
-    same_weights: bool
-    """Policy and reference are the same weights: the first margins must be 0."""
-    team: Team = ALONE
     keep: Callable[[int], None] | None = None
     """Called before each checkpoint with the number of steps done, if a candidate is chosen among them."""
     slice: Slice = Slice()
+
+    @property
+    def spec(self) -> RoundSpec:
+        """The round's specification."""
+        return self.running.spec
 
     @property
     def end(self) -> int:
@@ -96,48 +94,40 @@ class StepsJob:
     def checkpoint_is_due(self, done: int) -> bool:
         """Whether a checkpoint is due. The round's last step needs none."""
         more_to_come = self.slice.number + 1 < self.slice.of
-        return checkpoint_is_due(done, self.end + more_to_come, self.settings.checkpoint_every)
+        return checkpoint_is_due(done, self.end + more_to_come, self.spec.settings.checkpoint_every)
 
 
-def train_steps(learner: Learner, job: StepsJob, *, clock: Clock, report: Report) -> int:
+def train_steps(learner: Learner, job: StepsJob) -> int:
     """Run all remaining optimizer steps; return the number of the first one."""
-    optimizer = make_optimizer(learner.parameters().values(), job.settings)
-    start = resume(learner, optimizer, job.work, job.identity, clock, job.team)
-    run_steps(learner, optimizer, job, start, clock=clock, report=report)
+    optimizer = make_optimizer(learner.parameters().values(), job.spec.settings)
+    start = resume(learner, optimizer, job.spec.work, job.identity, job.running.clock, job.running.team)
+    run_steps(learner, optimizer, job, start)
     return start.steps
 
 
-def run_steps(
-    learner: Learner,
-    optimizer: torch.optim.Optimizer,
-    job: StepsJob,
-    start: Position,
-    *,
-    clock: Clock,
-    report: Report,
-) -> Position:
+def run_steps(learner: Learner, optimizer: torch.optim.Optimizer, job: StepsJob, start: Position) -> Position:
     """Run the planned steps from `start` on; return the position after them."""
-    plan = job.planned
-    scorer, layout, in_slices = RowScorer(learner.model), plan.plan.layout, bool(job.slice.seen)
-    context = StepContext(scorer, learner, plan.data, job.arithmetic, layout, job.seed, job.team, in_slices)
-    with open_log(job.work / STEPS, start.log_bytes) if job.team.leads else io.BytesIO() as log:
+    plan, spec, clock, team = job.planned, job.spec, job.running.clock, job.running.team
+    scorer, arithmetic, in_slices = RowScorer(learner.model), job.running.arithmetic, bool(job.slice.seen)
+    context = StepContext(scorer, learner, plan.data, arithmetic, plan.plan.layout, spec.seed, team, in_slices)
+    with open_log(spec.work / STEPS, start.log_bytes) if team.leads else io.BytesIO() as log:
         watch = _norm_watch(job)
         for number in range(start.steps, job.end):
             with clock.part("compute"):
-                metrics = _watch(context, job, number) | _step(context, job, optimizer, watch, number, report)
+                metrics = _watch(context, job, number) | _step(context, job, optimizer, watch, number)
                 if number + 1 == job.end and plan.probe is not None:
                     metrics["probe_after"] = plan.probe.measure(context)
             log.write((json.dumps(metrics) + "\n").encode())
             log.flush()
-            report({"phase": "train", "done": number + 1, "total": job.end} | metrics)
+            job.running.report({"phase": "train", "done": number + 1, "total": job.end} | metrics)
             if job.checkpoint_is_due(number + 1):
                 with clock.part("checkpoint"):
                     if job.keep is not None:
                         job.keep(number + 1)
-                    if job.team.leads:
+                    if team.leads:
                         os.fsync(log.fileno())
                     position = Position(number + 1, log.tell(), dict(clock.seconds), job.slice.seen)
-                    save_checkpoint(job.work, position, job.identity, learner, optimizer, job.team)
+                    save_checkpoint(spec.work, position, job.identity, learner, optimizer, team)
         return Position(job.end, log.tell(), dict(clock.seconds), job.slice.seen)
 
 
@@ -148,40 +138,36 @@ def read_steps(work: Path) -> list[StepMetrics]:
 
 def _norm_watch(job: StepsJob) -> NormWatch:
     """Only the leader checks norms; if it stops, so do the others."""
-    norms = [line["gradient_norm"] for line in read_steps(job.work)] if job.team.leads else []
-    return NormWatch(job.settings.stop_at_norm_ratio if job.team.leads else None, job.settings.max_grad_norm, norms)
+    settings, leads = job.spec.settings, job.running.team.leads
+    norms = [line["gradient_norm"] for line in read_steps(job.spec.work)] if leads else []
+    return NormWatch(settings.stop_at_norm_ratio if leads else None, settings.max_grad_norm, norms)
 
 
 def _watch(context: StepContext, job: StepsJob, number: int) -> StepMetrics:
     """Measure the watched relations before this step, if due."""
     probe = job.planned.probe
-    return {} if probe is None or number % job.settings.probe_every else {"probe": probe.measure(context)}
+    return {} if probe is None or number % job.spec.settings.probe_every else {"probe": probe.measure(context)}
 
 
 def _step(
-    context: StepContext,
-    job: StepsJob,
-    optimizer: torch.optim.Optimizer,
-    watch: NormWatch,
-    number: int,
-    report: Report,
+    context: StepContext, job: StepsJob, optimizer: torch.optim.Optimizer, watch: NormWatch, number: int
 ) -> StepMetrics:
     """Make one optimizer step; return its log line. A bad step saves its batch and raises TrainerError."""
-    plan, start = job.planned.plan, time.perf_counter()
+    plan, spec, start = job.planned.plan, job.spec, time.perf_counter()
     at = number - job.slice.before
     index = plan.order[at]
     step, learner = plan.steps[index], context.learner
-    tick = partial(report, {"phase": "train", "done": number, "total": job.end})
-    check_zero = number == 0 and job.same_weights
+    tick = partial(job.running.report, {"phase": "train", "done": number, "total": job.end})
+    check_zero = number == 0 and spec.same_weights  # the first margins must be 0
     reference = None if job.planned.reference is None else job.planned.reference[index]
-    rate = learning_rate(*job.slice.scheduled(at, len(plan.order)), job.settings)
+    rate = learning_rate(*job.slice.scheduled(at, len(plan.order)), spec.settings)
     names, parameters = prompts_of(context.data, step.rows), learner.parameters()
-    with keep_batch(job.work, context.data, step, number) as known:
+    with keep_batch(spec.work, context.data, step, number) as known:
         totals = accumulate_step(context, step, reference, number=number, check_zero=check_zero, tick=tick)
         known["loss"] = totals.loss
         numbers = _mixed(totals.means(), context, job, number, tick)
-        job.team.sum_gradients(parameters.values())
-        norm = clip_gradients(list(parameters.values()), job.settings.max_grad_norm, number=number, prompts=names)
+        context.team.sum_gradients(parameters.values())
+        norm = clip_gradients(list(parameters.values()), spec.settings.max_grad_norm, number=number, prompts=names)
         known["gradient_norm"] = norm
         watch.check(norm, number=number, prompts=names)
         update(optimizer, rate)
@@ -202,7 +188,7 @@ def _step(
         "plain_tokens": totals.plain_tokens,
         "seconds": seconds,
         "tokens_per_second": totals.tokens / seconds,
-        "peak_memory_gb": peak_memory_gb(job.arithmetic.device),
+        "peak_memory_gb": peak_memory_gb(context.arithmetic.device),
     }
 
 
@@ -218,7 +204,7 @@ def _mixed(
     mix = job.planned.mix
     if mix is None:
         return numbers
-    with keep_batch(job.work, mix.data, mix.plan.steps[mix.plan.order[number]], number):
+    with keep_batch(job.spec.work, mix.data, mix.plan.steps[mix.plan.order[number]], number):
         return add_mix(numbers, mix_context(context, mix), mix, number=number, tick=tick)
 
 
@@ -231,12 +217,7 @@ def update(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def resume(
-    learner: Learner,
-    optimizer: torch.optim.Optimizer,
-    work: Path,
-    identity: Identity,
-    clock: Clock,
-    team: Team = ALONE,
+    learner: Learner, optimizer: torch.optim.Optimizer, work: Path, identity: Identity, clock: Clock, team: Team = ALONE
 ) -> Position:
     """Restore the newest checkpoint and return its position; the start if there is none."""
     folder = find_checkpoint(work, identity, team)

@@ -1,6 +1,5 @@
 """Relations that are measured and never trained on, to distinguish generalisation from memorisation."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,23 +20,14 @@ def split_probe(data: PreferenceData, relations: int, *, seed: int) -> tuple[Pre
     """Training data, and whole prompts with at least `relations` to watch. TrainerError if these are over half."""
     if not relations:
         return data, None
-    prompts = sorted({relation.prompt_id for relation in data.relations})
-    random.Random(f"probe {seed}").shuffle(prompts)
-    held: set[str] = set()
-    count = 0
-    for prompt in prompts:
-        if count >= relations:
-            break
-        held.add(prompt)
-        count += sum(relation.prompt_id == prompt for relation in data.relations)
-    if 2 * count > len(data.relations):
+    kept, probe = data.split(relations, seed=f"probe {seed}")
+    held = len(probe.relations)
+    if 2 * held > len(data.relations):
         raise TrainerError(
-            f"train.probe_pairs={relations} would hold {count} of the round's {len(data.relations)} {data.kind} out of "
+            f"train.probe_pairs={relations} would hold {held} of the round's {len(data.relations)} {data.kind} out of "
             "training, more than half. Lower it, or sample more."
         )
-    kept = tuple(relation for relation in data.relations if relation.prompt_id not in held)
-    probe = tuple(relation for relation in data.relations if relation.prompt_id in held)
-    return replace(data, relations=kept), replace(data, relations=probe)
+    return kept, probe
 
 
 @dataclass(frozen=True, slots=True)

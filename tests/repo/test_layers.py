@@ -39,7 +39,6 @@ SMALL = {
     "judges.people.label_page": "stands beside its template",
     "trainer.losses.reference_free": "one file per family of losses",
     "trainer.losses.token_level": "one file per family of losses",
-    "trainer.reward.data": "the counterpart of trainer.data",
 }
 """Modules of under 60 lines with one importer, and why each is not part of it."""
 

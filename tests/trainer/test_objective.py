@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.convert import as_kind, with_mismatched
-from trainer.data import Pair, PreferenceData, PromptGroup, Ranked, Response, Single
+from trainer.data import Pair, PreferenceData, PromptGroup, Ranked, Response, Single, as_kind
 from trainer.errors import TrainerError
 from trainer.losses.batch import Groups, Pairs, Responses, Singles
 from trainer.objective import Objective, Value
+from trainer.prepare import with_mismatched
 from trainer.relations import gather, join, select
 from trainer.settings import TrainSettings
 

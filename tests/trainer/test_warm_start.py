@@ -11,11 +11,10 @@ from safetensors.torch import load_file
 from tests.helpers.logs import log_of
 from trainer.data import Pair, PreferenceData, Ranked, Response, Single
 from trainer.errors import TrainerError
-from trainer.round import train_round
+from trainer.round import chosen_only, first_round, train_round, weights_digest
 from trainer.settings import WarmStart
 from trainer.spec import RoundSpec
 from trainer.summary import WarmStartSummary
-from trainer.warm_start import chosen_only, first_round, weights_digest
 
 Spec = Callable[..., RoundSpec]
 WARM = WarmStart(epochs=4, learning_rate=5e-3)

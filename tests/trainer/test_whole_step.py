@@ -8,10 +8,10 @@ import torch
 
 from tests.trainer.test_architectures import assert_same
 from tests.trainer.test_step import context_of, reference_of
-from trainer.convert import as_kind, with_mismatched
-from trainer.data import PreferenceData
+from trainer.data import PreferenceData, as_kind
 from trainer.losses.table import METHODS
 from trainer.model import choose_arithmetic, load_model
+from trainer.prepare import with_mismatched
 from trainer.settings import TrainSettings
 from trainer.step import accumulate_step
 from trainer.tree.rows import Plan, Step, plan_rows

@@ -29,8 +29,8 @@ from trainer.parallel.team import ALONE
 from trainer.reference import Reference
 from trainer.round import RoundTotals, save_round
 from trainer.scorer import RowScorer
-from trainer.spec import RoundSpec
-from trainer.steps import Report, Slice, StepsJob, StepsPlan, read_steps, resume, run_steps
+from trainer.spec import Report, RoundSpec
+from trainer.steps import Slice, StepsJob, StepsPlan, read_steps, resume, run_steps
 from trainer.summary import RoundSummary, read_summary
 from trainer.tree.rows import Layout, Plan
 
@@ -113,14 +113,10 @@ class SlicedRound:
         if self.learner is None or not self.steps:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.seen.dropped.items()) or "there are none"
             raise TrainerError(f"None of the round's pairs can be trained on: {reasons}. Change sampling or pairing.")
-        running, found = self.running, read_json(self.running.spec.work / LAYOUT)
-        seen = self.seen
-        layout, gap = found["layout"], found["gap"]
-        save_round(
-            running,
-            self.learner.model,
-            RoundTotals(seen.pairs, seen.dropped, layout, gap, self._sampler_gap(), seen.plans),
-        )
+        running, seen = self.running, self.seen
+        layout, gap = self.probed["layout"], self.probed["gap"]
+        trained = RoundTotals(seen.pairs, seen.dropped, layout, gap, self._sampler_gap(), seen.plans)
+        save_round(running, self.learner.model, trained)
         remove_checkpoints(running.spec.work)
         self.summary = read_summary(running.spec.out, running.spec.identity)
         assert self.summary is not None, "it was just written"
@@ -128,12 +124,15 @@ class SlicedRound:
 
     def _begin(self, data: PreferenceData | None) -> None:
         """Load the models. The first data determine the layout; a checkpoint restores the progress."""
-        running = self.running
+        running, path = self.running, self.running.spec.work / LAYOUT
         model = prepare.load(running, running.spec.policy, adapters=True)
-        layout = self._layout(model, data)
+        if data is not None:
+            layout, gap = prepare.layout_of(running, model, data)
+            write_json(path, {"layout": layout, "gap": gap})
+        self.probed = read_json(path)
         self.window = narrowest_window(model)
         model = cast_weights(model, running.arithmetic)
-        self.reference, live = self._load_reference(model, data, layout)
+        self.reference, live = self._load_reference(model, data)
         self.learner = prepare.learner_of(running, model, live)
         self.optimizer = make_optimizer(self.learner.parameters().values(), running.spec.settings)
         self.position = resume(self.learner, self.optimizer, running.spec.work, self.identity, running.clock)
@@ -141,17 +140,7 @@ class SlicedRound:
             self.seen = SliceProgress(**self.position.slices)
             running.notes.append(f"resumed at step {self.steps}")
 
-    def _layout(self, model: Any, data: PreferenceData | None) -> Layout:
-        path = self.running.spec.work / LAYOUT
-        if data is not None:
-            layout, gap = prepare.layout_of(self.running, model, data)
-            write_json(path, {"layout": layout, "gap": gap})
-        found: Layout = read_json(path)["layout"]
-        return found
-
-    def _load_reference(
-        self, model: Any, data: PreferenceData | None, layout: Layout
-    ) -> tuple[Any, LiveReference | None]:
+    def _load_reference(self, model: Any, data: PreferenceData | None) -> tuple[Any, LiveReference | None]:
         """The reference as a separate model, and as a live one if needed; None if it is the policy without adapters."""
         running, needs = self.running, self.running.objective.needs
         lives = bool(LIVE & needs)
@@ -159,7 +148,7 @@ class SlicedRound:
             return None, None
         spec = running.spec
         if not spec.same_weights:
-            probed = None if data is None else (data, layout)
+            probed = None if data is None else (data, self.probed["layout"])
             reference = cast_weights(prepare.load_reference(running, probed), running.arithmetic)
         elif spec.settings.lora is not None and not lives:
             return None, None
@@ -181,26 +170,13 @@ class SlicedRound:
             )
         part = Slice(seen.slices, self.slices, seen.before, asdict(replace(seen, plan=plan.digest)))
         planned = StepsPlan(data, plan, self._score_reference(data, plan))
-        job = StepsJob(
-            spec.work,
-            planned,
-            spec.settings,
-            spec.seed,
-            running.arithmetic,
-            self.identity,
-            spec.same_weights,
-            slice=part,
-        )
-        self.position = run_steps(
-            self.learner, self.optimizer, job, self.position, clock=running.clock, report=running.report
-        )
+        job = StepsJob(running, planned, self.identity, slice=part)
+        self.position = run_steps(self.learner, self.optimizer, job, self.position)
         return plan
 
     def _layout_for(self, data: PreferenceData) -> Layout:
         """The probed layout, or plain rows if a window that the first slice fitted is too narrow for this one."""
-        layout: Layout = read_json(self.running.spec.work / LAYOUT)["layout"]
-        longest = max(len(group.token_ids) + max(map(_tokens, group.responses)) for group in data.groups)
-        needed = max(longest, self.running.spec.settings.row_tokens)
+        needed, layout = max(data.longest, self.running.spec.settings.row_tokens), self.probed["layout"]
         return "plain" if self.window is not None and self.window < needed else layout
 
     def _score_reference(self, data: PreferenceData, plan: Plan) -> Reference | None:
@@ -234,7 +210,3 @@ class SlicedRound:
         fresh = [step for step in read_steps(self.running.spec.work) if step["staleness"] == 0]
         gaps = [step["sampler_gap"] for step in fresh if "sampler_gap" in step]
         return fmean(gaps) if gaps else None
-
-
-def _tokens(response: Any) -> int:
-    return len(response.token_ids)

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from trainer.errors import TrainerError
 from trainer.parallel.team import Team
+from trainer.spec import Report
 
-Report = Callable[[dict[str, Any]], None]
 PATIENCE = 3.0
 """Seconds to wait for an earlier cause after an exception in one process."""
 

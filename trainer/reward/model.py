@@ -18,7 +18,7 @@ from trainer.tree.attention import use_tree_attention
 
 
 class RewardScorer(nn.Module):
-    """Rewards of the responses of a row, each read just before its placeholder (`data.with_end`)."""
+    """Rewards of the responses of a row, each read just before its placeholder (`with_end` in round.py)."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

@@ -9,24 +9,26 @@ from typing import Any
 import torch
 
 from trainer.checkpoint import remove_checkpoints
-from trainer.data import CheckedData, PreferenceData, check_data
+from trainer.data import CheckedData, PreferenceData, PromptGroup, check_data
 from trainer.errors import TrainerError
 from trainer.files import fresh_partial, publish_folder, write_json
 from trainer.layout_probe import MOST_GAP, sample_trees
 from trainer.memory import use_huge_pages
-from trainer.model import Arithmetic, choose_arithmetic, read_limits
-from trainer.reward.data import hold_out, with_end
+from trainer.model import Arithmetic, choose_arithmetic, make_trainable, read_limits
 from trainer.reward.model import RewardScorer, check_padding, load_reward_model, padded_rewards, save_reward_model
 from trainer.reward.settings import RewardSettings
 from trainer.reward.steps import RewardContext, RewardJob, measure_rewards, train_reward_steps
 from trainer.reward.summary import SUMMARY, RewardMetrics, RewardSummary, write_card
 from trainer.scorer import to_batch
 from trainer.settings import Identity
-from trainer.steps import Report, read_steps
+from trainer.spec import Report
+from trainer.steps import read_steps
 from trainer.summary import Clock, read_record
 from trainer.tree.encode import encode_plain_row, encode_tree_row
 from trainer.tree.rows import Layout, Plan, plan_rows, row_trees
 
+AFTER_END = 0
+"""Placeholder token id after a response; the model never reads it."""
 MOST_DISAGREEMENT = 1e-3
 """Largest allowed difference between transformers' padded rewards and the trainer's, relative to their size."""
 
@@ -108,6 +110,33 @@ def train_reward(spec: RewardSpec, data: PreferenceData, *, report: Report) -> R
     return summary
 
 
+def with_end(data: PreferenceData) -> PreferenceData:
+    """Every response with a placeholder appended. Rows read all tokens of a response except its last (a policy only
+    predicts it), so now its own last token is read, and the placeholder marks where the reward is."""
+
+    def ended(group: PromptGroup) -> PromptGroup:
+        responses = (replace(response, token_ids=[*response.token_ids, AFTER_END]) for response in group.responses)
+        return replace(group, responses=tuple(responses))
+
+    return replace(data, groups=tuple(map(ended, data.groups)))
+
+
+def hold_out(data: PreferenceData, share: float, *, seed: int) -> tuple[PreferenceData, PreferenceData | None]:
+    """Training data, and whole prompts with at least this share of pairs (None for 0). TrainerError if none would
+    train."""
+    if share == 0:
+        return data, None
+    trained, measured = data.split(share * len(data.relations), seed=f"held out {seed}")
+    if not trained.relations:
+        prompts = len({pair.prompt_id for pair in data.relations})
+        raise TrainerError(
+            f"Holding out a share of {share:g} of the {len(data.relations)} pairs as whole prompts leaves nothing to "
+            f"train on: they belong to {prompts} prompt{'s' * (prompts > 1)}. Give pairs of more prompts, or "
+            "set held_out to 0."
+        )
+    return trained, measured
+
+
 def data_digest(data: PreferenceData) -> str:
     """Hash of prompts, responses and pairs."""
     sha = hashlib.sha256()
@@ -144,9 +173,7 @@ def _load(running: _Running) -> Any:
         model = load_reward_model(
             spec.base, running.arithmetic, pad_id=spec.pad_id, head_scale=settings.head_scale, seed=spec.seed
         )
-        if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model.train()  # transformers recompute in training mode only; dropout is off anyway
+        model = make_trainable(model, settings.as_round, seed=spec.seed)
     running.report({"phase": "load", "done": 1, "total": 1})
     return model
 
@@ -159,8 +186,8 @@ def _choose_layout(running: _Running, model: Any, data: PreferenceData) -> tuple
     trees, device = sample_trees(data, running.spec.seed), running.arithmetic.device
     scorer = RewardScorer(model)
     with running.clock.part("plan"), torch.no_grad():
-        rows = (to_batch(encode(trees), device=device, mask_dtype=torch.float32) for encode in _ENCODERS)
-        tree, plain = (scorer.last_hidden(row) for row in rows)
+        rows = (encode_tree_row(trees), encode_plain_row(trees))
+        tree, plain = (scorer.last_hidden(to_batch(row, device=device, mask_dtype=torch.float32)) for row in rows)
     gap = float(((tree - plain).abs().max() / plain.abs().max()).nan_to_num(torch.inf))
     if gap <= MOST_GAP:
         return "tree", gap
@@ -171,9 +198,6 @@ def _choose_layout(running: _Running, model: Any, data: PreferenceData) -> tuple
         )
     running.notes.append(f"plain rows: tree rows differ by up to {gap:.2g} of the hidden states' size on this model")
     return "plain", gap
-
-
-_ENCODERS = (encode_tree_row, encode_plain_row)
 
 
 def _plans(

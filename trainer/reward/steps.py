@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -24,9 +25,10 @@ from trainer.reward.model import RewardScorer
 from trainer.reward.summary import RewardMetrics
 from trainer.scorer import to_batch
 from trainer.settings import Identity, TrainSettings
+from trainer.spec import Report
 from trainer.step import clip_gradients
 from trainer.step_rows import prompts_of
-from trainer.steps import STEPS, Report, checkpoint_is_due, open_log, resume, update
+from trainer.steps import STEPS, checkpoint_is_due, open_log, resume, update
 from trainer.stops import BadStep, check_weights, keep_batch
 from trainer.summary import Clock, StepMetrics
 from trainer.tree.rows import Layout, Plan, Row, Step, encode_row
@@ -84,10 +86,7 @@ def _step(
     """Make one optimizer step; return its line of the log."""
     started, total = time.perf_counter(), len(job.plan.order)
     step = job.plan.steps[job.plan.order[number]]
-
-    def tick() -> None:
-        report({"phase": "train", "done": number, "total": total})
-
+    tick = partial(report, {"phase": "train", "done": number, "total": total})
     names, most = prompts_of(job.context.data, step.rows), job.settings.max_grad_norm
     with keep_batch(job.work, job.context.data, step, number) as known:
         metrics = accumulate_rewards(job.context, step, number=number, tick=tick)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from trainer.data import Pair, PreferenceData
 from trainer.errors import TrainerError
-from trainer.reward.data import AFTER_END, hold_out, with_end
+from trainer.reward.round import AFTER_END, hold_out, with_end
 from trainer.reward.settings import RewardSettings
 from trainer.reward.steps import calibration_error, describe_rewards
 from trainer.settings import TrainSettings

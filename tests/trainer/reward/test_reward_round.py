@@ -19,9 +19,8 @@ from trainer.data import Pair, PreferenceData, PromptGroup, Response
 from trainer.errors import TrainerError
 from trainer.model import Arithmetic
 from trainer.reward import round as reward_round
-from trainer.reward.data import with_end
 from trainer.reward.model import RewardScorer, load_reward_model, padded_rewards
-from trainer.reward.round import RewardSpec, train_reward
+from trainer.reward.round import RewardSpec, train_reward, with_end
 from trainer.reward.settings import RewardSettings
 from trainer.reward.steps import RewardContext, accumulate_rewards
 from trainer.scorer import to_batch
