@@ -20,8 +20,6 @@ from trainer.relations import Batch, take
 DIGITS = 3
 """Decimal places of a single pair's log-ratio in the log."""
 Sums = dict[str, tuple[float, float]]
-
-
 Terms = dict[str, Tensor]
 """By name, the values [N] that the number averages."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trainer.data import PreferenceData
 from trainer.losses.method import Need
 from trainer.losses.primitives import follow
-from trainer.model import Arithmetic, disable_dropout, trained_parameters
+from trainer.model import disable_dropout, trained_parameters
 from trainer.objective import Objective
 from trainer.reference import RowReference
 from trainer.scorer import RowBatch, RowScorer, Scores, along_paths
@@ -22,23 +22,18 @@ LIVE: frozenset[Need] = frozenset({"sequence_kl", "moving_reference"})
 
 class ValueNetwork(nn.Module):
     """DRO-V's value network (arXiv:2405.19107): a value for each prompt, read at its last token. It starts each round
-    from the policy's layers and a zero head; it shares no parameter with the policy."""
+    from the policy's layers in fp32 and a zero head; it shares no parameter with the policy."""
 
-    def __init__(self, backbone: nn.Module, hidden: int, device: torch.device) -> None:
-        super().__init__()
-        self.backbone, self.device = backbone, device
-        self.head = nn.Linear(hidden, 1, bias=True, device=device)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    @classmethod
-    def load(cls, policy: Path, arithmetic: Arithmetic) -> "ValueNetwork":
-        """A network whose layers are the policy's, in fp32."""
+    def __init__(self, policy: Path, device: torch.device) -> None:
         from transformers import AutoModel
 
+        super().__init__()
         backbone: Any = AutoModel.from_pretrained(policy, dtype=torch.float32)
         disable_dropout(backbone)
-        return cls(backbone.to(arithmetic.device).eval(), backbone.config.hidden_size, arithmetic.device)
+        self.backbone, self.device = backbone.to(device).eval(), device
+        self.head = nn.Linear(backbone.config.hidden_size, 1, bias=True, device=device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
 
     def of_row(self, data: PreferenceData, row: Row) -> Tensor:
         """[R] the value of each response's prompt, in fp32."""
@@ -60,37 +55,23 @@ class ValueNetwork(nn.Module):
         return values
 
 
-@dataclass(frozen=True, slots=True)
-class Follow:
-    """How the reference moves: `reference <- alpha * policy + (1 - alpha) * reference` after every `tau` steps."""
-
-    alpha: float
-    tau: int
-
-
 class LiveReference:
     """A frozen copy of the policy before the first step (or the given model), for losses that need its whole
     distribution (TDPO) or let it follow the policy (TR-DPO)."""
 
-    def __init__(self, model: nn.Module, follow: Follow | None, *, tokens: bool) -> None:
-        self.scorer = RowScorer(model)
-        self.follow, self.tokens = follow, tokens
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        """Takes over `model`. After every `tau` steps: `reference <- alpha * policy + (1 - alpha) * reference`."""
+        self.scorer, self.tokens = RowScorer(model.eval()), "tokens" in objective.needs
         self.parameters = dict(trained_parameters(model))
         model.requires_grad_(False)
-
-    @classmethod
-    def of(cls, model: nn.Module, objective: Objective) -> "LiveReference":
-        """The reference that the losses need, made of `model`, which it takes over."""
-        return cls(model.eval(), _follow(objective), tokens="tokens" in objective.needs)
-
-    @property
-    def moves(self) -> bool:
+        moving = [part.arguments for part in objective.parts if "moving_reference" in part.method.needs]
+        self.moves = bool(moving)
         """Whether it moves, so that log-probs of a reference pass before the round do not hold."""
-        return self.follow is not None
+        self.alpha, self.tau = (float(moving[0]["alpha"]), int(moving[0]["tau"])) if moving else (0.0, 1)
 
     def stays(self, steps: int) -> bool:
         """Whether a reference that should follow stays the same until the last of a round's `steps`."""
-        return self.follow is not None and self.follow.tau >= steps
+        return self.moves and self.tau >= steps
 
     @torch.no_grad()
     def logits(self, row: RowBatch) -> Tensor:
@@ -106,10 +87,9 @@ class LiveReference:
     @torch.no_grad()
     def after_step(self, model: nn.Module, done: int) -> None:
         """Move the reference if it is due after `done` steps."""
-        if self.follow is None or done % self.follow.tau:
-            return
-        for name, parameter in trained_parameters(model):
-            self.parameters[name].copy_(follow(self.parameters[name], parameter, alpha=self.follow.alpha))
+        if self.moves and done % self.tau == 0:
+            for name, parameter in trained_parameters(model):
+                self.parameters[name].copy_(follow(self.parameters[name], parameter, alpha=self.alpha))
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold: nothing unless it moves."""
@@ -120,14 +100,6 @@ class LiveReference:
         """Put a checkpoint's state back."""
         for name, values in state.items():
             self.parameters[name].copy_(values)
-
-
-def _follow(objective: Objective) -> Follow | None:
-    for part in objective.parts:
-        if "moving_reference" in part.method.needs:
-            arguments: dict[str, Any] = part.arguments
-            return Follow(float(arguments["alpha"]), int(arguments["tau"]))
-    return None
 
 
 @dataclass(frozen=True, slots=True)

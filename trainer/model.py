@@ -46,7 +46,9 @@ def choose_arithmetic(settings: TrainSettings) -> Arithmetic:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if settings.precision != "auto":
         return Arithmetic(device, settings.precision)
-    return Arithmetic(device, "bf16-autocast" if device.type == "cuda" or _cpu_has_bf16() else "fp32")
+    flags = torch.cpu.get_capabilities()
+    bf16 = device.type == "cuda" or flags.get("avx512_bf16") or flags.get("amx_bf16")
+    return Arithmetic(device, "bf16-autocast" if bf16 else "fp32")
 
 
 def load_model(folder: Path, arithmetic: Arithmetic, *, whole: bool = True) -> Any:
@@ -164,8 +166,3 @@ def _add_adapter(model: Any, lora: LoraSettings, seed: int) -> Any:
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
     )
     return get_peft_model(model, config)
-
-
-def _cpu_has_bf16() -> bool:
-    flags = torch.cpu.get_capabilities()
-    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))

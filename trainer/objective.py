@@ -11,7 +11,6 @@ from torch import Tensor
 
 from trainer.data import PreferenceData, Relation, Single
 from trainer.errors import TrainerError
-from trainer.losses.batch import Singles
 from trainer.losses.method import Kind, Method, Need
 from trainer.losses.terms import LossTerm
 from trainer.relations import Batch, select
@@ -81,7 +80,8 @@ class Objective:
             if not any(chosen):
                 continue
             kept = [relation for relation, taken in zip(relations, chosen, strict=True) if taken]
-            values_N = self._values(part, batch if all(chosen) else select(batch, _mask(chosen, batch)), generator)
+            mask_N = torch.tensor(chosen, device=_logp(batch).device)
+            values_N = self._values(part, batch if all(chosen) else select(batch, mask_N), generator)
             total = (values_N * values_N.new_tensor([relation.weight for relation in kept])).sum()
             value.total = value.total + part.weight * total / counts[part.name]
             value.parts[part.name] = float(total.detach())
@@ -168,8 +168,3 @@ def _one_kind(parts: Sequence[Part]) -> Kind:
 def _logp(batch: Batch) -> Tensor:
     """[N] or [G, K]: one row per relation."""
     return batch.w.logp if hasattr(batch, "w") else batch.y.logp
-
-
-def _mask(chosen: Sequence[bool], batch: Batch) -> Tensor:
-    assert isinstance(batch, Singles)
-    return torch.tensor(chosen, device=batch.y.logp.device)

@@ -174,7 +174,7 @@ def load_reference(running: Running, probed: tuple[PreferenceData, Layout] | Non
 def _live(running: Running, reference: Any) -> LiveReference:
     """A reference kept with the policy; sharded weights cannot be copied."""
     own = load(running, running.spec.reference) if running.team.sharded else copy.deepcopy(reference)
-    return LiveReference.of(own, running.objective)
+    return LiveReference(own, running.objective)
 
 
 def reference_pass(running: Running, data: PreferenceData, plan: Plan) -> ReferencePass:
@@ -196,5 +196,5 @@ def learner_of(running: Running, model: Any, live: LiveReference | None) -> Lear
         )
     value = None
     if "value" in running.objective.needs:
-        value = running.team.place(ValueNetwork.load(spec.policy, running.arithmetic))
+        value = running.team.place(ValueNetwork(spec.policy, running.arithmetic.device))
     return Learner(model, running.objective, live, value)

@@ -131,12 +131,7 @@ def _backward_without_effect(context: StepContext, responses: Responses) -> None
 
 
 def _loss(
-    context: StepContext,
-    batch: Batch,
-    placed: Sequence[Placed],
-    totals: StepTotals,
-    number: int,
-    rows: Sequence[Row],
+    context: StepContext, batch: Batch, placed: Sequence[Placed], totals: StepTotals, number: int, rows: Sequence[Row]
 ) -> Tensor:
     """The share of these relations in the step's mean loss; its numbers are added to `totals`."""
     value = context.objective.evaluate(

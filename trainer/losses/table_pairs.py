@@ -110,10 +110,7 @@ TOKEN_LEVEL_ROWS: dict[str, Method] = {
         paper="Zhou et al. 2024, arXiv:2406.11827",
         about="DPO in which pairs that the policy is unlikely to sample count less.",
         needs=REFERENCE | {"collision"},
-        arguments={
-            "beta": number(0.01, PULL, gt=0),
-            "clamp": flag(True, "Limit the weight of a pair to 1."),
-        },
+        arguments={"beta": number(0.01, PULL, gt=0), "clamp": flag(True, "Limit the weight of a pair to 1.")},
         notes="The authors' code limits the weight to 1, TRL no longer does.",
     ),
     "ld_dpo": Method(

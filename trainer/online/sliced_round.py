@@ -154,7 +154,7 @@ class SlicedRound:
             return None, None
         else:
             reference = copy.deepcopy(model)
-        live = LiveReference.of(reference, running.objective) if lives else None
+        live = LiveReference(reference, running.objective) if lives else None
         return reference.eval().requires_grad_(False), live
 
     def _train(self, data: PreferenceData) -> Plan:

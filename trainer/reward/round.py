@@ -215,12 +215,9 @@ def _measure(
 ) -> RewardMetrics | None:
     if held_out is None or plan is None:
         return None
-    rows, done = sum(len(step.rows) for step in plan.steps), 0
 
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        running.report({"phase": "measure", "done": done, "total": rows})
+    def tick(done: int, total: int) -> None:
+        running.report({"phase": "measure", "done": done, "total": total})
 
     with running.clock.part("measure"):
         return measure_rewards(replace(context, data=held_out), plan, tick)

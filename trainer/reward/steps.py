@@ -134,14 +134,14 @@ def accumulate_rewards(
 
 
 @torch.no_grad()
-def measure_rewards(context: RewardContext, plan: Plan, tick: Callable[[], None]) -> RewardMetrics:
-    """Evaluate all pairs of a plan."""
+def measure_rewards(context: RewardContext, plan: Plan, tick: Callable[[int, int], None]) -> RewardMetrics:
+    """Evaluate all pairs of a plan; `tick(done, total)` after each row."""
     seen: list[RowRewards] = []
+    rows = [row for step in plan.steps for row in step.rows]
     with context.arithmetic.autocast():
-        for step in plan.steps:
-            for _, rewards in _rows(context, step.rows):
-                seen.append(rewards)
-                tick()
+        for _, rewards in _rows(context, rows):
+            seen.append(rewards)
+            tick(len(seen), len(rows))
     torch.clear_autocast_cache()  # weights that were cast without gradients must not serve training
     return describe_rewards(*_joined(seen))
 
