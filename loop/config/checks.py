@@ -119,7 +119,7 @@ def check_given_pairs(
     prompts: PreferencePrompts, pairs: PairsConfig, train: TrainSettings, promote: PromoteConfig, *, judged: bool
 ) -> None:
     """ValueError for settings that need sampled responses where the pairs come from a dataset."""
-    odd = [key for key in type(pairs).model_fields if key not in OF_GIVEN and _is_set(pairs, key)]
+    odd = [key for key in type(pairs).model_fields if key not in OF_GIVEN and pairs.changes(key)]
     if odd:
         raise ValueError(
             f"pairs.{odd[0]} applies to sampled responses, but the pairs come from preference data (prompts.source); "
@@ -147,10 +147,6 @@ def check_sampling(sampling: SamplingConfig) -> None:
                 f"sampling.{key} decides by sampled responses, but the pairs come from preference data "
                 "(prompts.source); set it to null"
             )
-
-
-def _is_set(section: Any, key: str) -> bool:
-    return bool(getattr(section, key) != type(section).model_fields[key].default)
 
 
 def _check_unjudged(train: TrainSettings, promote: PromoteConfig) -> None:

@@ -1,8 +1,4 @@
-"""Print docs/configuration.md from the models in `loop.config.settings` and `loop.config.reward_settings`.
-
-`python -m loop.config.docs_page` prints it. Types, defaults and explanations are those of the fields themselves, so the
-page cannot differ from what the loader accepts.
-"""
+"""Prints docs/configuration.md, whose tables come from the fields of the config's models."""
 
 import inspect
 import json
@@ -107,7 +103,7 @@ def _section(name: str, field: FieldInfo) -> Iterator[str]:
         return
     yield f"## `{name}`\n\n{field.description}\n"
     if len(models) == 1:
-        yield from _keys(name, models[0])
+        yield from _keys(name, models[0].model_fields)
         return
     bases = [base for base in models[0].__mro__[1:] if issubclass(base, BaseModel)]
     common = next(base for base in bases if all(issubclass(model, base) for model in models))
@@ -116,34 +112,27 @@ def _section(name: str, field: FieldInfo) -> Iterator[str]:
         yield f"### `{name}` with `source: {_tag(model)}`\n\n{inspect.getdoc(model)}\n"
         own = [*model.__annotations__, *(key for key in model.model_fields if key not in common.model_fields)]
         fields = {key: model.model_fields[key] for key in own if key != "source"}
-        yield _table(fields)  # with its own defaults
-        yield from _nested(name, fields)
-    if not common.model_fields:
-        return
-    yield f"### `{name}`, whatever the source\n\n{inspect.getdoc(common)}\n"
-    yield _table(common.model_fields)
-    yield from _nested(name, common.model_fields)
+        yield from _keys(name, fields)  # with its own defaults
+    if common.model_fields:
+        yield f"### `{name}`, whatever the source\n\n{inspect.getdoc(common)}\n"
+        yield from _keys(name, common.model_fields)
 
 
 def _tag(model: type[BaseModel]) -> str:
     return str(tags_of(model, "source")[0])
 
 
-def _keys(name: str, model: type[BaseModel]) -> Iterator[str]:
-    yield _table(model.model_fields)
-    yield from _nested(name, model.model_fields)
-
-
-def _nested(name: str, fields: Mapping[str, FieldInfo]) -> Iterator[str]:
-    """The sections in a section; one of several kinds is described in its own section."""
+def _keys(name: str, fields: Mapping[str, FieldInfo]) -> Iterator[str]:
+    """The table of a section's keys, then the sections in it; one of several kinds is described in its own section."""
+    yield _table(fields)
     for key, field in fields.items():
         models = models_of(field)
         for inner in models if len(models) == 1 else ():
             yield f"### `{name}.{key}`\n\n{inspect.getdoc(inner)}\n"
-            yield from _keys(f"{name}.{key}", inner)
+            yield from _keys(f"{name}.{key}", inner.model_fields)
 
 
-def _table(fields: dict[str, FieldInfo]) -> str:
+def _table(fields: Mapping[str, FieldInfo]) -> str:
     rows = ["| key | type | default | |", "|---|---|---|---|"]
     for name, field in fields.items():
         meaning = " ".join((field.description or "").split())

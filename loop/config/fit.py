@@ -1,6 +1,4 @@
-"""Checks whether the loss can be trained on what the pair rule makes, and explains what to change if not.
-Imports no torch.
-"""
+"""Checks whether the loss can be trained on what the pair rule makes, or explains what to change. Imports no torch."""
 
 from loop.config.pairs_section import PairsConfig
 from loop.config.preferences_section import PairColumns
@@ -155,16 +153,13 @@ def most_relations(config: Config) -> int:
 
 def why_not_online(config: Config) -> str | None:
     """Why an iteration with these settings cannot train slice by slice; None if it can."""
-    pairs, train = config.pairs, config.train
-    known = [term for term in train.terms if not term.is_custom]
+    pairs, sampling, given, initial = config.pairs, config.sampling, not config.samples, config.start == "initial"
+    known = [term for term in config.train.terms if not term.is_custom]
     mismatched = next((term.name for term in known if "mismatched" in term.method().needs), None)
     reasons = {
-        "the pairs come from preference data (prompts.source), so nothing is sampled; take another source": (
-            not config.samples
-        ),
+        "the pairs come from preference data (prompts.source), so nothing is sampled; take another source": given,
         "people (judge external) would be asked at every slice; take another judge": config.human_judge,
-        "start initial trains another model than the one that is sampled; set start to incumbent": config.start
-        == "initial",
+        "start initial trains another model than the one that is sampled; set start to incumbent": initial,
         "a retry trains again on pairs that another model has sampled; set promote.on_reject to continue or stop": (
             config.promote.attempts > 1
         ),
@@ -175,11 +170,8 @@ def why_not_online(config: Config) -> str | None:
         "pairs.standardise iteration needs all scores of an iteration; set it to prompt": (
             RULES[pairs.rule].standardises and pairs.standardise == "iteration"
         ),
-        "a shard is always one slice of prompts; set sampling.shard_prompts to null": (
-            config.sampling.shard_prompts is not None
-        ),
-        "sampling.adaptive probes all prompts of an iteration first; set it to null": config.sampling.adaptive
-        is not None,
+        "a shard is always one slice of prompts; set sampling.shard_prompts to null": bool(sampling.shard_prompts),
+        "sampling.adaptive probes all prompts of an iteration first; set it to null": sampling.adaptive is not None,
         f"the loss {mismatched} compares with responses to other prompts, and a slice may have pairs of one prompt "
         "alone; take another loss": mismatched is not None,
     }

@@ -1,8 +1,6 @@
 """Loads a config: a YAML file or shipped name plus `key=value` overrides becomes a LoadedConfig.
 
-Every user mistake is reported here, all at once, with the file or the override, the dotted key and what is expected.
-Nothing heavy is imported, so `prefloop plan` is fast. Relative paths in a config are relative to the current directory;
-they are made absolute here, so that the stored campaign can be continued from anywhere.
+Every user mistake is reported here, all at once. Nothing heavy is imported, so `prefloop plan` is fast.
 """
 
 from collections.abc import Mapping, Sequence
@@ -84,9 +82,6 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, toy: bool 
     if problem := replay_problem(loaded.at, loaded.iterations):
         raise UserError(f"{path}: {problem}.")
     return loaded
-
-
-# ---- the file ----
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -184,9 +179,6 @@ def _apply_per_iteration(raw: Raw, key: str, value: Any) -> None:
         raise ValueError("; ".join(wrong))
     for iteration, settings in flat.items():
         raw["per_iteration"].setdefault(iteration, {}).update(settings)
-
-
-# ---- what is stored ----
 
 
 def _complete(raw: Raw) -> Raw:

@@ -1,6 +1,4 @@
-"""Config section `pairs`: how judged responses become training data. What each rule makes is in
-`loop.config.rule_table`, explained in docs/pairs.md.
-"""
+"""Config section `pairs`: how judged responses become training data; docs/pairs.md explains the rules."""
 
 from typing import Annotated, Literal
 
@@ -103,32 +101,24 @@ class PairsConfig(Section):
         return None if rule.kind == "singles" else 1 if rule.single else self.per_prompt
 
     @model_validator(mode="after")
-    def _has_what_the_rule_needs(self) -> "PairsConfig":
+    def _fits_the_rule(self) -> "PairsConfig":
+        rule = RULES[self.rule]
         if self.rule == "d2o" and self.negative_column is None:
             raise ValueError(
                 "the rule d2o contrasts own responses with an answer that is known to be bad; name the column of the "
                 "prompts that holds it in pairs.negative_column"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _offline_pairs_fit(self) -> "PairsConfig":
-        if self.offline is not None and RULES[self.rule].kind != "pairs":
+        if self.offline is not None and rule.kind != "pairs":
             raise ValueError(
-                f"offline adds pairs, but the rule {self.rule} makes {RULES[self.rule].kind}; take a rule that makes "
-                "pairs, or set offline to null"
+                f"offline adds pairs, but the rule {self.rule} makes {rule.kind}; take a rule that makes pairs, or set "
+                "offline to null"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _means_something_to_the_rule(self) -> "PairsConfig":
         if self.gold_fallback and self.score_of_gold < self.correct_at:
             raise ValueError(f"gold_score {self.gold_score:g} lies below correct_at {self.correct_at:g}; raise it")
-        rule = RULES[self.rule]
         for key, fact, unset in BY_FACT:
-            if getattr(self, key) != type(self).model_fields[key].default and not getattr(rule, fact):
+            if self.changes(key) and not getattr(rule, fact):
                 raise ValueError(f"{key} is for the rules {rules_with(fact)}, not for {self.rule}; set it to {unset}")
         for key in OF_PAIRS if rule.kind != "pairs" else ():
-            if getattr(self, key) != type(self).model_fields[key].default:
+            if self.changes(key):
                 raise ValueError(f"{key} compares the responses of a pair, and {self.rule} makes none; unset it")
         return self

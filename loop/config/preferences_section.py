@@ -1,6 +1,4 @@
-"""Configuration of preference data: where a dataset of chosen and rejected answers is, and which columns
-hold what. docs/data.md explains the formats.
-"""
+"""Configuration of preference data: where it is, and which columns hold what; docs/data.md explains the formats."""
 
 from pydantic import model_validator
 

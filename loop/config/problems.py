@@ -1,9 +1,5 @@
-"""Validates plain settings: returns a valid model, or one paragraph per problem. `root` is the model that the settings
-should fill: a campaign's Config, or another command's.
-
-A problem names the file or the override, the dotted key, what was given and what is expected, in the words of the
-generated reference. Problems in only some iterations (schedules, `per_iteration`) name them.
-"""
+"""Validates plain settings: returns a valid model, or one paragraph per problem, which names the file or the override,
+the dotted key, what was given and what is expected. `root` is the model that the settings should fill."""
 
 import json
 import math
@@ -11,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from loop.config.checks import check, fill_metric
@@ -106,11 +103,12 @@ def _explain(detail: ErrorDetails, path: list[str], plain: Raw, root: type[BaseM
         return _unknown_key(path, plain, root)
     field = field_at(root, path, plain)
     if kind == "missing":
-        meaning = f": {_lower(field.description)}" if field is not None and field.description else "."
-        return f"{key} is missing{meaning}{_choices(path, plain, root)}"
+        about = field.description if field is not None else None
+        meaning = f": {about[:1].lower()}{about[1:]}" if about else "."
+        choices = f" Its key source is one of {', '.join(tags)}." if (tags := _sources(field)) else ""
+        return f"{key} is missing{meaning}{choices}"
     if kind.startswith("union_tag"):
-        assert field is not None
-        tags = [str(tag) for model in models_of(field) for tag in tags_of(model, "source")]
+        tags = _sources(field)
         given = (_value_at(plain, path) or {}).get("source")
         problem = "is missing" if given is None else f"is {shown(given)}"
         return f"{key}.source {problem}, expected one of {', '.join(tags)}{did_you_mean(str(given), tags) or '.'}"
@@ -119,13 +117,15 @@ def _explain(detail: ErrorDetails, path: list[str], plain: Raw, root: type[BaseM
         return f"{key}: {text}." if key else f"{text}."
     if field is None:
         return f"{key} is {shown(detail['input'])}: {detail['msg']}."
-    hint = _list_hint(path, plain) if root is Config else ""
-    return f"{key} is {shown(_value_at(plain, path))}, expected {_expected(path, plain, root)}.{hint}"
+    value = _value_at(plain, path)
+    return f"{key} is {shown(value)}, expected {_expected(field)}.{_list_hint(field, path, value, root)}"
 
 
 def _unknown_key(path: list[str], plain: Raw, root: type[BaseModel]) -> str:
     *section, name = path
-    model = _model_at(section, plain, root)
+    field = field_at(root, section, plain)
+    model = root if field is None else model_behind(field, _value_at(plain, section))
+    assert model is not None, path
     known = list(model.model_fields)
     guess = did_you_mean(name, known).replace("mean ", f"mean {'.'.join([*section, ''])}")
     elsewhere = places_of(root, name)
@@ -135,61 +135,41 @@ def _unknown_key(path: list[str], plain: Raw, root: type[BaseModel]) -> str:
     return f"{'.'.join(path)} is not a known key{guess or '.'} {inside}: {', '.join(known)}."
 
 
-def _model_at(path: list[str], plain: Raw, root: type[BaseModel]) -> type[BaseModel]:
-    field = field_at(root, path, plain)
-    model = model_behind(field, _value_at(plain, path)) if field is not None else root
-    assert model is not None, path
-    return model
-
-
 def _value_at(plain: Any, path: list[str]) -> Any:
     for part in path:
         plain = plain[int(part)] if isinstance(plain, list) else plain.get(part) if isinstance(plain, dict) else None
     return plain
 
 
-def _expected(path: list[str], plain: Raw, root: type[BaseModel]) -> str:
-    field = field_at(root, path, plain)
-    assert field is not None
+def _expected(field: FieldInfo) -> str:
     if models := models_of(field):
         keys = list(models[0].model_fields) if len(models) == 1 else []
         return f"{of_field(field)}{' with the keys ' + ', '.join(keys) if keys else ''}"
     return of_field(field).replace("`", "")
 
 
-def _choices(path: list[str], plain: Raw, root: type[BaseModel]) -> str:
-    field = field_at(root, path, plain)
+def _sources(field: FieldInfo | None) -> list[str]:
+    """The kinds of a section that has several."""
     models = models_of(field) if field is not None else []
-    if len(models) <= 1:
-        return ""
-    return f" Its key source is one of {', '.join(str(tag) for model in models for tag in tags_of(model, 'source'))}."
+    return [str(tag) for model in models for tag in tags_of(model, "source")] if len(models) > 1 else []
 
 
-def _list_hint(path: list[str], plain: Raw) -> str:
-    field = field_at(Config, path, plain)
-    given = isinstance(_value_at(plain, path), list)
-    if field is None or not given or takes_list(field.annotation) or path[0] in PER_ITERATION_SECTIONS:
+def _list_hint(field: FieldInfo, path: list[str], value: Any, root: type[BaseModel]) -> str:
+    varies = root is not Config or path[0] in PER_ITERATION_SECTIONS
+    if varies or not isinstance(value, list) or takes_list(field.annotation):
         return ""
     return f" One value per iteration can be given in {', '.join(PER_ITERATION_SECTIONS)} only."
 
 
-def not_finite(raw: Raw, where: str) -> Iterator[str]:
+def not_finite(value: Any, where: str, path: tuple[str, ...] = ()) -> Iterator[str]:
     """A message for every number that is not finite."""
-    yield from (f"{where}: {key} is {value}; numbers must be finite." for key, value in _not_finite(raw, ()))
-
-
-def _not_finite(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     if isinstance(value, float) and not math.isfinite(value):
-        yield ".".join(path), value
+        yield f"{where}: {'.'.join(path)} is {value}; numbers must be finite."
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in inside:
-        yield from _not_finite(item, (*path, str(key)))
+        yield from not_finite(item, where, (*path, str(key)))
 
 
 def shown(value: Any) -> str:
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]

@@ -1,7 +1,4 @@
-"""Config section `promote`: what an iteration starts from, its reference model, and when to promote the candidate.
-
-Also the rules for `start` and `reference`, and the checks for contradictions.
-"""
+"""Config section `promote`: what an iteration starts from, its reference model, and when to promote the candidate."""
 
 from typing import Annotated, Any, Literal
 
@@ -80,11 +77,6 @@ class RetrySettings(Section):
     checkpoint: Literal["best"] | None = None
     """`best` takes the round's best checkpoint on the gate prompts, as `train.select: best` does."""
 
-    @property
-    def changes_nothing(self) -> bool:
-        """Whether a retry would give the same candidate again."""
-        return self == RetrySettings(learning_rate=1.0)
-
 
 class PromoteConfig(Section):
     """When a candidate becomes the next policy."""
@@ -93,11 +85,7 @@ class PromoteConfig(Section):
     """`better`: the whole interval of the gain is above 0; `not_worse`: the candidate is not worse by more than
     `margin`, even at the low end of the interval; `always`: every candidate is promoted."""
     metric: Literal[
-        "sampled_accuracy",
-        "greedy_accuracy",
-        "accuracy_among_well_formed",
-        "well_formed_share",
-        "preference_accuracy",
+        "sampled_accuracy", "greedy_accuracy", "accuracy_among_well_formed", "well_formed_share", "preference_accuracy"
     ] = "sampled_accuracy"
     """The metric that is compared on the gate prompts; preference_accuracy is for preference data without a judge, and
     is the default there."""
@@ -133,7 +121,7 @@ def check_retry(promote: PromoteConfig, train: TrainSettings) -> None:
     retry = promote.retry
     if promote.on_reject != "retry":
         return
-    if retry.changes_nothing:
+    if retry == RetrySettings(learning_rate=1.0):
         raise ValueError(
             "promote.on_reject is retry, but promote.retry changes nothing, so it would give the same candidate again; "
             "set e.g. promote.retry.learning_rate to 0.5"

@@ -1,6 +1,4 @@
-"""Config section `prompts`: where prompts come from, how many there are, and which of them an iteration takes.
-Explained in docs/data.md.
-"""
+"""Config section `prompts`: where prompts come from, how many there are, and which of them an iteration takes."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -163,8 +161,7 @@ class MixedPrompts(Section):
 
     @model_validator(mode="after")
     def _leaves_the_sizes(self) -> "MixedPrompts":
-        fields = type(self.prompts).model_fields
-        if own := [key for key in SIZES if getattr(self.prompts, key) != fields[key].default]:
+        if own := [key for key in SIZES if self.prompts.changes(key)]:
             raise ValueError(
                 f"{', '.join(own)} cannot be set for one source of a mixture; set prompts.{own[0]} instead"
             )
@@ -187,7 +184,7 @@ class MixturePrompts(PromptsBase):
     def _mixes(self) -> "MixturePrompts":
         if len(self.sources) < 2:
             raise ValueError(f"a mixture has two sources or more, and there are {len(self.sources)} in prompts.sources")
-        if self.template != type(self).model_fields["template"].default:
+        if self.changes("template"):
             raise ValueError("template belongs to a single source of a mixture; set it in prompts.sources")
         return self
 

@@ -1,7 +1,4 @@
-"""The configuration of `prefloop train-reward`, each field documented in place.
-
-`load_reward_config` reads the file.
-"""
+"""The configuration of `prefloop train-reward`, each field documented in place."""
 
 import json
 from collections.abc import Sequence

@@ -1,6 +1,4 @@
-"""Every pair rule by name: what it makes, what a loss can learn from that, and which settings mean something to it.
-It holds only facts, so the configuration can be checked against the losses before anything is loaded.
-"""
+"""The facts about every pair rule: what it makes, what a loss can learn from that, and which settings apply to it."""
 
 from typing import Literal, NamedTuple
 

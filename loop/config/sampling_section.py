@@ -1,6 +1,4 @@
-"""Config section `sampling`: how responses are sampled, where a first look earns a prompt more of them (`adaptive`),
-and when later iterations sample more widely (`widen`). Explained in docs/signal.md.
-"""
+"""Config section `sampling`: how responses are sampled; docs/signal.md explains `adaptive` and `widen`."""
 
 from typing import Annotated, Any
 

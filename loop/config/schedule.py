@@ -105,11 +105,9 @@ def _leaves(settings: Mapping[Any, Any], above: tuple[str, ...]) -> Iterator[tup
 def _refused(key: str) -> str:
     """Why a key may not change from iteration to iteration, or nothing."""
     section = key.partition(".")[0]
-    if section in PER_ITERATION_SECTIONS and section != key:
-        return ""
+    if section in PER_ITERATION_SECTIONS:
+        return f"must name a key inside the section {section}" if section == key else ""
     sections = ", ".join(PER_ITERATION_SECTIONS)
-    if section == key and section in PER_ITERATION_SECTIONS:
-        return f"must name a key inside the section {section}"
     if section not in Config.model_fields:
         return f"names no section{did_you_mean(section, PER_ITERATION_SECTIONS)} Known here: {sections}"
     return (

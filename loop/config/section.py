@@ -11,3 +11,7 @@ class Section(BaseModel):
     """Frozen, unknown keys refused; docstrings under the fields are their documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def changes(self, key: str) -> bool:
+        """Whether this key has another value than its default."""
+        return bool(getattr(self, key) != type(self).model_fields[key].default)

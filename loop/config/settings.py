@@ -1,9 +1,4 @@
-"""The configuration of a campaign: the models behind its YAML file, each field documented in place.
-
-Data only; `loop.config.load` reads the file, and the larger sections are in `loop.config.*`. Any scalar key of
-`sampling`, `pairs`, `train` and `promote` may be given as a list, one value per iteration (the last one stays), or be
-overridden under `per_iteration`.
-"""
+"""The configuration of a campaign: the models behind its YAML file, each field documented in place."""
 
 import re
 from typing import Annotated, Any, Literal

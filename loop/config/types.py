@@ -1,7 +1,4 @@
-"""Describes the types of config fields in plain English.
-
-Shared by the error messages and the generated reference, so both describe a field alike.
-"""
+"""Describes the types of config fields in plain English, for the error messages and the generated reference."""
 
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,14 +20,17 @@ def readable(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     """Describe the type: "a number above 0", "one of `a`, `b`", "a list of text", "a whole number or null"."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return readable(args[0], [*_constraints(args[1:]), *metadata])
+        limits = [one for item in args[1:] for one in (item.metadata if isinstance(item, FieldInfo) else [item])]
+        return readable(args[0], [*limits, *metadata])
     if origin in (Union, types.UnionType):
         known = sorted(args, key=lambda arg: arg is type(None))
         return " or ".join(dict.fromkeys(readable(arg, metadata) for arg in known))
     if origin is Literal:
-        return _one_of(args)
+        shown = ", ".join(f"`{choice}`" for choice in args)
+        return shown if len(args) == 1 else f"one of {shown}"
     if origin in (list, tuple):
-        return f"a list of {_plural(readable(args[0]))}"
+        item = readable(args[0])
+        return f"a list of {'sections' if item == 'a section' else item.removeprefix('a ')}"
     if origin is dict or annotation is dict:
         return "a mapping"
     if annotation is type(None):
@@ -38,20 +38,6 @@ def readable(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "a section"
     return " ".join([PLAIN.get(annotation, str(annotation)), *_bounds(annotation, metadata)])
-
-
-def _one_of(choices: Sequence[Any]) -> str:
-    shown = [f"`{choice}`" for choice in choices]
-    return shown[0] if len(shown) == 1 else "one of " + ", ".join(shown)
-
-
-def _plural(words: str) -> str:
-    return "sections" if words == "a section" else words.removeprefix("a ")
-
-
-def _constraints(metadata: Sequence[Any]) -> Iterator[Any]:
-    for item in metadata:
-        yield from item.metadata if isinstance(item, FieldInfo) else [item]
 
 
 def _bounds(kind: Any, metadata: Sequence[Any]) -> list[str]:

@@ -53,7 +53,7 @@ def messages_of(
 
 def _checked_turns(config: PromptsBase, source: Source, value: list[Any], number: int) -> list[dict[str, str]]:
     where = f"{source.name}, row {number + 1}, column {source.prompt_column!r}"
-    if config.template != type(config).model_fields["template"].default:
+    if config.changes("template"):
         raise UserError(
             f"{where} holds chat messages, which are taken as they are; prompts.template makes a message out of text "
             f"columns. Remove prompts.template, or name a text column in prompts.prompt_column."
