@@ -1,9 +1,12 @@
 """The commands `prefloop judge ...`: list, write and test judges. They import heavy modules themselves."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from loop.cli.options import AsJson, print_json
 
 judge_app = typer.Typer(
     name="judge",
@@ -13,7 +16,6 @@ judge_app = typer.Typer(
     epilog="Start with: `prefloop judge list`, then `prefloop judge new my-judge`.",
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 JudgeSpec = "A built-in or installed judge, `package.module:Class` or `path/to/file.py:Class`"
 
 
@@ -23,11 +25,8 @@ def list_judges(
     as_json: AsJson = False,
 ) -> None:
     """List the installed judges, or show the arguments of one."""
-    from dataclasses import asdict
-
     from judges.catalog import catalog, describe_judge
     from loop.commands.judge_tables import print_catalog, print_judge
-    from loop.view.status_tables import print_json
 
     if name is not None:
         entry = describe_judge(name)
@@ -75,7 +74,6 @@ def try_judge(
     """
     from loop.commands.judge_tables import print_report
     from loop.commands.judge_test import named_judge, run_test
-    from loop.view.status_tables import print_json
 
     chosen = named_judge(judge, arg or [], correct_at)
     found = run_test(chosen, data, limit=limit, tolerance=tolerance, show=show, quiet=as_json)

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from judges.types import JudgeError
 from loop.cli.judge_commands import judge_app
-from loop.cli.steer_commands import Runs, mount
+from loop.cli.options import AsJson, Overrides, Runs, print_json
+from loop.cli.steer_commands import mount
 from loop.errors import AwaitingLabels, UserError
 from loop.redact import redacted
 from trainer.errors import TrainerError
@@ -28,18 +30,13 @@ app.add_typer(judge_app, name="judge")
 
 WAITING = 3
 """Exit code of a run that waits until people have labelled its responses (judge `external`)."""
-
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
 Source = Annotated[
     str, typer.Argument(metavar="CONFIG|RUN", help="A YAML file, a shipped config's name, or an existing run.")
 ]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. `train.beta=0.2`.")
-]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run; default is the config's name.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Toy = Annotated[
     bool, typer.Option("--toy", help="Try the algorithm on a small model with arithmetic prompts: minutes, no network.")
 ]
@@ -66,13 +63,11 @@ def run(
     CONFIG is your own file or a shipped config: `quickstart`, `gsm8k`, or a published algorithm `recipes/NAME`
     (`prefloop recipes` lists them).
     """
-    from rich.console import Console
-
     from loop.campaign.context import read_stop_point
     from loop.campaign.run import run_campaign
     from loop.store.locate import locate
     from loop.view.display import Display
-    from loop.view.status_tables import print_json, print_status
+    from loop.view.status_tables import print_status
 
     folder, loaded = locate(config, overrides or [], name, runs, toy=toy)
     goal = None if until is None else read_stop_point(until, loaded.iterations)
@@ -80,10 +75,7 @@ def run(
     if not as_json:
         display.say(f"{'continuing' if folder.exists() else 'starting'} {folder} from {loaded.source}")
     state = run_campaign(folder, loaded, display, verify=verify, repair=repair, until=goal)
-    if as_json:
-        print_json(state.as_json())
-    else:
-        print_status(state, Console())
+    print_json(state.as_json()) if as_json else print_status(state, Console())
 
 
 @app.command(epilog="Examples: `prefloop plan quickstart` · `prefloop plan my.yaml sampling.n=16 --check`")
@@ -99,7 +91,6 @@ def plan(
     """Validate the settings and print what a run would do, in under a second."""
     from loop.commands.plan import make_plan, print_plan
     from loop.store.locate import locate
-    from loop.view.status_tables import print_json
 
     folder, loaded = locate(config, overrides or [], name, runs, toy=toy)
     planned = make_plan(folder, loaded, check=check)
@@ -113,11 +104,9 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show the iterations, stages, accuracies and times of a run."""
-    from rich.console import Console
-
     from loop.store.locate import find_run
     from loop.view.status import collect
-    from loop.view.status_tables import print_json, print_status
+    from loop.view.status_tables import print_status
 
     state = collect(find_run(run, runs))
     print_json(state.as_json()) if as_json else print_status(state, Console())
@@ -130,8 +119,6 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Show one frame and exit.")] = False,
 ) -> None:
     """Follow a campaign in another process until it ends (exit code 0 if complete, else 1)."""
-    from rich.console import Console
-
     from loop.store.locate import find_run
     from loop.view.watch import watch as watch_run
 
@@ -154,7 +141,6 @@ def show(
     from loop.store.locate import find_run, find_run_at
     from loop.view.prompt_records import collect_prompts
     from loop.view.show import collect_caches, print_caches, print_prompts
-    from loop.view.status_tables import print_json
 
     if cache:
         caches = collect_caches(find_run(run.partition("@")[0], runs), prompt, limit)
@@ -177,19 +163,14 @@ def train_reward(
     as_json: AsJson = False,
 ) -> None:
     """Train a reward model on pairs, or continue where it stopped."""
-    from rich.console import Console
-
     from loop.commands.train_reward import print_reward, run_reward
     from loop.config.reward_settings import load_reward_config
     from loop.view.display import Display
-    from loop.view.status_tables import print_json
 
     settings = load_reward_config(config, overrides or [])
     summary = run_reward(settings, Display(quiet=as_json))
-    if as_json:
-        print_json({"out": settings.out, **summary.model_dump()})
-    else:
-        print_reward(summary, settings.out, Console())
+    found = {"out": settings.out, **summary.model_dump()}
+    print_json(found) if as_json else print_reward(summary, settings.out, Console())
 
 
 mount(app)

@@ -5,14 +5,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
 
+from loop.cli.options import AsJson, Overrides, Runs, print_json
 from loop.errors import UserError
-
-Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.", envvar="PREFLOOP_RUNS")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Changes = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. `train.beta=0.2`.")
-]
 
 EXAMPLES = {
     "fork": ("fork my@1 my-hot per_iteration.2.sampling.temperature=1.2", "fork my@0 my-simpo train.loss=simpo"),
@@ -37,7 +33,7 @@ def mount(app: typer.Typer) -> None:
 def fork(
     run: Annotated[str, typer.Argument(metavar="RUN@K", help="A run and a finished iteration (0: the base model).")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="Name (or folder) of the new run.")],
-    overrides: Changes = None,
+    overrides: Overrides = None,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -45,7 +41,6 @@ def fork(
     from loop.commands.fork import fork as make_fork
     from loop.commands.fork import print_forked
     from loop.store.locate import find_run_at, new_run
-    from loop.view.status_tables import print_json
 
     parent, iteration = find_run_at(run, runs)
     done = make_fork(parent, iteration, new_run(new, runs), overrides or [])
@@ -61,11 +56,8 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare the settings, metrics and test answers of runs, with paired tests and examples."""
-    from rich.console import Console
-
     from loop.view.comparison import compare_runs
     from loop.view.comparison_tables import print_comparison
-    from loop.view.status_tables import print_json
 
     comparison = compare_runs(entrants, runs, limit)
     print_json(comparison.as_json()) if as_json else print_comparison(comparison, Console(soft_wrap=False))
@@ -83,7 +75,6 @@ def prune(
     """Delete weights and leftovers that nothing needs; the run can still be resumed and reported."""
     from loop.commands.prune import Rules, in_bytes, plan_prune, print_plan, remove
     from loop.store.locate import find_run
-    from loop.view.status_tables import print_json
 
     folder = find_run(run, runs)
     with folder.locked():
@@ -138,11 +129,8 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Run one campaign per combination of values, one at a time, and compare them; rerun to continue."""
-    from rich.console import Console
-
     from loop.commands.sweep import plan_sweep, print_summary, print_sweep, refuse_stopped, run_sweep, summary
     from loop.view.display import Display
-    from loop.view.status_tables import print_json
 
     members = plan_sweep(config, values, name, runs, toy=toy)
     if dry_run:
@@ -159,14 +147,11 @@ def sweep(
 def recipes(as_json: AsJson = False) -> None:
     """List the shipped configs of published algorithms."""
     from loop.config.load import shipped_recipes
-    from loop.view.status_tables import print_json
 
     found = shipped_recipes()
-    if as_json:
-        print_json(found)
-    else:
-        width = max(map(len, found))
-        print("\n".join(f"{name:<{width}}  {about}" for name, about in found.items()))
+    width = max(map(len, found))
+    text = "\n".join(f"{name:<{width}}  {about}" for name, about in found.items())
+    print_json(found) if as_json else print(text)
 
 
 def doctor(
@@ -177,10 +162,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check versions, devices, engine and the tokens of one pair; exits with 1 on an error."""
-    from rich.console import Console
-
     from loop.commands.doctor import examine, print_report
-    from loop.view.status_tables import print_json
 
     found = examine(source, runs)
     print_json(found.as_json()) if as_json else print_report(found, Console(soft_wrap=True, highlight=False))

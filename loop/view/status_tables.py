@@ -1,15 +1,12 @@
 """Print the state that `status.collect` returns."""
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from loop.format import clock, duration, percent, percent_with_interval, points_with_interval
-from loop.redact import redacted
 from loop.store.run_records import NO_TRIALS, AttemptRecord, Gain, Interval, SetMetrics
 from loop.store.run_state import IterationState, RunState
 from loop.store.stage import STAGES
@@ -225,8 +222,3 @@ def _stage_time(stage: str, seconds: dict[str, float] | None, state: str | None)
     if seconds is None:
         return {"finished": "", "started": "…", "waiting": "", None: ""}[state]
     return clock(seconds.get("judge" if stage == "judge" else "wall", 0.0), hours=False)
-
-
-def print_json(value: Any) -> None:
-    """Print as JSON, without secrets."""
-    print(json.dumps(redacted(json.loads(json.dumps(value, default=str))), indent=1))

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from loop.cli.options import print_json
 from loop.redact import publishable, redacted, unchanged
 from loop.report.model_card import model_card
 from loop.report.page import write_report
 from loop.store.run_folder import RunFolder
 from loop.view.describe import NamedJudge, describe_judge
-from loop.view.status_tables import print_json
 from tests.helpers.campaigns import Cli, copy_run, refusal
 
 SECRETS = {
