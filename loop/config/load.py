@@ -3,6 +3,7 @@
 Every user mistake is reported here, all at once. Nothing heavy is imported, so `prefloop plan` is fast.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +13,21 @@ from pydantic import BaseModel
 
 from loop.config.checks import replay_problem
 from loop.config.paths import overrides_with_absolute_paths, with_absolute_paths
-from loop.config.problems import all_problems, shown, validate
+from loop.config.problems import all_problems, shown, validate, value_at
 from loop.config.schedule import Raw, changing_iterations, flat_overrides, resolve, schedules, set_at
 from loop.config.settings import Config
-from loop.config.toy import made_small
 from loop.config.types import did_you_mean, models_of
 from loop.config.yaml_text import parse_yaml
 from loop.errors import UserError
 
 REWARD = "reward"
 """Shipped configs whose names begin so are for `prefloop train-reward`, all others are campaigns."""
-
 RECIPES = "recipes/"
 """Names of published algorithms begin so."""
+TOY_SLICING = ("parts", "order", "order_by")
+"""Keys of `prompts` that toy size keeps: they belong to the algorithm, not to its data."""
+TOY_PAIRS = ("replay", "correct_at")
+"""Keys of `pairs` that toy size keeps with preference data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,3 +216,70 @@ def refuse_comparing(loaded: LoadedConfig, compares: bool) -> None:
             f"{loaded.base.judge.name} judges them against each other (or scales scores within a prompt), so the parts "
             "could not be compared. Set sampling.adaptive to null, or use a judge of single responses."
         )
+
+
+def made_small(raw: Raw, folder: Path) -> Raw:
+    """Valid settings, defaults included, shrunk to the same algorithm on a small model, sums and a rule.
+
+    `folder` holds settings.yaml and sums.jsonl; all of it is installed with prefloop, and nothing is downloaded.
+    """
+    toy = parse_yaml((folder / "settings.yaml").read_text(encoding="utf-8"), str(folder / "settings.yaml"))
+    small, data = copy.deepcopy(raw), str(folder / "sums.jsonl")
+    for key, most in toy["at_most"].items():
+        set_at(small, key, _at_most(value_at(small, key.split(".")), most))
+    for key, value in toy["set"].items():
+        set_at(small, key, value)
+    settled = toy["at_most"] | toy["set"]
+    for changes in small["per_iteration"].values():
+        for key in settled.keys() & changes.keys():
+            del changes[key]
+    if small["judge"] is not None:
+        small["judge"], small["eval"]["judge"] = toy["judge"], None
+    elif small["eval"]["judge"] is not None:
+        small["eval"]["judge"] = toy["judge"]
+    small |= {"model": toy["model"], "engine": toy["engine"], "prompts": _toy_prompts(small, toy["prompts"], data)}
+    _use_toy_data(small, data)
+    _remove_unused(small)
+    return small
+
+
+def _at_most(value: Any, most: int) -> Any:
+    """A number, or each of a schedule, lowered; null means no bound."""
+    if isinstance(value, list):
+        return [_at_most(one, most) for one in value]
+    return most if value is None else min(value, most)
+
+
+def _toy_prompts(raw: Raw, sizes: Raw, data: str) -> Raw:
+    """The section `prompts`: sums, sliced if the campaign slices its own data."""
+    before, each = raw["prompts"], sizes["train"]
+    kept = {key: before[key] for key in TOY_SLICING if before.get(key) is not None}
+    slices = kept.get("parts") or (raw["iterations"] if before["per_iteration"] else 1)
+    sizes = sizes | kept | {"train": each * slices, "per_iteration": each if before["per_iteration"] else None}
+    if before["source"] != "preferences":
+        return {"source": "file", "path": data, "target_column": "response", **sizes}
+    margin = "margin" if before["margin_column"] else None
+    return {"source": "preferences", "path": data, "chosen_column": "response", "margin_column": margin, **sizes}
+
+
+def _use_toy_data(raw: Raw, data: str) -> None:
+    """The other places where a campaign names data or a model."""
+    pairs, train = raw["pairs"], raw["train"]
+    for key, column in (("gold_column", "response"), ("negative_column", "rejected")):
+        pairs[key] = pairs[key] and column
+    if offline := pairs["offline"]:
+        pairs["offline"] = {"path": data, "chosen_column": "response", "share": offline["share"]}
+    if train["mix"]:
+        train["mix"] |= {"path": data}
+    if raw["reference"] == "path":
+        raw["reference_path"] = raw["model"]["base"]
+
+
+def _remove_unused(raw: Raw) -> None:
+    """Remove what has no effect with fewer iterations, preference data or online rounds."""
+    pairs, train = raw["pairs"], raw["train"]
+    pairs["replay"] = {back: share for back, share in pairs["replay"].items() if int(back) < raw["iterations"]}
+    if raw["prompts"]["source"] == "preferences":
+        raw["pairs"] = {key: pairs[key] for key in TOY_PAIRS}
+    if train.get("sync_every", "round") != "round":
+        train["max_steps"] = None  # an online round ends with its prompts

@@ -109,7 +109,7 @@ def _explain(detail: ErrorDetails, path: list[str], plain: Raw, root: type[BaseM
         return f"{key} is missing{meaning}{choices}"
     if kind.startswith("union_tag"):
         tags = _sources(field)
-        given = (_value_at(plain, path) or {}).get("source")
+        given = (value_at(plain, path) or {}).get("source")
         problem = "is missing" if given is None else f"is {shown(given)}"
         return f"{key}.source {problem}, expected one of {', '.join(tags)}{did_you_mean(str(given), tags) or '.'}"
     if kind == "value_error":
@@ -117,14 +117,14 @@ def _explain(detail: ErrorDetails, path: list[str], plain: Raw, root: type[BaseM
         return f"{key}: {text}." if key else f"{text}."
     if field is None:
         return f"{key} is {shown(detail['input'])}: {detail['msg']}."
-    value = _value_at(plain, path)
+    value = value_at(plain, path)
     return f"{key} is {shown(value)}, expected {_expected(field)}.{_list_hint(field, path, value, root)}"
 
 
 def _unknown_key(path: list[str], plain: Raw, root: type[BaseModel]) -> str:
     *section, name = path
     field = field_at(root, section, plain)
-    model = root if field is None else model_behind(field, _value_at(plain, section))
+    model = root if field is None else model_behind(field, value_at(plain, section))
     assert model is not None, path
     known = list(model.model_fields)
     guess = did_you_mean(name, known).replace("mean ", f"mean {'.'.join([*section, ''])}")
@@ -135,7 +135,8 @@ def _unknown_key(path: list[str], plain: Raw, root: type[BaseModel]) -> str:
     return f"{'.'.join(path)} is not a known key{guess or '.'} {inside}: {', '.join(known)}."
 
 
-def _value_at(plain: Any, path: list[str]) -> Any:
+def value_at(plain: Any, path: list[str]) -> Any:
+    """The value at a dotted key, through sections and lists; None where there is none."""
     for part in path:
         plain = plain[int(part)] if isinstance(plain, list) else plain.get(part) if isinstance(plain, dict) else None
     return plain

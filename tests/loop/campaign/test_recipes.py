@@ -14,8 +14,7 @@ from loop.campaign.context import Campaign
 from loop.campaign.run import work
 from loop.cli.steer_commands import recipes
 from loop.commands.sweep import plan_sweep, run_sweep, summary
-from loop.config.load import LoadedConfig, diff, load_config, shipped_configs, shipped_recipes
-from loop.config.toy import made_small
+from loop.config.load import LoadedConfig, diff, load_config, made_small, shipped_configs, shipped_recipes
 from loop.errors import UserError
 from loop.store import tables
 from loop.store.files import read_json, read_rows
