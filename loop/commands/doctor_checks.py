@@ -14,6 +14,7 @@ from loop.store.run_folder import RunFolder
 
 QUESTION, ANSWER, SYSTEM = "@@question@@", "@@answer@@", "@@system@@"
 """Stand for texts where only what the template writes around them is of interest."""
+USER = {"role": "user", "content": QUESTION}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class TemplateCheck:
 
     def _beginning(self) -> list[Finding]:
         bos = self.tokenizer.bos_token_id
-        ids = self._ids(self._text([_user()], asks=True))
+        ids = self._ids(self._text([USER], asks=True))
         if bos is not None and ids[:2] == [bos, bos]:
             return [Finding("error", f"the chat template begins with two {self.tokenizer.bos_token!r}")]
         return []
@@ -57,21 +58,21 @@ class TemplateCheck:
         level: Literal["error", "note"] = "error" if self.uses_system else "note"
         way = "put that text into prompts.template" if self.uses_system else "leave prompts.system empty"
         try:
-            text = self._text([{"role": "system", "content": SYSTEM}, _user()], asks=True)
+            text = self._text([{"role": "system", "content": SYSTEM}, USER], asks=True)
         except TemplateError as error:
             return [Finding(level, f"the chat template refuses a system message ({error}): {way}")]
         return [] if SYSTEM in text else [Finding(level, f"the chat template drops the system message silently: {way}")]
 
     def _header(self) -> list[Finding]:
         """Whether the prompt ends with the header of an answer."""
-        if self._text([_user()], asks=True) != self._text([_user()], asks=False):
+        if self._text([USER], asks=True) != self._text([USER], asks=False):
             return []
         text = "the chat template has no generation prompt: the policy itself has to begin the assistant's turn"
         return [Finding("warning", text)]
 
     def _end(self) -> list[Finding]:
         """Whether the model stops where the template ends a turn."""
-        turn = [_user(), {"role": "assistant", "content": ANSWER}]
+        turn = [USER, {"role": "assistant", "content": ANSWER}]
         ends = [i for i in self._ids(self._text(turn, asks=False).partition(ANSWER)[2]) if i in self._special()]
         eos = self.tokenizer.eos_token
         if not ends:
@@ -85,8 +86,7 @@ class TemplateCheck:
         return []
 
     def _special(self) -> set[int]:
-        added = self.tokenizer.added_tokens_decoder.items()
-        return {i for i, token in added if token.special} | set(self.stop_ids)
+        return {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special} | set(self.stop_ids)
 
     def _text(self, messages: list[dict[str, str]], *, asks: bool) -> str:
         text: str = self.tokenizer.apply_chat_template(
@@ -96,10 +96,6 @@ class TemplateCheck:
 
     def _ids(self, text: str) -> list[int]:
         return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
-
-
-def _user() -> dict[str, str]:
-    return {"role": "user", "content": QUESTION}
 
 
 NOT_KNOWN = "I do not know."

@@ -75,9 +75,8 @@ def fork(parent: RunFolder, k: int, target: RunFolder, overrides: Sequence[str])
         write_metrics(partial, collect(partial))
         partial.root.rename(target.root)
     except OSError as error:
-        raise UserError(
-            f"{target} could not be created: {error}. Nothing is left of it, and {parent} is unchanged."
-        ) from (error)
+        problem = f"{target} could not be created: {error}"
+        raise UserError(f"{problem}. Nothing is left of it, and {parent} is unchanged.") from error
     finally:
         shutil.rmtree(partial.root, ignore_errors=True)
     return ForkResult(target, parent, k, changes, count["linked"], count["copied"])
@@ -103,9 +102,8 @@ def check_forkable(parent: RunFolder, k: int, before: LoadedConfig, loaded: Load
     if loaded.iterations < k:
         raise UserError(f"iterations is {loaded.iterations}, but the fork begins with {k} finished ones; raise it.")
     _check_whole(parent, k, loaded)
-    campaign = ReadOnlyCampaign(
-        parent, loaded, WorkerPool(parent, loaded.base, Display(quiet=True)), Display(quiet=True)
-    )
+    display = Display(quiet=True)
+    campaign = ReadOnlyCampaign(parent, loaded, WorkerPool(parent, loaded.base, display), display)
     campaign.judge = _judge(before.base.judge, loaded.base.judge, parent.stage(1, "judge"))
     campaign.eval_judge = _judge(before.base.eval_judge, loaded.base.eval_judge, parent.stage(0, "eval"))
     check_files(campaign)

@@ -15,7 +15,7 @@ from loop.format import duration, percent
 
 if TYPE_CHECKING:  # listing judges must stay quick
     from judges.trial.report import Calibration, LengthBias, OrderBias, ScoreAgreement
-    from loop.commands.judge_test import Disagreement, JudgeReport, PricedUsage, Speed
+    from loop.commands.judge_test import Disagreement, JudgeReport, PricedUsage
 
 SAID = ("right", "wrong", "chosen", "tie", "rejected", "abstain", "error")
 """Columns of the confusion table, in this order, where they occur."""
@@ -90,18 +90,16 @@ def _lines(found: "JudgeReport") -> list[tuple[str, str]]:
         ("errors", _percent(trial.error_rate)),
         ("ties", _percent(trial.tie_rate)),
         ("calibration error", _number(None if trial.calibration is None else trial.calibration.ece)),
-        *_score_lines(trial.scores),
+        *(_score_lines(trial.scores) if trial.scores else ()),
         *_length_lines(trial.length),
-        *_order_lines(trial.orders),
-        ("speed", _speed(found.speed)),
-        *_used_lines(found.used),
+        *(_order_lines(trial.orders) if trial.orders else ()),
+        ("speed", f"{found.speed.responses_per_second:.1f} responses/s, {duration(found.speed.seconds)}"),
+        *(_used_lines(found.used) if found.used else ()),
     ]
     return [(name, value) for name, value in lines if value]
 
 
-def _score_lines(scores: "ScoreAgreement | None") -> list[tuple[str, str]]:
-    if scores is None:
-        return []
+def _score_lines(scores: "ScoreAgreement") -> list[tuple[str, str]]:
     told = {"Pearson": scores.pearson, "Spearman": scores.spearman}
     known = ", ".join(f"{name} {value:.2f}" for name, value in told.items() if value is not None)
     return [("with labelled scores", known), ("mean difference", _number(scores.mean_absolute_difference))]
@@ -113,32 +111,22 @@ def _length_lines(length: "LengthBias") -> list[tuple[str, str]]:
         of_labels = "" if length.label is None else f"; of the labels with it {length.label:+.2f}"
         lines.append(("length", f"correlation of the score with it {length.score:+.2f}{of_labels}"))
     if length.longer_preferred_by_judge is not None:
-        judge, labels = (
-            _percent(value) for value in (length.longer_preferred_by_judge, length.longer_preferred_by_labels)
-        )
+        judge, labels = map(_percent, (length.longer_preferred_by_judge, length.longer_preferred_by_labels))
         lines.append(("longer one preferred", f"by the judge {judge}, by the labels {labels}"))
     return lines
 
 
-def _order_lines(orders: "OrderBias | None") -> list[tuple[str, str]]:
-    if orders is None:
-        return []
+def _order_lines(orders: "OrderBias") -> list[tuple[str, str]]:
     return [
         ("order consistency", f"{_percent(orders.consistent)} of {orders.n} pairs judged in both orders"),
         ("first one preferred", f"{_percent(orders.first_preferred)} (50 % is no position bias)"),
     ]
 
 
-def _used_lines(used: "PricedUsage | None") -> list[tuple[str, str]]:
-    if used is None:
-        return []
+def _used_lines(used: "PricedUsage") -> list[tuple[str, str]]:
     money = "" if used.cost is None else f", {used.cost:,.4f} in money"
     tokens = f"{used.prompt_tokens:,} + {used.completion_tokens:,} tokens"
     return [("cost", f"{used.calls:,} calls, {tokens}{money}")]
-
-
-def _speed(speed: "Speed") -> str:
-    return f"{speed.responses_per_second:.1f} responses/s, {duration(speed.seconds)}"
 
 
 def _percent(value: float | None) -> str:

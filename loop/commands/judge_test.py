@@ -120,8 +120,8 @@ def run_test(
     chosen: JudgeSpec, data: Path, *, limit: int | None, tolerance: float, show: int, quiet: bool
 ) -> JudgeReport:
     """The report on the judge. Raises JudgeError or UserError."""
-    judge, used = chosen.judge, UsageMeter()
-    judge.bind(JudgeContext(find=find_model, log_probs=LogProbScorer(), on_usage=used.note))
+    judge, used = chosen.judge, list[Usage]()
+    judge.bind(JudgeContext(find=find_model, log_probs=LogProbScorer(), on_usage=lambda usage, _: used.append(usage)))
     judge.ready()
     cases = read_cases(data)[:limit]
     display = Display(quiet=quiet)
@@ -132,15 +132,16 @@ def run_test(
     with display.bar("judge", responses, "responses") as bar:
         outcomes = try_cases(judge, cases, correct_at=chosen.correct_at, tolerance=tolerance, on_progress=bar.set)
     seconds = time.perf_counter() - started
-    trial = report(outcomes)
+    trial, total = report(outcomes), sum(used, Usage())
+    quantile = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     return JudgeReport(
         judge=fingerprint(judge, chosen.name),
         data=str(data),
         correct_at=chosen.correct_at,
         trial=trial,
-        agreement_interval=_interval(trial.agreed, len(outcomes)),
+        agreement_interval=list(wilson(trial.agreed / len(outcomes), len(outcomes), quantile)),
         speed=Speed(seconds, responses, responses / max(seconds, 1e-9)),
-        used=PricedUsage(**asdict(used.total), cost=judge.cost(used.total)) if used.total.calls else None,
+        used=PricedUsage(**asdict(total), cost=judge.cost(total)) if total.calls else None,
         hint=hint(outcomes, chosen.correct_at),
         disagreements=[_disagreement(outcome) for outcome in outcomes if not outcome.agrees][:show],
     )
@@ -148,9 +149,8 @@ def run_test(
 
 def hint(outcomes: Sequence[Outcome], correct_at: float) -> str | None:
     """What to change where labelled responses get different scores and all of them count as right, or none does."""
-    graded = [
-        outcome for outcome in outcomes if outcome.case.kind == "label" and outcome.decision in ("right", "wrong")
-    ]
+    labelled = [outcome for outcome in outcomes if outcome.case.kind == "label"]
+    graded = [outcome for outcome in labelled if outcome.decision in ("right", "wrong")]
     scores = {verdict.score for outcome in graded for verdict in outcome.verdicts if verdict.score is not None}
     if len(scores) < 2 or len({outcome.decision for outcome in graded}) > 1:
         return None
@@ -196,23 +196,6 @@ def output_into(log: Path) -> Iterator[None]:
         for handle, old in zip((1, 2), kept, strict=True):
             os.dup2(old, handle)
             os.close(old)
-
-
-class UsageMeter:
-    """Counts the calls and tokens of the judge's model."""
-
-    def __init__(self) -> None:
-        self.total = Usage()
-
-    def note(self, usage: Usage, remembered: bool) -> None:
-        """Count one verdict's usage."""
-        self.total += usage
-
-
-def _interval(agreed: int, examples: int) -> list[float]:
-    """Wilson's interval of the agreement."""
-    quantile = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    return list(wilson(agreed / examples, examples, quantile))
 
 
 def _disagreement(outcome: Outcome) -> Disagreement:

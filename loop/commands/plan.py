@@ -11,6 +11,7 @@ from loop.config.fit import prompts_per_slice
 from loop.config.load import LoadedConfig, diff, refuse_comparing
 from loop.config.rule_table import RULES
 from loop.config.settings import Config, JudgeConfig
+from loop.config.yaml_text import parse_yaml
 from loop.engines.base import chosen_engine
 from loop.redact import redacted
 from loop.store.run_folder import RunFolder
@@ -185,9 +186,8 @@ def describe_training(train: TrainSettings) -> str:
     """Loss, trained weights, learning rate and batch."""
     how = f"LoRA rank {train.lora.rank}" if train.lora else "all weights"
     mixed = f", {train.mix.per_step} examples of {train.mix.path} in each" if train.mix else ""
-    return (
-        f"{describe_loss(train)}, {how}, learning rate {train.learning_rate:g}, {train.batch_pairs} pairs a step{mixed}"
-    )
+    how += f", learning rate {train.learning_rate:g}"
+    return f"{describe_loss(train)}, {how}, {train.batch_pairs} pairs a step{mixed}"
 
 
 def describe_slices(config: Config) -> str:
@@ -211,28 +211,20 @@ def where_it_resumes(run: RunFolder, loaded: LoadedConfig) -> str:
     """Where a run with this folder would begin."""
     if not run.exists():
         return "nothing is there yet: it starts with the base model's evaluation"
-    from loop.config.yaml_text import parse_yaml
-
     before = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
     changes = "; ".join(
         f"{key}: {json.dumps(redacted(old, key))} → {json.dumps(redacted(new, key))}"
         for key, old, new in diff(before, loaded.raw)
     )
-    changed = (
-        f" with changed settings ({changes}), which it refuses if they invalidate finished work" if changes else ""
-    )
+    refused = "which it refuses if they invalidate finished work"
+    changed = f" with changed settings ({changes}), {refused}" if changes else ""
     if run.stage(0, "eval").manifest() is None:
         return f"it continues with the base model's evaluation{changed}"
     for k in range(1, loaded.iterations + 1):
-        missing = missing_stages(run, k)
+        missing = [stage for stage in STAGES if run.latest(k, stage).manifest() is None]  # in its last attempt
         if missing or not run.promotion(k).exists():
             return f"it continues in iteration {k} at stage {missing[0] if missing else 'promote'}{changed}"
     return f"all {loaded.iterations} iterations are finished{changed}"
-
-
-def missing_stages(run: RunFolder, k: int) -> list[str]:
-    """Stages that the last attempt of an iteration has not finished."""
-    return [stage for stage in STAGES if run.latest(k, stage).manifest() is None]
 
 
 def print_plan(plan: Plan) -> None:

@@ -44,8 +44,7 @@ def _held_out_table(pairs: int, before: RewardMetrics, after: RewardMetrics) -> 
     for name in ("before", "after"):
         table.add_column(name, justify="right")
     for key, words in ROWS.items():
-        scale = 100 if key == "accuracy" else 1
-        digits = 1 if key == "accuracy" else 3
+        scale, digits = (100, 1) if key == "accuracy" else (1, 3)
         table.add_row(words, *(f"{scale * getattr(metrics, key):.{digits}f}" for metrics in (before, after)))
     return table
 
@@ -64,30 +63,18 @@ def _lines(summary: RewardSummary, out: str) -> list[str]:
 
 def run_reward(config: RewardConfig, display: Display) -> RewardSummary:
     """Train the reward model, or resume. Raises UserError."""
-    work = work_folder(config)
+    work, engine, service = work_folder(config), EngineConfig(), "loop.workers.reward_service:RewardService"
 
     def noted(what: str, **details: Any) -> None:
         if what == "worker_lost":
             display.say(f"  the {details['worker']} worker was lost at {details['job']}: {details['why']}")
 
-    patience = EngineConfig()
     with locked(work, "a reward model"):
-        log = work / "trainer.log"
-        trainer = Worker(
-            "trainer",
-            "loop.workers.reward_service:RewardService",
-            {},
-            log,
-            patience.stall_seconds,
-            patience.retries,
-            noted,
-        )
+        trainer = Worker("trainer", service, {}, work / "trainer.log", engine.stall_seconds, engine.retries, noted)
         try:
             with display.bar("train", 0, "steps") as bar:
-                details = {"config": config, "work": work}
-                summary: RewardSummary = call(
-                    trainer, Job("the reward model", "train", details, train_progress(bar, lambda _: None))
-                )
+                details, progress = {"config": config, "work": work}, train_progress(bar, lambda _: None)
+                summary: RewardSummary = call(trainer, Job("the reward model", "train", details, progress))
         finally:
             trainer.close()
     return summary

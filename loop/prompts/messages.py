@@ -1,8 +1,4 @@
-"""Turn a row of columns into the chat messages and the known answer of a prompt.
-
-The template makes the user's turn out of the columns; system message and solved examples come before it. A prompt
-column may hold chat messages instead of a text; they are used unchanged.
-"""
+"""Turns a row of columns into a prompt: chat messages from the template, or the row's own messages, and the answer."""
 
 import json
 import math

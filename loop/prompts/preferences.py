@@ -24,9 +24,9 @@ TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
-def is_transcript(text: str) -> bool:
-    """Whether the text begins with a Human turn that an Assistant turn follows."""
-    return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+def is_transcript(value: Any) -> bool:
+    """Whether it is a text that begins with a Human turn, which an Assistant turn follows."""
+    return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
 
 
 def turns_of_transcript(text: str) -> list[Message]:
@@ -98,7 +98,7 @@ class PairReader:
     def conversations(self, row: dict[str, Any], where: str) -> Conversations:
         """What a row's columns mean. UserError if they do not fit together."""
         asked, names = self.columns.prompt_column, (self.columns.chosen_column, self.columns.rejected_column)
-        if self.chat and asked not in row and all(_is_transcript(row[name]) for name in names):
+        if self.chat and asked not in row and all(is_transcript(row[name]) for name in names):
             prompt, answers = split_transcripts(*(turns_of_transcript(row[name]) for name in names))
             return Conversations(prompt, *answers)
         sides = {name: self._turns(row[name], "assistant", f"{where}, column {name!r}") for name in names}
@@ -116,7 +116,7 @@ class PairReader:
         return Conversations(prompt, *answers)
 
     def _prompt(self, value: Any, where: str) -> list[Message]:
-        if self.chat and _is_transcript(value):
+        if self.chat and is_transcript(value):
             return turns_of_transcript(value)
         return self._turns(value, "user", where)
 
@@ -152,10 +152,6 @@ class PairReader:
         """Value of the margin column; None without one, or if it is empty. UserError if not a number."""
         name = self.columns.margin_column
         return None if name is None else number_in(row, name, where, "margin")
-
-
-def _is_transcript(value: Any) -> bool:
-    return isinstance(value, str) and is_transcript(value)
 
 
 def number_in(row: dict[str, Any], column: str, where: str, what: str) -> float | None:

@@ -11,7 +11,6 @@ from loop.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-
 Message = dict[str, str]
 """`role` and `content`."""
 

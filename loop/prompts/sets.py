@@ -235,18 +235,14 @@ def _too_few(
         "elsewhere": "that another source gave",
     }
     dropped = ", ".join(f"{counts[key]} {words}" for key, words in names.items() if counts.get(key)) or "none"
-    parts = [f"prompts.test={own_test}"] if own_test else []
-    parts.append(f"prompts.gate={config.gate}")
-    if config.train:
-        parts.append(f"prompts.train={config.train}")
-    elif config.per_iteration:
-        parts.append(f"prompts.per_iteration={config.per_iteration}")
-    else:
+    to_train = {"train": config.train} if config.train else {"per_iteration": config.per_iteration}
+    sizes = {"test": own_test, "gate": config.gate} | to_train
+    parts = [f"prompts.{name}={size}" for name, size in sizes.items() if size]
+    keys = ", ".join(f"prompts.{name}" for name, size in sizes.items() if size)
+    if not any(to_train.values()):
         parts.append("at least 1 to train on")
-    way = (
-        "give more rows" if source.rounds is None else "widen prompts.args so that the task has more different prompts"
-    )
-    keys = ", ".join(part.partition("=")[0] for part in parts if "=" in part)
+    more = "widen prompts.args so that the task has more different prompts"
+    way = "give more rows" if source.rounds is None else more
     return (
         f"{source.name} gives {found} distinct prompts ({counts['rows']} rows; dropped: {dropped}), but "
         f"{' + '.join(parts)} need {wanted}; lower {keys}, or {way}."

@@ -1,8 +1,4 @@
-"""Open the source of prompts that the config's `prompts` section names: its rows, with the columns that the source has.
-
-`loop.prompts.sets` turns rows into messages; `loop.prompts.data_files` reads local files. `datasets` and
-`reasoning_gym` are imported when a source is opened.
-"""
+"""Opens the source of prompts that the config names; `datasets` and `reasoning_gym` are imported only then."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -71,9 +67,6 @@ def open_gsm8k(config: Gsm8kPrompts, seed: int, counts: dict[str, int]) -> Opene
     return _hub(hub, "train"), _hub(hub, "test")
 
 
-# ---- files and the hub ----
-
-
 def _files(path: str, test_path: str | None, prompt_column: str, target_column: str | None) -> Opened:
     main = _file(path, "prompts.path", prompt_column, target_column)
     return main, _file(test_path, "prompts.test_path", prompt_column, target_column) if test_path else None
@@ -140,21 +133,12 @@ def _reason(error: BaseException) -> str:
     return (text if len(text) <= 300 else text[:297] + "...").rstrip(".")
 
 
-# ---- reasoning-gym ----
-
-
 def open_gym(config: ReasoningGymPrompts, seed: int, counts: dict[str, int]) -> Opened:
-    """A task whose entries (question, answer, metadata) are generated as far as they are needed."""
-    rounds = _gym_rounds(config, seed)
+    """A task whose entries (question, answer, metadata) are generated as needed; the same seed gives the same ones."""
+    rounds = (_gym_entries(config, GYM_ROUND << n, seed_for(seed, "prompts", config.task, n)) for n in count())
     first = next(rounds)
     name = f"the reasoning-gym task {config.task!r}"
     return Source(name, [], tuple(first[0]), "question", "answer", rounds=chain([first], rounds)), None
-
-
-def _gym_rounds(config: ReasoningGymPrompts, seed: int) -> Iterator[list[dict[str, Any]]]:
-    """The same seed always gives the same entries."""
-    for number in count():
-        yield _gym_entries(config, GYM_ROUND << number, seed_for(seed, "prompts", config.task, number))
 
 
 def _gym_entries(config: ReasoningGymPrompts, size: int, seed: int) -> list[dict[str, Any]]:
