@@ -1,8 +1,5 @@
-"""Command `fork`: a run that continues from a finished iteration of another, which is only read.
-
-Outputs become hard links (copies where the file system has none), records are copied. The folder is renamed when it is
-complete.
-"""
+"""Command `fork`: a run that continues from a finished iteration of another, which is only read. Outputs become hard
+links (copies where the file system has none), records are copied. The folder is renamed when it is complete."""
 
 import shutil
 import time
@@ -60,9 +57,7 @@ class ReadOnlyCampaign(Campaign):
 
 def fork(parent: RunFolder, k: int, target: RunFolder, overrides: Sequence[str]) -> ForkResult:
     """Make `target` a run continuing from iteration `k` of `parent` (0: its base model) with changed settings.
-
-    UserError if that iteration is unfinished or damaged, if a change would invalidate it, or if `target` exists.
-    """
+    UserError if that iteration is unfinished or damaged, if a change would invalidate it, or if `target` exists."""
     refuse_taken(target)
     before, loaded = load_config(parent.config), load_config(parent.config, overrides)
     check_forkable(parent, k, before, loaded)

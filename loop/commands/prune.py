@@ -1,7 +1,5 @@
 """Command `prune`: removes weights of finished iterations, and what killed attempts left, if no rule keeps them.
-
-Everything else stays, and so do the weights that the next iteration starts from or uses as reference.
-"""
+Everything else stays, and so do the weights that the next iteration starts from or uses as reference."""
 
 import shutil
 from collections.abc import Iterator, Sequence

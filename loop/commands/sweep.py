@@ -1,7 +1,5 @@
 """Command `sweep`: runs every combination of the given config values, one after the other, and compares them.
-
-Where its settings allow, a run is forked from an earlier run's evaluation of the base model.
-"""
+Where its settings allow, a run is forked from an earlier run's evaluation of the base model."""
 
 import hashlib
 import itertools

@@ -1,7 +1,5 @@
-"""Loads a config: a YAML file or shipped name plus `key=value` overrides becomes a LoadedConfig.
-
-Every user mistake is reported here, all at once. Nothing heavy is imported, so `prefloop plan` is fast.
-"""
+"""Loads a config: a YAML file or shipped name plus `key=value` overrides becomes a LoadedConfig. All
+mistakes of the user are reported together. Imports nothing heavy, so that `prefloop plan` is fast."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -62,19 +60,14 @@ class LoadedConfig:
 
 def load_config(source: str | Path, overrides: Sequence[str] = (), *, toy: bool = False) -> LoadedConfig:
     """Read a YAML file, or a config that prefloop ships by its name, and apply `key.sub=value` overrides; `toy`
-    shrinks it to toy size first.
-
-    Raises UserError with one paragraph per problem.
-    """
+    shrinks it to toy size first. UserError with one paragraph per problem."""
     path = find_config(source, shipped_configs())
-    raw = (
-        made_small(load_config(path).raw, _shipped_folder() / "toy")
-        if toy
-        else read_sections(path, Config, "prompts and judge")
-    )
-    problems: list[str] = []
+    if toy:
+        raw = made_small(load_config(path).raw, _shipped_folder() / "toy")
+    else:
+        raw = read_sections(path, Config, "prompts and judge")
     raw["per_iteration"], wrong = flat_overrides(raw.get("per_iteration"))
-    problems += [f"{path}: {text}" for text in wrong]
+    problems = [f"{path}: {text}" for text in wrong]
     origins = {key: text for text in overrides for key in [apply_override(raw, text)]}
     problems += list(all_problems(raw, str(path), origins))
     if problems:
@@ -219,10 +212,8 @@ def refuse_comparing(loaded: LoadedConfig, compares: bool) -> None:
 
 
 def made_small(raw: Raw, folder: Path) -> Raw:
-    """Valid settings, defaults included, shrunk to the same algorithm on a small model, sums and a rule.
-
-    `folder` holds settings.yaml and sums.jsonl; all of it is installed with prefloop, and nothing is downloaded.
-    """
+    """Valid settings, defaults included, shrunk to the same algorithm on a small model, sums and a rule; `folder` holds
+    settings.yaml and sums.jsonl. Nothing is downloaded."""
     toy = parse_yaml((folder / "settings.yaml").read_text(encoding="utf-8"), str(folder / "settings.yaml"))
     small, data = copy.deepcopy(raw), str(folder / "sums.jsonl")
     for key, most in toy["at_most"].items():

@@ -5,25 +5,10 @@ from typing import Literal, NamedTuple
 from trainer.losses.method import Kind, Need
 
 RuleName = Literal[
-    "correct_vs_wrong",
-    "best_vs_worst",
-    "best_vs_random",
-    "all_pairs",
-    "top_k_vs_bottom_k",
-    "rso",
-    "sppo",
-    "sppo_all",
-    "oaif",
-    "xpo",
-    "dno_prct",
-    "spin",
-    "labels",
-    "scored",
-    "spo",
-    "ranked",
-    "d2o",
-    "negatives",
-]
+    "correct_vs_wrong", "best_vs_worst", "best_vs_random", "all_pairs", "top_k_vs_bottom_k", "rso",
+    "sppo", "sppo_all", "oaif", "xpo", "dno_prct", "spin",
+    "labels", "scored", "spo", "ranked", "d2o", "negatives",
+]  # fmt: skip
 
 
 class Rule(NamedTuple):

@@ -1,8 +1,7 @@
 """Values that change per iteration: resolves a config with schedules into a plain one.
 
 A schedule is a list for a field that is not a list: its k-th value applies in iteration k, the last one stays.
-`per_iteration` overrides single keys in single iterations. Only the sections of PER_ITERATION_SECTIONS may change;
-whatever decides what is compared stays fixed in a campaign.
+`per_iteration` overrides single keys in single iterations. Both only in the sections of PER_ITERATION_SECTIONS.
 """
 
 import copy

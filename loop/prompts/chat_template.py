@@ -37,9 +37,7 @@ def chat_format(model: ModelConfig) -> ChatFormat:
 
 def render(tokenizer: Any, row: PromptRow, chat: ChatFormat) -> list[int]:
     """Token ids of the prompt, up to where the answer begins: the one place where the chat template is applied.
-
-    A tokenizer without a chat template (a base model) gets the messages' texts, joined by empty lines.
-    """
+    A tokenizer without a chat template (a base model) gets the messages' texts, joined by empty lines."""
     contents = [message["content"] for message in row.messages]
     if not getattr(tokenizer, "chat_template", None):
         return plain_prompt(tokenizer, "\n\n".join(contents), chat)

@@ -1,8 +1,4 @@
-"""Preference data: turn each row into a prompt and two answers, as chat messages.
-
-Known formats: prompt, chosen and rejected as texts or as messages (TRL), whole conversations with a common beginning,
-with or without a prompt column (UltraFeedback binarized), and transcripts (HH).
-"""
+"""Preference data in the known formats (FORMATS): turns each row into a prompt and two answers, as chat messages."""
 
 import json
 import math

@@ -1,7 +1,6 @@
-"""Build three disjoint prompt sets (train, gate, test) from the config's `prompts` section.
+"""Builds three disjoint prompt sets (train, gate, test) from the config's `prompts` section.
 
-A prompt is identified by its content: its id is a hash of its chat messages. Which prompts are train, gate and test
-depends on the ids and the campaign's seed, not on the order of rows; the same goes for the slices of the iterations.
+A prompt's id is a hash of its chat messages. Ids and seed alone, not the order of rows, decide sets and slices.
 With files and hub data a larger `train` appends to the training prompts and changes nothing else; a reasoning-gym task
 keeps its sets as long as it has generated enough entries.
 """
