@@ -134,8 +134,7 @@ def sweep(
 
     members = plan_sweep(config, values, name, runs, toy=toy)
     if dry_run:
-        listed = [{"run": str(member.run), "overrides": list(member.overrides)} for member in members]
-        print_json(listed) if as_json else print_sweep(members)
+        print_json([member.as_json() for member in members]) if as_json else print_sweep(members)
         return
     outcomes = run_sweep(members, Display(quiet=as_json))
     found = summary(outcomes, runs)

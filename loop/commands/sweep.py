@@ -110,6 +110,10 @@ class Member:
     overrides: tuple[str, ...]
     loaded: LoadedConfig
 
+    def as_json(self) -> Json:
+        """The run and its overrides."""
+        return {"run": str(self.run), "overrides": list(self.overrides)}
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -120,8 +124,7 @@ class Outcome:
 
     def as_json(self) -> Json:
         """Plain values."""
-        where = {"run": str(self.member.run), "overrides": list(self.member.overrides)}
-        return where | {"stopped": None if self.stopped is None else str(self.stopped)}
+        return self.member.as_json() | {"stopped": None if self.stopped is None else str(self.stopped)}
 
 
 def plan_sweep(config: str, texts: Sequence[str], name: str | None, runs: Path, *, toy: bool = False) -> list[Member]:

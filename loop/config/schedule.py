@@ -18,12 +18,8 @@ Raw = dict[str, Any]
 
 def schedules(raw: Raw) -> dict[str, list[Any]]:
     """Every schedule by its dotted key."""
-    found: dict[str, list[Any]] = {}
-    for section in PER_ITERATION_SECTIONS:
-        model = model_behind(Config.model_fields[section], raw.get(section))
-        if model is not None and isinstance(raw.get(section), dict):
-            found.update(_schedules_in(model, raw[section], section))
-    return found
+    sections = {name: raw[name] for name in PER_ITERATION_SECTIONS if isinstance(raw.get(name), dict)}
+    return dict(_schedules_in(Config, sections, ""))
 
 
 def _schedules_in(model: type[BaseModel], values: Raw, prefix: str) -> Iterator[tuple[str, list[Any]]]:
@@ -33,9 +29,9 @@ def _schedules_in(model: type[BaseModel], values: Raw, prefix: str) -> Iterator[
             continue  # an unknown key is refused by the validation
         inner = model_behind(field, value)
         if isinstance(value, list) and not takes_list(field.annotation):
-            yield f"{prefix}.{name}", value
+            yield f"{prefix}{name}", value
         elif isinstance(value, dict) and inner is not None:
-            yield from _schedules_in(inner, value, f"{prefix}.{name}")
+            yield from _schedules_in(inner, value, f"{prefix}{name}.")
 
 
 def changing_iterations(raw: Raw) -> list[int]:

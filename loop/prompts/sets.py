@@ -70,14 +70,6 @@ def sized(config: MixturePrompts) -> list[PromptsBase]:
     ]
 
 
-def added(counts: Sequence[dict[str, int]], names: Sequence[str]) -> dict[str, int]:
-    """The counts of all sources together, and how many training prompts each gave."""
-    total = Counter[str]()
-    for one in counts:
-        total.update(one)
-    return {**total, **{f"train from {name}": one["train"] for name, one in zip(names, counts, strict=True)}}
-
-
 PATIENCE = 50
 """A source that generates its rows counts as exhausted after this many rows per prompt that is needed."""
 
@@ -106,24 +98,26 @@ def build_prompt_sets(config: PromptsConfig, seed: int) -> PromptSets:
 
 def _mix(config: MixturePrompts, seed: int) -> PromptSets:
     """Build source after source; later ones leave out what earlier ones gave."""
-    names, parts, given = names_of(config), list[PromptSets](), set[str]()
-    for section, name in zip(sized(config), names, strict=True):
+    parts, given, counts, from_each = list[PromptSets](), set[str](), Counter[str](), dict[str, int]()
+    for section, name in zip(sized(config), names_of(config), strict=True):
         part = _build(section, seed, frozenset(given))
+        counts.update(part.counts)
+        from_each[f"train from {name}"] = part.counts["train"]
         given.update(row.id for rows in (part.train, part.gate, part.test) for row in rows)
         parts.append(_from(part, name))
     train = [parts[source].train[place] for source, place in interleaved([len(part.train) for part in parts])]
     gate, test = ([row for part in parts for row in getattr(part, name)] for name in ("gate", "test"))
     notes = tuple(note for part in parts for note in part.notes)
-    return PromptSets(train, gate, test, added([part.counts for part in parts], names), notes)
+    return PromptSets(train, gate, test, {**counts, **from_each}, notes)
 
 
 def _from(part: PromptSets, name: str) -> PromptSets:
     """The sets of one source, its name in a column of each prompt."""
-    sets = {
-        which: [replace(row, columns=row.columns | {ORIGIN: name}) for row in getattr(part, which)]
-        for which in ("train", "gate", "test")
-    }
-    return PromptSets(**sets, counts=part.counts, notes=part.notes)
+
+    def named(rows: list[PromptRow]) -> list[PromptRow]:
+        return [replace(row, columns=row.columns | {ORIGIN: name}) for row in rows]
+
+    return replace(part, train=named(part.train), gate=named(part.gate), test=named(part.test))
 
 
 def _build(config: PromptsBase, seed: int, given: frozenset[str]) -> PromptSets:
