@@ -34,55 +34,27 @@ class RunFolder:
     """All of one campaign on disk."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.name = root, root.name
+        self.about = root / "run.json"
+        """The folder's format; the first file of a new run."""
+        self.config = root / "campaign.yaml"
+        self.lineage = root / "lineage.json"
+        self.events = root / "events.jsonl"
+        self.metrics = root / "metrics.jsonl"
+        self.lock = root / "lock"
+        """The process that works on the run, or the last one that did."""
+        self.tracker_log = root / "trackers.jsonl"
+        """The points that trackers have received, as JSON lines."""
+        self.trackers = root / "trackers"
+        """Files that trackers write."""
+        self.report = root / "report.html"
+        self.verdict_cache = root / "cache" / "verdicts.sqlite"
+        """Verdicts that cost money or minutes; forks of this run read it."""
+        self.named_reference = root / "iter-000" / "reference.json"
+        """What `reference: path` resolved to."""
 
     def __str__(self) -> str:
         return str(self.root)
-
-    @property
-    def name(self) -> str:
-        return self.root.name
-
-    @property
-    def about(self) -> Path:
-        """The folder's format; the first file of a new run."""
-        return self.root / "run.json"
-
-    @property
-    def config(self) -> Path:
-        return self.root / "campaign.yaml"
-
-    @property
-    def lineage(self) -> Path:
-        return self.root / "lineage.json"
-
-    @property
-    def events(self) -> Path:
-        return self.root / "events.jsonl"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def lock(self) -> Path:
-        """The process that works on the run, or the last one that did."""
-        return self.root / "lock"
-
-    @property
-    def tracker_log(self) -> Path:
-        """The points that trackers have received, as JSON lines."""
-        return self.root / "trackers.jsonl"
-
-    @property
-    def trackers(self) -> Path:
-        """Files that trackers write."""
-        return self.root / "trackers"
-
-    @property
-    def report(self) -> Path:
-        """The HTML report."""
-        return self.root / "report.html"
 
     def exists(self) -> bool:
         """Whether a campaign was started here."""
@@ -111,11 +83,6 @@ class RunFolder:
     def log(self, worker: str) -> Path:
         """Where a worker's own output goes."""
         return self.root / "logs" / f"{worker}.log"
-
-    @property
-    def verdict_cache(self) -> Path:
-        """Verdicts that cost money or minutes; forks of this run read it."""
-        return self.root / "cache" / "verdicts.sqlite"
 
     def prompts(self) -> StageFolder:
         """The folder of the three prompt sets."""
@@ -191,11 +158,6 @@ class RunFolder:
     def policy(self, iteration: int) -> ModelRecord:
         """The incumbent after a decided iteration; after iteration 0, the base model."""
         return (read_record(self.promotion(iteration), PromotionRecord) if iteration else self.base()).policy
-
-    @property
-    def named_reference(self) -> Path:
-        """What `reference: path` resolved to."""
-        return self.root / "iter-000" / "reference.json"
 
     @staticmethod
     def names_in(runs: Path) -> list[str]:

@@ -52,6 +52,28 @@ class StageFolder:
 
     def __init__(self, path: Path, stage: str, iteration: int, attempt: int = 1) -> None:
         self.path, self.stage, self.iteration, self.attempt = path, stage, iteration, attempt
+        self.allocation = path / "allocation.json"
+        """Further responses by prompt in the second phase of adaptive sampling."""
+        self.answers = path / "answers.parquet"
+        """Gold and bad answers that the pair stage added to the sampled responses; usually absent."""
+        self.offline = path / "offline.parquet"
+        """Answers of an offline preference set, besides the iteration's own; usually absent."""
+        self.offline_prompts = path / "offline-prompts.parquet"
+        """The prompts of these answers, as they are stored for the three sets."""
+        self.model, self.work = path / "model", path / "work"
+        self.last = self.work / "candidates" / "last"
+        """With `train.select: best`, the model of the last step, besides earlier candidates."""
+        self.steps = path / "steps.jsonl"
+        self.running_steps = self.work / "steps.jsonl"
+        """The step log of a round that is being trained; the finished one is `steps`."""
+        self.metrics = path / "metrics.json"
+        self.to_label, self.label_page = path / "to-label.jsonl", path / "to-label.html"
+        """Items to label, as JSON lines and as a page for the browser."""
+        self.labels = path / "labels.jsonl"
+        """The labels that people provide."""
+        self.pruned_path = path / "pruned.json"
+        """Names of outputs that were pruned; the stage stays finished without them."""
+        self.manifest_path = path / "manifest.json"
 
     def __str__(self) -> str:
         again = f", attempt {self.attempt}" if self.attempt > 1 else ""
@@ -66,32 +88,12 @@ class StageFolder:
         return self.shard(number, FURTHER)
 
     @property
-    def allocation(self) -> Path:
-        """Further responses by prompt in the second phase of adaptive sampling."""
-        return self.path / "allocation.json"
-
-    @property
     def pairs(self) -> Path:
         return self.relations("pairs")
 
     def relations(self, kind: str) -> Path:
         """The pair stage's pairs, singles or groups."""
         return self.path / f"{kind}.parquet"
-
-    @property
-    def answers(self) -> Path:
-        """Gold and bad answers that the pair stage added to the sampled responses; usually absent."""
-        return self.path / "answers.parquet"
-
-    @property
-    def offline(self) -> Path:
-        """Answers of an offline preference set, besides the iteration's own; usually absent."""
-        return self.path / "offline.parquet"
-
-    @property
-    def offline_prompts(self) -> Path:
-        """The prompts of these answers, as they are stored for the three sets."""
-        return self.path / "offline-prompts.parquet"
 
     def held_out(self, which: str) -> Path:
         """The answers of held-out pairs, in the base model's evaluation."""
@@ -102,64 +104,15 @@ class StageFolder:
         return self.path / f"{which}-logps.parquet"
 
     @property
-    def model(self) -> Path:
-        return self.path / "model"
-
-    @property
-    def work(self) -> Path:
-        return self.path / "work"
-
-    @property
-    def last(self) -> Path:
-        """With `train.select: best`, the model of the last step, besides earlier candidates."""
-        return self.work / "candidates" / "last"
-
-    @property
-    def steps(self) -> Path:
-        return self.path / "steps.jsonl"
-
-    @property
-    def running_steps(self) -> Path:
-        """The step log of a round that is being trained; the finished one is `steps`."""
-        return self.work / "steps.jsonl"
-
-    @property
     def step_log(self) -> Path:
         """The finished step log, or else the running one."""
         return self.steps if self.steps.exists() else self.running_steps
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.json"
 
     @property
     def responses(self) -> list[Path]:
         """Finished shards of responses, also of an unfinished stage."""
         found = sorted(self.path.glob("[a-z]*-[0-9]*.parquet"))
         return [path for path in found if "-verdicts-" not in path.name]
-
-    @property
-    def to_label(self) -> Path:
-        """Items to label, as JSON lines; `label_page` shows the same in a browser."""
-        return self.path / "to-label.jsonl"
-
-    @property
-    def label_page(self) -> Path:
-        return self.path / "to-label.html"
-
-    @property
-    def labels(self) -> Path:
-        """The labels that people provide."""
-        return self.path / "labels.jsonl"
-
-    @property
-    def pruned_path(self) -> Path:
-        """Names of outputs that were pruned; the stage stays finished without them."""
-        return self.path / "pruned.json"
-
-    @property
-    def manifest_path(self) -> Path:
-        return self.path / "manifest.json"
 
     def claim(self, inputs: Json) -> None:
         """Begin or continue the stage; work begun with other inputs is removed."""
@@ -185,13 +138,7 @@ class StageFolder:
         return {name: record for name, record in manifest.outputs.items() if name not in pruned}
 
     def finish(
-        self,
-        files: list[Path],
-        *,
-        inputs: Json,
-        counts: Json,
-        seconds: dict[str, float],
-        versions: dict[str, str],
+        self, files: list[Path], *, inputs: Json, counts: Json, seconds: dict[str, float], versions: dict[str, str]
     ) -> Manifest:
         """Write the manifest last: the stage is finished, and its files are read-only by convention."""
         outputs = {str(path.relative_to(self.path)): record_of(path) for path in sorted(files)}
