@@ -122,7 +122,7 @@ def count(groups: Groups, config: Config, k: int) -> Came:
         tokens=sum(one.length for _, members in groups for one in members),
         paired=pairing.prompts.get("paired", 0),
         pairs=len(pairing.relations),
-        different=len({one.members for one in pairing.relations}),
+        different=len({one.responses for one in pairing.relations}),
     )
 
 

@@ -106,7 +106,7 @@ def use_of(relations: Sequence[Made], prompts: int, judged: int) -> dict[str, fl
     as responses here."""
     uses: Counter[int] = Counter()
     for _, of_prompt in groupby(relations, key=lambda one: one.prompt_id):
-        uses.update(Counter(id for one in of_prompt for id in one.members).values())
+        uses.update(Counter(id for one in of_prompt for id in one.responses).values())
     used, times = uses.total(), sum(often * n for often, n in uses.items())
     return {
         "per_prompt": _share(len(relations), prompts),

@@ -15,11 +15,12 @@ from loop.config.rule_table import RULES
 from loop.errors import UserError
 from loop.pairing.io import keys_of
 from loop.pairing.iteration import quotas
-from loop.pairing.records import Answers, Judged, MadePair
+from loop.pairing.records import Answers, Judged
 from loop.prompts.chat_template import Renderer
 from loop.prompts.preferences import PAIRS
 from loop.prompts.row import Message, PromptRow, turns_of
 from loop.store import tables
+from trainer.data import Pair
 
 GOLD, NEGATIVE = "gold", "negative"
 
@@ -122,10 +123,9 @@ class GivenPair:
     margin: float | None
 
     @property
-    def made(self) -> MadePair:
+    def made(self) -> Pair:
         """The pair as rules make them."""
-        ids = self.chosen.response_id, self.rejected.response_id
-        return MadePair(self.chosen.prompt.id, *ids, RULE, margin=self.margin)
+        return Pair(self.chosen.prompt.id, self.chosen.response_id, self.rejected.response_id, margin=self.margin)
 
 
 def given_pairs(row: PromptRow) -> Iterator[GivenPair]:

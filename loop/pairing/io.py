@@ -2,10 +2,8 @@
 million responses take little memory."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -78,13 +76,11 @@ def beats_of(parts: str | None, members: Sequence[str]) -> dict[str, float] | No
     return {members[int(name.removeprefix("beats "))]: won for name, won in games.items()}
 
 
-def table_of(relations: Sequence[Made], kind: Kind, iteration: int) -> pa.Table:
-    """Relations as a table, by column, as rows of dicts are slow and large."""
-    schema = SCHEMAS[kind]
-    columns: Mapping[str, Any] = {
-        name: list(repeat(iteration, len(relations)))
-        if name == "source_iteration"
-        else [getattr(one, name) for one in relations]
+def table_of(relations: Sequence[Made], kind: Kind, iteration: int, rule: str) -> pa.Table:
+    """Relations that `rule` made as a table, by column, as rows of dicts are slow and large."""
+    schema, same = SCHEMAS[kind], {"source_iteration": iteration, "rule": rule}
+    columns = {
+        name: [same[name]] * len(relations) if name in same else [getattr(one, name) for one in relations]
         for name in schema.names
     }
-    return pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names}, schema=schema)
+    return pa.table(columns, schema=schema)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from loop.config.pairs_section import PairsConfig
 from loop.config.rule_table import RULES
 from loop.pairing.one_prompt import NO_ANSWERS, build_prompt
-from loop.pairing.reasons import PROMPT_OUTCOMES, RESPONSE_REASONS, why_nothing
+from loop.pairing.reasons import PROMPT_OUTCOMES, RESPONSE_REASONS
 from loop.pairing.records import Answers, Judged, Made
 from loop.pairing.single_rules import over_iteration
 from loop.seeds import hash_of
@@ -57,7 +57,7 @@ class Pairing:
     """All relations of an iteration; counts of responses by reason and of prompts by outcome."""
 
     iteration: int
-    relations: list[Made]
+    relations: Sequence[Made]
     responses: dict[str, int]
     prompts: dict[str, int]
 
@@ -66,7 +66,7 @@ class Pairing:
 class _PairState:
     """Relations by prompt, and counts of responses by reason and of prompts by outcome, so far."""
 
-    made: dict[str, list[Made]]
+    made: dict[str, Sequence[Made]]
     answers: Mapping[str, Answers]
     responses: Counter[str]
     prompts: Counter[str]
@@ -90,7 +90,7 @@ class _PairState:
         return {prompt_id: len(of_prompt) for prompt_id, of_prompt in self.made.items()}
 
     def _own(self, prompt_id: str, relations: Sequence[Made]) -> set[str]:
-        return {id for one in relations for id in one.members} - self.answers.get(prompt_id, NO_ANSWERS).ids
+        return {id for one in relations for id in one.responses} - self.answers.get(prompt_id, NO_ANSWERS).ids
 
 
 def pair_all(
@@ -122,7 +122,8 @@ def pair_all(
     if settings.balance == "solve_rate":
         state.limit(balanced(state.sizes(), solve_rates, iteration), "balance")
     state.limit(quotas(state.sizes(), settings.max_pairs, iteration), "over_cap")
-    return _result(state, iteration)
+    relations = [one for of_prompt in state.made.values() for one in of_prompt]
+    return _pairing(iteration, relations, state.responses, state.prompts)
 
 
 def joined(parts: Sequence[Pairing], iteration: int) -> Pairing:
@@ -132,19 +133,11 @@ def joined(parts: Sequence[Pairing], iteration: int) -> Pairing:
         responses.update(part.responses)
         prompts.update(part.prompts)
     relations = [one for part in parts for one in part.relations]
+    return _pairing(iteration, relations, responses, prompts)
+
+
+def _pairing(iteration: int, relations: list[Made], responses: Counter[str], prompts: Counter[str]) -> Pairing:
     return Pairing(iteration, relations, _ordered(responses, RESPONSE_REASONS), _ordered(prompts, PROMPT_OUTCOMES))
-
-
-def why_no_pairs(pairing: Pairing) -> str:
-    """Why the iteration made nothing to train on."""
-    assert not pairing.relations
-    return why_nothing(pairing.iteration, pairing.prompts, pairing.responses)
-
-
-def _result(state: _PairState, iteration: int) -> Pairing:
-    relations = [one for of_prompt in state.made.values() for one in of_prompt]
-    responses = _ordered(state.responses, RESPONSE_REASONS)
-    return Pairing(iteration, relations, responses, _ordered(state.prompts, PROMPT_OUTCOMES))
 
 
 def _ordered(counts: Counter[str], order: Iterable[str]) -> dict[str, int]:

@@ -9,9 +9,10 @@ from loop.config.pairs_section import PairsConfig
 from loop.config.rule_table import RULES
 from loop.pairing.filters import FilterResult, sift
 from loop.pairing.pair_rules import PAIR_RULES
-from loop.pairing.records import Answers, Choice, Couple, Judged, Made, MadePair, Pool
+from loop.pairing.records import Answers, Choice, Couple, Judged, Made, Pool
 from loop.pairing.single_rules import SINGLE_RULES
 from loop.pairing.win_rates import preference, win_rates
+from trainer.data import Pair
 
 NO_ANSWERS = Answers()
 
@@ -19,7 +20,7 @@ NO_ANSWERS = Answers()
 class PromptResult(NamedTuple):
     """Relations of one prompt, the reason of each response, the outcome, and the share of correct responses."""
 
-    relations: list[Made]
+    relations: Sequence[Made]
     reasons: dict[str, str]
     outcome: str
     solve_rate: float = 0.0
@@ -97,19 +98,18 @@ def _pairs(pool: Pool, settings: PairsConfig) -> tuple[Choice, FilterResult]:
     if choice.couples and not kept:
         outcome = {"tied": "all_tied"}.get(sifted.dropped[0][1], sifted.dropped[0][1])
     rates = win_rates([r for r in pool.scored if r.response_id not in pool.answers.ids]) if kept else {}
-    made: list[Made] = [_pair(pool.prompt_id, couple, settings.rule, rates, pool.answers.ids) for couple in kept]
+    made = [_pair(pool.prompt_id, couple, rates, pool.answers.ids) for couple in kept]
     return replace(choice, outcome=outcome, made=made), sifted
 
 
-def _pair(prompt_id: str, couple: Couple, rule: str, rates: dict[str, float], answers: frozenset[str]) -> MadePair:
+def _pair(prompt_id: str, couple: Couple, rates: dict[str, float], answers: frozenset[str]) -> Pair:
     """The pair with everything a loss may need; an answer that no judge saw has no games."""
     chosen, rejected = couple
     margin = None if chosen.score is None or rejected.score is None else chosen.score - rejected.score
-    return MadePair(
+    return Pair(
         prompt_id,
         chosen.response_id,
         rejected.response_id,
-        rule,
         score_w=chosen.score,
         score_l=rejected.score,
         win_w=rates.get(chosen.response_id),
@@ -122,7 +122,7 @@ def _pair(prompt_id: str, couple: Couple, rule: str, rates: dict[str, float], an
 
 def _reasons(scored: Sequence[Judged], choice: Choice, sifted: FilterResult) -> dict[str, str]:
     """Why each response that the rule saw was used or not."""
-    used = {id for one in choice.made for id in one.members}
+    used = {id for one in choice.made for id in one.responses}
     struck = {r.response_id: reason for couple, reason in reversed(sifted.dropped) for r in couple}
     otherwise = "unused" if choice.outcome == "paired" else f"prompt_{choice.outcome}"
     return {

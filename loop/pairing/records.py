@@ -1,12 +1,11 @@
-"""Judged responses as pairing rules see them, and the pairs, singles and groups that rules make."""
+"""Judged responses as pairing rules see them. What rules make are the relations of `trainer.data`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import ClassVar
 
 from loop.seeds import hash_of
-from trainer.losses.method import Kind
+from trainer.data import Relation
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,69 +32,8 @@ class Judged:
         return self.score
 
 
-@dataclass(frozen=True, slots=True)
-class MadePair:
-    """`chosen_id` is preferred to `rejected_id`, by `rule`. The other fields are those of `trainer.data.Pair`."""
-
-    kind: ClassVar[Kind] = "pairs"
-
-    prompt_id: str
-    chosen_id: str
-    rejected_id: str
-    rule: str
-    weight: float = 1.0
-    score_w: float | None = None
-    score_l: float | None = None
-    win_w: float | None = None
-    win_l: float | None = None
-    probability: float | None = None
-    margin: float | None = None
-    chosen_is_reference: bool | None = None
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Ids of its responses."""
-        return (self.chosen_id, self.rejected_id)
-
-
-@dataclass(frozen=True, slots=True)
-class MadeSingle:
-    """One response, good or bad, or with a score."""
-
-    kind: ClassVar[Kind] = "singles"
-
-    prompt_id: str
-    response_id: str
-    rule: str
-    weight: float = 1.0
-    good: bool | None = None
-    score: float | None = None
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Its id."""
-        return (self.response_id,)
-
-
-@dataclass(frozen=True, slots=True)
-class MadeGroup:
-    """Responses to one prompt, best first (d2o: the bad answer last)."""
-
-    kind: ClassVar[Kind] = "groups"
-
-    prompt_id: str
-    response_ids: tuple[str, ...]
-    rule: str
-    weight: float = 1.0
-    scores: tuple[float, ...] | None = None
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Ids, best first."""
-        return self.response_ids
-
-
-Made = MadePair | MadeSingle | MadeGroup
+Made = Relation
+"""A pair, a single response or a group."""
 Couple = tuple[Judged, Judged]
 """Chosen, rejected."""
 
@@ -144,5 +82,5 @@ class Choice:
 
     outcome: str
     couples: list[Couple] = field(default_factory=list)
-    made: list[Made] = field(default_factory=list)
+    made: Sequence[Made] = ()
     lost: dict[str, str] = field(default_factory=dict)

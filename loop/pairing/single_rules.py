@@ -1,13 +1,14 @@
 """Rules that make groups, or single responses with a label or a score, for losses that do not train on pairs."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from loop.config.pairs_section import PairsConfig
 from loop.config.rule_table import RULES
-from loop.pairing.records import Choice, Made, MadeGroup, MadeSingle, Pool
+from loop.pairing.records import Choice, Made, Pool
 from loop.pairing.win_rates import over_others
+from trainer.data import Ranked, Single
 
 SingleRule = Callable[[Pool, PairsConfig], Choice]
 
@@ -17,9 +18,7 @@ def labels(pool: Pool, settings: PairsConfig) -> Choice:
     sides = {True: pool.fit("chosen", settings.drop_truncated), False: pool.fit("rejected", settings.drop_truncated)}
     fit = {good: {response.response_id for response in side} for good, side in sides.items()}
     kept = [r for r in pool.scored if r.response_id in fit[r.value >= settings.correct_at]]
-    made: list[Made] = [
-        MadeSingle(pool.prompt_id, r.response_id, "labels", good=r.value >= settings.correct_at) for r in kept
-    ]
+    made = [Single(pool.prompt_id, r.response_id, good=r.value >= settings.correct_at) for r in kept]
     return _made(made, "truncated", pool.cut(kept))
 
 
@@ -31,10 +30,7 @@ def scored(pool: Pool, settings: PairsConfig) -> Choice:
         scores = standardised(scores)
         if not any(scores):
             return Choice("all_tied" if fit else "truncated", lost=pool.cut(fit))
-    made: list[Made] = [
-        MadeSingle(pool.prompt_id, response.response_id, "scored", score=score)
-        for response, score in zip(fit, scores, strict=True)
-    ]
+    made = [Single(pool.prompt_id, r.response_id, score=score) for r, score in zip(fit, scores, strict=True)]
     return _made(made, "truncated", pool.cut(fit))
 
 
@@ -42,7 +38,7 @@ def spo(pool: Pool, settings: PairsConfig) -> Choice:
     """Each response with its win rate over the prompt's others, the reward of arXiv:2401.04056."""
     fit = pool.fit("rejected", settings.drop_truncated)
     rates = over_others(fit)
-    made: list[Made] = [MadeSingle(pool.prompt_id, id, "spo", score=rate) for id, rate in rates.items()]
+    made = [Single(pool.prompt_id, id, score=rate) for id, rate in rates.items()]
     no_games = {response.response_id: "no_games" for response in fit if response.response_id not in rates}
     return _made(made, "no_games" if fit else "truncated", pool.cut(fit) | no_games)
 
@@ -56,8 +52,7 @@ def ranked(pool: Pool, settings: PairsConfig) -> Choice:
     if len({response.value for response in kept}) < 2:
         return Choice("all_tied" if fit else "truncated", lost=pool.cut(fit))
     ids, scores = (tuple(r.response_id for r in kept), tuple(r.value for r in kept))
-    group = MadeGroup(pool.prompt_id, ids, "ranked", scores=scores)
-    return Choice("paired", made=[group], lost=pool.cut(fit) | tied)
+    return Choice("paired", made=[Ranked(pool.prompt_id, ids, scores)], lost=pool.cut(fit) | tied)
 
 
 def d2o(pool: Pool, settings: PairsConfig) -> Choice:
@@ -66,8 +61,7 @@ def d2o(pool: Pool, settings: PairsConfig) -> Choice:
         return Choice("no_negative")
     fit = pool.fit("rejected", settings.drop_truncated)
     ids = (*(response.response_id for response in fit), pool.answers.negative.response_id)
-    made: list[Made] = [MadeGroup(pool.prompt_id, ids, "d2o")] if fit else []
-    return _made(made, "truncated", pool.cut(fit))
+    return _made([Ranked(pool.prompt_id, ids)] if fit else [], "truncated", pool.cut(fit))
 
 
 def negatives(pool: Pool, settings: PairsConfig) -> Choice:
@@ -76,7 +70,7 @@ def negatives(pool: Pool, settings: PairsConfig) -> Choice:
     fit = [response for response in pool.fit("rejected", settings.drop_truncated) if response in wrong]
     lost = {response.response_id: "truncated" for response in wrong if response not in fit}
     bad = [*fit, *([pool.answers.negative] if pool.answers.negative else [])]
-    made: list[Made] = [MadeSingle(pool.prompt_id, r.response_id, "negatives", good=False) for r in bad]
+    made = [Single(pool.prompt_id, r.response_id, good=False) for r in bad]
     return _made(made, "truncated" if wrong else "all_correct", lost)
 
 
@@ -92,15 +86,15 @@ def standardised(scores: Sequence[float]) -> list[float]:
     return [(score - mean) / deviation for score in scores]
 
 
-def over_iteration(made: dict[str, list[Made]]) -> dict[str, list[Made]]:
+def over_iteration(made: Mapping[str, Sequence[Made]]) -> dict[str, Sequence[Made]]:
     """Singles of all prompts, their scores standardised together."""
-    singles = [one for of_prompt in made.values() for one in of_prompt if isinstance(one, MadeSingle)]
+    singles = [one for of_prompt in made.values() for one in of_prompt if isinstance(one, Single)]
     scores = iter(standardised([one.score for one in singles if one.score is not None]))
     return {
-        prompt_id: [replace(one, score=next(scores)) for one in of_prompt if isinstance(one, MadeSingle)]
+        prompt_id: [replace(one, score=next(scores)) for one in of_prompt if isinstance(one, Single)]
         for prompt_id, of_prompt in made.items()
     }
 
 
-def _made(made: list[Made], otherwise: str, lost: dict[str, str]) -> Choice:
+def _made(made: Sequence[Made], otherwise: str, lost: dict[str, str]) -> Choice:
     return Choice("paired" if made else otherwise, made=made, lost=lost)

@@ -13,7 +13,7 @@ from loop.campaign.context import Iteration
 from loop.campaign.stages.answer_log_probs import tokenise
 from loop.config.prompts_section import PromptsBase
 from loop.config.rule_table import RULES
-from loop.pairing.data_answers import answers_of, given_pairs
+from loop.pairing.data_answers import RULE, answers_of, given_pairs
 from loop.pairing.io import table_of
 from loop.prompts.messages import messages_of
 from loop.prompts.preferences import read_pairs_of
@@ -115,7 +115,7 @@ def offline_pairs(it: Iteration, others: int) -> ExtraPairs:
     counts = {"offline": len(kept), "offline_of": len(pairs), "offline_held_out": len(source.rows) - len(rows)}
     read["changed_by_template"] = len(chosen) - len(kept)
     dropped = {f"offline_{what}": n for what, n in read.items() if what != "pairs" and n}
-    table = table_of([pair.made for pair in kept], "pairs", 0)
+    table = table_of([pair.made for pair in kept], "pairs", 0, RULE)
     return ExtraPairs([table], counts | dropped, [folder.offline, folder.offline_prompts])
 
 

@@ -138,8 +138,8 @@ class OnlineWork:
         path: Path | None = None
         if pairing.relations:
             path = self.record.train.work / "slice.parquet"
-            kind = RULES[self.config.pairs.rule].kind
-            write_relations(path, table_of(pairing.relations, kind, pairing.iteration))
+            rule = self.config.pairs.rule
+            write_relations(path, table_of(pairing.relations, RULES[rule].kind, pairing.iteration, rule))
         part = SliceData(at, shard.task.path, path, self.record.pairs.answers if self.answers else None)
         with self.timed("train"):
             stand: RoundProgress = self.campaign.pool.train(self.job("train_slice", self.note, part=part))

@@ -17,9 +17,10 @@ from loop.config.rule_table import RULES
 from loop.config.settings import Config
 from loop.errors import UserError
 from loop.measure.signal import Tally, entropy, use_of
-from loop.pairing.data_answers import answers_of, read_answers, texts_of, wanted, within_cap
+from loop.pairing.data_answers import RULE, answers_of, read_answers, texts_of, wanted, within_cap
 from loop.pairing.io import judged_groups, table_of
-from loop.pairing.iteration import Pairing, pair_all, why_no_pairs
+from loop.pairing.iteration import Pairing, pair_all
+from loop.pairing.reasons import why_nothing
 from loop.pairing.records import Answers, Made
 from loop.prompts.row import PromptRow, read_table
 from loop.store import tables
@@ -54,7 +55,8 @@ def pair_stage(it: Iteration, sampled: Manifest, judged: Manifest, taken: Take) 
 def finish_pairing(it: Iteration, own: Own, extra: ExtraPairs, inputs: Json, wall: float) -> Manifest:
     """Write the table of own and extra pairs, and the manifest."""
     kind, folder = RULES[it.config.pairs.rule].kind, it.folder("pair")
-    table = pa.concat_tables([table_of(own.relations, kind, it.k), *extra.tables])
+    rule = it.config.pairs.rule if it.config.samples else RULE
+    table = pa.concat_tables([table_of(own.relations, kind, it.k, rule), *extra.tables])
     path = folder.relations(kind)
     write_relations(path, table)
     counts = {"pairs": table.num_rows, "kind": kind, **own.counts, **extra.counts}
@@ -118,10 +120,9 @@ def own_of(
 def refuse_nothing(pairing: Pairing, folder: StageFolder) -> None:
     """UserError if an iteration has nothing to train on."""
     if not pairing.relations:
-        raise UserError(
-            f"There is nothing to train on: {why_no_pairs(pairing)}. The samples and verdicts are kept "
-            f"in {folder.path.parent}."
-        )
+        why = why_nothing(pairing.iteration, pairing.prompts, pairing.responses)
+        kept = f"The samples and verdicts are kept in {folder.path.parent}."
+        raise UserError(f"There is nothing to train on: {why}. {kept}")
 
 
 def write_relations(path: Path, table: pa.Table) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from loop.campaign.stages.extra_pairs import draw, how_many, replayed
 from loop.pairing.io import table_of
-from loop.pairing.records import MadePair
+from trainer.data import Pair
 
 
 def test_a_share_is_one_of_the_whole() -> None:
@@ -31,9 +31,9 @@ def test_another_seed_draws_others() -> None:
 @pytest.fixture
 def earlier() -> pa.Table:
     """What iteration 2 trained on: four pairs of its own, one replayed from iteration 1, one of an offline set."""
-    own = [MadePair("p", f"2-p-{i}", "2-p-9", "sppo", score_w=0.5) for i in range(4)]
-    parts = [table_of(own, "pairs", 2), table_of([MadePair("q", "1-q-0", "1-q-1", "sppo")], "pairs", 1)]
-    return pa.concat_tables([*parts, table_of([MadePair("r", "r/given-a", "r/given-b", "given")], "pairs", 0)])
+    own = [Pair("p", f"2-p-{i}", "2-p-9", score_w=0.5) for i in range(4)]
+    parts = [table_of(own, "pairs", 2, "sppo"), table_of([Pair("q", "1-q-0", "1-q-1")], "pairs", 1, "sppo")]
+    return pa.concat_tables([*parts, table_of([Pair("r", "r/given-a", "r/given-b")], "pairs", 0, "given")])
 
 
 def test_only_an_iterations_own_pairs_are_replayed_as_they_were(earlier: pa.Table) -> None:

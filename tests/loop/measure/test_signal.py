@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from loop.config.settings import AlarmsConfig
 from loop.measure.alarms import RULES, alarms
 from loop.measure.signal import Tally, entropy, late_mean, percentile, use_of
-from loop.pairing.records import Judged, MadePair, MadeSingle
+from loop.pairing.records import Judged
+from trainer.data import Pair, Single
 
 
 def response(
@@ -91,10 +92,10 @@ def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(share: fl
 
 
 def test_use_counts_each_response_as_often_as_training_sees_it() -> None:
-    pairs = [MadePair("p", "a", "b", "r"), MadePair("p", "a", "c", "r"), MadePair("q", "d", "e", "r")]
+    pairs = [Pair("p", "a", "b"), Pair("p", "a", "c"), Pair("q", "d", "e")]
     # a twice, b, c, d and e once: 6 uses of 5 responses, of 20 judged ones to 4 prompts
     assert use_of(pairs, 4, 20) == {"per_prompt": 3 / 4, "trained_on": 5 / 20, "uses": 6 / 5, "uses_at_most": 2}
-    assert use_of([MadeSingle("p", "a", "labels", good=True)], 1, 2)["trained_on"] == 0.5
+    assert use_of([Single("p", "a", good=True)], 1, 2)["trained_on"] == 0.5
 
 
 def test_entropy_is_per_token_over_all_shards() -> None:

@@ -11,7 +11,7 @@ from loop.config.pairs_section import PairsConfig
 from loop.errors import UserError
 from loop.pairing.data_answers import read_answers, render_answers, texts_of, wanted
 from loop.pairing.io import read_judged, table_of
-from loop.pairing.records import Made, MadeGroup, MadePair, MadeSingle
+from loop.pairing.records import Made
 from loop.prompts.chat_template import Renderer
 from loop.prompts.row import PromptRow
 from loop.store import tables
@@ -61,18 +61,17 @@ def test_a_shard_is_read_as_groups_with_tokens_and_games(shard: tuple[Path, Path
 
 def saved(tmp_path: Path, *made: Made) -> Path:
     path = tmp_path / f"{made[0].kind}.parquet"
-    write_file(path, tables.table_bytes(table_of(made, made[0].kind, 2)))
+    write_file(path, tables.table_bytes(table_of(made, made[0].kind, 2, "sppo")))
     return path
 
 
 def test_what_losses_need_reaches_the_trainer(shard: tuple[Path, Path], tmp_path: Path) -> None:
-    pair = MadePair("p", "p-0", "p-1", "sppo", 1.0, 0.75, 0.25, 0.6, 0.4, 0.9, 0.5, True)
-    bare = MadePair("p", "p-1", "p-0", "spin")
-    data = read_preferences([shard[0]], saved(tmp_path, pair, bare))
-    assert data.relations == (
-        Pair("p", "p-0", "p-1", 1.0, 0.75, 0.25, 0.6, 0.4, 0.9, 0.5, True),
-        Pair("p", "p-1", "p-0"),
-    )
+    pair = Pair("p", "p-0", "p-1", 1.0, 0.75, 0.25, 0.6, 0.4, 0.9, 0.5, True)
+    bare = Pair("p", "p-1", "p-0")
+    path = saved(tmp_path, pair, bare)
+    assert pq.read_table(path)["rule"].to_pylist() == ["sppo", "sppo"]
+    data = read_preferences([shard[0]], path)
+    assert data.relations == (pair, bare)
     (group,) = data.groups
     assert [(r.id, list(r.token_ids), r.sampled_logp) for r in group.responses] == [
         ("p-0", [1, 2], -1.0),
@@ -81,21 +80,15 @@ def test_what_losses_need_reaches_the_trainer(shard: tuple[Path, Path], tmp_path
 
 
 def test_singles_and_groups_reach_the_trainer(shard: tuple[Path, Path], tmp_path: Path) -> None:
-    singles = MadeSingle("p", "p-0", "labels", good=True), MadeSingle("q", "q-0", "scored", score=-0.5)
-    assert read_preferences([shard[0]], saved(tmp_path, *singles)).relations == (
-        Single("p", "p-0", good=True),
-        Single("q", "q-0", score=-0.5),
-    )
-    groups = MadeGroup("p", ("p-1", "p-0"), "ranked", scores=(0.9, 0.1)), MadeGroup("p", ("p-0", "p-1"), "d2o")
-    assert read_preferences([shard[0]], saved(tmp_path, *groups)).relations == (
-        Ranked("p", ("p-1", "p-0"), (0.9, 0.1)),
-        Ranked("p", ("p-0", "p-1")),
-    )
+    singles = Single("p", "p-0", good=True), Single("q", "q-0", score=-0.5)
+    assert read_preferences([shard[0]], saved(tmp_path, *singles)).relations == singles
+    groups = Ranked("p", ("p-1", "p-0"), (0.9, 0.1)), Ranked("p", ("p-0", "p-1"))
+    assert read_preferences([shard[0]], saved(tmp_path, *groups)).relations == groups
 
 
 def test_pairs_of_an_earlier_version_are_read(shard: tuple[Path, Path], tmp_path: Path) -> None:
     names = ["prompt_id", "chosen_id", "rejected_id", "rule", "weight", "source_iteration"]
-    old = pq.read_table(saved(tmp_path, MadePair("p", "p-0", "p-1", "best_vs_worst", 0.5))).select(names)
+    old = pq.read_table(saved(tmp_path, Pair("p", "p-0", "p-1", 0.5))).select(names)
     pq.write_table(old, tmp_path / "old.parquet")
     assert read_preferences([shard[0]], tmp_path / "old.parquet").relations == (Pair("p", "p-0", "p-1", 0.5),)
 
@@ -133,7 +126,7 @@ def test_answers_become_the_policys_tokens_and_train_beside_samples(
     gold = answers["p"].gold
     assert gold is not None
     assert (gold.response_id, gold.score, gold.length, answers["p"].negative) == ("p/gold", 1.5, 2, None)
-    data = read_preferences([shard[0]], saved(tmp_path, MadePair("p", "p/gold", "p-1", "spin")), [path])
+    data = read_preferences([shard[0]], saved(tmp_path, Pair("p", "p/gold", "p-1")), [path])
     (group,) = data.groups
     added = group.responses[-1]
     assert (added.id, tokenizer.decode(added.token_ids), added.sampled_logp) == ("p/gold", "4<eos>", None)

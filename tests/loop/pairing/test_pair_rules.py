@@ -10,9 +10,10 @@ from loop.config.pairs_section import PairsConfig
 from loop.pairing.iteration import balanced, pair_all
 from loop.pairing.one_prompt import NO_ANSWERS, PromptResult, build_prompt
 from loop.pairing.pair_rules import accept, tournament
-from loop.pairing.records import Answers, Judged, MadeGroup, MadePair, MadeSingle
+from loop.pairing.records import Answers, Judged
 from loop.pairing.single_rules import standardised
 from loop.pairing.win_rates import over_others, win_rates
+from trainer.data import Pair, Ranked, Single
 
 GAMES = [[0.5, 0.8, 0.9], [0.2, 0.5, 0.6], [0.1, 0.4, 0.5]]
 """Probability that the row's response beats the column's."""
@@ -44,7 +45,7 @@ def built(judged: list[Judged], rule: str, answers: Answers = NO_ANSWERS, **sett
 
 
 def couples(made: PromptResult) -> list[tuple[str, ...]]:
-    return [one.members for one in made.relations]
+    return [one.responses for one in made.relations]
 
 
 # By score
@@ -67,7 +68,7 @@ def test_xpo_pairs_the_policys_response_with_the_references():
 def test_best_meets_worst_with_all_that_losses_ask_for():
     made = built(scored(0.2, 0.9, -0.3, 0.9, 0.1, 0.0, 0.5, 0.4), "best_vs_worst")  # RLHFlow's max_min
     (pair,) = made.relations
-    assert isinstance(pair, MadePair)
+    assert isinstance(pair, Pair)
     assert (pair.chosen_id, pair.rejected_id) == ("1", "2")
     assert (pair.score_w, pair.score_l, pair.margin) == (0.9, -0.3, 1.2)
     assert (pair.win_w, pair.win_l, pair.probability) == (7 / 8, 0.5 / 8, 1.0)  # beats 6, ties with 1 and with itself
@@ -157,8 +158,8 @@ def test_scores_are_games_that_the_higher_one_wins():
 
 def test_sppo_pairs_carry_win_rates_and_probability():
     (pair,) = built(played(GAMES), "sppo").relations
-    assert isinstance(pair, MadePair)
-    assert (pair.members, pair.probability) == (("0", "2"), 0.9)
+    assert isinstance(pair, Pair)
+    assert (pair.responses, pair.probability) == (("0", "2"), 0.9)
     assert (pair.win_w, pair.win_l) == pytest.approx((2.2 / 3, 1 / 3))
 
 
@@ -171,7 +172,7 @@ def test_sppo_over_all_responses_pairs_outside_in():
 def test_a_circle_of_wins_is_no_preference_for_sppo_and_a_half_for_spo():
     circle = played([[0.5, 1.0, 0.0], [0.0, 0.5, 1.0], [1.0, 0.0, 0.5]])
     assert built(circle, "sppo").outcome == "all_tied"
-    assert [one.score for one in built(circle, "spo").relations if isinstance(one, MadeSingle)] == [0.5] * 3
+    assert [one.score for one in built(circle, "spo").relations if isinstance(one, Single)] == [0.5] * 3
 
 
 def test_spo_needs_two_responses():
@@ -181,8 +182,8 @@ def test_spo_needs_two_responses():
 
 def test_oaif_takes_the_first_two_in_the_judges_order():
     (pair,) = built(played([[0.5, 0.35], [0.65, 0.5]]), "oaif").relations
-    assert isinstance(pair, MadePair)
-    assert (pair.members, pair.probability) == (("1", "0"), 0.65)
+    assert isinstance(pair, Pair)
+    assert (pair.responses, pair.probability) == (("1", "0"), 0.65)
     assert built(scored(0.5, 0.5, 0.9), "oaif").outcome == "all_tied"
 
 
@@ -192,7 +193,7 @@ def test_a_game_that_was_not_decided_has_no_probability():
         Judged("1", "b", "score", 0.2, "stop", 10, {"2": 0.2}),
     ]
     (pair,) = built(judged, "best_vs_worst").relations
-    assert isinstance(pair, MadePair)
+    assert isinstance(pair, Pair)
     assert (pair.probability, pair.margin) == (None, pytest.approx(0.7))
     assert built(judged, "oaif").outcome == "all_tied"
 
@@ -238,8 +239,8 @@ def test_d2o_puts_the_bad_answer_last():
     (group,) = built(
         scored(0.0, 1.0), "d2o", Answers(negative=answer("negative", None)), negative_column="bad"
     ).relations
-    assert isinstance(group, MadeGroup)
-    assert (group.members, group.scores) == (("0", "1", "p/negative"), None)
+    assert isinstance(group, Ranked)
+    assert (group.responses, group.scores) == (("0", "1", "p/negative"), None)
     assert built(scored(0.0, 1.0), "d2o", negative_column="bad").outcome == "no_negative"
 
 
