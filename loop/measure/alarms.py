@@ -16,89 +16,74 @@ RAISE = "raise sampling.temperature or sampling.n, or set sampling.widen"
 class Rule(NamedTuple):
     """What an alarm looks at (`number`, as a multiple of iteration 1's if `relative`) and what it says."""
 
-    number: str
     side: Literal["below", "above"]
-    stage: Stage
     problem: str
     """What is wrong, with {value} for the number."""
     advice: str
+    number: str = ""
+    """Empty: the number has the alarm's name."""
+    stage: Stage = "pair"
     relative: bool = False
 
 
 RULES: dict[str, Rule] = {
     "mixed": Rule(
-        "mixed",
         "below",
-        "pair",
         "only {value:.0%} of the prompts have both right and wrong responses",
         f"{RAISE}, or use prompts of another difficulty",
     ),
     "solved": Rule(
-        "solve_rate",
         "above",
-        "pair",
         "nearly everything is solved: {value:.0%} on average over prompts",
         f"use harder prompts; {RAISE} to find what still goes wrong",
+        number="solve_rate",
     ),
     "unsolved": Rule(
-        "solve_rate",
         "below",
-        "pair",
         "nearly nothing is solved: {value:.1%} on average over prompts",
         "use easier prompts, show prompts.few_shot examples, raise sampling.n, or lower pairs.correct_at if the judge "
         "gives partial credit",
+        number="solve_rate",
     ),
     "unique": Rule(
-        "unique",
         "below",
-        "pair",
         "responses repeat: only {value:.0%} of those to a prompt are different",
         "raise sampling.temperature; if it began with an iteration, lower train.learning_rate or raise train.beta",
     ),
     "entropy": Rule(
-        "entropy",
         "below",
-        "pair",
         "the policy has become narrow: {value:.0%} of iteration 1's entropy per token",
         "raise sampling.temperature, lower train.learning_rate, or raise train.beta",
         relative=True,
     ),
     "length": Rule(
-        "length",
         "above",
-        "pair",
         "responses have grown to {value:.2f} times those of iteration 1",
         "set promote.limits.length_ratio, pairs.max_length_gap or pairs.length_penalty, or use a loss that normalises "
         "by length",
         relative=True,
     ),
     "truncated": Rule(
-        "truncated",
         "above",
-        "pair",
         "{value:.0%} of the responses were cut off at sampling.max_tokens",
         "raise sampling.max_tokens, or ask for shorter answers",
     ),
     "abstained": Rule(
-        "abstained",
         "above",
-        "pair",
         "the judge could not tell about {value:.0%} of the responses",
         "look at them with `prefloop show`; mend the judge, or the form that the prompts ask for",
     ),
     "displacement": Rule(
-        "displacement",
         "above",
-        "train",
         "late in the round {value:.0%} of the pairs had a chosen response that is less likely than under the reference",
         "raise train.nll_weight, lower train.learning_rate, or use a loss against it (docs/methods.md)",
+        stage="train",
     ),
     "sampler_gap": Rule(
-        "sampler_gap",
         "above",
-        "train",
         "sampler and trainer disagree by {value:.3f} nat per token, as if they did not hold the same model",
         "look at engine.dtype and at the model's chat template (`prefloop doctor`)",
+        stage="train",
     ),
 }
 """Every alarm; the keys are those of AlarmsConfig."""
@@ -111,7 +96,8 @@ def alarms(history: Sequence[Numbers], settings: AlarmsConfig) -> list[Alarm]:
 
 
 def _alarm(name: str, rule: Rule, history: Sequence[Numbers], threshold: float | None) -> Alarm | None:
-    value = _relative(rule.number, history) if rule.relative else history[-1].get(rule.number)
+    number = rule.number or name
+    value = _relative(number, history) if rule.relative else history[-1].get(number)
     if value is None or threshold is None or not _crossed(rule, value, threshold):
         return None
     problem = rule.problem.format(value=value)

@@ -12,14 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from loop.config.checks import PREFERENCE
-from loop.measure.stats import (
-    Array,
-    majority_at_k,
-    paired_difference,
-    paired_ratio,
-    pass_at_k,
-    ratio_interval,
-)
+from loop.measure.stats import Array, majority_at_k, paired_difference, paired_ratio, pass_at_k, ratio_interval
 from loop.store import tables
 from loop.store.run_records import Counts, Difference, Evaluation, Interval, Ratio, SetMetrics, read_record
 
@@ -181,13 +174,8 @@ Names = tuple[str, str, str]
 def measure_preferences(
     pairs: Sequence[Names], policy: Mapping[str, float], base: Mapping[str, float], confidence: float
 ) -> SetMetrics:
-    """All metrics of one prompt set; pairs without the log-probs are counted and left out. `counts` holds successes and
-    trials per prompt for paired comparisons, as those of judged evaluations do.
-
-    `mean_margin`: how much higher the chosen answer's implicit reward is, in nats; `likelihood_accuracy`: the share of
-    pairs whose chosen answer is the more likely one for the policy alone; `log_ratio`: mean of log policy(chosen) -
-    log policy(rejected) in nats, which sDPO calls the gamma of a reference (arXiv:2403.19270, section 3.2).
-    """
+    """All metrics of one prompt set; pairs without the log-probs are counted and left out. `log_ratio` is what sDPO
+    calls the gamma of a reference (arXiv:2403.19270, section 3.2)."""
     known = [(p, c, r) for p, c, r in pairs if all(id in side for id in (c, r) for side in (policy, base))]
     own = [policy[c] - policy[r] for _, c, r in known]
     margins = [ratio - (base[c] - base[r]) for ratio, (_, c, r) in zip(own, known, strict=True)]
@@ -199,9 +187,9 @@ def measure_preferences(
     return replace(
         measure([], confidence),
         preference_accuracy=_interval(cells, confidence),
-        mean_margin=mean(margins),
-        log_ratio=mean(own),
-        likelihood_accuracy=mean([half(ratio) for ratio in own]),
+        mean_margin=_mean(margins),
+        log_ratio=_mean(own),
+        likelihood_accuracy=_mean(half(ratio) for ratio in own),
         prompts=len(cells),
         pairs=len(known),
         pairs_too_long=len(pairs) - len(known),
@@ -212,8 +200,3 @@ def measure_preferences(
 def half(difference: float) -> float:
     """1 above 0, 0 below it, and a half at 0."""
     return 0.5 if difference == 0 else float(difference > 0)
-
-
-def mean(values: Sequence[float]) -> float | None:
-    """None if empty."""
-    return sum(values) / len(values) if values else None

@@ -8,6 +8,7 @@ import traceback
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from loop.config.load import load_config
@@ -17,7 +18,7 @@ from loop.redact import flat_settings, redacted
 from loop.store.files import append_line, read_lines
 from loop.store.run_folder import RunFolder
 from loop.trackers.points import COLUMNS, Point, new_points, sent_record
-from loop.workers.entry import Report, load
+from loop.workers.entry import Report
 
 COUNT_THEMSELVES = ("wandb", "trackio")
 """Trackers whose steps must never go back: they count what they get and get both axes as values."""
@@ -97,7 +98,7 @@ def tracker_class(name: str) -> Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     PartialState(cpu=True)  # trackers ask it who is the main process; it must not touch a GPU for that
-    return load(name) if ":" in name else LOGGER_TYPE_TO_CLASS[name]
+    return resolve_name(name) if ":" in name else LOGGER_TYPE_TO_CLASS[name]
 
 
 def naming(name: str, title: str, id: str, *, known: bool, folder: Path) -> dict[str, Any]:

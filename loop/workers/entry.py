@@ -6,7 +6,6 @@ kernel signals it (Linux), the pipe closes, and it watches its parent's pid; the
 
 import ctypes
 import errno
-import importlib
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from tqdm import tqdm
@@ -52,7 +52,7 @@ def main(pipe: Connection, service: str, arguments: Arguments, log: Path, driver
             pipe.send(("progress", number, progress))
 
         try:
-            obj = obj or load(service)(**arguments)
+            obj = obj or resolve_name(service)(**arguments)
             result = getattr(obj, method)(report=report, **details)
         except Exception as error:  # noqa: BLE001  the boundary of the process: the driver gets the message
             traceback.print_exc()
@@ -60,12 +60,6 @@ def main(pipe: Connection, service: str, arguments: Arguments, log: Path, driver
             pipe.send(("refused" if is_users(error) else "failed", number, explain(error)))
         else:
             pipe.send(("result", number, result))
-
-
-def load(name: str) -> Any:
-    """The object that "module:attribute" names."""
-    module, attribute = name.split(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def is_users(error: Exception) -> bool:

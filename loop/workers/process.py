@@ -8,7 +8,7 @@ import multiprocessing.connection
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Worker:
     _process: Any = None
     _pipe: Any = None
     _last_message: float = 0.0
-    _number: int = field(default=0)
+    _number: int = 0
 
     def start(self) -> None:
         """Start the process unless it is running."""
@@ -148,14 +148,10 @@ class Worker:
 
     def close(self) -> None:
         """Close the pipe, which ends the worker; kill it if it does not end."""
-        if self._process is None:
-            return
-        self._pipe.close()
-        self._process.join(5 if self.job is None else 0)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        self._process = None
+        if self._process is not None:
+            self._pipe.close()
+            self._process.join(5 if self.job is None else 0)
+            self.kill()
 
 
 def wait(workers: list[Worker], timeout: float = 1.0) -> list[tuple[Worker, Job]]:

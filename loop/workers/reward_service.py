@@ -135,10 +135,8 @@ class _PairSet:
             else ()
             for turns in (talk.chosen, talk.rejected)
         ]
-        chosen, rejected = (
-            responses.setdefault(ids[0], f"{id}, chosen"),
-            responses.setdefault(ids[1], f"{id}, rejected"),
-        )
+        sides = zip(ids, ("chosen", "rejected"), strict=True)
+        chosen, rejected = (responses.setdefault(tokens, f"{id}, {side}") for tokens, side in sides)
         self.pairs.append(Pair(group, chosen, rejected, margin=margin))
 
     @property
@@ -236,11 +234,7 @@ def described(config: RewardConfig) -> str:
     """Base model and data, for the model card."""
     data = config.data
     if isinstance(data, RunPairs):
-        of = f"iterations {_listed(data.iterations)}" if data.iterations else "all iterations"
+        of = f"iterations {', '.join(map(str, data.iterations))}" if data.iterations else "all iterations"
         return f"Base model: {config.base or 'that of the run'}. Pairs: the run {Path(data.run).name}, {of}."
     pairs = data.path if data.source == "file" else f"{data.dataset}, split {data.split}"
     return f"Base model: {config.base}. Pairs: {pairs}."
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))

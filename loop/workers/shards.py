@@ -36,11 +36,6 @@ class Shard:
     task: SampleTask
     verdicts: Path
 
-    @property
-    def responses(self) -> int:
-        """Number of responses if no prompt is too long."""
-        return self.task.responses
-
 
 @dataclass(slots=True)
 class ShardTotals:
@@ -140,7 +135,7 @@ class ShardQueue:
     @property
     def _sampled(self) -> int:
         """Responses in the sampled shards."""
-        return sum(s.responses for s in self.shards) - sum(s.responses for s in self.to_sample)
+        return sum(s.task.responses for s in self.shards) - sum(s.task.responses for s in self.to_sample)
 
     def _find_missing(self) -> None:
         """Find the shards to sample and those that only lack verdicts; remove those made with other settings."""

@@ -18,10 +18,10 @@ from loop.prompts.supervised import read_mix
 from loop.store import tables
 from loop.store.files import write_file
 from loop.store.model_folder import resolve_base, weights_hash
-from loop.store.run_records import Json, Numbers
+from loop.store.run_records import Json
 from loop.workers.entry import Report
 from loop.workers.log_prob_service import vocabulary
-from loop.workers.measure_service import MeasureTask, ScoreTask, measure_limits, score_answers
+from loop.workers.measure_service import measure_limits, score_answers
 from trainer.data import Pair, PreferenceData, PromptGroup, Ranked, Relation, Response, Single
 from trainer.model_folder import check_model, check_numbers, load_tokenizer
 from trainer.spec import RoundSpec
@@ -112,13 +112,8 @@ class TrainService:
         average_models(task.average, task.newest, task.out, decay=task.decay)
         return weights_hash(task.out)
 
-    def score(self, task: ScoreTask, report: Report) -> dict[str, float]:
-        """Write the log-probs of given answers; `compute`: the model's seconds."""
-        return score_answers(task, report)
-
-    def measure(self, task: MeasureTask, report: Report) -> Numbers:
-        """Measure the gate's log-prob limits."""
-        return measure_limits(task, report)
+    score = staticmethod(score_answers)
+    measure = staticmethod(measure_limits)
 
     def train(self, task: TrainTask, report: Report) -> TrainResult:
         """Run the round, or resume it."""

@@ -4,6 +4,7 @@ exact moment and take seconds instead of minutes."""
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -14,7 +15,6 @@ from loop.campaign.run import run_campaign
 from loop.config.load import load_config
 from loop.store.run_folder import RunFolder
 from loop.view.display import Display
-from loop.workers.entry import load
 from loop.workers.process import Job, Worker
 
 Hook = Callable[[Worker, Job], None]
@@ -45,7 +45,7 @@ class InProcess(Worker):
         self.start()
         self.job = job
         try:
-            self.service_object = self.service_object or load(self.service)(**self.arguments)
+            self.service_object = self.service_object or resolve_name(self.service)(**self.arguments)
             job.result = getattr(self.service_object, job.method)(
                 report=lambda **said: job.on_progress(said), **job.details
             )

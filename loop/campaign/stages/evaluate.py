@@ -81,7 +81,7 @@ def eval_stage(it: Iteration, model: Model, attempt: int = 1) -> Evaluation:
     shards = {name: eval_shards(config, folder, model, name, it.prompts[name]) for name in SETS}
     everything = [shard for part in shards.values() for shard in part]
     title = "evaluate the base model" if it.k == 0 else "evaluate"
-    with campaign.bar(folder, title, sum(s.responses for s in everything), "responses") as bar:
+    with campaign.bar(folder, title, sum(s.task.responses for s in everything), "responses") as bar:
         labelled = campaign.pool.label(everything, campaign.pool.eval_judge, bar)
     metrics = Evaluation(*(results(shards[name], config) for name in SETS))
     write_file(folder.metrics, to_json(metrics.as_json()))
@@ -109,22 +109,35 @@ def eval_tokens(config: Config) -> int:
 
 
 def eval_shards(config: Config, folder: StageFolder, model: Model, name: str, rows: list[PromptRow]) -> list[Shard]:
-    """The shards of one prompt set: one greedy and `eval.samples` sampled responses per prompt, with the same seeds for
-    all models."""
+    """The shards of one prompt set: one greedy and `eval.samples` sampled responses per prompt."""
     temperatures = (0.0, *(config.eval.temperature,) * config.eval.samples)
+    return gate_shards(config, folder, model, name, rows, temperatures, "eval", f"the evaluation of {model}")
+
+
+def gate_shards(
+    config: Config,
+    folder: StageFolder,
+    model: Model,
+    name: str,
+    rows: list[PromptRow],
+    temperatures: tuple[float, ...],
+    purpose: str,
+    what: str,
+) -> list[Shard]:
+    """The shards of what a model is measured on, with the same seeds for all models; `what` names it in messages."""
     size = shard_size(config, len(temperatures))
-    shards = []
-    for number, start in enumerate(range(0, len(rows), size)):
-        task = SampleTask(
-            name=f"{name} shard {number} of the evaluation of {model}",
+    tasks = [
+        SampleTask(
+            name=f"{name} shard {number} of {what}",
             path=folder.shard(number, name),
             prompts=tuple(rows[start : start + size]),
             temperatures=temperatures,
             top_p=1.0,
             max_tokens=eval_tokens(config),
-            seed_words=(config.seed, "eval", name),
+            seed_words=(config.seed, purpose, name),
             policy=model.path,
             policy_hash=model.hash,
         )
-        shards.append(Shard(task, folder.shard(number, f"{name}-verdicts")))
-    return shards
+        for number, start in enumerate(range(0, len(rows), size))
+    ]
+    return [Shard(task, folder.shard(number, f"{name}-verdicts")) for number, task in enumerate(tasks)]

@@ -6,20 +6,17 @@ import time
 from pathlib import Path
 
 from loop.campaign.context import Campaign, Iteration
-from loop.campaign.stages.evaluate import eval_tokens
+from loop.campaign.stages.evaluate import eval_tokens, gate_shards
 from loop.campaign.stages.sample import engine_inputs
-from loop.config.settings import Config
 from loop.errors import UserError
 from loop.prompts.row import PromptRow
 from loop.store import tables
 from loop.store.files import sha256_of, to_json, write_file
 from loop.store.model_refs import Model
 from loop.store.run_records import Numbers, read_record
-from loop.store.stage import StageFolder
 from loop.workers.measure_service import MeasureTask
 from loop.workers.process import Job
-from loop.workers.sampling_service import SampleTask
-from loop.workers.shards import Shard, shard_size
+from loop.workers.shards import Shard
 
 OPENINGS = (
     "i can't",
@@ -97,11 +94,12 @@ def limits_stage(it: Iteration, candidate: Model, attempt: int) -> Numbers:
         return read_record(folder.metrics, Numbers)
     campaign.begin_work()
     started = time.perf_counter()
-    drift = _shards(campaign.base, folder, "drift", gate, 1.0, candidate) if limits.kl is not None else []
+    drifting = gate if limits.kl is not None else []
+    drift = gate_shards(campaign.base, folder, candidate, "drift", drifting, (1.0,), "guard", str(candidate))
     asked = read_benign(limits.benign) if limits.benign is not None else []
-    benign = _shards(campaign.base, folder, "benign", asked, 0.0, candidate)
+    benign = gate_shards(campaign.base, folder, candidate, "benign", asked, (0.0,), "guard", str(candidate))
     if drift or benign:
-        with campaign.bar(folder, "measure limits", len(asked) + len(gate) * bool(drift), "responses") as bar:
+        with campaign.bar(folder, "measure limits", len(asked) + len(drifting), "responses") as bar:
             campaign.pool.label([*drift, *benign], None, bar)
     text = Path(limits.text) if limits.text is not None else None
     metrics = _log_probs(it, candidate, drift, text)
@@ -126,25 +124,3 @@ def refused(shards: list[Path]) -> Numbers:
     texts = [text for path in shards for text in tables.read(path, ["text"])["text"].to_pylist()]
     share = sum(map(is_refusal, texts)) / len(texts) if texts else None
     return {"refusals": share, "refusal_prompts": len(texts)}
-
-
-def _shards(
-    config: Config, folder: StageFolder, name: str, rows: list[PromptRow], temperature: float, model: Model
-) -> list[Shard]:
-    """Shards of one unjudged response per prompt, with the same seeds for all models."""
-    size = shard_size(config, 1)
-    tasks = [
-        SampleTask(
-            name=f"{name} shard {number} of {model}",
-            path=folder.shard(number, name),
-            prompts=tuple(rows[start : start + size]),
-            temperatures=(temperature,),
-            top_p=1.0,
-            max_tokens=eval_tokens(config),
-            seed_words=(config.seed, "guard", name),
-            policy=model.path,
-            policy_hash=model.hash,
-        )
-        for number, start in enumerate(range(0, len(rows), size))
-    ]
-    return [Shard(task, task.path.with_name(f"{name}-verdicts-{i:03d}.parquet")) for i, task in enumerate(tasks)]

@@ -8,16 +8,9 @@ from typing import Any
 from loop.campaign.context import Iteration
 from loop.campaign.stages.extra_pairs import ExtraPairs
 from loop.campaign.stages.pair import finish_pairing, own_of, pair_inputs, signal_of, tally_for
-from loop.campaign.stages.sample import (
-    Sources,
-    judge_inputs,
-    origins,
-    response_counts,
-    sample_inputs,
-    verdict_counts,
-)
+from loop.campaign.stages.sample import Sources, judge_inputs, origins, response_counts, sample_inputs, verdict_counts
 from loop.campaign.stages.take_prompts import Take
-from loop.campaign.stages.train import finish_training, round_spec, train_inputs
+from loop.campaign.stages.train import finish_training, round_inputs, round_spec, train_inputs
 from loop.engines.base import number_format
 from loop.pairing.io import judged_groups
 from loop.pairing.iteration import Pairing, joined
@@ -55,11 +48,6 @@ class OnlineRecord:
             "reference": self.it.reference.hash,
         }
 
-    def train_inputs(self, paired: Manifest) -> Json:
-        """The inputs of the train stage."""
-        made_from = {"pair": paired.digest, "policy": self.it.start.hash, "reference": self.it.reference.hash}
-        return train_inputs(self.it, self.config.train) | {"made from": made_from}
-
     def sampler(self, at: int) -> Model:
         """The model that samples slice `at`. Weights inside a round have no hash, so a digest of all that determines
         them stands in for it; the folder is the first slice's model, valid until the first step."""
@@ -71,10 +59,6 @@ class OnlineRecord:
         spec = round_spec(self.it, self.config.train, self.train)
         return OnlineTask(spec, self.train.steps, slices, number_format(self.config.engine))
 
-    def pair_inputs(self, sampled: Manifest, judged: Manifest) -> Json:
-        """The inputs of the pair stage."""
-        return pair_inputs(self.it, sampled, judged, self.taken)
-
     def finished(self) -> Manifest | None:
         """The pair manifest if all four stages are finished, else None."""
         campaign = self.campaign
@@ -82,8 +66,10 @@ class OnlineRecord:
         judged = campaign.finished(self.verdicts, judge_inputs(campaign, sampled, None)) if sampled else None
         if not (sampled and judged):
             return None
-        paired = campaign.finished(self.pairs, self.pair_inputs(sampled, judged))
-        return paired if paired and campaign.finished(self.train, self.train_inputs(paired)) else None
+        paired = campaign.finished(self.pairs, pair_inputs(self.it, sampled, judged, self.taken))
+        if paired and campaign.finished(self.train, round_inputs(self.it, self.config.train, paired)):
+            return paired
+        return None
 
     def finish(
         self,
@@ -96,12 +82,12 @@ class OnlineRecord:
         """Write the missing manifests, the train stage's last; return the pair manifest."""
         sampled = self._finish_samples(shards, made, seconds)
         judged = self._finish_verdicts(shards, sampled, seconds["judge"])
-        inputs = self.pair_inputs(sampled, judged)
+        inputs = pair_inputs(self.it, sampled, judged, self.taken)
         if not (paired := self.campaign.finished(self.pairs, inputs)):
             pairing = joined(made, self.it.k)
             own = own_of(pairing, self.pairs, answers, self._signal(shards, pairing))
             paired = finish_pairing(self.it, own, ExtraPairs(), inputs, seconds["pair"])
-        inputs = self.train_inputs(paired)
+        inputs = round_inputs(self.it, self.config.train, paired)
         if not self.campaign.finished(self.train, inputs):
             finish_training(self.campaign, self.train, inputs, result, None, seconds["train"])
         return paired
@@ -134,11 +120,7 @@ class OnlineRecord:
     def _finish_verdicts(self, shards: Sequence[Shard], sampled: Manifest, seconds: float) -> Manifest:
         inputs, paths = judge_inputs(self.campaign, sampled, None), [shard.verdicts for shard in shards]
         return self.campaign.finished(self.verdicts, inputs) or self.campaign.finish(
-            self.verdicts,
-            paths,
-            inputs=inputs,
-            counts=verdict_counts(paths),
-            seconds={"wall": 0.0, "judge": seconds},
+            self.verdicts, paths, inputs=inputs, counts=verdict_counts(paths), seconds={"wall": 0.0, "judge": seconds}
         )
 
 

@@ -135,7 +135,7 @@ def draw(
 
 def label(it: Iteration, shards: list[Shard], judge: JudgeHandle | None, title: str) -> ShardTotals:
     """Sample the shards and judge them; without a judge, only sample."""
-    with it.campaign.bar(it.folder("sample"), title, sum(s.responses for s in shards), "responses") as bar:
+    with it.campaign.bar(it.folder("sample"), title, sum(s.task.responses for s in shards), "responses") as bar:
         return it.campaign.pool.label(shards, judge, bar)
 
 

@@ -61,7 +61,7 @@ def _value(it: Iteration, folder: StageFolder, path: Path, metric: str) -> float
     model = Model(path, weights_hash(path), k, f"checkpoint {path.name} of iteration {k}")
     place = StageFolder(folder.work / "gate" / path.name, "select", k)
     shards = eval_shards(campaign.base, place, model, "gate", it.prompts["gate"])
-    with campaign.bar(place, f"evaluate {path.name}", sum(s.responses for s in shards), "responses") as bar:
+    with campaign.bar(place, f"evaluate {path.name}", sum(s.task.responses for s in shards), "responses") as bar:
         campaign.pool.label(shards, campaign.pool.eval_judge, bar)
     interval = results(shards, campaign.base).metric(metric)
     return interval.value if interval is not None else None
@@ -71,9 +71,7 @@ def train_stage(it: Iteration, paired: Manifest, train: TrainSettings, attempt: 
     """Train the round with this attempt's settings; the candidate is a complete model folder. With `train.select: best`
     it is the best checkpoint on the gate prompts."""
     campaign, k, folder = it.campaign, it.k, it.folder("train", attempt)
-    inputs = train_inputs(it, train) | {
-        "made from": {"pair": paired.digest, "policy": it.start.hash, "reference": it.reference.hash}
-    }
+    inputs = round_inputs(it, train, paired)
     if train.mix is not None:
         inputs["made from"]["mix"] = mix_digest(train.mix.path)
     if train.select == "best":
@@ -127,13 +125,14 @@ def train_inputs(it: Iteration, train: TrainSettings) -> Json:
     }
 
 
+def round_inputs(it: Iteration, train: TrainSettings, paired: Manifest) -> Json:
+    """These settings, and what the candidate is made from."""
+    made_from = {"pair": paired.digest, "policy": it.start.hash, "reference": it.reference.hash}
+    return train_inputs(it, train) | {"made from": made_from}
+
+
 def finish_training(
-    campaign: Campaign,
-    folder: StageFolder,
-    inputs: Json,
-    result: TrainResult,
-    selected: Selected | None,
-    wall: float,
+    campaign: Campaign, folder: StageFolder, inputs: Json, result: TrainResult, selected: Selected | None, wall: float
 ) -> Manifest:
     """Write the manifest of a trained round, and delete its checkpoints."""
     files = [path for path in folder.model.rglob("*") if path.is_file()] + [folder.steps]

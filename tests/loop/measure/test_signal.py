@@ -148,8 +148,8 @@ def test_an_alarm_says_number_threshold_and_what_to_do(name: str) -> None:
 @pytest.mark.parametrize("name", CROSSED)
 def test_a_number_at_the_threshold_is_no_alarm(name: str) -> None:
     rule = RULES[name]
-    base = CALM[rule.number] if rule.relative else 1.0
-    at = {rule.number: getattr(AlarmsConfig(), name) * base}
+    base = CALM[rule.number or name] if rule.relative else 1.0
+    at = {rule.number or name: getattr(AlarmsConfig(), name) * base}
     assert alarms([CALM, CALM | at], AlarmsConfig()) == []
 
 
