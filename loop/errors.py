@@ -2,18 +2,12 @@
 
 
 class AwaitingLabels(Exception):
-    """Not a failure: the text says what people must do before the run can continue.
-
-    The command line prints it and exits with 3.
-    """
+    """No failure: the text says what people must do before the run can continue; the command line exits with 3."""
 
 
 class UserError(ValueError):
-    """A mistake or an obstacle that the user can do something about.
-
-    Its text is one paragraph: what is wrong, where (file, line or key), and what to do. The command line prints it and
-    exits with 2; nothing that was finished is lost.
-    """
+    """A mistake or an obstacle that the user can do something about. Its text is one paragraph: what is wrong, where
+    (file, line or key), and what to do. The command line prints it and exits with 2; nothing finished is lost."""
 
 
 class StoppedAtUntil(Exception):

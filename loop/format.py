@@ -1,7 +1,4 @@
-"""Numbers in print: shares in per cent, differences in points, both with their intervals, and durations.
-
-Pure, and imports nothing of the project.
-"""
+"""Numbers in print: shares in per cent, differences in points, both with their intervals, and durations."""
 
 import math
 

@@ -68,21 +68,6 @@ class ModelRoles:
     separate: Model | None = None
     """The reference of `reference: path` or `ema`, which no iteration trained."""
 
-    def start(self, config: Config) -> Model:
-        """The model that training starts from."""
-        return {"incumbent": self.incumbent, "previous": self.previous, "initial": self.initial}[config.start]
-
-    def sampler(self, config: Config) -> Model:
-        """The model that samples responses to the training prompts."""
-        return self.incumbent if config.start == "initial" else self.start(config)
-
-    def reference(self, config: Config) -> Model:
-        """The reference model of the loss."""
-        if config.reference in ("path", "ema"):
-            assert self.separate is not None, "it is found before the first iteration"
-            return self.separate
-        return {"incumbent": self.incumbent, "previous": self.previous, "initial": self.initial}[config.reference]
-
 
 class Campaign:
     """Everything the stages of one campaign share."""
@@ -182,17 +167,24 @@ class Iteration:
     @property
     def start(self) -> Model:
         """The model that training starts from."""
-        return self.models.start(self.config)
+        return self._named(self.config.start)
 
     @property
     def sampler(self) -> Model:
         """The model that samples responses to the training prompts."""
-        return self.models.sampler(self.config)
+        return self.models.incumbent if self.config.start == "initial" else self.start
 
     @property
     def reference(self) -> Model:
         """The reference model of the loss."""
-        return self.models.reference(self.config)
+        if self.config.reference in ("path", "ema"):
+            assert self.models.separate is not None, "it is found before the first iteration"
+            return self.models.separate
+        return self._named(self.config.reference)
+
+    def _named(self, role: str) -> Model:
+        models = self.models
+        return {"incumbent": models.incumbent, "previous": models.previous, "initial": models.initial}[role]
 
     def folder(self, stage: str, attempt: int = 1) -> StageFolder:
         """The folder of one of its stages."""

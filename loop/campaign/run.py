@@ -1,9 +1,7 @@
-"""Runs a campaign: iteration after iteration, each a walk through the stages.
-
-Starting and resuming are the same walk: every stage first looks in the run folder, and finished work is reused.
-"""
+"""Runs a campaign: iteration after iteration, each a walk through the stages. A resumed run reuses finished stages."""
 
 import time
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
@@ -53,7 +51,7 @@ def run_campaign(
     """
     run.check_format()
     remember_secrets(loaded.raw)
-    with run.locked(), WorkerPool(run, loaded.base, display) as pool:
+    with run.locked(), closing(WorkerPool(run, loaded.base, display)) as pool:
         campaign = Campaign(run, loaded, pool, display, verify=verify, until=until)
         display.look = partial(look, run, loaded)
         if repair:

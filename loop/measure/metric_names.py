@@ -1,8 +1,5 @@
-"""Flat metric names for a campaign's numbers, built from the status of an iteration or a line of the step log.
-
-Trackers, notebooks and the metrics.json of a model all use these names; docs/watch.md lists them. An unknown number has
-no entry.
-"""
+"""Flat metric names, listed in docs/watch.md, for the numbers of an iteration or a line of the step log. An unknown
+number has no entry."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

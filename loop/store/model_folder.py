@@ -83,9 +83,6 @@ def weights_hash(folder: Path) -> str:
     return total.hexdigest()
 
 
-# ---- a local folder ----
-
-
 def check_folder(folder: Path) -> None:
     """UserError unless the folder holds a model that can be loaded: config, whole safetensors weights, tokenizer."""
     if not folder.is_dir():
@@ -152,9 +149,6 @@ def _indexed_files(folder: Path) -> set[str]:
         raise UserError(f"{index} is damaged ({error}); download or copy it again.") from error
 
 
-# ---- the hub ----
-
-
 def _download(base: str) -> Path:
     """The files of a hub model, in the hub's own cache."""
     from huggingface_hub import snapshot_download
@@ -171,9 +165,6 @@ def _download(base: str) -> Path:
         ) from error
     check_folder(folder)
     return folder
-
-
-# ---- GGUF ----
 
 
 def _packaged_gguf(name: str) -> Path:

@@ -1,7 +1,4 @@
-"""Tables that stages pass to each other: Parquet schemas, writing with a digest, reading by column.
-
-This module converts between rows and files; `run_folder.py` knows where the files are.
-"""
+"""Tables that stages pass to each other: Parquet schemas, and rows to files and back."""
 
 import hashlib
 import io

@@ -1,7 +1,4 @@
-"""Judge stage inside its worker: read a Parquet file of responses, write one of verdicts.
-
-Costly verdicts go through the run's verdict cache, which only this process writes.
-"""
+"""Judge stage inside its worker: read a Parquet file of responses, write one of verdicts."""
 
 import gc
 import json

@@ -24,7 +24,6 @@ from trainer.data import PromptGroup, Response
 if TYPE_CHECKING:
     from trainer.score import ResponseScorer
 
-
 Ids = dict[str, tuple[list[int], list[int]]]
 """Sampled prompt and response token ids, by response id."""
 

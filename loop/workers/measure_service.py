@@ -24,7 +24,6 @@ from trainer.data import PromptGroup, Response
 if TYPE_CHECKING:
     from trainer.score import ResponseScorer
 
-
 WINDOW = 512
 """Tokens of a text that are read at once; all but the first of them are scored."""
 

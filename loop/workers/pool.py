@@ -1,7 +1,6 @@
 """Worker pool of a campaign: one worker each for engine, judge and trainer."""
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 from judges.context import ModelRef
@@ -50,12 +49,8 @@ class WorkerPool:
         if what == "worker_lost":
             self.display.warn(f"the {details['worker']} worker was lost at {details['job']}: {details['why']}")
 
-    def __enter__(self) -> "WorkerPool":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End all workers."""
         for worker in (*self.engines, *self.judges, self.trainer):
             worker.close()
 

@@ -1,7 +1,4 @@
-"""Driver side of the workers: start, send jobs, detect crashes and stalls, retry, stop.
-
-One worker per kind (engine, judge, trainer), started once per campaign and replaced only after a crash or a stall.
-"""
+"""Driver side of the workers: start, send jobs, detect crashes and stalls, retry, stop."""
 
 import multiprocessing
 import multiprocessing.connection

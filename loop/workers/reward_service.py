@@ -1,6 +1,5 @@
 """Train a reward model on the preference data that the config's `data` section names. Pairs of a campaign keep the
-sampled token ids; pairs from a file are tokenised here.
-"""
+sampled token ids; pairs from a file are tokenised here."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -28,9 +27,6 @@ Tick = Callable[[int, int], None]
 """Called with the number of rows done and the total."""
 
 TICK_EVERY = 500
-
-
-# ---- a campaign ----
 
 
 def run_of(data: RunPairs) -> RunFolder:
@@ -94,9 +90,6 @@ def _joined(parts: Sequence[PreferenceData]) -> PreferenceData:
         responses = tuple(known.values())  # every iteration repeats a gold answer
         groups[group.id] = PromptGroup(group.id, group.token_ids, responses)
     return PreferenceData(tuple(groups.values()), tuple(pair for part in parts for pair in part.relations))
-
-
-# ---- a file or dataset ----
 
 
 def read_pairs(data: FilePairs | HubPairs, renderer: Renderer, tick: Tick) -> PreferenceData:

@@ -1,7 +1,4 @@
-"""Train stage inside its worker: train a candidate model folder on the pairs and responses of a run.
-
-It reads the run's tables for the `trainer` package, which does not know run folders.
-"""
+"""Train stage inside its worker: train a candidate model folder on the pairs and responses of a run."""
 
 import shutil
 from collections.abc import Collection, Sequence

@@ -44,7 +44,7 @@ def online_stages(it: Iteration, taken: Take) -> Manifest:
         return finished
     it.campaign.begin_work()
     announce_widening(it)
-    rows, n = taken.rows, it.config.sampling.n
+    rows, n = taken.rows(), it.config.sampling.n
     with it.campaign.bar(record.samples, "sample, judge, pair and train", len(rows) * n, "responses") as bar:
         work = OnlineWork(record, cut(rows, prompts_per_slice(it.config)), bar)
         result = work.walk()

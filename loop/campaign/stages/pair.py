@@ -82,13 +82,13 @@ def pair_inputs(it: Iteration, sampled: Manifest, judged: Manifest, taken: Take)
 
 def from_data(it: Iteration, taken: Take) -> Own:
     """The pairs that the data hold for these prompts, as policy tokens."""
-    folder = it.folder("pair")
-    pairs = within_cap(taken.rows, it.config.pairs.max_pairs, it.k)
+    folder, rows = it.folder("pair"), taken.rows()
+    pairs = within_cap(rows, it.config.pairs.max_pairs, it.k)
     tokenised = tokenise(it.campaign, answers_of(pairs), folder.answers)
     kept = tokenised.without_dropped(pairs)
     used = len({pair.chosen.prompt.id for pair in kept})
     changed = len({pair.chosen.prompt.id for pair in pairs}) - used
-    outcomes = {"paired": used, "over_cap": len(taken.rows) - used - changed, "changed_by_template": changed}
+    outcomes = {"paired": used, "over_cap": len(rows) - used - changed, "changed_by_template": changed}
     counts = {"responses": {}, "prompts": {name: count for name, count in outcomes.items() if count}}
     if not kept:
         raise UserError(f"There is nothing to train on: {tokenised.note or 'the data hold no pair'}.")

@@ -6,8 +6,8 @@ their contents, so a killed run reaches the same one again.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from loop.campaign.context import Iteration, ModelRoles, refuse_changes
 from loop.campaign.stages.evaluate import eval_stage
@@ -15,47 +15,20 @@ from loop.campaign.stages.limits import limits_stage
 from loop.campaign.stages.train import train_stage
 from loop.config.promote_section import settings_of_attempt
 from loop.measure.evaluation import compare, shadow_change
-from loop.measure.promotion import Decision, check_limits, decide
+from loop.measure.promotion import check_limits, decide
 from loop.store.files import to_json, write_file
 from loop.store.model_refs import Model, model_of, model_record
-from loop.store.run_records import (
-    AttemptRecord,
-    Difference,
-    Evaluation,
-    Numbers,
-    PromotionRecord,
-    SetMetrics,
-    plain,
-    read_record,
-)
+from loop.store.run_records import AttemptRecord, Evaluation, Numbers, PromotionRecord, SetMetrics, plain, read_record
 from loop.store.run_state import TrainCounts
 from loop.store.stage import Manifest, StageFolder
 from loop.view.describe import describe_changes
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One training of a round, and the decision on its candidate."""
+class Attempt(NamedTuple):
+    """The candidate of one training of a round, and the decision on it as promotion.json records it."""
 
     candidate: Model
-    changes: dict[str, Any]
-    difference: Difference
-    measured: Numbers
-    """What the limits needed beyond the evaluation."""
-    decision: Decision
-
-    @property
-    def record(self) -> AttemptRecord:
-        """The attempt's entry in promotion.json."""
-        return AttemptRecord(
-            changes=self.changes,
-            promoted=self.decision.promote,
-            reason=self.decision.reason,
-            gain=self.difference,
-            limits=self.decision.limits,
-            measured=self.measured,
-            candidate=self.candidate.hash,
-        )
+    record: AttemptRecord
 
 
 def train_and_decide(it: Iteration, paired: Manifest, evaluations: dict[int, Evaluation]) -> list[Attempt]:
@@ -65,7 +38,7 @@ def train_and_decide(it: Iteration, paired: Manifest, evaluations: dict[int, Eva
     for number in range(1, attempts_of(it) + 1):
         train, changes = settings_of_attempt(it.config.train, it.config.promote.retry, number, steps)
         if tried and not campaign.run.promotion(k).exists():
-            campaign.display.say(f"  {tried[-1].decision.reason}\n  attempt {number}: {describe_changes(changes)}")
+            campaign.display.say(f"  {tried[-1].record.reason}\n  attempt {number}: {describe_changes(changes)}")
         trained, candidate = train_stage(it, paired, train, number)
         it.reached("train")
         evaluations[k] = eval_stage(it, candidate, number)
@@ -73,7 +46,7 @@ def train_and_decide(it: Iteration, paired: Manifest, evaluations: dict[int, Eva
         it.reached("eval")
         tried.append(compare_with_incumbent(it, number, candidate, changes, measured, evaluations))
         steps = trained.counted(TrainCounts).steps
-        if tried[-1].decision.promote:
+        if tried[-1].record.promoted:
             break
     return tried
 
@@ -101,8 +74,17 @@ def compare_with_incumbent(
         before = run.judged_shards(incumbent.iteration, "gate")
         own = run.judged_shards(it.k, "gate", number)
         numbers["shadow"] = shadow_change(before, own, promote.limits.shadow)
-    limits = check_limits(promote.limits, numbers)
-    return Attempt(candidate, changes, difference, measured, decide(promote, difference, limits))
+    decision = decide(promote, difference, check_limits(promote.limits, numbers))
+    record = AttemptRecord(
+        changes=changes,
+        promoted=decision.promote,
+        reason=decision.reason,
+        gain=difference,
+        limits=decision.limits,
+        measured=measured,
+        candidate=candidate.hash,
+    )
+    return Attempt(candidate, record)
 
 
 def limits_measured(ours: SetMetrics, theirs: SetMetrics) -> Numbers:
@@ -122,14 +104,14 @@ def promote_stage(it: Iteration, attempts: list[Attempt]) -> ModelRoles:
     }
     if not path.exists():
         campaign.begin_work()
-        promoted, reason = last.decision.promote, last.decision.reason
+        promoted, reason = last.record.promoted, last.record.reason
         policy = last.candidate if promoted else it.models.incumbent
         record = PromotionRecord(
             iteration=it.k,
             promoted=promoted,
             reason=reason,
-            gain=last.difference,
-            limits=last.decision.limits,
+            gain=last.record.gain,
+            limits=last.record.limits,
             attempts=tuple(attempt.record for attempt in attempts),
             policy=model_record(campaign.run, policy),
             candidate=model_record(campaign.run, last.candidate),

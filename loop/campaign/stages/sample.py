@@ -88,7 +88,7 @@ def sample_and_judge(it: Iteration, taken: Take) -> tuple[Manifest, Manifest]:
         return sampled, judged
     campaign.begin_work()
     announce_widening(it)
-    rows = taken.rows
+    rows = taken.rows()
     started = time.perf_counter()
     shards, totals = draw(it, sources, rows, sampled)
     seconds = label_seconds(totals, started)
@@ -259,7 +259,9 @@ def record_given_prompts(it: Iteration, taken: Take) -> tuple[Manifest, Manifest
         manifest = campaign.finished(folder, inputs)
         if manifest is None:
             campaign.begin_work()
-            counts = dict(response_counts([], 0), prompts=len(taken.rows)) if stage == "sample" else verdict_counts([])
+            counts = (
+                dict(response_counts([], 0), prompts=len(taken.rows())) if stage == "sample" else verdict_counts([])
+            )
             manifest = campaign.finish(folder, [], inputs=inputs, counts=counts, seconds={"wall": 0.0, "judge": 0.0})
         done[stage] = manifest
         it.reached(stage)

@@ -76,17 +76,12 @@ def slice_for(iteration: int, train_ids: Sequence[str], per_iteration: int | Non
 class Take:
     """The prompts of an iteration, and what determined the choice."""
 
-    choose: Callable[[], list[PromptRow]]
-    """Finds the prompts; not called for a finished iteration."""
+    rows: Callable[[], list[PromptRow]]
+    """Finds the prompts; not called for a finished iteration. UserError if there are too few."""
     inputs: Json
     """Settings by dotted key."""
     made_from: dict[str, str]
     """Digests of the measured difficulty."""
-
-    @property
-    def rows(self) -> list[PromptRow]:
-        """The prompts. UserError if there are too few."""
-        return self.choose()
 
 
 def take_prompts(it: Iteration) -> Take:

@@ -6,6 +6,7 @@ copies of the one without a gate, whose last decision was taken back.
 
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def config(toys: Path, _settings: dict[str, Any], tmp_path_factory: pytest.TempP
 def pool(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerPool]:
     """Workers for all the campaigns of this file."""
     run = RunFolder(tmp_path_factory.mktemp("pool"))
-    with WorkerPool(run, load_config(config).base, Display(quiet=True)) as pool:
+    with closing(WorkerPool(run, load_config(config).base, Display(quiet=True))) as pool:
         yield pool
 
 

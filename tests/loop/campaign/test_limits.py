@@ -220,6 +220,6 @@ def test_no_decision_reads_the_test_set(settings: dict[str, Any], tmp_path: Path
     config = load_config(tmp_path / "settings.yaml").base
     it = Iteration(campaign, 1, config, ModelRoles(base, base, base), {})
     attempt = compare_with_incumbent(it, 1, candidate, {}, {}, measured)
-    assert attempt.decision.promote
+    assert attempt.record.promoted
     with pytest.raises(AssertionError, match="reads the test set"):
         _ = measured[0].test

@@ -5,6 +5,7 @@ toy keeps of its recipe is tested by itself.
 """
 
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def run_toy(name: str, model: Path, folder: Path, *changes: str) -> RunFolder:
     """Run a recipe at toy size on the tiny model; its run folder."""
     fixed = [f"model.base={model}", "threads=1", "train.precision=fp32", "eval.samples=1"]
     loaded, run = load_config(name, [*fixed, *changes], toy=True), RunFolder(folder / "run")
-    with run.locked(), WorkerPool(run, loaded.base, Display(quiet=True)) as pool:
+    with run.locked(), closing(WorkerPool(run, loaded.base, Display(quiet=True))) as pool:
         work(Campaign(run, loaded, pool, Display(quiet=True)))
     return run
 

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from loop.campaign.context import ModelRoles
+from loop.campaign.context import Iteration, ModelRoles
 from loop.commands.plan import make_plan
-from loop.config.load import load_config
+from loop.config.load import LoadedConfig, load_config
 from loop.errors import UserError
 from loop.store.model_folder import weights_hash
 from loop.store.model_refs import Model
@@ -19,6 +19,13 @@ from tests.helpers.campaigns import Cli, assert_same_results, read, refusal, row
 
 BASE, ONE, TWO, ANCHOR = (Model(Path(name), name, k) for k, name in enumerate(("base", "one", "two", "anchor")))
 STANDING = ModelRoles(incumbent=ONE, initial=BASE, previous=TWO, separate=ANCHOR)
+
+
+def first(config: LoadedConfig) -> Iteration:
+    campaign: Any = None
+    return Iteration(campaign, 1, config.base, STANDING, {})
+
+
 WEIGHTS = "train/model/model.safetensors"
 
 
@@ -35,7 +42,7 @@ def test_each_reference_is_the_model_that_it_names(
     rule: str, model: Model, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     path = {"reference_path": "some/model"} if rule == "path" else {}
-    assert STANDING.reference(loaded(settings, tmp_path, reference=rule, **path).base) is model
+    assert first(loaded(settings, tmp_path, reference=rule, **path)).reference is model
 
 
 @pytest.mark.parametrize(
@@ -44,8 +51,8 @@ def test_each_reference_is_the_model_that_it_names(
 def test_what_is_trained_was_sampled_except_when_the_base_is_trained_anew(
     rule: str, start: Model, sampler: Model, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = loaded(settings, tmp_path, start=rule).base
-    assert (STANDING.start(config), STANDING.sampler(config)) == (start, sampler)
+    it = first(loaded(settings, tmp_path, start=rule))
+    assert (it.start, it.sampler) == (start, sampler)
 
 
 @pytest.mark.parametrize(
