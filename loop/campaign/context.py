@@ -1,8 +1,6 @@
 """State shared by all stages of a campaign: run folder, settings, workers and models; decides whether a stage is done.
-
-A manifest's inputs are the settings and upstream digests that determine the stage's content. A finished stage whose
-inputs differ from the current settings is neither used nor overwritten: the run stops and names the changed keys.
-"""
+If the inputs of a finished stage (settings, upstream digests) have changed, the run stops and names the changed
+keys."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager

@@ -44,11 +44,9 @@ def run_campaign(
     repair: bool = False,
     until: StopPoint | None = None,
 ) -> RunState:
-    """Run the configured iterations, or stop after `until`, and return the state that `prefloop status` shows.
-
-    Raises UserError, JudgeError or TrainerError with a one-paragraph message, and AwaitingLabels while human labels
-    are missing. Finished work is kept in every case.
-    """
+    """Run the configured iterations, or stop after `until`, and return the state that `prefloop status` shows. Raises
+    UserError, JudgeError or TrainerError with a one-paragraph message, and AwaitingLabels while human labels are
+    missing. Finished work is kept in every case."""
     run.check_format()
     remember_secrets(loaded.raw)
     with run.locked(), closing(WorkerPool(run, loaded.base, display)) as pool:
@@ -162,16 +160,12 @@ def make_pairs(it: Iteration) -> Manifest:
 
 def announce(it: Iteration) -> None:
     """Print which models this iteration starts from, unless it is finished."""
-    campaign, config = it.campaign, it.config
+    campaign, config, train = it.campaign, it.config, it.config.train
     if campaign.run.promotion(it.k).exists():
         return
     sampler, start = it.sampler, it.start
-    warm = ", both after a warm start on the chosen responses" if config.train.warm_start else ""
-    online = (
-        f"; syncing weights to the sampler at least every {config.train.sync_every} steps"
-        if config.train.online
-        else ""
-    )
+    warm = ", both after a warm start on the chosen responses" if train.warm_start else ""
+    online = f"; syncing weights to the sampler at least every {train.sync_every} steps" if train.online else ""
     works_on = f"and training {start.named}" if sampler == start else f"{sampler.named}, training {start.named}"
     works_on = f"sampling from {works_on}" if config.samples else f"training {start.named}"
     extra = describe_data(config, it.k)

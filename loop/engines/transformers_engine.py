@@ -1,8 +1,5 @@
-"""The transformers engine: runs wherever torch runs, repeats exactly, and needs no vLLM.
-
-Sampling is Gumbel-max with noise from each response's own seed, so a response depends on its request, never on call
-order.
-"""
+"""The transformers engine: runs wherever torch runs, and repeats exactly. Sampling is Gumbel-max with noise from each
+response's own seed, so a response depends on its request, never on call order."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +14,8 @@ from trainer.model_folder import load_tokenizer, load_whole, stop_ids
 
 
 class SeededSampler(LogitsProcessor):
-    """Chooses each row's next token itself and leaves `generate` only that one; B rows, V tokens.
-
-    The chosen tokens' log-probs under the model (before temperature and top-p) are collected in `logprobs`.
-    """
+    """Chooses each row's next token itself and leaves `generate` only that one (B rows, V tokens); collects the chosen
+    tokens' log-probs under the model, before temperature and top-p."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self.requests = requests

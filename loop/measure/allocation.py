@@ -129,10 +129,8 @@ def best_steps(expected: Sequence[float]) -> list[Step]:
 def allocate(
     probed: Sequence[ProbeResult], *, n: int, wanted: int, keep: float, budget: float = 1.0, seed: str = ""
 ) -> Allocation:
-    """Further responses by prompt, at most n in all for each, and at most `budget` x n x prompts together.
-
-    `wanted` is the most pairs a prompt is used for. Among prompts of equal promise the seed decides.
-    """
+    """Further responses by prompt, at most n in all for each, and at most `budget` x n x prompts together. `wanted` is
+    the most pairs a prompt is used for. Among prompts of equal promise the seed decides."""
     prior = fit_prior(Counter((one.right, one.wrong) for one in probed))
     fit = sum(p.right + p.wrong for p in probed) / max(1, sum(p.seen for p in probed))
     forecasts = {

@@ -1,8 +1,6 @@
 """Measure how much there is to learn from an iteration (pure): one number for each way the training signal can dry up.
-
 A prompt is mixed if it has right and wrong responses, by `pairs.correct_at`; abstentions and errors are neither. Shares
-are over prompts unless stated otherwise, and each prompt counts once, however many responses it has.
-"""
+are over prompts unless stated otherwise, and each prompt counts once, however many responses it has."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

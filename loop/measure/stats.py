@@ -80,10 +80,8 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def majority_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:
-    """Chance that the most frequent of the first k extracted answers is correct (arXiv:2203.11171), 0 if all are None.
-
-    Answers with equally many votes are equally likely to be taken, so no order of sampling decides.
-    """
+    """Chance that the most frequent of the first k extracted answers is correct (arXiv:2203.11171), 0 if all are None;
+    answers with equally many votes are equally likely to be taken, so no order of sampling decides."""
     if not 1 <= k <= len(answers):
         raise ValueError(f"maj@{k} of {len(answers)} answers is not defined")
     votes = list(zip(answers, correct, strict=True))[:k]
@@ -155,10 +153,8 @@ Counts = tuple[ArrayLike, ArrayLike]
 
 
 def unpaired_difference(first: Counts, second: Counts, confidence: float) -> Difference:
-    """Second minus first; `n` counts the values of both sides. None where one side has no trial.
-
-    The two-sided p-value fits the interval: it is 1 minus the highest confidence at which 0 lies outside.
-    """
+    """Second minus first; `n` counts the values of both sides. None where one side has no trial. The two-sided p-value
+    fits the interval: it is 1 minus the highest confidence at which 0 lies outside."""
     one, two = (ratio_interval(*counts, confidence) for counts in (first, second))
     if one.value is None or two.value is None:
         return Difference(None, None, None, None, one.n + two.n)

@@ -17,10 +17,8 @@ CLASSES = 5
 
 
 def quotas(counts: Mapping[str, int], cap: int | None, iteration: int) -> dict[str, int]:
-    """Number of relations that each prompt keeps: an equal level, and one more for some until `cap` is reached.
-
-    A hash of iteration and id draws the prompts that get one more.
-    """
+    """Number of relations that each prompt keeps: an equal level, and one more for some until `cap` is reached. A hash
+    of iteration and id draws the prompts that get one more."""
     if cap is None or sum(counts.values()) <= cap:
         return dict(counts)
     level = _level(counts, cap)
@@ -101,10 +99,8 @@ def pair_all(
     answers: Mapping[str, Answers] | None = None,
     seed: int = 0,
 ) -> Pairing:
-    """Pair prompt by prompt, then balance and cap; only relations and counts are kept.
-
-    A prompt's result depends on the seed, the iteration and its own responses, never on the order of the prompts.
-    """
+    """Pair prompt by prompt, then balance and cap; only relations and counts are kept. A prompt's result depends on the
+    seed, the iteration and its own responses, never on the order of the prompts."""
     state = _PairState({}, answers or {}, Counter(), Counter())
     solve_rates: dict[str, float] = {}
     for prompt_id, judged in groups:

@@ -61,10 +61,8 @@ PairRule = Callable[[Pool, PairsConfig], Choice]
 
 
 def correct_vs_wrong(pool: Pool, settings: PairsConfig) -> Choice:
-    """K pairs by walking both lists in parallel, each wrapping around on its own (section 2 of arXiv:2404.19733).
-
-    As published, a pair comes again where K exceeds the least common multiple of both lengths.
-    """
+    """K pairs by walking both lists in parallel, each wrapping around on its own (section 2 of arXiv:2404.19733). As
+    published, a pair comes again where K exceeds the least common multiple of both lengths."""
     correct = {response.response_id for response in pool.scored if response.value >= settings.correct_at}
     winners = [r for r in pool.fit("chosen", settings.drop_truncated) if r.response_id in correct]
     losers = [r for r in pool.fit("rejected", settings.drop_truncated) if r.response_id not in correct]

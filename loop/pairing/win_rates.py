@@ -1,8 +1,5 @@
-"""Preference probabilities and win rates among the scored responses to a prompt.
-
-A pairwise judge has played the games. With a judge that gives scores, the higher one wins with certainty, and equal
-scores are a tie.
-"""
+"""Preference probabilities and win rates among the scored responses to a prompt. Without a pairwise judge that has
+played the games, the higher score wins with certainty, and equal scores are a tie."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence

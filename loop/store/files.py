@@ -1,8 +1,6 @@
-"""Write files atomically and identify their content by hash.
-
-A file is written under a partial name that carries an attempt id, fsynced and moved or linked to its final name; where
-the first writer should win, the first link does, so a worker presumed dead cannot corrupt anything.
-"""
+"""Write files atomically and identify their content by hash. A file is written under a partial name with an attempt id,
+fsynced, and moved to its final name; or linked, where the first writer should win, even against a worker presumed
+dead."""
 
 import fcntl
 import hashlib

@@ -1,7 +1,5 @@
-"""Typed records of what a run folder's JSON files hold, and the one reader that checks their shape.
-
-Their field names are the keys in the files and in the `--json` output.
-"""
+"""Typed records of what a run folder's JSON files hold, and the one reader that checks their shape. Their field names
+are the keys in the files and in the `--json` output."""
 
 from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field

@@ -17,7 +17,7 @@ REPEATED = ("train", "eval", "guard")
 OPTIONAL = ("ease", "reference", "guard")
 """Stages that only some settings ask for."""
 FURTHER = "shard-more"
-"""How shards of the second phase of adaptive sampling are named."""
+"""Prefix of the shards of the second phase of adaptive sampling, whose names sort after those of the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class StageFolder:
 
     def __init__(self, path: Path, stage: str, iteration: int, attempt: int = 1) -> None:
         self.path, self.stage, self.iteration, self.attempt = path, stage, iteration, attempt
+        self.pairs = self.relations("pairs")
         self.allocation = path / "allocation.json"
         """Further responses by prompt in the second phase of adaptive sampling."""
         self.answers = path / "answers.parquet"
@@ -82,14 +83,6 @@ class StageFolder:
     def shard(self, number: int, prefix: str = "shard") -> Path:
         """Path of a shard; `prefix` separates several kinds in one folder."""
         return self.path / f"{prefix}-{number:03d}.parquet"
-
-    def further_shard(self, number: int) -> Path:
-        """Path of a shard of the second phase of adaptive sampling; its name sorts after those of the first."""
-        return self.shard(number, FURTHER)
-
-    @property
-    def pairs(self) -> Path:
-        return self.relations("pairs")
 
     def relations(self, kind: str) -> Path:
         """The pair stage's pairs, singles or groups."""

@@ -116,10 +116,8 @@ class JudgeService:
         weights: str = "",
         roles: Roles | None = None,
     ) -> JudgedShard:
-        """Judge one shard and write the verdicts.
-
-        `generate` asks a model whose hash is `weights`; `roles` are the models that measure log-probs.
-        """
+        """Judge one shard and write the verdicts. `generate` asks a model whose hash is `weights`; `roles` are the
+        models that measure log-probs."""
         started = time.perf_counter()
         meter = Meter(report)
         self.scoring.begin(task.responses, roles, report)

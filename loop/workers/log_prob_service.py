@@ -36,15 +36,11 @@ class Roles:
     initial: ModelRef
 
 
-def _silent(**_: Any) -> None:
-    pass
-
-
 @dataclass(slots=True)
 class LogProbScorer:
     """Implements `judges.context.LogProbs`. Models stay loaded as long as the campaign uses them."""
 
-    report: Report = _silent
+    report: Report = lambda **_: None
     roles: Roles | None = None
     shard: Path | None = None
     _sampled: Ids | None = None

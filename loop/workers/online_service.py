@@ -1,9 +1,6 @@
 """Trainer service of an online iteration: a round stays open between jobs, trains on one slice's pairs at a time and
-publishes its weights in between.
-
-Every job describes the whole round, so a replacement worker can reopen it at its last checkpoint; the reply names the
-slice to continue with.
-"""
+publishes its weights in between. Every job describes the whole round, so a replacement worker can reopen it at its last
+checkpoint; the reply names the slice to continue with."""
 
 from dataclasses import dataclass
 from pathlib import Path

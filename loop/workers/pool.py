@@ -18,10 +18,8 @@ from loop.workers.shards import JudgeHandle, Shard, ShardQueue, ShardTotals
 
 
 class WorkerPool:
-    """The workers: engine, judge (two if the evaluation has its own), trainer, and engines of judges' own models.
-
-    Each starts with its first job and stays until the campaign ends.
-    """
+    """The workers: engine, judge (two if the evaluation has its own), trainer, and engines of judges' own models. Each
+    starts with its first job and stays until the campaign ends."""
 
     def __init__(self, run: RunFolder, config: Config, display: Display) -> None:
         engine = {"settings": config.engine, "chat": chat_format(config.model)}

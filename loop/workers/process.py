@@ -17,10 +17,6 @@ from loop.workers.entry import Arguments, Progress
 OnProgress = Callable[[Progress], None]
 
 
-def _ignore(_: Progress) -> None:
-    pass
-
-
 @dataclass(slots=True)
 class Job:
     """One call of a worker's service; it can be repeated."""
@@ -28,7 +24,7 @@ class Job:
     name: str
     method: str
     details: Arguments
-    on_progress: OnProgress = _ignore
+    on_progress: OnProgress = lambda _: None
     tries: int = 0
     result: Any = None
     done: bool = False

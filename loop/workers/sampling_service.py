@@ -1,8 +1,6 @@
-"""Sample stage inside its worker: generate responses to prompts and write them to one Parquet file.
-
-The shard is the unit of reproducibility: one generate call over a fixed list of requests, whose seeds derive from
-campaign seed, iteration, purpose, prompt and index, never from the order of calls.
-"""
+"""Sample stage inside its worker: generate responses to prompts and write them to one Parquet file. The shard is the
+unit of reproducibility: one generate call over a fixed list of requests, whose seeds derive from names, not from
+calls."""
 
 import time
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,5 @@
-"""Adaptive sampling, phase 2: allocates more responses to promising prompts, given the probe's verdicts.
-
-The decision and its inputs are kept in the stage's allocation file. It is a function of the probe's files and the
-settings, so a killed run reaches the same one again.
-"""
+"""Adaptive sampling, phase 2: allocates more responses to promising prompts, given the probe's verdicts. The decision
+is a function of the probe's files and the settings, so a killed run reaches the same one again."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +16,7 @@ from loop.pairing.records import Judged
 from loop.prompts.row import PromptRow
 from loop.store.files import sha256_of, to_json, write_file
 from loop.store.run_records import Json, read_record
-from loop.store.stage import Manifest
+from loop.store.stage import FURTHER, Manifest
 from loop.workers.shards import BATCHES_PER_SHARD, Shard
 
 OF_PAIRS = ("rule", "per_prompt", "correct_at", "drop_truncated")
@@ -135,12 +132,12 @@ def further_shard(it: Iteration, like: Shard, number: int, part: list[tuple[Prom
     task = replace(
         like.task,
         name=f"further shard {number} of iteration {it.k}",
-        path=it.folder("sample").further_shard(number),
+        path=it.folder("sample").shard(number, FURTHER),
         prompts=tuple(row for row, _ in part),
         temperatures=(sampling.temperature,) * sampling.n,
         spans=tuple((probe, probe + more) for _, more in part),
     )
-    return Shard(task, it.folder("judge").further_shard(number))
+    return Shard(task, it.folder("judge").shard(number, FURTHER))
 
 
 def print_allocation(it: Iteration, decision: AllocationRecord) -> None:

@@ -18,10 +18,8 @@ from loop.workers.shards import Shard
 
 
 def label_by_people(it: Iteration, shards: Sequence[Shard]) -> str | None:
-    """Write the sheet, read the labels, write the verdicts; return the labels' sha256 (None: nothing to label).
-
-    Raises AwaitingLabels while labels are missing, JudgeError if they are invalid.
-    """
+    """Write the sheet, read the labels, write the verdicts; return the labels' sha256 (None: nothing to label). Raises
+    AwaitingLabels while labels are missing, JudgeError if they are invalid."""
     campaign, settings, folder = it.campaign, it.campaign.base.judge, it.folder("judge")
     assert settings is not None, "human labels need a judge section"
     judge = build_judge(settings.name, settings.args)

@@ -1,9 +1,5 @@
-"""Trains, evaluates and decides on a round; a rejected candidate is retrained with the configured changes while
-retries are left.
-
-Attempt 1 uses the iteration's own folders, attempt n uses `attempt-n/`, and all are kept. A decision is a function of
-their contents, so a killed run reaches the same one again.
-"""
+"""Trains, evaluates and decides on a round; a rejected candidate is retrained with the configured changes while retries
+are left. A decision is a function of the folders' contents, so a killed run reaches the same one again."""
 
 from collections.abc import Mapping
 from dataclasses import replace
