@@ -1,5 +1,6 @@
 """Evaluation metrics with intervals, computed from the responses and verdicts of one prompt set. A trial is a response
-with a score. Counts per prompt are kept, so that two models can be compared prompt by prompt later."""
+with a score; abstentions and errors are no trials, they are counted and shown. Counts per prompt are kept, so that two
+models can be compared prompt by prompt later."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

@@ -111,10 +111,10 @@ def eval_tokens(config: Config) -> int:
 def eval_shards(config: Config, folder: StageFolder, model: Model, name: str, rows: list[PromptRow]) -> list[Shard]:
     """The shards of one prompt set: one greedy and `eval.samples` sampled responses per prompt."""
     temperatures = (0.0, *(config.eval.temperature,) * config.eval.samples)
-    return gate_shards(config, folder, model, name, rows, temperatures, "eval", f"the evaluation of {model}")
+    return shards_to_measure(config, folder, model, name, rows, temperatures, "eval", f"the evaluation of {model}")
 
 
-def gate_shards(
+def shards_to_measure(
     config: Config,
     folder: StageFolder,
     model: Model,

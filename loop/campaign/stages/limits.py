@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from loop.campaign.context import Campaign, Iteration
-from loop.campaign.stages.evaluate import eval_tokens, gate_shards
+from loop.campaign.stages.evaluate import eval_tokens, shards_to_measure
 from loop.campaign.stages.sample import engine_inputs
 from loop.errors import UserError
 from loop.prompts.row import PromptRow
@@ -95,9 +95,9 @@ def limits_stage(it: Iteration, candidate: Model, attempt: int) -> Numbers:
     campaign.begin_work()
     started = time.perf_counter()
     drifting = gate if limits.kl is not None else []
-    drift = gate_shards(campaign.base, folder, candidate, "drift", drifting, (1.0,), "guard", str(candidate))
+    drift = shards_to_measure(campaign.base, folder, candidate, "drift", drifting, (1.0,), "guard", str(candidate))
     asked = read_benign(limits.benign) if limits.benign is not None else []
-    benign = gate_shards(campaign.base, folder, candidate, "benign", asked, (0.0,), "guard", str(candidate))
+    benign = shards_to_measure(campaign.base, folder, candidate, "benign", asked, (0.0,), "guard", str(candidate))
     if drift or benign:
         with campaign.bar(folder, "measure limits", len(asked) + len(drifting), "responses") as bar:
             campaign.pool.label([*drift, *benign], None, bar)

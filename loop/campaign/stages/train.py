@@ -126,7 +126,7 @@ def train_inputs(it: Iteration, train: TrainSettings) -> Json:
 
 
 def round_inputs(it: Iteration, train: TrainSettings, paired: Manifest) -> Json:
-    """These settings, and what the candidate is made from."""
+    """The inputs of the train stage: these settings, and what the candidate is made from."""
     made_from = {"pair": paired.digest, "policy": it.start.hash, "reference": it.reference.hash}
     return train_inputs(it, train) | {"made from": made_from}
 
