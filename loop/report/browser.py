@@ -7,7 +7,7 @@ Only one page and one shard's columns are kept in memory.
 
 import json
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -18,13 +18,16 @@ from loop.pairing.io import read_judged
 from loop.pairing.one_prompt import NO_ANSWERS, build_prompt
 from loop.pairing.records import Judged
 from loop.prompts.row import PromptRow, read_table
-from loop.report.book_entries import PromptEntry, ResponseEntry, SampledRow, VerdictRow
 from loop.report.data import SETS, RunData
 from loop.store import tables
 from loop.store.model_refs import model_of
+from loop.store.run_records import Json
 from loop.store.stage import is_further
 
 FILE = "tokenizer.json"
+SAMPLED = ("prompt_id", "response_id", "temperature", "token_ids", "text", "finish_reason", "logprobs")
+JUDGED = ("response_id", "kind", "score", "extracted", "why", "well_formed")
+"""Columns of a response and of its verdict that a page shows."""
 TokenTexts = Callable[[int], str]
 
 
@@ -100,13 +103,13 @@ class Book:
         """The pages, in the order of the shards."""
         number = 0
         for shard in self._shards():
-            for page in self._of_shard(shard):
-                name = f"{self.name}-{number:03d}"
-                rows = [response.sampled for prompt in page for response in prompt.responses]
-                known = sorted({token for row in rows for token in row.token_ids})
-                texts = {str(token): self.texts(token) for token in known}
-                whole = {"prompts": [prompt.as_json() for prompt in page], "tokens": texts}
-                yield Page(name, len(page), len(rows), to_script_json(whole))
+            judged = _verdicts(shard)
+            for groups, reasons in self._of_shard(shard):
+                rows = [row for group in groups.values() for row in group]
+                known = sorted({token for row in rows for token in row["token_ids"]})
+                prompts = [self._prompt(id, group, judged, reasons) for id, group in groups.items()]
+                whole = {"prompts": prompts, "tokens": {str(token): self.texts(token) for token in known}}
+                yield Page(f"{self.name}-{number:03d}", len(prompts), len(rows), to_script_json(whole))
                 number += 1
 
     def _shards(self) -> Iterator[Shard]:
@@ -118,31 +121,29 @@ class Book:
                 ids = _prompts_of(pair[0]) if further else set()
                 yield [pair, *(more for more, held in further if held & ids)]
 
-    def _of_shard(self, shard: Shard) -> Iterator[list[PromptEntry]]:
-        """The shard's prompts, PER_PAGE at a time."""
-        table = pa.concat_tables(tables.read(responses, _names(SampledRow)) for responses, _ in shard)
+    def _of_shard(self, shard: Shard) -> Iterator[tuple[dict[str, list[Json]], dict[str, str]]]:
+        """The shard's responses by prompt, of PER_PAGE prompts at a time, and the reasons of all responses."""
+        table = pa.concat_tables(tables.read(responses, SAMPLED) for responses, _ in shard)
         ids = list(dict.fromkeys(tables.read(shard[0][0], ["prompt_id"])["prompt_id"].to_pylist()))
         rows: dict[str, list[int]] = {id: [] for id in ids}
         for row, prompt_id in enumerate(table["prompt_id"].to_pylist()):
             if prompt_id in rows:
                 rows[prompt_id].append(row)
-        judged = _verdicts(shard)
         reasons = self._reasons(shard, rows)
         for start in range(0, len(ids), PER_PAGE):
             wanted = ids[start : start + PER_PAGE]
             sampled = iter(table.take([row for id in wanted for row in rows[id]]).to_pylist())
-            groups = {id: [SampledRow(**next(sampled)) for _ in rows[id]] for id in wanted}
-            yield [self._prompt(id, group, judged, reasons) for id, group in groups.items()]
+            yield {id: [next(sampled) for _ in rows[id]] for id in wanted}, reasons
 
-    def _prompt(
-        self, id: str, group: Sequence[SampledRow], judged: Mapping[str, VerdictRow], reasons: Mapping[str, str]
-    ) -> PromptEntry:
+    def _prompt(self, id: str, group: Sequence[Json], judged: Mapping[str, Json], reasons: Mapping[str, str]) -> Json:
+        """A prompt under short names for the script: q text, t target, r responses. In its pairs, -1 stands for a
+        response that is not the prompt's own."""
         row = self.prompts.get(id)
-        places = {response.response_id: place for place, response in enumerate(group)}
+        places = {response["response_id"]: place for place, response in enumerate(group)}
         trained = [(places.get(c, -1), places.get(r, -1)) for c, r in self._trained.pairs.get(id, [])]
         pairs = [pair for pair in trained if pair != (-1, -1)]  # those are replayed or from the data
-        entries = [ResponseEntry(one, judged.get(one.response_id), reasons.get(one.response_id)) for one in group]
-        return PromptEntry(id, prompt_text(row), row.target if row else None, pairs, entries)
+        shown = [_response(one, judged.get(one["response_id"]), reasons.get(one["response_id"])) for one in group]
+        return {"id": id, "q": prompt_text(row), "t": row.target if row else None, "pairs": pairs, "r": shown}
 
     def _reasons(self, shard: Shard, ids: Container[str]) -> dict[str, str]:
         """Why each response of a training shard was used or not; the pair stage's table decides what was used."""
@@ -170,14 +171,27 @@ class Book:
         return read_trained(self.data, self.iteration) if self.which == "train" else TrainedIds(frozenset(), {})
 
 
-def _names(record: type) -> list[str]:
-    return [field.name for field in fields(record)]
+def _response(row: Json, verdict: Json | None, reason: str | None) -> Json:
+    """A response under short names for the script: x text, g greedy, c cut off, p tokens, l log-probs (hundredths of a
+    nat, negated), u why it was used in training or not, k kind, s score, e extracted, w why, f well formed."""
+    found: Json = {
+        "x": row["text"],
+        "g": int(row["temperature"] == 0),
+        "c": int(row["finish_reason"] == "length"),
+        "p": row["token_ids"],
+        "l": [round(-100 * value) if value == value and value > -1e6 else None for value in row["logprobs"] or []],
+        "u": reason,
+    }
+    if verdict is not None:
+        found |= {"k": verdict["kind"], "s": verdict["score"], "e": verdict["extracted"]}
+        found |= {"w": verdict["why"], "f": verdict["well_formed"]}
+    return {name: value for name, value in found.items() if value not in (None, "")} | {"x": row["text"] or ""}
 
 
-def _verdicts(shard: Shard) -> dict[str, VerdictRow]:
+def _verdicts(shard: Shard) -> dict[str, Json]:
     """The verdicts of a shard's files, by response."""
-    read = (tables.read(path, _names(VerdictRow)).to_pylist() for _, path in shard if path.exists())
-    return {row["response_id"]: VerdictRow(**row) for rows in read for row in rows}
+    read = (tables.read(path, JUDGED).to_pylist() for _, path in shard if path.exists())
+    return {row["response_id"]: row for rows in read for row in rows}
 
 
 def _prompts_of(responses: Path) -> set[str]:

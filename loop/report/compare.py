@@ -12,7 +12,7 @@ from loop.report.figure import Figure, Missing, Table, heights, keys_of, section
 from loop.report.figures_quality import describe_change, hundred
 from loop.report.figures_training import thin_column
 from loop.report.headline import Tile
-from loop.report.marks import Series, chart, plot_x, plot_y
+from loop.report.marks import PLOT_X, PLOT_Y, Series, chart
 from loop.report.page import fill
 from loop.report.scale import axis, number, percent, share_axis, whole_axis
 from loop.report.warnings import alarms
@@ -156,8 +156,8 @@ def _drawn(
     if not series:
         return Missing(title, "no run has logged it")
     xs = [x for one in series for x, _ in one.points]
-    x = whole_axis([int(v) for v in xs], *plot_x()) if whole else axis(xs, *plot_x(), zero=True)
-    y = share_axis(heights(series), *plot_y()) if share else axis(heights(series), *plot_y())
+    x = whole_axis([int(v) for v in xs], *PLOT_X) if whole else axis(xs, *PLOT_X, zero=True)
+    y = share_axis(heights(series), *PLOT_Y) if share else axis(heights(series), *PLOT_Y)
     drawn = chart(title, series, x, y, x_label=x_name, y_label=unit)
     return Figure(id, title, read, drawn, keys_of(series), table_of(x_name, series))
 

@@ -1,17 +1,17 @@
 """Read the report's numbers from a run folder, at whatever point the campaign is; parts that are missing stay empty."""
 
-import json
 from dataclasses import dataclass, field
 
 from loop.config.checks import PREFERENCE
 from loop.config.load import LoadedConfig, load_config
 from loop.config.settings import Config
 from loop.report.set_numbers import SetNumbers, set_numbers
+from loop.store.files import read_lines
 from loop.store.lineage import Lineage, read_lineage
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json, ModelRecord, Numbers, PromotionRecord, SetMetrics
 from loop.store.run_state import IterationState, RunState
-from loop.store.stage import STAGES, Manifest, StageFolder
+from loop.store.stage import STAGES, Manifest
 from loop.view.status import collect
 
 SETS = ("train", "gate", "test")
@@ -132,8 +132,6 @@ def read_run(run: RunFolder) -> RunData:
 
 def _iteration(run: RunFolder, state: IterationState, first: Config) -> IterationData:
     k = state.iteration
-    folders = {stage: run.latest(k, stage) for stage in STAGES}
-    manifests = {stage: found for stage in STAGES if (found := folders[stage].manifest())}
     correct_at, confidence = first.pairs.correct_at, first.promote.confidence
     sets = {which: set_numbers(run.judged_shards(k, which), correct_at, confidence) for which in SETS}
     return IterationData(
@@ -141,21 +139,7 @@ def _iteration(run: RunFolder, state: IterationState, first: Config) -> Iteratio
         state=state,
         promotion=run.decision(k) if k else None,
         policy=run.policy(k) if run.promotion(k).exists() else None,
-        steps=_read_steps(folders["train"]),
+        steps=read_lines(run.latest(k, "train").steps),
         sets={which: found for which, found in sets.items() if found is not None},
-        manifests=manifests,
+        manifests={stage: found for stage in STAGES if (found := run.latest(k, stage).manifest())},
     )
-
-
-def _read_steps(folder: StageFolder) -> list[Json]:
-    """The step log; a line that is still being written is left out."""
-    path = folder.steps
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [row for line in lines if (row := _row(line)) is not None]
-
-
-def _row(line: str) -> Json | None:
-    try:
-        return dict(json.loads(line))
-    except ValueError:
-        return None

@@ -1,12 +1,11 @@
 """A figure of the report: a drawing, a sentence on how to read it, and its data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from markupsafe import Markup
 
-from loop.report.marks import Series, chart, plot_x, plot_y
+from loop.report.marks import PLOT_X, PLOT_Y, Part, Series, chart, stacked
 from loop.report.scale import Axis, axis, number, whole_axis
 
 
@@ -93,13 +92,19 @@ def by_iteration(
     zero: bool = False,
     x_label: str = "iteration",
     table: Table | None = None,
-    **more: Any,
 ) -> Figure:
     """A figure of series over iterations; without `y` its axis fits the series, and includes 0 with `zero`."""
-    x = whole_axis([int(x) for one in series for x, _ in one.points], *plot_x())
-    y = y or axis(heights(series), *plot_y(), zero=zero)
-    drawn = chart(title, series, x, y, x_label=x_label, y_label=y_label, **more)
+    x = whole_axis([int(x) for one in series for x, _ in one.points], *PLOT_X)
+    y = y or axis(heights(series), *PLOT_Y, zero=zero)
+    drawn = chart(title, series, x, y, x_label=x_label, y_label=y_label)
     return Figure(id, title, read, drawn, keys_of(series), table or table_of("iteration", series))
+
+
+def by_part(id: str, title: str, read: str, bars: Mapping[int, Sequence[Part]], table: Table, *, unit: str) -> Figure:
+    """A figure of stacked bars, one for each iteration, and a legend of their parts."""
+    parts = dict.fromkeys((name, tone) for bar in bars.values() for _, tone, name in bar)
+    keys = [Key(name, tone, box=True) for name, tone in parts]
+    return Figure(id, title, read, stacked(title, bars, unit=unit), keys, table)
 
 
 def keys_of(series: Sequence[Series]) -> list[Key]:

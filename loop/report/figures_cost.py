@@ -1,14 +1,12 @@
 """Figures on where time and tokens went."""
 
-from collections.abc import Mapping
-
 from loop.format import clock
 from loop.report.data import IterationData, RunData
-from loop.report.figure import Figure, Key, Missing, Table, by_iteration
-from loop.report.marks import Row, Series, stacked
+from loop.report.figure import Figure, Missing, Table, by_iteration, by_part
+from loop.report.marks import Series
 from loop.report.scale import percent
+from loop.store.stage import STAGES
 
-STAGES = ("sample", "judge", "pair", "train", "eval")
 PARTS = (
     ("generate", "generating", 1),
     ("judge_after_sampling", "judging", 2),
@@ -16,8 +14,6 @@ PARTS = (
     ("overhead", "overhead", 4),
 )
 """Keys of an iteration's time, with names and tones."""
-
-SAMPLER_GAP = "Sampler against trainer"
 
 
 def ledger_figures(data: RunData) -> list[Figure | Missing]:
@@ -31,32 +27,24 @@ def time_spent(data: RunData) -> Figure | Missing:
     iterations = [it for it in data.iterations if it.state.time.wall]
     if not iterations:
         return Missing(title, "no stage is finished yet")
-    rows = [
-        Row(str(it.number), [(round(getattr(it.state.time, key)), tone, name) for key, name, tone in PARTS])
-        for it in iterations
-    ]
+    bars = {
+        it.number: [(round(getattr(it.state.time, key)), tone, name) for key, name, tone in PARTS] for it in iterations
+    }
     read = (
         "Overhead is wall time spent on neither generation, judging nor training: loading, saving, hashing, "
         "starting up."
     )
     heads = ["iteration", *(f"{stage}, s" for stage in STAGES), "total", "overhead", "overhead, %"]
-    table = Table(heads, [[it.number, *_seconds(it), *_time(it)] for it in iterations])
-    keys = [Key(name, tone, box=True) for _, name, tone in PARTS]
-    return Figure("time", title, read, stacked(title, rows, unit="seconds"), keys, table)
+    table = Table(heads, [[it.number, *_times(it)] for it in iterations])
+    return by_part("time", title, read, bars, table, unit="seconds")
 
 
-def _seconds(it: IterationData) -> list[float | None]:
-    found = it.state.seconds
-    return [_stage_seconds(stage, found[stage]) if stage in found else None for stage in STAGES]
-
-
-def _stage_seconds(stage: str, seconds: Mapping[str, float]) -> float:
-    return round(seconds.get("judge" if stage == "judge" else "wall", 0.0), 1)
-
-
-def _time(it: IterationData) -> list[str]:
-    time = it.state.time
-    return [clock(time.wall), clock(time.overhead), percent(time.overhead_share)]
+def _times(it: IterationData) -> list[float | str | None]:
+    """Seconds of the stages, and the totals of the iteration."""
+    found, time = it.state.seconds, it.state.time
+    parts = {stage: "judge" if stage == "judge" else "wall" for stage in STAGES}
+    seconds = (round(found[stage].get(part, 0.0), 1) if stage in found else None for stage, part in parts.items())
+    return [*seconds, clock(time.wall), clock(time.overhead), percent(time.overhead_share)]
 
 
 def tokens_spent(data: RunData) -> Figure | Missing:
@@ -66,19 +54,18 @@ def tokens_spent(data: RunData) -> Figure | Missing:
     if not iterations:
         return Missing(title, "no stage is finished yet")
     named = (("sampled for training", 1), ("sampled for evaluation", 5), ("trained on", 3))
-    counts = [_tokens(it) for it in iterations]
-    rows = [
-        Row(str(it.number), [(float(v or 0), tone, name) for v, (name, tone) in zip(c[:3], named, strict=True)])
-        for it, c in zip(iterations, counts, strict=True)
-    ]
+    counts = {it.number: _tokens(it) for it in iterations}
+    bars = {
+        k: [(float(value or 0), tone, name) for value, (name, tone) in zip(count[:3], named, strict=True)]
+        for k, count in counts.items()
+    }
     read = (
         "Tokens sampled and trained on in each iteration. 'trained on' counts each token of a round once, however "
         "many pairs share it (the table has both)."
     )
     heads = ["iteration", *(name for name, _ in named), "as separate pairs", "sampled per second", "trained per second"]
-    table = Table(heads, [[it.number, *c] for it, c in zip(iterations, counts, strict=True)])
-    keys = [Key(name, tone, box=True) for name, tone in named]
-    return Figure("tokens", title, read, stacked(title, rows, unit="tokens"), keys, table)
+    table = Table(heads, [[k, *count] for k, count in counts.items()])
+    return by_part("tokens", title, read, bars, table, unit="tokens")
 
 
 def _tokens(it: IterationData) -> list[float | None]:
@@ -102,11 +89,12 @@ def _rate(tokens: float | None, seconds: float | None) -> float | None:
 
 def sampler_gap(data: RunData) -> Figure | Missing:
     """Mean absolute difference of sampler and trainer log-probs on the same tokens."""
+    title = "Sampler against trainer"
     known = [(it.number, it.state.trained.sampler_gap) for it in data.rounds if it.state.trained]
     points = [(float(k), gap) for k, gap in known if gap is not None]
     if not points:
-        return Missing(SAMPLER_GAP, "no round has compared sampler and trainer log-probs")
+        return Missing(title, "no round has compared sampler and trainer log-probs")
     one = Series("mean absolute gap", points, 1)
     read = "The same tokens under both engines: if the gap grows, the trainer sees a different policy than was sampled."
     table = Table(["iteration", "gap"], [list(point) for point in points])
-    return by_iteration("sampler-gap", SAMPLER_GAP, read, [one], "nats per token", zero=True, table=table)
+    return by_iteration("sampler-gap", title, read, [one], "nats per token", zero=True, table=table)

@@ -1,19 +1,19 @@
 """Figures on the training supply (samples, pairs) and on the judge."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from loop.measure.estimators import QUANTILES
 from loop.pairing.reasons import PROMPT_OUTCOMES, RESPONSE_REASONS
 from loop.report.data import IterationData, RunData
-from loop.report.figure import Figure, Key, Missing, Table, by_iteration, heights, keys_of, table_of
+from loop.report.figure import Figure, Missing, Table, by_iteration, by_part, heights, keys_of, table_of
 from loop.report.figures_quality import hundred
-from loop.report.marks import Row, Series, chart, heat, plot_x, plot_y, stacked
+from loop.report.marks import PLOT_X, PLOT_Y, Part, Series, chart, heat
 from loop.report.scale import axis, percent, share_axis
 from loop.report.set_numbers import SetNumbers
 
 TONES = (3, 1, 2, 5, 6, 7, 8)
 """Tones of the parts of a stacked bar, in order; the last is for the rest."""
-
 MOST_ROWS = 17
 """Most rows of the solve-rate map; with more distinct rates it uses tenths."""
 
@@ -26,11 +26,6 @@ def supply_figures(data: RunData) -> list[Figure | Missing]:
 def judge_figures(data: RunData) -> list[Figure | Missing]:
     """All judge figures, in page order."""
     return [verdicts(data), orders(data), cost(data)]
-
-
-def paired_iterations(data: RunData) -> list[IterationData]:
-    """The iterations whose pair stage is finished."""
-    return [it for it in data.rounds if it.state.paired]
 
 
 def funnel(data: RunData) -> Figure | Missing:
@@ -99,16 +94,14 @@ def parts(
     shown = most_frequent(names, counts.values(), len(TONES) - 1) if len(names) > len(TONES) else names
     tones = list(zip(shown, TONES, strict=False))
     hidden = [name for name in names if name not in shown]
-    bars = []
+    bars: dict[int, list[Part]] = {}
     for k, count in counts.items():
-        bar = [(float(count.get(name, 0)), tone, words[name]) for name, tone in tones]
+        bars[k] = [(float(count.get(name, 0)), tone, words[name]) for name, tone in tones]
         rest = sum(count.get(name, 0) for name in hidden)
-        bars.append(Row(str(k), [*bar, (float(rest), TONES[-1], "other reasons")] if rest else bar))
-    keys = [Key(words[name], tone, box=True) for name, tone in tones]
-    keys += [Key("other reasons", TONES[-1], box=True)] if hidden else []
+        bars[k] += [(float(rest), TONES[-1], "other reasons")] if rest else []
     rows = [[k, *(count.get(name, 0) for name in names)] for k, count in counts.items()]
     table = Table(["iteration", *(words[name] for name in names)], rows)
-    return Figure(id, title, read, stacked(title, bars, unit=unit), keys, table)
+    return by_part(id, title, read, bars, table, unit=unit)
 
 
 def most_frequent(names: Sequence[str], counts: Collection[Mapping[str, int]], most: int) -> list[str]:
@@ -160,8 +153,8 @@ def pass_by_k(data: RunData) -> Figure | Missing:
         series.append(Series(f"pass@k, iteration {it.number}", _curve(numbers.passed), tone))
         series.append(Series(f"maj@k, iteration {it.number}", _curve(numbers.voted), tone, dashed=True))
     most = max(x for one in series for x, _ in one.points)
-    x = axis([0.0, most], *plot_x())
-    drawn = chart(title, series, x, share_axis(heights(series), *plot_y()), x_label="k samples", y_label="prompts, %")
+    x = axis([0.0, most], *PLOT_X)
+    drawn = chart(title, series, x, share_axis(heights(series), *PLOT_Y), x_label="k samples", y_label="prompts, %")
     read = (
         "Probability that at least one of k samples is correct, and that the majority is: the rise from k = 1 "
         "to the right end is what more sampling can still gain."
@@ -214,7 +207,7 @@ def verdicts(data: RunData) -> Figure | Missing:
         Series("abstentions", [(float(it.number), _part(it.sets["train"], "abstain")) for it in iterations], 2),
         Series("no answer found", [(float(it.number), _unread(it.sets["train"])) for it in iterations], 1, dashed=True),
     ]
-    y = share_axis([*heights(series), 1.0], *plot_y())
+    y = share_axis([*heights(series), 1.0], *PLOT_Y)
     read = (
         "Errors and abstentions give no score and no pair, and should stay near 0. Responses without a readable "
         "answer are still scored, mostly as wrong."
@@ -239,32 +232,23 @@ def orders(data: RunData) -> Figure | Missing:
         return Missing(title, "needs a judge that compares responses in both orders")
     one = Series("consistent games", points, 1)
     read = "Games with the same winner in both orders: below about 70 %, position bias is too strong."
-    return by_iteration("orders", title, read, [one], "games, %", y=share_axis([100.0], *plot_y()))
+    return by_iteration("orders", title, read, [one], "games, %", y=share_axis([100.0], *PLOT_Y))
 
 
 def cost(data: RunData) -> Figure | Missing:
     """Calls and tokens of a paid judge, by iteration."""
     title = "Judge cost"
-    used = {it.number: _used(it) for it in data.iterations}
+    used: dict[int, Counter[str]] = {it.number: Counter() for it in data.iterations}
+    for it in data.iterations:
+        for numbers in it.sets.values():
+            used[it.number].update(numbers.used)
     if not any(used.values()):
         return Missing(title, "the judge uses no metered model")
     names = [name for name in ("prompt_tokens", "completion_tokens") if any(name in one for one in used.values())]
-    bars = [
-        Row(str(k), [(one.get(n, 0.0), tone, n.replace("_", " ")) for n, tone in zip(names, (1, 2), strict=False)])
-        for k, one in used.items()
-    ]
+    tones = list(zip(names, (1, 2), strict=False))
+    bars = {k: [(one[name], tone, name.replace("_", " ")) for name, tone in tones] for k, one in used.items()}
     heads = sorted({name for one in used.values() for name in one})
     rows = [[k, *(one.get(head) for head in heads)] for k, one in used.items()]
     table = Table(["iteration", *(head.replace("_", " ") for head in heads)], rows)
-    keys = [Key(name.replace("_", " "), tone, box=True) for name, tone in zip(names, (1, 2), strict=False)]
     read = "Tokens behind the verdicts of each iteration, whether paid now or taken from the cache."
-    return Figure("cost", title, read, stacked(title, bars, unit="tokens"), keys, table)
-
-
-def _used(it: IterationData) -> dict[str, float]:
-    """Usage summed over all sets of an iteration."""
-    total: dict[str, float] = {}
-    for numbers in it.sets.values():
-        for name, value in numbers.used.items():
-            total[name] = total.get(name, 0.0) + value
-    return total
+    return by_part("cost", title, read, bars, table, unit="tokens")

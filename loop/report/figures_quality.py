@@ -7,7 +7,7 @@ from loop.format import points_with_interval, typeset
 from loop.measure.estimators import best_of_kl, length_controlled
 from loop.report.data import IterationData, RunData
 from loop.report.figure import Figure, Missing, Table, by_iteration, heights, keys_of, table_of
-from loop.report.marks import Series, chart, plot_x, plot_y
+from loop.report.marks import PLOT_X, PLOT_Y, Series, chart
 from loop.report.scale import axis, share_axis, whole_axis
 from loop.store.run_records import Interval, SetMetrics
 
@@ -54,7 +54,7 @@ def shares(id: str, title: str, read: str, series: Sequence[Series], y_label: st
     series = [one for one in series if any(y is not None for _, y in one.points)]
     if not series:
         return Missing(title, "no evaluated iteration has this metric yet")
-    y = share_axis(heights(series), *plot_y())
+    y = share_axis(heights(series), *PLOT_Y)
     return by_iteration(id, title, read, series, y_label, y=y, x_label="iteration (0: base model)")
 
 
@@ -110,8 +110,8 @@ def gate(data: RunData) -> Figure | Missing:
     settings = data.settings(decided[-1][0].number).promote
     bound = {"better": 0.0, "not_worse": -100 * settings.margin}.get(settings.rule)
     levels = [(0.0, "")] if bound is None else [(0.0, ""), (bound, f"must be above ({settings.rule})")]
-    y = axis([*heights([one]), 0.0, bound or 0.0], *plot_y())
-    x = whole_axis([it.number for it, _ in decided], *plot_x())
+    y = axis([*heights([one]), 0.0, bound or 0.0], *PLOT_Y)
+    x = whole_axis([it.number for it, _ in decided], *PLOT_X)
     drawn = chart(title, [one], x, y, x_label="iteration", y_label="percentage points", levels=levels)
     read = (
         f"Each bar is the interval of the change in {settings.metric.replace('_', ' ')} on the same gate prompts. A "
@@ -245,8 +245,8 @@ def frontier(data: RunData) -> Figure | Missing:
     )
     line = best_of_line(data)
     series = [own, Series("best of N from the base model", line, 2, dashed=True)] if line else [own]
-    x = axis([x for one in series for x, _ in one.points], *plot_x(), zero=True)
-    drawn = chart(title, series, x, axis(heights(series), *plot_y()), x_label="KL to base, nats", y_label="score, test")
+    x = axis([x for one in series for x, _ in one.points], *PLOT_X, zero=True)
+    drawn = chart(title, series, x, axis(heights(series), *PLOT_Y), x_label="KL to base, nats", y_label="score, test")
     read = "Up and to the left is better: a candidate above the line reaches its score with less drift than best-of-N."
     return Figure("frontier", title, read, drawn, keys_of(series), table_of("KL", series))
 

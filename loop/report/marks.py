@@ -1,6 +1,6 @@
 """Draw series and axes as SVG; each tone is a class that the style sheet colours. Pure; all text is escaped here."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,15 @@ from loop.report.scale import Axis, number
 WIDTH, HEIGHT = 420.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 410.0, 32.0, 214.0
 """The plot's frame inside the drawing."""
-
+PLOT_X, PLOT_Y = (LEFT + 4, RIGHT - 4), (BOTTOM, TOP)
+"""Left and right end of the plot, bottom and top end."""
 CROWDED = 40
 """A line with more points than this has no dots except rings."""
-
 Point = tuple[float, float | None]
 Spot = tuple[int, float, float]
 """Place of a point in its series, x, y."""
+Part = tuple[float, int, str]
+"""Value, tone and name of a part of a stacked bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +50,6 @@ def drawing(title: str, *children: object, height: float = HEIGHT) -> Markup:
     """The SVG of one figure."""
     size = {"viewBox": f"0 0 {WIDTH:g} {height:g}", "role": "img", "aria_label": title}
     return element("svg", *children, xmlns="http://www.w3.org/2000/svg", **size)
-
-
-def plot_x() -> tuple[float, float]:
-    """Left and right end of the plot."""
-    return LEFT + 4, RIGHT - 4
-
-
-def plot_y() -> tuple[float, float]:
-    """Bottom and top end of the plot."""
-    return BOTTOM, TOP
 
 
 def chart(
@@ -151,34 +143,26 @@ def _whisker(at: float, spread: tuple[float, float] | None, y: Axis, tone: str) 
     return element("line", x1=at, x2=at, y1=y.at(spread[0]), y2=y.at(spread[1]), class_=f"whisker {tone}")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One stacked bar: its label, and the value, tone and name of each part."""
-
-    label: str
-    parts: Sequence[tuple[float, int, str]]
-
-
-def stacked(title: str, rows: Sequence[Row], *, unit: str) -> Markup:
-    """Horizontal stacked bars, one row for each iteration; the more rows, the thinner."""
-    most = max((sum(value for value, _, _ in row.parts) for row in rows), default=0) or 1
+def stacked(title: str, rows: Mapping[int, Sequence[Part]], *, unit: str) -> Markup:
+    """Horizontal stacked bars by iteration; the more rows, the thinner."""
+    most = max((sum(value for value, _, _ in parts) for parts in rows.values()), default=0) or 1
     tall = 22.0 if len(rows) <= 12 else 12.0 if len(rows) <= 30 else 6.0
     every = 1 if tall > 10 else 5
     height = 20 + tall * len(rows)
     marks = [element("text", f"0 to {number(most)} {unit}", x=LEFT, y=10, class_="name")]
-    for place, row in enumerate(rows):
+    for place, (label, parts) in enumerate(rows.items()):
         at = 16 + tall * place
         if place % every == 0:
-            marks.append(element("text", row.label, x=LEFT - 6, y=at + min(tall, 20) * 0.72, class_="tick end"))
-        marks += _parts(row, at, tall * 0.82, (RIGHT - LEFT) / most)
+            marks.append(element("text", label, x=LEFT - 6, y=at + min(tall, 20) * 0.72, class_="tick end"))
+        marks += _parts(label, parts, at, tall * 0.82, (RIGHT - LEFT) / most)
     return drawing(title, *marks, height=height)
 
 
-def _parts(row: Row, top: float, height: float, scale: float) -> Iterator[Markup]:
+def _parts(label: int, parts: Sequence[Part], top: float, height: float, scale: float) -> Iterator[Markup]:
     at = LEFT
-    for value, tone, name in row.parts:
+    for value, tone, name in parts:
         wide = value * scale
-        title = element("title", f"{row.label}, {name}: {number(value)}")
+        title = element("title", f"{label}, {name}: {number(value)}")
         if value > 0:
             box = {"x": round(at, 1), "y": round(top, 1), "width": round(max(wide, 0.5), 1), "height": round(height, 1)}
             yield element("rect", title, class_=f"bar t{tone}", **box)

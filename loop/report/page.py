@@ -6,8 +6,10 @@ read other files in any other way.
 
 import base64
 import hashlib
+import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,11 +18,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from loop.report import about
+from loop.redact import redacted
 from loop.report.browser import Book, Page, books, to_script_json
 from loop.report.changes import changes
-from loop.report.data import RunData, read_run
-from loop.report.figure import section
+from loop.report.data import IterationData, RunData, read_run
+from loop.report.figure import Table, section
 from loop.report.figures_cost import ledger_figures
 from loop.report.figures_data import judge_figures, supply_figures
 from loop.report.figures_quality import quality_figures
@@ -28,8 +30,9 @@ from loop.report.figures_training import training_figures
 from loop.report.headline import headline
 from loop.report.warnings import Alarm, alarms
 from loop.store.files import read_json, to_json, write_file
+from loop.store.lineage import Change
 from loop.store.run_folder import RunFolder
-from loop.store.run_records import Json
+from loop.store.run_records import Json, ModelRecord
 
 TEMPLATES = Path(__file__).with_name("templates")
 INLINE_BYTES = 4_500_000
@@ -92,7 +95,7 @@ def render(data: RunData, samples: Samples) -> str:
         alarms=alarms(data),
         changes=changes(data),
         sections=sections,
-        about=about,
+        about={"settings": settings(data), "starts": starts(data), "versions": versions(data), "models": models(data)},
         data=data,
         samples=samples,
         sources="" if samples.inside or not samples.books else "'self' file:",
@@ -189,3 +192,64 @@ def book_entry(book: Book, pages: Sequence[Page]) -> BookEntry:
         responses=sum(page.responses for page in pages),
         fingerprint=book.fingerprint,
     )
+
+
+def settings(data: RunData) -> Table:
+    """Every key with its value, dotted."""
+    rows = [[key, _shown(value)] for key, value in flat(redacted(data.loaded.raw))]
+    return Table(["key", "value"], rows)
+
+
+def flat(values: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings under dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def starts(data: RunData) -> Table:
+    """Every start of the run: time, config and changed settings."""
+    rows = [[moment(start.time), start.config, "; ".join(map(_change, start.changes))] for start in data.lineage.starts]
+    return Table(["started (UTC)", "config", "changed settings"], rows)
+
+
+def _change(change: Change) -> str:
+    old, new = (_shown(redacted(value, change.key)) for value in (change.old, change.new))
+    return f"{change.key}: {old} → {new}"
+
+
+def moment(seconds: float) -> str:
+    """Format seconds since the epoch as date and time, UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
+
+
+def versions(data: RunData) -> Table:
+    """Package versions that affect results, at each start."""
+    known = [start.versions for start in data.lineage.starts]
+    names = sorted({name for one in known for name in one})
+    heads = ["package", *(f"start {i}" for i in range(1, len(known) + 1))] if len(known) > 1 else ["package", "version"]
+    return Table(heads, [[name, *(one.get(name) for one in known)] for name in names])
+
+
+def models(data: RunData) -> Table:
+    """Short hashes of the models and stage digests of each iteration."""
+    heads = ["iteration", "candidate", "incumbent before", "reference after", "incumbent after", "pairs", "round"]
+    return Table(heads, [_models(it) for it in data.iterations])
+
+
+def _models(it: IterationData) -> list[object]:
+    decision = it.promotion
+    before = [decision.candidate, decision.incumbent, decision.reference] if decision else [None] * 3
+    named = [_named(record) for record in (*before, it.policy)]
+    digests = [it.manifests[stage].digest[:12] if stage in it.manifests else None for stage in ("pair", "train")]
+    return [it.number, *named, *digests]
+
+
+def _named(record: ModelRecord | None) -> str | None:
+    return f"{record.hash[:12]} (iteration {record.iteration})" if record else None

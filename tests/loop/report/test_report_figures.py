@@ -12,8 +12,8 @@ from loop.measure.estimators import best_of_kl
 from loop.report.data import IterationData, RunData, read_run
 from loop.report.figure import Figure, Missing
 from loop.report.figures_data import orders, solve_rates
-from loop.report.figures_gradient import gradient_field
 from loop.report.figures_quality import frontier, kl, moved, won_and_lost
+from loop.report.figures_training import gradient_field
 from loop.report.warnings import CAMPAIGN_ALARMS, alarms
 from loop.store.run_records import Difference, SetMetrics
 from loop.store.run_state import Alarm
