@@ -25,10 +25,16 @@ from loop.store.run_records import Json
 from loop.store.stage import is_further
 
 FILE = "tokenizer.json"
+PER_PAGE = 64
+"""Prompts on a page."""
+ESCAPED = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
+"""Characters that could end a script or begin markup, with their JSON escapes. In JSON they occur only in strings."""
 SAMPLED = ("prompt_id", "response_id", "temperature", "token_ids", "text", "finish_reason", "logprobs")
 JUDGED = ("response_id", "kind", "score", "extracted", "why", "well_formed")
 """Columns of a response and of its verdict that a page shows."""
 TokenTexts = Callable[[int], str]
+Shard = list[tuple[Path, Path]]
+"""Files of responses, each with its file of verdicts."""
 
 
 def token_texts(data: RunData) -> TokenTexts:
@@ -52,16 +58,6 @@ def _folders(data: RunData) -> list[Path]:
     own = [data.run.stage(it.number, "train").model for it in data.rounds]
     base = [model_of(data.run, it.policy).path for it in data.iterations if it.number == 0 and it.policy]
     return [*own, *base]
-
-
-PER_PAGE = 64
-"""Prompts on a page."""
-
-ESCAPED = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
-"""Characters that could end a script or begin markup, with their JSON escapes. In JSON they occur only in strings."""
-
-Shard = list[tuple[Path, Path]]
-"""Files of responses, each with its file of verdicts."""
 
 
 def to_script_json(value: object) -> str:

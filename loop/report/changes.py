@@ -11,10 +11,8 @@ from loop.view.prompt_records import GreedyAnswer, greedy_answers
 
 EXAMPLES = 6
 """Number of examples of each kind."""
-
 LONGEST = 1200
 """Length in characters at which the text of an example is cut."""
-
 WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 
 

@@ -76,7 +76,9 @@ def figures(data: Sequence[RunData]) -> list[Figure | Missing]:
         _metric_figure(data, "gate", "sampled_accuracy", "Gate accuracy, sampled"),
         _metric_figure(data, "test", "well_formed_share", "Well formed"),
         over_time(data),
-        _plain_figure(data, "lengths", "Mean length", "tokens, test", _mean_length),
+        _plain_figure(
+            data, "lengths", "Mean length", "tokens, test", lambda it: it.test.mean_length if it.test else None
+        ),
         _plain_figure(data, "pairs", "Pairs", "count", lambda it: it.state.paired.pairs if it.state.paired else None),
         _step_figure(data, "margin", "Margin", "β × nats"),
         _step_figure(data, "chosen_logp", "Log-prob of chosen responses", "nats per response"),
@@ -114,10 +116,6 @@ def _plain_figure(
     return _drawn(id, title, "The same quantity of each run, iteration by iteration.", series, "iteration", unit)
 
 
-def _mean_length(it: IterationData) -> float | None:
-    return it.test.mean_length if it.test else None
-
-
 def over_time(data: Sequence[RunData]) -> Figure | Missing:
     """Accuracy against cumulated wall time."""
     series = []
@@ -133,10 +131,7 @@ def over_time(data: Sequence[RunData]) -> Figure | Missing:
 
 def _step_figure(data: Sequence[RunData], column: str, title: str, unit: str) -> Figure | Missing:
     """A column of the step logs."""
-    series = []
-    for place, one in enumerate(data):
-        points, _ = thin_column(one, column)
-        series.append(_line(place, one.name, points, dots=False))
+    series = [_line(place, one.name, thin_column(one, column)[0], dots=False) for place, one in enumerate(data)]
     read = "Over the optimizer steps of all rounds; lines are interrupted where an iteration begins."
     return _drawn(column, title, read, series, "optimizer steps", unit, whole=False)
 

@@ -202,10 +202,11 @@ def verdicts(data: RunData) -> Figure | Missing:
     iterations = [it for it in data.rounds if "train" in it.sets]
     if not iterations:
         return Missing(title, "nothing has been judged yet")
+    sets = [(float(it.number), it.sets["train"]) for it in iterations]
     series = [
-        Series("errors", [(float(it.number), _part(it.sets["train"], "error")) for it in iterations], 4),
-        Series("abstentions", [(float(it.number), _part(it.sets["train"], "abstain")) for it in iterations], 2),
-        Series("no answer found", [(float(it.number), _unread(it.sets["train"])) for it in iterations], 1, dashed=True),
+        Series("errors", [(k, 100 * one.kinds.get("error", 0) / one.responses) for k, one in sets], 4),
+        Series("abstentions", [(k, 100 * one.kinds.get("abstain", 0) / one.responses) for k, one in sets], 2),
+        Series("no answer found", [(k, 100 * one.unparsable / one.responses) for k, one in sets], 1, dashed=True),
     ]
     y = share_axis([*heights(series), 1.0], *PLOT_Y)
     read = (
@@ -213,14 +214,6 @@ def verdicts(data: RunData) -> Figure | Missing:
         "answer are still scored, mostly as wrong."
     )
     return by_iteration("verdicts", title, read, series, "training responses, %", y=y)
-
-
-def _part(numbers: SetNumbers, kind: str) -> float:
-    return 100 * numbers.kinds.get(kind, 0) / numbers.responses
-
-
-def _unread(numbers: SetNumbers) -> float:
-    return 100 * numbers.unparsable / numbers.responses
 
 
 def orders(data: RunData) -> Figure | Missing:

@@ -1,6 +1,6 @@
 """Figures on whether the campaign works: accuracy, gate, reward, KL."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from loop.config.checks import PREFERENCE
 from loop.format import points_with_interval, typeset
@@ -22,22 +22,17 @@ def quality_figures(data: RunData) -> list[Figure | Missing]:
 
 
 def metric_series(
-    data: RunData,
-    name: str,
-    value: Callable[[IterationData], Interval | float | None],
-    tone: int,
-    *,
-    dashed: bool = False,
-    band: bool = True,
+    data: RunData, name: str, which: str, metric: str, tone: int, *, dashed: bool = False, band: bool = True
 ) -> Series:
-    """One metric in per cent over the evaluated iterations; rejected candidates are drawn as rings."""
+    """A metric of a prompt set in per cent over the evaluated iterations; rejected candidates are drawn as rings."""
     points: list[tuple[float, float | None]] = []
     spread: list[Spread] = []
     for it in data.evaluated:
-        found = value(it)
-        metric = found if isinstance(found, Interval) else Interval(found, None, None, 0)
-        points.append((it.number, hundred(metric.value)))
-        low, high = hundred(metric.low), hundred(metric.high)
+        metrics = getattr(it, which)
+        found = None if metrics is None else getattr(metrics, metric)
+        interval = found if isinstance(found, Interval) else Interval(found, None, None, 0)
+        points.append((it.number, hundred(interval.value)))
+        low, high = hundred(interval.low), hundred(interval.high)
         spread.append(None if low is None or high is None else (low, high))
     rejected = frozenset(place for place, it in enumerate(data.evaluated) if it.state.promoted is False)
     shown = spread if band and any(spread) else ()
@@ -67,11 +62,9 @@ def accuracy(data: RunData) -> Figure | Missing:
         f"gate rejected. Bands are {100 * data.confidence:g} % intervals over prompts."
     )
     series = [
-        metric_series(data, "test, sampled", lambda it: _metric(it.test, "sampled_accuracy"), 1),
-        metric_series(data, "test, greedy", lambda it: _metric(it.test, "greedy_accuracy"), 2, band=False),
-        metric_series(
-            data, "gate, sampled", lambda it: _metric(it.gate, "sampled_accuracy"), 3, dashed=True, band=False
-        ),
+        metric_series(data, "test, sampled", "test", "sampled_accuracy", 1),
+        metric_series(data, "test, greedy", "test", "greedy_accuracy", 2, band=False),
+        metric_series(data, "gate, sampled", "gate", "sampled_accuracy", 3, dashed=True, band=False),
     ]
     return shares("accuracy", "Accuracy", read, series, "correct responses, %")
 
@@ -84,15 +77,11 @@ def preferences(data: RunData) -> Figure | Missing:
         f"{100 * data.confidence:g} % intervals over prompts."
     )
     series = [
-        metric_series(data, "test", lambda it: _metric(it.test, PREFERENCE), 1),
-        metric_series(data, "gate", lambda it: _metric(it.gate, PREFERENCE), 3, dashed=True, band=False),
-        metric_series(data, "test, chosen more likely", lambda it: it.test.likelihood_accuracy if it.test else None, 5),
+        metric_series(data, "test", "test", PREFERENCE, 1),
+        metric_series(data, "gate", "gate", PREFERENCE, 3, dashed=True, band=False),
+        metric_series(data, "test, chosen more likely", "test", "likelihood_accuracy", 5),
     ]
     return shares("accuracy", "Preference accuracy", read, series, "held-out pairs, %")
-
-
-def _metric(metrics: SetMetrics | None, name: str) -> Interval | None:
-    return None if metrics is None else metrics.metric(name)
 
 
 def gate(data: RunData) -> Figure | Missing:
@@ -129,9 +118,9 @@ def pass_and_majority(data: RunData) -> Figure | Missing:
         return Missing(title, "needs eval.samples of at least 2")
     k = max(ks)
     series = [
-        metric_series(data, f"pass@{k}", lambda it: it.test.pass_at_k if it.test else None, 3),
-        metric_series(data, "pass@1", lambda it: _metric(it.test, "sampled_accuracy"), 1, band=False),
-        metric_series(data, f"maj@{k}", lambda it: it.test.maj_at_k if it.test else None, 2, dashed=True),
+        metric_series(data, f"pass@{k}", "test", "pass_at_k", 3),
+        metric_series(data, "pass@1", "test", "sampled_accuracy", 1, band=False),
+        metric_series(data, f"maj@{k}", "test", "maj_at_k", 2, dashed=True),
     ]
     read = (
         f"Probability that one of {k} samples is correct, and that the majority is (unbiased estimates): if pass@k "
@@ -147,9 +136,9 @@ def form(data: RunData) -> Figure | Missing:
         "is skill."
     )
     series = [
-        metric_series(data, "well formed", lambda it: _metric(it.test, "well_formed_share"), 5),
-        metric_series(data, "correct among well formed", lambda it: _metric(it.test, "accuracy_among_well_formed"), 1),
-        metric_series(data, "truncated", lambda it: it.test.truncated_share if it.test else None, 4, dashed=True),
+        metric_series(data, "well formed", "test", "well_formed_share", 5),
+        metric_series(data, "correct among well formed", "test", "accuracy_among_well_formed", 1),
+        metric_series(data, "truncated", "test", "truncated_share", 4, dashed=True),
     ]
     return shares("form", "Format and skill", read, series, "test, sampled, %")
 

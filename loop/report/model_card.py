@@ -13,7 +13,6 @@ from loop.store.lineage import read_lineage
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
 from loop.store.run_state import PairCounts, TrainCounts
-from loop.store.stage import StageFolder
 from loop.view.describe import NamedJudge, describe_judge, describe_loss, describe_prompts
 from loop.view.status import gains, iteration_state
 from loop.view.status_tables import gain_line, with_interval
@@ -88,13 +87,10 @@ def _lineage(run: RunFolder, k: int) -> str:
 
 def _judge(run: RunFolder, k: int, config: Config) -> str:
     if config.judge is None:
-        held_out = "The evaluation asks how often the model prefers the chosen answer of held-out pairs"
-        judged = (
-            ""
-            if config.eval_judge is None
-            else f" The evaluation was judged by `{publishable(config.eval_judge.name)}`."
-        )
-        return f"Its pairs are given ({config.prompts.source}).{judged or f' {held_out}, against the base model.'}"
+        how = "asks how often the model prefers the chosen answer of held-out pairs, against the base model"
+        if config.eval_judge is not None:
+            how = f"was judged by `{publishable(config.eval_judge.name)}`"
+        return f"Its pairs are given ({config.prompts.source}). The evaluation {how}."
     manifest = run.stage(k, "judge").manifest()
     version = f", version `{str(manifest.inputs['judge'].get('version'))[:16]}`" if manifest else ""
     text = f"Responses were labelled by `{_publishable_judge(config.judge)}`{version}."
@@ -139,14 +135,13 @@ def _results(run: RunFolder, k: int, config: Config) -> str:
         cells = " | ".join(with_interval(side.metric(metric)) for side in (before, test))
         lines.append(f"| {metric.replace('_', ' ')} | {cells} |")
     compared = [gain_line(metric, gain) for metric, gain in (gains(base, model, confidence) or {}).items()]
-    if test.preference_accuracy is not None:
-        how = f"{test.pairs} held-out pairs of {test.prompts} prompts; {100 * confidence:g} % intervals:"
-        return "\n".join([*lines, "", how, "", *(f"- {line.strip()}" for line in compared)])
     how = (
         f"{test.prompts} held-out test prompts, one greedy response and {config.eval.samples} sampled ones "
         f"(temperature {config.eval.temperature:g}) to each; {100 * confidence:g} % intervals over prompts. Against "
         "the base model, paired by prompt:"
     )
+    if test.preference_accuracy is not None:
+        how = f"{test.pairs} held-out pairs of {test.prompts} prompts; {100 * confidence:g} % intervals:"
     return "\n".join([*lines, "", how, "", *(f"- {line.strip()}" for line in compared)])
 
 
@@ -165,15 +160,10 @@ def describe_model(run: RunFolder, k: int) -> None:
     if decision is None or not decision.promoted:
         return
     missing = [name for name in (CARD, METRICS) if not (folder.model / name).exists()]
-    if missing and has_weights(folder):
+    if missing and any(folder.model.glob("*.safetensors")):  # the weights may have been pruned
         files = model_files(run, k)
         for name in missing:
             write_file(folder.model / name, files[name])
-
-
-def has_weights(folder: StageFolder) -> bool:
-    """Whether the weights are there; they may have been pruned."""
-    return any(folder.model.glob("*.safetensors"))
 
 
 def model_files(run: RunFolder, k: int) -> dict[str, bytes]:

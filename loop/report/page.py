@@ -7,7 +7,6 @@ read other files in any other way.
 import base64
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -174,10 +173,8 @@ def write_pages(known: Sequence[Book], folder: Path) -> list[BookEntry]:
 
 def _write(page: Page, folder: Path) -> Page:
     """Write the page as a script that calls `prefloopPage` with its data. Returns the page without its text."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{page.name}.partial-{os.getpid()}"
-    partial.write_text(f'prefloopPage("{page.name}",{page.text});\n', encoding="utf-8")
-    partial.replace(folder / f"data-{page.name}.js")
+    script = f'prefloopPage("{page.name}",{page.text});\n'
+    write_file(folder / f"data-{page.name}.js", script.encode("utf-8"))
     return Page(page.name, page.prompts, page.responses, "")
 
 

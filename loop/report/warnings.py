@@ -7,6 +7,7 @@ steps, and have fixed thresholds.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from loop.report.data import IterationData, RunData
 from loop.report.scale import number, percent
@@ -65,17 +66,14 @@ def alarms(data: RunData) -> list[Alarm]:
         (("gradient-norm",), "the gradient is not finite", _gradient),
         (("verdicts",), "the judge often fails", _errors),
         (("orders",), "the judge depends on response order", _order),
+        *((figures, what, partial(_raised, name)) for name, (figures, what) in CAMPAIGN_ALARMS.items()),
     )
     found = [(figures, what, list(_each(data, rule))) for figures, what, rule in rules]
-    found += [(figures, what, list(_campaign_alarms(data, name))) for name, (figures, what) in CAMPAIGN_ALARMS.items()]
     return [Alarm(figures, what, _summed(texts)) for figures, what, texts in found if texts]
 
 
-def _campaign_alarms(data: RunData, name: str) -> Iterator[str]:
-    for it in data.rounds:
-        for alarm in it.state.alarms:
-            if alarm.name == name:
-                yield f"iteration {it.number}: {alarm.text}"
+def _raised(name: str, _: RunData, it: IterationData) -> str | None:
+    return next((alarm.text for alarm in it.state.alarms if alarm.name == name), None)
 
 
 def _summed(texts: Sequence[str]) -> str:
@@ -119,10 +117,8 @@ def _longer(data: RunData, it: IterationData) -> str | None:
 
 
 def _cut(data: RunData, it: IterationData) -> str | None:
-    share = it.test.truncated_share if it.test else None
-    return (
-        f"{percent(share)} % of the test responses hit the token limit" if share is not None and share > CUT else None
-    )
+    share = (it.test and it.test.truncated_share) or 0.0
+    return f"{percent(share)} % of the test responses hit the token limit" if share > CUT else None
 
 
 def _paired_share(it: IterationData) -> float | None:
