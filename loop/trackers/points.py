@@ -88,7 +88,7 @@ def new_points(run: RunFolder, sent: Mapping[str, int], *, samples: int) -> Iter
     """All points that come after what was `sent`: by series, the last number. `samples` prompts are in each table."""
     steps = 0
     for k in run.iterations():
-        if k and _is_new(sent, f"{k} labelled") and run.stage(k, "pair").manifest():
+        if k and f"{k} labelled" not in sent and run.stage(k, "pair").manifest():
             yield _of_iteration(k, "labelled", labelled_metrics(iteration_state(run, k)))
         for attempt in range(1, run.attempts(k) + 1) if k else ():
             folder = run.stage(k, "train", attempt)
@@ -98,10 +98,6 @@ def new_points(run: RunFolder, sent: Mapping[str, int], *, samples: int) -> Iter
             steps += finished
         if run.promotion(k).exists() and run.latest(k, "eval").manifest():
             yield from _decided(run, k, sent, samples)
-
-
-def _is_new(sent: Mapping[str, int], series: str) -> bool:
-    return series not in sent
 
 
 def _of_iteration(k: int, what: str, values: dict[str, float], table: SampleTable | None = None) -> Point:
@@ -130,12 +126,7 @@ def steps_of(folder: StageFolder) -> int:
 
 
 def _decided(run: RunFolder, k: int, sent: Mapping[str, int], samples: int) -> Iterator[Point]:
-    if _is_new(sent, f"{k} decided"):
+    if f"{k} decided" not in sent:
         yield _of_iteration(k, "decided", decided_metrics(iteration_state(run, k)))
-    if samples and _is_new(sent, f"{k} samples") and run.judged_shards(k, "gate"):
+    if samples and f"{k} samples" not in sent and run.judged_shards(k, "gate"):
         yield _of_iteration(k, "samples", {}, sample_table(run, k, samples))
-
-
-def sent_record(tracker: str, point: Point) -> Json:
-    """The record of a point sent to a tracker."""
-    return {"tracker": tracker, "series": point.series, "number": point.number}

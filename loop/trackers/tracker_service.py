@@ -17,7 +17,7 @@ from loop.measure.metric_names import GROUPS, ITERATION, STEP
 from loop.redact import flat_settings, redacted
 from loop.store.files import append_line, read_lines
 from loop.store.run_folder import RunFolder
-from loop.trackers.points import COLUMNS, Point, new_points, sent_record
+from loop.trackers.points import COLUMNS, Point, new_points
 from loop.workers.entry import Report
 
 COUNT_THEMSELVES = ("wandb", "trackio")
@@ -73,7 +73,8 @@ class TrackerService:
         sent = self.sent.setdefault(name, {})
         for point in new_points(self.run, sent, samples=self.settings.samples):
             sent[point.series] = point.number
-            append_line(self.run.tracker_log, sent_record(name, point))
+            record = {"tracker": name, "series": point.series, "number": point.number}
+            append_line(self.run.tracker_log, record)
             tell(name, self.trackers[name], point)
 
     def _finish(self, name: str) -> None:

@@ -126,11 +126,9 @@ def is_live(console: Console) -> bool:
 
 def live(console: Console, state: Callable[[], tuple[Snapshot | None, Work | None]]) -> Live:
     """A view that is redrawn twice a second and erased at the end."""
-
-    def drawn() -> Text:
-        return drawn_frame(console, *state())
-
-    return Live(get_renderable=drawn, console=console, refresh_per_second=2, transient=True)
+    return Live(
+        get_renderable=lambda: drawn_frame(console, *state()), console=console, refresh_per_second=2, transient=True
+    )
 
 
 def drawn_frame(console: Console, snapshot: Snapshot | None, work: Work | None) -> Text:

@@ -90,33 +90,23 @@ def look_up(table: pa.Table, key: str, ids: pa.ChunkedArray) -> pa.Table:
     return table.take(pc.index_in(ids, value_set=table[key].combine_chunks()))
 
 
-def prompt_texts(run: RunFolder, which: str) -> pa.Table:
-    """Per prompt of a set: prompt_id, the last message as `prompt`, all messages as JSON, and the known answer."""
-    return _asked(run.prompts().path / f"{which}.parquet")
-
-
 def _asked(path: Path) -> pa.Table:
+    """Per prompt of a set: prompt_id, the last message as `prompt`, all messages as JSON, and the known answer."""
     table = tables.read(path, ["id", "messages", "target", "columns"])
-    asked = [row.messages[-1]["content"] for row in read_table(table)]
-    return pa.table(
-        {
-            "prompt_id": table["id"],
-            "prompt": pa.array(asked, pa.string()),
-            "messages": table["messages"],
-            "target": table["target"],
-        }
-    )
+    asked = pa.array([row.messages[-1]["content"] for row in read_table(table)], pa.string())
+    return pa.table({"prompt_id": table["id"], "prompt": asked} | {n: table[n] for n in ("messages", "target")})
 
 
 def sample_batches(run: RunFolder, k: int, which: str) -> Iterator[pa.Table]:
     """Responses with their prompts and verdicts; of a shard that is not judged yet the verdicts are null."""
-    prompts = prompt_texts(run, which)
+    prompts = _asked(run.prompts().path / f"{which}.parquet")
     for responses, verdicts in run.judged_shards(k, which):
         sampled = tables.read(responses, ["prompt_id", "response_id", "text", "token_ids", *SAMPLED])
         asked = look_up(prompts, "prompt_id", sampled["prompt_id"])
         judged = look_up(_verdicts(verdicts), "response_id", sampled["response_id"])
+        rows = sampled.num_rows
         yield pa.table(
-            _place(k, which, sampled.num_rows)
+            {"iteration": pa.array([k] * rows, pa.int32()), "set": pa.array([which] * rows, pa.string())}
             | {name: sampled[name] for name in ("prompt_id", "response_id")}
             | {name: asked[name] for name in ("prompt", "messages", "target")}
             | {"response": sampled["text"], "tokens": pc.list_value_length(sampled["token_ids"])}
@@ -140,7 +130,7 @@ def pair_batches(run: RunFolder, k: int) -> Iterator[pa.Table]:
         made = manifest.counted(PairCounts).kind if manifest else "pairs"
         raise UserError(f"Iteration {k} of {run} has no pairs: its rule makes {made}, in {folder.relations(made)}.")
     pairs = tables.read(folder.pairs)
-    prompts, texts = prompt_texts(run, "train"), _texts(run, k)
+    prompts, texts = _asked(run.prompts().path / "train.parquet"), _texts(run, k)
     if folder.offline_prompts.exists():
         prompts = pa.concat_tables([prompts, _asked(folder.offline_prompts)])
     asked = look_up(prompts, "prompt_id", pairs["prompt_id"])
@@ -166,10 +156,6 @@ def _scored(path: Path) -> pa.Table:
 
 def _verdicts(path: Path) -> pa.Table:
     return tables.read(path) if path.exists() else tables.VERDICTS.empty_table()
-
-
-def _place(k: int, which: str, rows: int) -> dict[str, pa.Array]:
-    return {"iteration": pa.array([k] * rows, pa.int32()), "set": pa.array([which] * rows, pa.string())}
 
 
 Which = Literal["train", "gate", "test"]

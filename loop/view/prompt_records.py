@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.errors import UserError
-from loop.pairing.data_answers import GivenPair, given_pairs
+from loop.pairing.data_answers import given_pairs
 from loop.prompts.row import PromptRow, read_table
 from loop.store import tables
 from loop.store.run_folder import RunFolder
@@ -128,26 +128,20 @@ def _record(row: PromptRow, responses: list[ResponseRecord], pairs: list[PairIds
 
 def _given_prompts(run: RunFolder, k: int, which: str, pairs: Mapping[str, list[PairIds]]) -> Iterator[PromptRecord]:
     """Prompts whose answers come from the data: those of the iteration's pairs, or held-out pairs without a judge."""
-    rows = {row.id: row for path in _files_of_given_prompts(run, k, which) for row in read_table(tables.read(path))}
+    offline = run.stage(k, "pair").offline_prompts
+    files = [_prompt_file(run, which), *([offline] if which == "train" and offline.exists() else [])]
+    rows = {row.id: row for path in files for row in read_table(tables.read(path))}
     answers: dict[str, dict[str, ResponseRecord]] = {}
     for path in _files_of_given_answers(run, k, which):
         for prompt_id, response_id, text in _columns(path, "prompt_id", "response_id", "text"):
             answer = ResponseRecord(prompt_id, response_id, None, text, "stop", None)
             answers.setdefault(prompt_id, {})[response_id] = answer
     for prompt_id, members in answers.items():
-        row = rows[prompt_id]
-        ids = pairs.get(prompt_id, []) if which == "train" else [_ids(pair) for pair in given_pairs(row)]
+        row, ids = rows[prompt_id], pairs.get(prompt_id, [])
+        if which != "train":
+            ids = [(pair.chosen.response_id, pair.rejected.response_id) for pair in given_pairs(row)]
         if any(set(pair) <= members.keys() for pair in ids):
             yield _record(row, list(members.values()), ids)
-
-
-def _ids(pair: GivenPair) -> PairIds:
-    return pair.chosen.response_id, pair.rejected.response_id
-
-
-def _files_of_given_prompts(run: RunFolder, k: int, which: str) -> list[Path]:
-    offline = run.stage(k, "pair").offline_prompts
-    return [_prompt_file(run, which), *([offline] if which == "train" and offline.exists() else [])]
 
 
 def _files_of_given_answers(run: RunFolder, k: int, which: str) -> list[Path]:
@@ -156,8 +150,7 @@ def _files_of_given_answers(run: RunFolder, k: int, which: str) -> list[Path]:
         held_out = run.stage(0, "eval").held_out(which)
         return [held_out] if held_out.exists() else []
     folder = run.stage(k, "pair")
-    manifest = folder.manifest()
-    known = () if manifest is None else manifest.outputs
+    known = manifest.outputs if (manifest := folder.manifest()) else ()
     return [path for path in (folder.answers, folder.offline) if path.name in known]
 
 
@@ -165,8 +158,8 @@ def _groups(responses: Path, verdicts: Path) -> dict[str, list[ResponseRecord]]:
     """The responses of one shard with their verdicts, by prompt."""
     judged: dict[str, VerdictRecord] = {}
     if verdicts.exists():
-        rows = _columns(verdicts, *tables.VERDICTS.names)
-        judged = {one.response_id: one for one in (VerdictRecord(*row) for row in rows)}
+        records = (VerdictRecord(*row) for row in _columns(verdicts, *tables.VERDICTS.names))
+        judged = {record.response_id: record for record in records}
     groups: dict[str, list[ResponseRecord]] = {}
     columns = ("prompt_id", "response_id", "temperature", "text", "finish_reason")
     for prompt_id, id, temperature, text, finish in _columns(responses, *columns):

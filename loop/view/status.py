@@ -14,8 +14,9 @@ from loop.store.lineage import read_lineage
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Gain, Numbers, read_record
 from loop.store.run_state import IterationState, PairCounts, RunState, TimeSplit, TrainCounts
-from loop.store.stage import REPEATED, STAGES, StageFolder
+from loop.store.stage import REPEATED, STAGES
 from loop.store.verdict_cache import spent_in
+from loop.view.progress import stage_states
 
 
 def collect(run: RunFolder) -> RunState:
@@ -43,16 +44,15 @@ def collect(run: RunFolder) -> RunState:
 
 def iteration_state(run: RunFolder, k: int) -> IterationState:
     """The state of one iteration, without alarms; its metrics have the counts per prompt."""
-    folders = {stage: run.latest(k, stage) for stage in STAGES}
-    manifests = {stage: manifest for stage in STAGES if (manifest := folders[stage].manifest())}
+    manifests = {stage: manifest for stage in STAGES if (manifest := run.latest(k, stage).manifest())}
     decision = run.decision(k) if k else None
-    evaluation = read_evaluation(folders["eval"].metrics) if "eval" in manifests else None
+    evaluation = read_evaluation(run.latest(k, "eval").metrics) if "eval" in manifests else None
     seconds = {stage: _over_attempts(run, k, stage, manifest.seconds) for stage, manifest in manifests.items()}
     decided = decision is not None if k else run.promotion(0).exists()
     return IterationState(
         iteration=k,
         finished=decided and evaluation is not None,
-        stages={stage: "finished" if stage in manifests else _started(folders[stage]) for stage in _stages_of(k)},
+        stages=stage_states(run, k),
         promoted=decision.promoted if decision else decided or None,
         reason=decision.reason if decision else None,
         gain=decision.gain if decision else None,
@@ -92,14 +92,6 @@ def with_alarms(iterations: Sequence[IterationState], settings: AlarmsConfig) ->
     return found
 
 
-def _stages_of(k: int) -> tuple[str, ...]:
-    return STAGES if k else ("eval",)
-
-
-def _started(folder: StageFolder) -> str:
-    return "started" if folder.path.exists() else "waiting"
-
-
 def _over_attempts(run: RunFolder, k: int, stage: str, last: dict[str, float]) -> dict[str, float]:
     """Seconds of a stage, summed over all attempts."""
     total = Counter(last)
@@ -114,10 +106,8 @@ def time_of(seconds: Mapping[str, Mapping[str, float]]) -> TimeSplit:
     wall, generate, judge = (_sum_of(seconds, part) for part in ("wall", "generate", "judge_after_sampling"))
     compute = sum(_sum_of(seconds, part) for part in ("compute", "reference", "warm start"))
     overhead = max(0.0, wall - generate - judge - compute)
-    wall_s, generate_s, judge_s, compute_s, overhead_s = (
-        round(value, 3) for value in (wall, generate, judge, compute, overhead)
-    )
-    return TimeSplit(wall_s, generate_s, judge_s, compute_s, overhead_s, overhead / wall if wall else 0.0)
+    rounded = [round(value, 3) for value in (wall, generate, judge, compute, overhead)]
+    return TimeSplit(*rounded, overhead_share=overhead / wall if wall else 0.0)
 
 
 def _sum_of(seconds: Mapping[str, Mapping[str, float]], part: str) -> float:

@@ -13,20 +13,23 @@ from loop.store.stage import STAGES
 from loop.view.describe import describe_changes, describe_extra_pairs, describe_sources
 
 SIGNAL = {
-    "solve_rate": "%",
-    "mixed": "%",
-    "all_right": "%",
-    "all_wrong": "%",
-    "unique": "%",
-    "entropy": ".2f",
-    "length": ".0f",
-    "length_p95": ".0f",
-    "truncated": "%",
-    "per_prompt": ".1f",
-    "trained_on": "%",
-    "kl": ".1f",
+    "solve_rate": ("solved", "%"),
+    "mixed": ("mixed", "%"),
+    "all_right": ("all\nright", "%"),
+    "all_wrong": ("all\nwrong", "%"),
+    "unique": ("uniq.", "%"),
+    "entropy": ("nats/\ntoken", ".2f"),
+    "length": ("mean\ntokens", ".0f"),
+    "length_p95": ("p95", ".0f"),
+    "truncated": ("cut\noff", "%"),
+    "per_prompt": ("pairs/\nprompt", ".1f"),
+    "trained_on": ("used", "%"),
+    "kl": ("KL", ".1f"),
 }
-"""Columns of the training-signal table and their formats."""
+"""Columns of the training-signal table: head and format of each metric; docs/signal.md explains them."""
+ACCURACIES = ("gate\nsampled", "test\nsampled", "test\ngreedy", "well-\nformed", "right of\nthose", "mean\ntokens")
+PREFERENCES = ("gate\nprefers, %", "test\nprefers, %", "margin\nin nats", "likelier,\n%")
+"""Columns of the table of results, with and without a judge."""
 
 
 def with_interval(metric: Interval | None, between: str = " ") -> str:
@@ -60,14 +63,13 @@ def _results(test: SetMetrics) -> str:
 def print_status(state: RunState, console: Console) -> None:
     """Print the tables of iterations, times and signal, and the gains."""
     unjudged = any(it.test is not None and it.test.preference_accuracy is not None for it in state.iterations)
-    console.print(preference_table(state) if unjudged else _accuracy_table(state))
+    console.print(_results_table(state, unjudged=unjudged))
     console.print(_work_table(state))
-    if any(_has_signal(it) for it in state.iterations):
-        console.print(_signal_table(state))
-    for line in [*_summary(state), *(line for it in state.iterations for line in _notes(it))]:
-        console.print(line, markup=False)
-    if used := judge_line(state):
-        console.print(used, markup=False)
+    if (signal := _signal_table(state)).row_count:
+        console.print(signal)
+    for line in [*_summary(state), *(line for it in state.iterations for line in _notes(it)), judge_line(state)]:
+        if line:
+            console.print(line, markup=False)
     if not state.complete:
         console.print(f"Not complete. Continue with: prefloop run {state.path}", markup=False)
 
@@ -91,17 +93,12 @@ def _notes(it: IterationState) -> Iterator[str]:
     if it.paired is not None and (extra := describe_extra_pairs(it.paired)):
         yield f"Iteration {k} trains on {it.paired.pairs} pairs{extra}."
     if it.reason:
-        yield from attempt_lines(it)
+        for n, one in enumerate(it.attempts[:-1], start=1):
+            yield f"Iteration {k}, attempt {n}{_changed(one)} {one.reason}."
         again = f", attempt {len(it.attempts)}{_changed(it.attempts[-1])}" if len(it.attempts) > 1 else ""
         yield f"Iteration {k}{again} {it.reason}."
     for alarm in it.alarms:
         yield f"Iteration {k}, alarm: {alarm.text}."
-
-
-def attempt_lines(iteration: IterationState) -> list[str]:
-    """One line per attempt before the last one."""
-    k, tried = iteration.iteration, iteration.attempts
-    return [f"Iteration {k}, attempt {n}{_changed(one)} {one.reason}." for n, one in enumerate(tried[:-1], start=1)]
 
 
 def _changed(attempt: AttemptRecord) -> str:
@@ -135,19 +132,29 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
     return table
 
 
-def _accuracy_table(state: RunState) -> Table:
-    title = f"{state.run}: accuracy in %, {100 * state.confidence:g} % intervals over prompts"
-    accuracies = ("gate\nsampled", "test\nsampled", "test\ngreedy", "well-\nformed", "right of\nthose")
-    table = _table(title, ("iter", *accuracies, "mean\ntokens", ""))
+def _results_table(state: RunState, *, unjudged: bool) -> Table:
+    """Accuracies by iteration; for a campaign without a judge, how often held-out pairs are ranked right."""
+    what, cells = ("held-out pairs", _preferences) if unjudged else ("accuracy in %", _accuracies)
+    columns = PREFERENCES if unjudged else ACCURACIES
+    title = f"{state.run}: {what}, {100 * state.confidence:g} % intervals over prompts"
+    table = _table(title, ("iter", *columns, ""))
     for it in state.iterations:
-        gate, test = it.gate, it.test
-        if gate is None or test is None:
-            table.add_row(str(it.iteration), *["–"] * 6, "in progress")
-            continue
-        metrics = (test.sampled_accuracy, test.greedy_accuracy, test.well_formed_share, test.accuracy_among_well_formed)
-        cells = [with_interval(metric, "\n") for metric in (gate.sampled_accuracy, *metrics)]
-        table.add_row(str(it.iteration), *cells, _cell(test.mean_length, ".0f"), _outcome(it))
+        if it.gate is None or it.test is None:
+            table.add_row(str(it.iteration), *["–"] * len(columns), "in progress")
+        else:
+            table.add_row(str(it.iteration), *cells(it.gate, it.test), _outcome(it))
     return table
+
+
+def _accuracies(gate: SetMetrics, test: SetMetrics) -> list[str]:
+    metrics = (test.sampled_accuracy, test.greedy_accuracy, test.well_formed_share, test.accuracy_among_well_formed)
+    cells = [with_interval(metric, "\n") for metric in (gate.sampled_accuracy, *metrics)]
+    return [*cells, _cell(test.mean_length, ".0f")]
+
+
+def _preferences(gate: SetMetrics, test: SetMetrics) -> list[str]:
+    prefers = (with_interval(one.preference_accuracy, "\n") for one in (gate, test))
+    return [*prefers, _cell(test.mean_margin, ".2f"), percent(test.likelihood_accuracy)]
 
 
 def _outcome(it: IterationState) -> str:
@@ -155,22 +162,6 @@ def _outcome(it: IterationState) -> str:
         return "base"
     outcome = {True: "promoted", False: "rejected", None: "in progress"}[it.promoted]
     return f"{outcome}\nattempt {it.attempts_begun}" if it.attempts_begun > 1 else outcome
-
-
-def preference_table(state: RunState) -> Table:
-    """The table of iterations for a campaign without a judge."""
-    title = f"{state.run}: held-out pairs, {100 * state.confidence:g} % intervals over prompts"
-    table = _table(title, ("iter", "gate\nprefers, %", "test\nprefers, %", "margin\nin nats", "likelier,\n%", ""))
-    for it in state.iterations:
-        gate, test = it.gate, it.test
-        if gate is None or test is None:
-            table.add_row(str(it.iteration), *["–"] * 4, "in progress")
-            continue
-        likelier = test.likelihood_accuracy
-        numbers = (_cell(test.mean_margin, ".2f"), percent(likelier))
-        prefers = (with_interval(one.preference_accuracy, "\n") for one in (gate, test))
-        table.add_row(str(it.iteration), *prefers, *numbers, _outcome(it))
-    return table
 
 
 def _work_table(state: RunState) -> Table:
@@ -186,29 +177,17 @@ def _work_table(state: RunState) -> Table:
 def _work(it: IterationState) -> list[int | None]:
     """Prompts, responses, paired prompts, pairs and steps."""
     sample, pair, train = it.sampled, it.paired, it.trained
-    return [
-        sample.prompts if sample else None,
-        sample.responses if sample else None,
-        pair.prompts.get("paired") if pair else None,
-        pair.pairs if pair else None,
-        train.steps if train else None,
-    ]
-
-
-def _has_signal(it: IterationState) -> bool:
-    """Whether any column of the signal table has a value."""
-    return any(it.signal.get(name) is not None for name in SIGNAL)
+    sampled = [sample.prompts, sample.responses] if sample else [None, None]
+    paired = [pair.prompts.get("paired"), pair.pairs] if pair else [None, None]
+    return [*sampled, *paired, train.steps if train else None]
 
 
 def _signal_table(state: RunState) -> Table:
-    """The training signal by iteration; docs/signal.md explains every column."""
-    shares = ("solved", "mixed", "all\nright", "all\nwrong", "uniq.")
-    others = ("nats/\ntoken", "mean\ntokens", "p95", "cut\noff", "pairs/\nprompt", "used", "KL")
-    table = _table("signal of the training prompts, shares in %", ("iter", *shares, *others))
+    """The training signal by iteration; without rows if no iteration has any."""
+    table = _table("signal of the training prompts, shares in %", ("iter", *(head for head, _ in SIGNAL.values())))
     for it in state.iterations:
-        if _has_signal(it):
-            cells = (_cell(it.signal.get(name), form) for name, form in SIGNAL.items())
-            table.add_row(str(it.iteration), *cells)
+        if any(it.signal.get(name) is not None for name in SIGNAL):
+            table.add_row(str(it.iteration), *(_cell(it.signal.get(name), form) for name, (_, form) in SIGNAL.items()))
     return table
 
 
@@ -220,5 +199,5 @@ def _cell(value: float | None, form: str) -> str:
 
 def _stage_time(stage: str, seconds: dict[str, float] | None, state: str | None) -> str:
     if seconds is None:
-        return {"finished": "", "started": "…", "waiting": "", None: ""}[state]
+        return "…" if state == "started" else ""
     return clock(seconds.get("judge" if stage == "judge" else "wall", 0.0), hours=False)
