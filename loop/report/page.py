@@ -1,8 +1,5 @@
-"""Render a run's numbers as one HTML page that opens from disk without a network.
-
-Few samples are stored inside; more go into scripts that are loaded on demand, because a page opened from disk cannot
-read other files in any other way.
-"""
+"""Render a run's numbers as one HTML page that opens from disk without a network. Few samples are stored inside; more
+go into scripts that are loaded on demand, because a page opened from disk cannot read other files in any other way."""
 
 import base64
 import hashlib

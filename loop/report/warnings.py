@@ -1,8 +1,5 @@
-"""Warnings shown in the report, each linked to the figures that show it.
-
-Most are the campaign's own alarms (loop.measure.alarms). The rules here need other iterations, the test set or single
-steps, and have fixed thresholds.
-"""
+"""Warnings shown in the report, each linked to its figures: the campaign's own alarms (loop.measure.alarms), and rules
+with fixed thresholds that need other iterations, the test set or single steps."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

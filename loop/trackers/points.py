@@ -5,17 +5,14 @@ Every point has a number in a series that only grows, so the last number sent sa
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from loop.measure.metric_names import ITERATION, STEP, decided_metrics, labelled_metrics, step_metrics
-from loop.prompts.row import read_table
-from loop.store import tables
 from loop.store.files import read_lines
 from loop.store.run_folder import RunFolder
-from loop.store.run_records import Json
 from loop.store.run_state import TrainCounts
 from loop.store.stage import StageFolder
+from loop.view.prompt_records import collect_prompts
 from loop.view.status import iteration_state
 
 COLUMNS = ("iteration", "prompt", "target", "kind", "response", "cut_off", "verdict", "score", "why")
@@ -38,26 +35,17 @@ class SampleTable(NamedTuple):
 
 def sample_table(run: RunFolder, k: int, prompts: int) -> SampleTable:
     """The first `prompts` gate prompts by id, with every response of iteration `k`'s model and its verdict."""
-    asked = {row.id: row for row in read_table(tables.read(run.prompts().path / "gate.parquet"))}
-    shown = set(islice(sorted(asked), prompts))
+    asked = sorted(collect_prompts(run, k, "gate"), key=lambda one: one.prompt_id)[:prompts]
     rows = []
-    for response in sorted(_responses(run, k, shown), key=lambda row: (row["prompt_id"], row["index"])):
-        prompt = asked[response["prompt_id"]]
-        greedy = "greedy" if response["temperature"] == 0 else "sampled"
-        cut_off = "yes" if response["finish_reason"] == "length" else ""
-        texts = [str(k), prompt.messages[-1]["content"], prompt.target, greedy, response["text"], cut_off]
-        rows.append([_shown(value) for value in (*texts, response["kind"], response["score"], response["why"])])
+    for prompt in asked:
+        for response in prompt.responses:
+            verdict = response.verdict
+            assert verdict is not None, response.response_id
+            greedy = "greedy" if response.temperature == 0 else "sampled"
+            cut_off = "yes" if response.finish_reason == "length" else ""
+            texts = [str(k), prompt.prompt, prompt.target, greedy, response.text, cut_off]
+            rows.append([_shown(value) for value in (*texts, verdict.kind, verdict.score, verdict.why)])
     return SampleTable("samples/gate", rows)
-
-
-def _responses(run: RunFolder, k: int, prompts: set[str]) -> Iterator[Json]:
-    """Responses with their verdicts."""
-    columns = ["prompt_id", "response_id", "index", "temperature", "text", "finish_reason"]
-    for responses, verdicts in run.judged_shards(k, "gate"):
-        judged = {row["response_id"]: row for row in tables.read(verdicts).to_pylist()}
-        for row in tables.read(responses, columns).to_pylist():
-            if row["prompt_id"] in prompts:
-                yield row | {name: judged[row["response_id"]][name] for name in ("kind", "score", "why")}
 
 
 def _shown(value: Any) -> str:

@@ -94,20 +94,17 @@ class Display:
     @contextmanager
     def bar(self, title: str, total: int, unit: str) -> Iterator[Bar]:
         """Show the live view or occasional lines while the block runs, then one line with the time it took."""
-        started = time.monotonic()
-        if self.quiet:
-            bar = Bar(title, total, unit, lambda _: None)
+        started = self.last_line = time.monotonic()
+        lines = not self.quiet and not is_live(self.console)
+        bar = Bar(title, total, unit, self._line if lines else lambda _: None)
+        if self.quiet or lines:
             yield bar
-            return
-        if is_live(self.console):
-            bar, snapshot = Bar(title, total, unit, lambda _: None), self.look()
+        else:
+            snapshot = self.look()
             with live(self.console, lambda: (snapshot, bar.work)):
                 yield bar
-        else:
-            self.last_line = started
-            bar = Bar(title, total, unit, self._line)
-            yield bar
-        self.say(f"  {title}: {bar.done} {unit} in {duration(time.monotonic() - started)}")
+        if not self.quiet:
+            self.say(f"  {title}: {bar.done} {unit} in {duration(time.monotonic() - started)}")
 
     def _line(self, bar: Bar) -> None:
         """Print a line if the last one is LINE_EVERY seconds old, or if the stage is waiting."""

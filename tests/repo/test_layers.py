@@ -20,7 +20,7 @@ MAY: dict[str, set[str]] = {
     "view": {"config", "store", "prompts", "pairing", "measure", "trainer"},
     "report": {"config", "store", "prompts", "pairing", "measure", "view", "trainer"},
     "workers": {"config", "store", "prompts", "pairing", "engines", "view", "judges", "trainer"},
-    "trackers": {"config", "store", "prompts", "measure", "view", "workers"},
+    "trackers": {"config", "store", "measure", "view", "workers"},
     "campaign": {
         *("config", "store", "prompts", "pairing", "engines", "measure", "view", "report", "workers", "trackers"),
         *("judges", "trainer"),
