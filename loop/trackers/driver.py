@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 from loop.config.settings import TrackersConfig
 from loop.errors import UserError
@@ -22,16 +21,8 @@ class Trackers:
 
     def __init__(self, run: RunFolder, settings: TrackersConfig, warn: Callable[[str], None]) -> None:
         self.run, self.warn = run, warn
-        details = {"run": run.root, "settings": settings}
-        self.worker = Worker(
-            "trackers",
-            "loop.trackers.tracker_service:TrackerService",
-            details,
-            run.log("trackers"),
-            float("inf"),
-            1,
-            run.event,
-        )
+        service, details = "loop.trackers.tracker_service:TrackerService", {"run": run.root, "settings": settings}
+        self.worker = Worker("trackers", service, details, run.log("trackers"), float("inf"), 1, run.event)
         self.thread = threading.Thread(target=self._follow, name="trackers", daemon=True) if settings.names else None
         self.ending = threading.Event()
         self.deadline = float("inf")
@@ -41,9 +32,7 @@ class Trackers:
             self.thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.deadline = time.monotonic() + PATIENCE
         self.ending.set()
         if self.thread is None:
