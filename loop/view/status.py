@@ -107,7 +107,8 @@ def time_of(seconds: Mapping[str, Mapping[str, float]]) -> TimeSplit:
     compute = sum(_sum_of(seconds, part) for part in ("compute", "reference", "warm start"))
     overhead = max(0.0, wall - generate - judge - compute)
     rounded = [round(value, 3) for value in (wall, generate, judge, compute, overhead)]
-    return TimeSplit(*rounded, overhead / wall if wall else 0.0)
+    share = overhead / wall if wall else 0.0
+    return TimeSplit(*[*rounded, share])
 
 
 def _sum_of(seconds: Mapping[str, Mapping[str, float]], part: str) -> float:
