@@ -58,6 +58,12 @@ class Judge(BaseModel):
         for member in self.members():
             member.ready()
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """JudgeError if the prompt lacks what the judge needs, such as a target; called for each prompt before anything
+        is sampled."""
+        for member in self.members():
+            member.check_prompt(prompt)
+
     def rest(self) -> None:
         """Called by the loop before training: free device memory until the next call."""
         for member in self.members():
@@ -118,6 +124,14 @@ class PointwiseJudge(Judge):
 
     memory_limit: ClassVar[float] = 2.0
     """Isolated: GiB of memory that a child process may use (on Linux); a response that needs more gets an error."""
+
+    instant: ClassVar[bool] = False
+    """Whether `one` costs next to nothing: then it is tried on an empty response to each prompt before anything is
+    sampled, and a JudgeError is told at once."""
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        if self.instant:
+            self.judged(prompt, Response("", "", "stop"))
 
     @abstractmethod
     def one(self, prompt: Prompt, response: Response) -> Verdict | float | bool:

@@ -40,6 +40,16 @@ class IsPath:
     absolute: Callable[[Any], Any]
 
 
+def _absolute_loss(loss: Any) -> Any:
+    """A loss of a file with the file's absolute path; any other loss as it is."""
+    if isinstance(loss, str):
+        file, colon, function = loss.rpartition(":")
+        return f"{absolute(file)}{colon}{function}" if file.endswith(".py") else loss
+    if isinstance(loss, dict):
+        return loss | {"name": _absolute_loss(loss["name"])} if isinstance(loss.get("name"), str) else loss
+    return type(loss)(map(_absolute_loss, loss)) if isinstance(loss, list | tuple) else loss
+
+
 LocalPath = Annotated[str, IsPath(absolute)]
 """A local file or folder; relative paths start at the current directory."""
 
@@ -87,9 +97,10 @@ class TrainSettings(BaseModel):
 
     model_config = FROZEN
 
-    loss: str | dict[str, Any] | tuple[str | dict[str, Any], ...] = "dpo_nll"
+    loss: Annotated[str | dict[str, Any] | tuple[str | dict[str, Any], ...], IsPath(_absolute_loss)] = "dpo_nll"
     """A method of docs/methods.md by name; with arguments `{name: simpo, beta: 2.5}`; a weighted sum
-    `[{name: dpo}, {name: nll, weight: 0.2}]`; or a custom loss, `package.module:function`."""
+    `[{name: dpo}, {name: nll, weight: 0.2}]`; or a custom loss, `path/to/file.py:function` or
+    `package.module:function`."""
     beta: float | None = Field(default=None, gt=0)
     """Shorthand: the `beta` of every loss that has one (null: the method's own default, 0.1 for DPO)."""
     nll_weight: float | None = Field(default=None, ge=0)

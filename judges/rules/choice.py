@@ -17,6 +17,8 @@ _CAPITALS = Prompt("capitals", (), "B", {"options": ["Rome", "Paris", "Paris, Te
 class MultipleChoice(PointwiseJudge):
     """Right if the response's final letter is the target's."""
 
+    instant: ClassVar[bool] = True
+
     examples: ClassVar[tuple[Example, ...]] = (
         Example.on("B", "The answer is (B).", 1.0, {}),
         Example.on("B", "B. Paris", 1.0, {}),

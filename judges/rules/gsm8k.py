@@ -14,6 +14,8 @@ from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verd
 class GSM8K(PointwiseJudge):
     """Compares the final number of a solution with the number in the prompt's target."""
 
+    instant: ClassVar[bool] = True
+
     version: ClassVar[str] = "2"
     examples: ClassVar[tuple[Example, ...]] = (
         Example.on("Half of 48 is 24.\n#### 72", "48 + 24 = 72\n#### 72", 1.0, {}),

@@ -16,6 +16,8 @@ from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verd
 class Math(PointwiseJudge):
     """Right if the response's final answer equals the prompt's target as mathematics."""
 
+    instant: ClassVar[bool] = True
+
     isolated: ClassVar[bool] = True
     time_limit: ClassVar[float] = 5.0
     examples: ClassVar[tuple[Example, ...]] = (

@@ -62,6 +62,9 @@ class ReasoningGym(PointwiseJudge):
     def warm_up(self) -> None:
         _dataset(self.task)
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        _entry(prompt)
+
     def one(self, prompt: Prompt, response: Response) -> Verdict:
         if response.finish_reason != "stop":
             return self._unparsable("cut off before its end")

@@ -18,6 +18,8 @@ from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verd
 class Exact(PointwiseJudge):
     """Right if the response equals the target, character for character after the chosen normalisation."""
 
+    instant: ClassVar[bool] = True
+
     examples: ClassVar[tuple[Example, ...]] = (
         Example.on("Paris", "Paris", 1.0, {}),
         Example.on("Paris", " Paris\n", 1.0, {}),
@@ -54,6 +56,8 @@ class Exact(PointwiseJudge):
 class Contains(PointwiseJudge):
     """Right if the response contains the target, by default as whole words: 18 is not in 180."""
 
+    instant: ClassVar[bool] = True
+
     examples: ClassVar[tuple[Example, ...]] = (
         Example.on("Paris", "It is Paris.", 1.0, {}),
         Example.on("18", "It is 180.", 0.0, {}),
@@ -78,6 +82,8 @@ class Contains(PointwiseJudge):
 
 class Regex(PointwiseJudge):
     """Extracts the answer with a regular expression; a response that matches is well-formed."""
+
+    instant: ClassVar[bool] = True
 
     examples: ClassVar[tuple[Example, ...]] = (
         Example.on("B", "Answer: B", 1.0, {"pattern": "Answer: (?P<answer>[A-D])"}),
@@ -133,6 +139,8 @@ class Regex(PointwiseJudge):
 
 class Number(PointwiseJudge):
     """Right if the last number of the response is within the tolerance of the target's number."""
+
+    instant: ClassVar[bool] = True
 
     version: ClassVar[str] = "2"
     examples: ClassVar[tuple[Example, ...]] = (

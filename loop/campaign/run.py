@@ -1,6 +1,7 @@
 """Runs a campaign: iteration after iteration, each a walk through the stages. A resumed run reuses finished stages."""
 
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -16,11 +17,16 @@ from loop.campaign.stages.promote import promote_stage, train_and_decide
 from loop.campaign.stages.reference import first_reference, update_average
 from loop.campaign.stages.sample import record_given_prompts, sample_and_judge, widened
 from loop.campaign.stages.take_prompts import take_prompts
-from loop.config.load import LoadedConfig, refuse_comparing
+from loop.config.load import LoadedConfig, diff, refuse_comparing
+from loop.config.yaml_text import parse_yaml
 from loop.errors import StoppedAtUntil
+from loop.prompts.row import PromptRow
 from loop.redact import remember_secrets
 from loop.report.model_card import describe_model, describe_models
+from loop.store.findings import Findings
 from loop.store.lineage import inherited_caches
+from loop.store.missing import missing
+from loop.store.model_refs import Model
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Evaluation
 from loop.store.run_state import RunState
@@ -33,6 +39,7 @@ from loop.view.progress import look
 from loop.view.status import collect, write_metrics
 from loop.view.status_tables import iteration_line
 from loop.workers.pool import WorkerPool
+from loop.workers.process import Job, call
 
 
 def run_campaign(
@@ -70,6 +77,9 @@ def work(campaign: Campaign) -> None:
     started = time.monotonic()
     warn_of_lost_caches(campaign)
     describe_models(run)
+    if is_new(campaign):
+        read = run.prompts().manifest() is not None  # then the data's own files are no longer needed
+        Findings([text for text in missing(campaign.loaded) if not (read and text.startswith("prompts."))]).refuse()
     check_files(campaign)
     check_judges(campaign)
     last = walk(campaign, planned)
@@ -95,8 +105,11 @@ def warn_of_lost_caches(campaign: Campaign) -> None:
 def walk(campaign: Campaign, last: int) -> int:
     """Go from the prompt sets to the end of iteration `last` (0: the base model's evaluation); only check finished
     work. Returns the last completed iteration: an earlier one if a rejection ended the campaign."""
+    new = is_new(campaign)
     prompts = prompts_stage(campaign)
     models = base_stage(campaign)
+    if new:
+        check_names(campaign, models.initial, prompts)
     if last:
         models = replace(models, separate=first_reference(campaign, models.initial))
     campaign.pool.initial = ModelRef(models.initial.path, models.initial.hash)
@@ -111,6 +124,31 @@ def walk(campaign: Campaign, last: int) -> int:
             return k
         campaign.reached(k, "promote")
     return last
+
+
+def is_new(campaign: Campaign) -> bool:
+    """Whether nothing has been sampled with the current settings."""
+    run = campaign.run
+    if not run.config.exists() or run.stage(0, "eval").manifest() is None:
+        return True
+    before = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
+    return bool(diff(before, campaign.loaded.raw))
+
+
+def check_names(campaign: Campaign, base: Model, prompts: Mapping[str, list[PromptRow]]) -> None:
+    """Resolve everything that the config names before the first token is sampled. UserError with all problems."""
+    configs = [campaign.loaded.at(k) for k in range(1, campaign.loaded.iterations + 1)]
+    details = {"policy": base.path, "configs": configs, "prompts": prompts}
+    found: Findings = call(campaign.pool.trainer, Job("checking what the config names", "named", details))
+    asked = (("judge", campaign.pool.judge, ("train",)), ("eval-judge", campaign.pool.eval_judge, ("gate", "test")))
+    for name, judge, sets in asked:
+        if judge is not None and (name == "eval-judge" or campaign.base.samples):
+            rows = [row for which in sets for row in prompts[which]]
+            job = Job(f"trying the prompts on the {name}", "check_prompts", {"prompts": rows})
+            found.problems += call(judge.worker, job).problems
+    for note in found.notes:
+        campaign.warn(note)
+    found.refuse()
 
 
 def stops_at(campaign: Campaign, k: int, models: ModelRoles) -> bool:

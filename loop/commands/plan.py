@@ -14,6 +14,8 @@ from loop.config.settings import Config, JudgeConfig
 from loop.config.yaml_text import parse_yaml
 from loop.engines.base import chosen_engine
 from loop.redact import redacted
+from loop.store.findings import Findings
+from loop.store.missing import missing
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
 from loop.store.stage import STAGES
@@ -87,7 +89,9 @@ def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> Plan:
     if check:
         from loop.commands.plan_check import check_for_real
 
-        checked = check_for_real(config)
+        checked = check_for_real(loaded)
+    else:
+        Findings(missing(loaded)).refuse()
     judge, eval_judge = (_built_in(settings) for settings in (config.judge, config.eval_judge))
     refuse_comparing(loaded, judge is not None and judge.compares)
     two = config.eval_judge != config.judge

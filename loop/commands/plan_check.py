@@ -1,44 +1,99 @@
 """`plan --check`: resolve everything that the config names, as a run would. No model is loaded, nothing is sampled."""
 
 import importlib
+from pathlib import Path
 
 from judges.context import JudgeContext
+from judges.contract import Judge
 from judges.resolve import build_judge
 from judges.trial.selftest import self_test
+from loop.campaign.stages.limits import check_limit_files
+from loop.config.load import LoadedConfig
 from loop.config.settings import Config, JudgeConfig
 from loop.engines.base import chosen_engine
-from loop.prompts.sets import build_prompt_sets
+from loop.errors import UserError
+from loop.prompts.sets import PromptSets, build_prompt_sets
+from loop.store.findings import Findings
+from loop.store.missing import missing
 from loop.store.model_folder import find_model, resolve_base
 from loop.store.run_records import Json
-from loop.workers.judge_service import try_examples
+from loop.trackers.tracker_service import find_tracker
+from loop.workers.judge_service import check_prompts, try_examples
+from loop.workers.named import check_named
 from trainer.model_folder import check_model
 
 
-def check_for_real(config: Config) -> Json:
-    """Import what a run needs, build and test the judge, open the data; no model is loaded."""
+def check_for_real(loaded: LoadedConfig) -> Json:
+    """Import what a run needs, build and test the judges, open the data, resolve every name. UserError lists all that
+    is wrong."""
+    config, found = loaded.base, Findings(missing(loaded))
+    configs = [loaded.at(k) for k in range(1, loaded.iterations + 1)]
+    versions = found.look(_versions, config)
+    checked: dict[str, str] = {}
+    judges = {"judge": config.judge}
+    if config.eval_judge != config.judge:
+        judges["judge of the evaluation"] = config.eval_judge
+    for title, settings in judges.items():
+        if settings is not None:
+            checked[title] = found.look(check_judge, settings, config.pairs.correct_at)
+    sets = found.look(build_prompt_sets, config.prompts, config.seed)
+    folder = found.look(_find_base, config)
+    if config.reference_path is not None:
+        found.look(_find_reference, config.reference_path)
+    for one in configs:
+        found.look(check_limit_files, one.promote.limits)
+    for name in config.trackers.names:
+        found.look(find_tracker, name)
+    if sets is not None and folder is not None:
+        prompts = {"train": sets.train, "gate": sets.gate, "test": sets.test}
+        named = check_named(folder, configs, prompts)
+        found.problems += named.problems
+        found.notes += named.notes
+        _check_targets(found, config, sets)
+    found.refuse()
+    notes = {"notes": [*sets.notes, *found.notes]} if sets.notes or found.notes else {}
+    first = {"prompts": sets.counts, "first_prompt": sets.train[0].messages}
+    return {"libraries": versions, "model": str(folder), **checked, **first, **notes}
+
+
+def _versions(config: Config) -> dict[str, str]:
     libraries = ["torch", "transformers", *(["vllm"] if chosen_engine(config.engine) == "vllm" else [])]
-    versions = {name: importlib.import_module(name).__version__ for name in libraries}
-    judges = {} if config.judge is None else {"judge": check_judge(config.judge, config.pairs.correct_at)}
-    if config.eval_judge is not None and config.eval_judge != config.judge:
-        judges["judge of the evaluation"] = check_judge(config.eval_judge, config.pairs.correct_at)
-    sets = build_prompt_sets(config.prompts, config.seed)
+    return {name: importlib.import_module(name).__version__ for name in libraries}
+
+
+def _find_base(config: Config) -> Path:
     folder = resolve_base(config.model.base)
     check_model(folder, longest=config.engine.max_model_len)
-    return {
-        "libraries": versions,
-        "model": str(folder),
-        **judges,
-        "prompts": sets.counts,
-        "first_prompt": sets.train[0].messages,
-    }
+    return folder
+
+
+def _find_reference(named: str) -> None:
+    try:
+        check_model(resolve_base(named))
+    except UserError as error:
+        raise UserError(str(error).replace("model.base", "reference_path")) from error
+
+
+def _check_targets(found: Findings, config: Config, sets: PromptSets) -> None:
+    """Try the judges that can be built on every prompt that they will judge."""
+    own, held_out = sets.train if config.samples else [], sets.gate + sets.test
+    for settings, rows in ((config.judge, own), (config.eval_judge, held_out)):
+        judge = None if settings is None else Findings().look(_built, settings)
+        if judge is not None:
+            found.problems += check_prompts(judge, rows).problems
 
 
 def check_judge(settings: JudgeConfig, correct_at: float) -> str:
     """Build a judge, have it answer its own examples and the user's; JudgeError if it fails."""
-    judge = build_judge(settings.name, settings.args)
-    judge.bind(JudgeContext(find=find_model))
+    judge = _built(settings)
     checked = f"{type(judge).__name__} built, {self_test(judge)} examples judged as known"
     if "engine" in judge.needs:
         return f"{checked}, its engine and labelled examples are tried when the run starts"
     given = try_examples(judge, settings, correct_at)
     return f"{checked}, {given} of {settings.examples} as labelled" if settings.examples else checked
+
+
+def _built(settings: JudgeConfig) -> Judge:
+    judge = build_judge(settings.name, settings.args)
+    judge.bind(JudgeContext(find=find_model))
+    return judge

@@ -31,6 +31,10 @@ def why_unfit(pairs: PairsConfig, train: TrainSettings, *, n: int, given: PairCo
             return why
     if given is not None:
         return None
+    rule = RULES[pairs.rule]
+    other = rule.gold or pairs.gold_fallback or pairs.negative_column is not None
+    if n < 2 and rule.kind != "singles" and not other:
+        return f"pairs.rule {pairs.rule} compares responses to one prompt, and sampling.n is {n}; raise it to 2 or more"
     if pairs.rule == "rso" and pairs.rso_keep >= n:
         return (
             f"pairs.rso_keep={pairs.rso_keep} would accept all of sampling.n={n} responses, so that nothing is "

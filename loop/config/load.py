@@ -155,6 +155,8 @@ def apply_override(raw: Raw, text: str) -> str:
     key = key.strip()
     if not equals or not key or not all(key.split(".")):
         raise UserError(f"The override {text!r} is not of the form key.sub=value, e.g. train.beta=0.2.")
+    if not value.strip():
+        raise UserError(f"The override {text!r} gives no value; write {key}=null for none, or {key}='' for no text.")
     parsed = _text_keys(parse_yaml(value, f"The override {text!r}"))
     try:
         if key.partition(".")[0] == "per_iteration":

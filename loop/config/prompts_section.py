@@ -1,8 +1,9 @@
 """Config section `prompts`: where prompts come from, how many there are, and which of them an iteration takes."""
 
+import string
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from loop.config.preferences_section import PreferenceSource
 from loop.config.section import Section
@@ -61,6 +62,17 @@ class PromptsBase(Section):
     def scheduled(self) -> dict[str, Any]:
         """What decides the slices, as a manifest records it."""
         return self.model_dump(mode="json", include=set(SCHEDULED))
+
+    @field_validator("template")
+    @classmethod
+    def _names_a_column(cls, template: str) -> str:
+        try:
+            named = any(name is not None for _, name, _, _ in string.Formatter().parse(template))
+        except ValueError:
+            return template  # explained with the columns when the source is opened
+        if not named:
+            raise ValueError("it names no column, so every prompt would be the same; write columns in braces: {prompt}")
+        return template
 
     @model_validator(mode="after")
     def _order_has_slices(self) -> "PromptsBase":

@@ -104,6 +104,13 @@ class ModelConfig(Section):
     special_tokens: SpecialTokens = "text"
     """The name of a special token inside a message, such as `<|im_end|>`: plain `text`, or the `token` itself."""
 
+    @field_validator("base")
+    @classmethod
+    def _is_named(cls, given: str) -> str:
+        if not given.strip():
+            raise ValueError("the name is empty; give a hub id, a folder or a GGUF file")
+        return given
+
     @field_validator("chat_template_kwargs")
     @classmethod
     def _leaves_the_loops_own(cls, given: dict[str, Any]) -> dict[str, Any]:

@@ -111,17 +111,19 @@ class Renderer:
         if not self._has_template:
             return [*self._encode("\n\n".join(contents), ["\n\n".join(contents)]), *self._eos]
         answer = self._rendered(messages, turns, where)
-        change = change_in(answer.removesuffix(self._tail), contents)
-        if change is not None:
-            self._note(f"{where}: {change}")
-            if self.format.on_change == "drop":
-                return []
+        if self._changes(answer, contents, where) and self.format.on_change == "drop":
+            return []
         after = sum(id in self._ends for id in self._encode(self._tail, ()))
         if not after:
             return [*self._encode(answer.removesuffix(self._tail), contents), *self._eos]
         ids = self._encode(answer, contents)
         ends = [at for at, id in enumerate(ids) if id in self._ends]
         return ids[: ends[-after] + 1]
+
+    def check(self, messages: Sequence[Message], turns: Sequence[Message], where: str) -> None:
+        """Note whether the template changes the answer, as `answer` does. UserError if such answers are refused."""
+        if self._has_template:
+            self._changes(self._rendered(messages, turns, where), [turn["content"] for turn in turns], where)
 
     def note(self) -> str | None:
         """How many answers the template changes, and what happens to them; None if it changes none."""
@@ -133,14 +135,18 @@ class Renderer:
             f"(model.on_template_change={self.format.on_change}). The first: {self.changed[0]}"
         )
 
-    def _note(self, change: str) -> None:
-        if self.format.on_change == "refuse":
+    def _changes(self, answer: str, contents: Sequence[str], where: str) -> bool:
+        change = change_in(answer.removesuffix(self._tail), contents)
+        if change is not None and self.format.on_change == "refuse":
             raise UserError(
-                f"The model's chat template changes a given answer, so another text would be trained. {change}. Change "
+                "The model's chat template changes a given answer, so another text would be trained. "
+                f"{where}: {change}. Change "
                 "the data or the template (model.chat_template_kwargs), or set model.on_template_change to drop, which "
                 "leaves such answers out, or to allow."
             )
-        self.changed.append(change)
+        if change is not None:
+            self.changed.append(f"{where}: {change}")
+        return change is not None
 
     def _rendered(self, messages: Sequence[Message], turns: Sequence[Message], where: str) -> str:
         """What the template writes for the turns after the prompt, with what follows them."""

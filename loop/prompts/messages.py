@@ -71,15 +71,13 @@ def _checked_turns(config: PromptsBase, source: Source, value: list[Any], number
 
 
 def check_template(template: str, source: Source) -> set[str]:
-    """The columns that the template names, at least one. UserError for a name that is neither a column nor `prompt`."""
+    """The columns that the template names. UserError for a name that is neither a column nor `prompt`."""
     advice = "Columns go in braces, e.g. {question}; a brace of the text itself is written twice, {{ or }}."
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise UserError(f"prompts.template {template!r} cannot be read: {error}. {advice}") from error
     columns = {name.split(".")[0].split("[")[0] for name in names}
-    if not columns:
-        raise UserError(f"prompts.template {template!r} names no column, so every prompt would be the same. {advice}")
     for column in sorted(columns):
         if column not in source.columns and column != "prompt":
             what = f"names {{{column}}}, which is no column of" if column else "has empty braces; name a column of"

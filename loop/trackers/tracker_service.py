@@ -13,6 +13,7 @@ from typing import Any
 
 from loop.config.load import load_config
 from loop.config.settings import TrackersConfig
+from loop.errors import UserError
 from loop.measure.metric_names import GROUPS, ITERATION, STEP
 from loop.redact import flat_settings, redacted
 from loop.store.files import append_line, read_lines
@@ -100,6 +101,14 @@ def tracker_class(name: str) -> Any:
 
     PartialState(cpu=True)  # trackers ask it who is the main process; it must not touch a GPU for that
     return resolve_name(name) if ":" in name else LOGGER_TYPE_TO_CLASS[name]
+
+
+def find_tracker(name: str) -> None:
+    """UserError if there is no such tracker, or its package is not installed."""
+    try:
+        tracker_class(name)
+    except Exception as error:  # the boundary to foreign code
+        raise UserError(f"trackers.names: {name!r} cannot be used: {explain(name, error)}.") from error
 
 
 def naming(name: str, title: str, id: str, *, known: bool, folder: Path) -> dict[str, Any]:

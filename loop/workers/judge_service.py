@@ -4,7 +4,7 @@ import gc
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from loop.prompts.row import PromptRow
 from loop.redact import redacted
 from loop.store import tables
 from loop.store.files import write_file
+from loop.store.findings import Findings
 from loop.store.model_folder import find_model
 from loop.store.run_records import Json
 from loop.store.verdict_cache import VerdictCache
@@ -102,6 +103,10 @@ class JudgeService:
             try_examples(self.judge, self.settings, correct_at)
         return PreparedJudge(self.fingerprint, tuple(sorted(self.judge.needs)), self.judge.compares, model)
 
+    def check_prompts(self, report: Report, prompts: Sequence[PromptRow]) -> Findings:
+        """The prompts that the judge cannot judge, such as those without a target; every prompt is tried."""
+        return check_prompts(self.judge, prompts)
+
     def try_examples(self, report: Report, correct_at: float, generate: Generate, weights: str) -> int:
         """Test the judge, with a model that answers, on the user's labelled examples; their number."""
         on_usage = Meter(report).note
@@ -154,6 +159,22 @@ class JudgeService:
             )
 
 
+def check_prompts(judge: Judge, prompts: Sequence[PromptRow]) -> Findings:
+    """Try the judge on every prompt before anything is sampled; of the problems the first stands for all."""
+    found = Findings()
+    for row in prompts:
+        found.look(judge.check_prompt, as_prompt(row))
+    count = len(found.problems)
+    if count > 1:
+        found.problems = [f"{found.problems[0]} {count - 1} other prompts have the same kind of problem."]
+    return found
+
+
+def as_prompt(row: PromptRow) -> Prompt:
+    """A prompt as judges get it."""
+    return Prompt(row.id, tuple(row.messages), row.target, row.columns)
+
+
 def try_examples(judge: Judge, settings: JudgeConfig, correct_at: float) -> int:
     """Test the judge on the user's labelled examples, if there are any; their number. JudgeError if it disagrees."""
     if settings.examples is None:
@@ -179,7 +200,7 @@ def frozen_groups(responses: Path, prompts: tuple[PromptRow, ...]) -> Iterator[l
 
 def read_groups(responses: Path, prompts: tuple[PromptRow, ...]) -> list[Group]:
     """The shard's responses as groups for a judge, in the order of the shard."""
-    by_id = {row.id: Prompt(row.id, tuple(row.messages), row.target, row.columns) for row in prompts}
+    by_id = {row.id: as_prompt(row) for row in prompts}
     table = tables.read(responses, ["prompt_id", "response_id", "text", "finish_reason"])
     of_prompt, *rest = (table.column(name).to_pylist() for name in table.column_names)
     grouped: dict[str, list[Response]] = {}

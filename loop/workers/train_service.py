@@ -8,17 +8,21 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from loop.config.settings import Config
 from loop.errors import UserError
 from loop.pairing.data_answers import AnswerText, Tokenised, render_answers
 from loop.prompts.chat_template import ChatFormat, Renderer
+from loop.prompts.row import PromptRow
 from loop.prompts.supervised import read_mix
 from loop.store import tables
 from loop.store.files import write_file
+from loop.store.findings import Findings
 from loop.store.model_folder import resolve_base, weights_hash
 from loop.store.run_records import Json
 from loop.workers.entry import Report
 from loop.workers.log_prob_service import vocabulary
 from loop.workers.measure_service import measure_limits, score_answers
+from loop.workers.named import check_named
 from trainer.data import Pair, PreferenceData, PromptGroup, Ranked, Relation, Response, Single
 from trainer.model_folder import check_model, check_numbers, load_tokenizer
 from trainer.spec import RoundSpec
@@ -84,6 +88,12 @@ class TrainService:
         kept = frozenset(table["response_id"].to_pylist())
         dropped = frozenset(one.response_id for one in texts if one.response_id not in kept)
         return Tokenised(dropped, len(renderer.changed), renderer.note())
+
+    def named(
+        self, report: Report, policy: Path, configs: Sequence[Config], prompts: dict[str, list[PromptRow]]
+    ) -> Findings:
+        """What of the config's names cannot be used."""
+        return check_named(policy, configs, prompts)
 
     def reference(self, named: str, base: Path, report: Report) -> tuple[Path, str]:
         """Folder and hash of the model that `reference_path` names. UserError if it reads other tokens than `base`."""

@@ -1,8 +1,12 @@
 """A row of the table of losses: function, arguments with defaults, what the trainer must compute. No torch here."""
 
+import hashlib
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -73,11 +77,11 @@ class Method:
 
     def load(self) -> Callable[..., Any]:
         """The function itself."""
-        return _import(self.function)
+        return import_function(self.function)
 
     def load_update(self) -> Callable[..., Any] | None:
         """The update of the running state, if there is one."""
-        return _import(self.update) if self.update else None
+        return import_function(self.update) if self.update else None
 
 
 def rows_of(module: str, kind: Kind, rows: dict[str, Method]) -> dict[str, Method]:
@@ -86,7 +90,21 @@ def rows_of(module: str, kind: Kind, rows: dict[str, Method]) -> dict[str, Metho
     return {name: replace(row, kind=kind, function=functions[name]) for name, row in rows.items()}
 
 
-def _import(where: str) -> Callable[..., Any]:
-    module, _, name = where.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+def import_function(where: str) -> Callable[..., Any]:
+    """The function that `package.module:function` or `path/to/file.py:function` names."""
+    module, _, name = where.rpartition(":")
+    loaded: Any = _load_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+    function: Callable[..., Any] = getattr(loaded, name)
     return function
+
+
+def _load_file(path: Path) -> ModuleType:
+    """The file as a module, once per content."""
+    source = path.read_bytes()
+    name = f"prefloop_loss_{hashlib.sha256(bytes(path.resolve()) + source).hexdigest()[:16]}"
+    if name not in sys.modules:
+        module = ModuleType(name)
+        module.__file__ = str(path)
+        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
+        sys.modules[name] = module
+    return sys.modules[name]

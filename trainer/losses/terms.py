@@ -1,7 +1,6 @@
 """Parse the loss of a config into `LossTerm`s with every argument filled in, or raise a ValueError. No torch."""
 
 import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from trainer.losses.method import Kind, Method, Need
+from trainer.losses.method import Kind, Method, Need, import_function
 from trainer.losses.table import METHODS
 
 SUMS: dict[str, dict[str, float]] = {"dpo_nll": {"dpo": 1.0, "nll": 1.0}}
@@ -136,13 +135,12 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 def _custom(name: str) -> Method:
     """The row that a user's `@loss(kind=..., needs=...)` declares; its keyword-only parameters are the arguments."""
-    module, _, attribute = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module), attribute)
+        function = import_function(name)
     except Exception as error:  # noqa: BLE001  importing a user's module may raise anything
         raise ValueError(
             f"the loss {name!r} cannot be imported ({type(error).__name__}: {error}); it must be "
-            "package.module:function, with the package installed or its folder in PYTHONPATH"
+            "path/to/file.py:function, or package.module:function with the package installed or in PYTHONPATH"
         ) from None
     if not hasattr(function, OWN):
         raise ValueError(

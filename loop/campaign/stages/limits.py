@@ -8,6 +8,7 @@ from pathlib import Path
 from loop.campaign.context import Campaign, Iteration
 from loop.campaign.stages.evaluate import eval_tokens, shards_to_measure
 from loop.campaign.stages.sample import engine_inputs
+from loop.config.promote_section import LimitSettings
 from loop.errors import UserError
 from loop.prompts.row import PromptRow
 from loop.store import tables
@@ -52,11 +53,15 @@ def is_refusal(text: str) -> bool:
 def check_files(campaign: Campaign) -> None:
     """UserError, before any work starts, if a file named by some iteration's limits is unusable."""
     for k in range(1, campaign.loaded.iterations + 1):
-        limits = campaign.loaded.at(k).promote.limits
-        if limits.text is not None and len(_read(limits.text, "text").split()) < 2:
-            raise UserError(f"promote.limits.text: {limits.text} is too short to measure perplexity on.")
-        if limits.benign is not None and not read_benign(limits.benign):
-            raise UserError(f"promote.limits.benign: {limits.benign} holds no prompts; put one on each line.")
+        check_limit_files(campaign.loaded.at(k).promote.limits)
+
+
+def check_limit_files(limits: LimitSettings) -> None:
+    """UserError if a file that the limits name is unusable."""
+    if limits.text is not None and len(_read(limits.text, "text").split()) < 2:
+        raise UserError(f"promote.limits.text: {limits.text} is too short to measure perplexity on.")
+    if limits.benign is not None and not read_benign(limits.benign):
+        raise UserError(f"promote.limits.benign: {limits.benign} holds no prompts; put one on each line.")
 
 
 def _read(path: str, key: str) -> str:

@@ -146,7 +146,7 @@ def test_a_second_process_waits_its_turn_and_loses_nothing(tmp_path: Path) -> No
         "for i in range(100): cache.put(f'{sys.argv[2]}{i}', 'x', 'j', Usage(1, 1, 1))"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, str(path), name], cwd=ROOT) for name in "ab"]
-    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert [writer.wait(240) for writer in writers] == [0, 0]
     assert VerdictCache(path).spent("j") == Usage(200, 200, 200)
 
 

@@ -1,0 +1,97 @@
+"""Resolve what a config names before the first token is sampled: losses, data files, the chat template on the prompts.
+
+`run` calls it in the trainer's worker, `plan --check` in its own process; both show all problems as one list.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from loop.config.settings import Config
+from loop.errors import UserError
+from loop.pairing.data_answers import AnswerText, given_pairs, texts_of, wanted
+from loop.prompts.chat_template import Renderer, chat_format, render
+from loop.prompts.preferences import PAIRS, read_pairs_of
+from loop.prompts.row import PromptRow
+from loop.prompts.supervised import read_mix
+from loop.store.findings import Findings
+from trainer.losses.terms import LossTerm
+from trainer.model_folder import load_tokenizer
+
+LOOKED_AT = 2000
+"""Prompts of each set that are tokenised, to see whether they fit."""
+
+
+def check_named(policy: Path, configs: Sequence[Config], prompts: dict[str, list[PromptRow]]) -> Findings:
+    """Check what the iterations' configs name, with the base model's tokenizer. Nothing is loaded or sampled."""
+    found = Findings()
+    tokenizer = load_tokenizer(policy)
+    for term in distinct(term for config in configs for term in config.train.terms):
+        found.look(check_loss, term)
+    for path in distinct(config.train.mix.path for config in configs if config.train.mix is not None):
+        _with_renderer(found, configs[0], tokenizer, partial(read_mix, path))
+    for offline in distinct(config.pairs.offline for config in configs if config.pairs.offline is not None):
+        source = found.look(read_pairs_of, offline, "pairs.offline", {})
+        if source is not None:
+            found.notes += source.notes
+            rows = [PromptRow(str(at), row["prompt"], None, row) for at, row in enumerate(source.rows)]
+            _with_renderer(found, configs[0], tokenizer, partial(check_pairs, rows))
+    fits = found.look(check_prompts, prompts, tokenizer, configs[0])
+    if fits is not None:
+        _with_renderer(found, configs[0], tokenizer, partial(check_answers, prompts["train"], configs))
+    return found
+
+
+def distinct(values: Iterator[Any]) -> list[Any]:
+    """The values without repetitions; they need not be hashable."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+def check_loss(term: LossTerm) -> None:
+    """ValueError if a loss cannot be imported or does not take its arguments."""
+    term.filled(term.method())
+
+
+def check_prompts(prompts: dict[str, list[PromptRow]], tokenizer: Any, config: Config) -> bool:
+    """Whether prompts can be sampled. UserError if the template refuses one, or all of a set are too long."""
+    for name, longest in (("train", config.sampling.max_tokens), ("gate", config.eval.max_tokens)):
+        room = config.engine.max_model_len - (longest or config.sampling.max_tokens)
+        rows = prompts[name][:LOOKED_AT]
+        lengths = [len(render(tokenizer, row, chat_format(config.model))) for row in rows]
+        if lengths and min(lengths) > room:
+            raise UserError(
+                f"Every {name} prompt is too long: the shortest of {len(lengths)} has {min(lengths)} tokens, and "
+                f"engine.max_model_len={config.engine.max_model_len} less max_tokens leaves {room}. Raise "
+                "engine.max_model_len, or lower max_tokens."
+            )
+    return True
+
+
+def check_answers(rows: Sequence[PromptRow], configs: Sequence[Config], renderer: Renderer) -> None:
+    """UserError if the template changes answers that the prompts' rows hold, and such answers are refused."""
+    check_pairs([row for row in rows if PAIRS in row.columns], renderer)
+    for pairs in distinct(config.pairs for config in configs if config.samples and wanted(config.pairs)):
+        _check_texts(texts_of(rows, pairs), renderer)
+
+
+def check_pairs(rows: Sequence[PromptRow], renderer: Renderer) -> None:
+    """The same for rows with given pairs."""
+    _check_texts([side for row in rows for pair in given_pairs(row) for side in (pair.chosen, pair.rejected)], renderer)
+
+
+def _check_texts(texts: Sequence[AnswerText], renderer: Renderer) -> None:
+    for one in texts:
+        turns = one.turns or ({"role": "assistant", "content": one.text},)
+        renderer.check(one.prompt.messages, turns, f"The {one.role} answer of prompt {one.prompt.id}")
+
+
+def _with_renderer(found: Findings, config: Config, tokenizer: Any, check: Callable[[Renderer], Any]) -> None:
+    renderer = Renderer(tokenizer, chat_format(config.model))
+    found.look(check, renderer)
+    if note := renderer.note():
+        found.notes.append(note)
