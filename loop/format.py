@@ -1,7 +1,10 @@
-"""Numbers in print: shares in per cent, differences in points, both with their intervals, and durations."""
+"""Formats numbers for people (shares, differences with their intervals, durations), and texts for a terminal."""
 
 import math
+import re
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters but tabs and line ends."""
 MINUS = "−"
 NONE = "–"
 """Printed where there is no number."""
@@ -32,6 +35,16 @@ def points_with_interval(
 def typeset(text: str) -> str:
     """The text with minus signs instead of hyphens, for the report."""
     return text.replace("-", MINUS)
+
+
+def visible(text: str) -> str:
+    """The text with control characters as escapes such as \\x1b, because a terminal would obey those of a response."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """The text on one line for the terminal, without repeated white space."""
+    return visible(" ".join(text.split()))
 
 
 def duration(seconds: float) -> str:

@@ -47,6 +47,11 @@ def redacted(value: Any, name: str = "") -> Any:
     return value
 
 
+def setting_text(value: Any, key: str) -> str:
+    """A setting's value as JSON without secrets: for messages and tables, and valid in a config."""
+    return json.dumps(redacted(value, key), ensure_ascii=False, default=str)
+
+
 def is_secret(name: str) -> bool:
     """Whether a key of this name holds a secret."""
     return not PUBLIC_NAMES.search(name) and bool(SECRET_NAMES.search(name) or SECRET_TOKEN.search(name))

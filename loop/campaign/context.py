@@ -15,7 +15,7 @@ from loop.engines.base import package_version
 from loop.errors import StoppedAtUntil, UserError
 from loop.measure.alarms import Stage, alarms
 from loop.prompts.row import PromptRow
-from loop.redact import redacted, unchanged
+from loop.redact import setting_text, unchanged
 from loop.store.lineage import record_settings
 from loop.store.model_refs import Model
 from loop.store.run_folder import RunFolder
@@ -204,7 +204,9 @@ def refuse_changes(folder: StageFolder, then: dict[str, Any], now: dict[str, Any
             "was replaced. Put the original file back, or start a new run with --name."
         )
     settings = "; ".join(
-        f"{key} was {then.get(key)!r} and is now {redacted(now.get(key))!r}" for key in changed if key != "made from"
+        f"{key} was {setting_text(then.get(key), key)} and is now {setting_text(now.get(key), key)}"
+        for key in changed
+        if key != "made from"
     )
     earlier = f"fork the run before it (`prefloop fork RUN@{folder.iteration - 1} NEW`), " if folder.iteration else ""
     raise UserError(

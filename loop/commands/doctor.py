@@ -18,6 +18,7 @@ from loop.config.load import LoadedConfig
 from loop.config.settings import EngineConfig
 from loop.engines.base import chosen_engine
 from loop.errors import UserError
+from loop.format import visible
 from loop.prompts.chat_template import ChatFormat, chat_format
 from loop.prompts.sets import build_prompt_sets
 from loop.store.locate import locate
@@ -219,6 +220,7 @@ def stream_text(tokens: Sequence[Token]) -> Text:
     line = Text()
     for place, token in enumerate(tokens):
         shown = token.text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")
+        shown = visible(shown)
         line.append("|" if place else "", style="dim")
         line.append(f"‹{shown}›" if token.special else shown, style="magenta" if token.special else "")
         line.append(" END" if token.end else "", style="bold green")

@@ -16,7 +16,7 @@ from loop.config.load import LoadedConfig, diff, load_config
 from loop.config.settings import JudgeConfig
 from loop.config.yaml_text import to_yaml
 from loop.errors import UserError
-from loop.redact import redacted, unchanged
+from loop.redact import redacted, setting_text, unchanged
 from loop.store.files import share, write_file
 from loop.store.lineage import Lineage, Parent, changes_of, inherited_caches, write_lineage
 from loop.store.model_folder import weights_hash
@@ -129,7 +129,13 @@ def _check_whole(parent: RunFolder, k: int, loaded: LoadedConfig) -> None:
                 f"{parent} cannot be forked at iteration {k}: {', '.join(map(str, bad))} is missing or has changed "
                 f"since it was written. Put the original back, or rebuild it with `prefloop run {parent} --repair`."
             )
+    pruned = {folder.model for folder in parent.stages() if folder.pruned_path.exists()}
     for model in models_needed(parent, k, loaded.base):
+        if model.path in pruned:
+            raise UserError(
+                f"{parent} cannot be forked at iteration {k}: {model} was pruned. Fork an iteration whose model is "
+                "still there."
+            )
         found = weights_hash(model.path) if model.path.is_dir() else "missing"
         if found != model.hash:
             raise UserError(
@@ -201,5 +207,5 @@ def print_forked(done: ForkResult) -> None:
         f"{done.run} begins with {what} of {done.parent}: {done.linked} files by hard links, {done.copied} as copies."
     )
     for key, old, new in done.changes:
-        print(f"  {key}: {redacted(old, key)!r} → {redacted(new, key)!r}")
+        print(f"  {key}: {setting_text(old, key)} → {setting_text(new, key)}")
     print(f"Continue with: prefloop run {done.run}")

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from judges.catalog import Argument, Entry
-from loop.format import duration, percent
+from loop.format import duration, one_line, percent, visible
 
 if TYPE_CHECKING:  # listing judges must stay quick
     from judges.trial.report import Calibration, LengthBias, OrderBias, ScoreAgreement
@@ -62,6 +62,7 @@ def print_report(found: "JudgeReport") -> None:
         grid.add_row(name, Text(value))
     console.print(grid)
     if trial.confusion:
+        console.print("\nexamples by label (rows) and verdict (columns)", style="italic")
         console.print(_confusion_table(trial.confusion))
     if trial.calibration and len(trial.calibration.bins) > 2:
         console.print(_calibration_table(trial.calibration))
@@ -139,7 +140,7 @@ def _number(value: float | None) -> str:
 
 def _confusion_table(confusion: dict[str, dict[str, int]]) -> Table:
     said = [word for word in SAID if any(word in row for row in confusion.values())]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title="labelled, and judged", title_justify="left")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("")
     for word in said:
         table.add_column(word, justify="right")
@@ -163,7 +164,7 @@ def _print_disagreement(console: Console, found: "Disagreement") -> None:
     wanted = found.wanted if isinstance(found.wanted, str) else f"{found.wanted:g}"
     judged = said if found.said == "score" else f"{found.said} ({said})"
     head = f"\n{found.where}: labelled {wanted}, judged {judged}"
-    console.print(Text(f"{head}{': ' + found.why if found.why else ''}", style="bold"))
+    console.print(Text(visible(f"{head}{': ' + found.why if found.why else ''}"), style="bold"))
     console.print(Text(f"  prompt    {_short(found.prompt)}"))
     if found.target is not None:
         console.print(Text(f"  target    {_short(found.target)}"))
@@ -174,5 +175,5 @@ def _print_disagreement(console: Console, found: "Disagreement") -> None:
 
 def _short(text: str, most: int = 300) -> str:
     """The text on one line, its middle left out if it is long: answers stand at the end."""
-    line = " ".join(text.split())
+    line = one_line(text)
     return line if len(line) <= most else f"{line[: most // 2]} […] {line[-most // 2 :]}"

@@ -1,6 +1,5 @@
 """Command `plan`: explains what a run would do, and imports nothing heavy unless it has to `check`."""
 
-import json
 from dataclasses import asdict, dataclass
 
 from judges.contract import Judge
@@ -13,7 +12,8 @@ from loop.config.rule_table import RULES
 from loop.config.settings import Config, JudgeConfig
 from loop.config.yaml_text import parse_yaml
 from loop.engines.base import chosen_engine
-from loop.redact import redacted
+from loop.format import one_line
+from loop.redact import setting_text
 from loop.store.findings import Findings
 from loop.store.missing import missing
 from loop.store.run_folder import RunFolder
@@ -21,6 +21,7 @@ from loop.store.run_records import Json
 from loop.store.stage import STAGES
 from loop.view.describe import (
     NamedJudge,
+    describe_counts,
     describe_data,
     describe_evaluation,
     describe_judge,
@@ -217,11 +218,9 @@ def where_it_resumes(run: RunFolder, loaded: LoadedConfig) -> str:
         return "nothing is there yet: it starts with the base model's evaluation"
     before = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
     changes = "; ".join(
-        f"{key}: {json.dumps(redacted(old, key))} → {json.dumps(redacted(new, key))}"
-        for key, old, new in diff(before, loaded.raw)
+        f"{key}: {setting_text(old, key)} → {setting_text(new, key)}" for key, old, new in diff(before, loaded.raw)
     )
-    refused = "which it refuses if they invalidate finished work"
-    changed = f" with changed settings ({changes}), {refused}" if changes else ""
+    changed = f"; changed settings (rejected if they would invalidate finished work): {changes}" if changes else ""
     if run.stage(0, "eval").manifest() is None:
         return f"it continues with the base model's evaluation{changed}"
     for k in range(1, loaded.iterations + 1):
@@ -248,8 +247,21 @@ def print_plan(plan: Plan) -> None:
         print(f"tracked  {', '.join(plan.trackers)}")
     for iteration in plan.iterations:
         _print_iteration(iteration)
-    for what, found in (plan.checked or {}).items():
-        print(f"\nchecked {what.replace('_', ' ')}: {found}")
+    if plan.checked is not None:
+        _print_checked(plan.checked)
+
+
+def _print_checked(checked: Json) -> None:
+    """What `--check` has found, a line each."""
+    print()
+    texts = {
+        **checked,
+        "libraries": ", ".join(f"{name} {version}" for name, version in checked["libraries"].items()),
+        "prompts": describe_counts(checked["prompts"]),
+        "first_prompt": " ".join(f"{message['role']}: {message['content']}" for message in checked["first_prompt"]),
+    }
+    for what, text in texts.items():
+        print(f"checked {what.replace('_', ' ')}: {one_line(text)}")
 
 
 def _print_iteration(it: IterationPlan) -> None:

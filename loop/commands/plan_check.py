@@ -86,7 +86,8 @@ def _check_targets(found: Findings, config: Config, sets: PromptSets) -> None:
 def check_judge(settings: JudgeConfig, correct_at: float) -> str:
     """Build a judge, have it answer its own examples and the user's; JudgeError if it fails."""
     judge = _built(settings)
-    checked = f"{type(judge).__name__} built, {self_test(judge)} examples judged as known"
+    own = self_test(judge)
+    checked = f"{type(judge).__name__} loads, {f'its own {own} examples as known' if own else 'no examples of its own'}"
     if "engine" in judge.needs:
         return f"{checked}, its engine and labelled examples are tried when the run starts"
     given = try_examples(judge, settings, correct_at)

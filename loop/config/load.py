@@ -99,7 +99,11 @@ def shipped_reward_configs() -> dict[str, Path]:
 def _all_shipped() -> dict[str, Path]:
     """By name; recipes are named with their folder: `recipes/sppo`."""
     folder = _shipped_folder()
-    paths = [path for inside in ("*.yaml", "recipes/*.yaml") for path in sorted(folder.glob(inside))]
+    paths = [
+        path
+        for inside in ("*.yaml", "recipes/*.yaml")
+        for path in sorted(folder.glob(inside), key=lambda path: path.stem)
+    ]
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 

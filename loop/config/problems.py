@@ -82,14 +82,19 @@ def _path(loc: tuple[int | str, ...], data: Any, root: type[BaseModel]) -> list[
     """Dotted key of an error: pydantic's location without the names of union members."""
     path: list[str] = []
     model: type[BaseModel] | None = root
+    member: object = None  # of a union, named in the location like a key
     for part in loc:
-        if isinstance(data, list) and isinstance(part, int):
+        if part == member:
+            member = None
+        elif isinstance(data, list) and isinstance(part, int):
             path.append(str(part))
             data = data[part]
         elif model is not None and part in model.model_fields:
             path.append(str(part))
             data = data.get(part) if isinstance(data, dict) else None
-            model = model_behind(model.model_fields[str(part)], data)
+            field = model.model_fields[str(part)]
+            model = model_behind(field, data)
+            member = data.get(str(field.discriminator)) if field.discriminator and isinstance(data, dict) else None
         elif isinstance(data, dict) and part in data:
             path.append(str(part))
             data, model = data[part], None
@@ -132,7 +137,19 @@ def _unknown_key(path: list[str], plain: Raw, root: type[BaseModel]) -> str:
     if not guess and elsewhere and not section:
         guess = f"; did you mean {' or '.join(elsewhere)}?"
     inside = f"Known keys of {'.'.join(section)}" if section else "Known keys"
+    guess = guess or _of_other_sources(section, name, plain, root)
     return f"{'.'.join(path)} is not a known key{guess or '.'} {inside}: {', '.join(known)}."
+
+
+def _of_other_sources(section: list[str], name: str, plain: Raw, root: type[BaseModel]) -> str:
+    """What to do about a key that was left over when another override changed the section's source."""
+    field = field_at(root, section, plain)
+    models = models_of(field) if field is not None else []
+    others = [str(tag) for model in models if name in model.model_fields for tag in tags_of(model, "source")]
+    if len(models) <= 1 or not others:
+        return ""
+    where = ".".join(section)
+    return f" of this source, but of {', '.join(others)}; to change {where}.source, replace all of {where}."
 
 
 def value_at(plain: Any, path: list[str]) -> Any:

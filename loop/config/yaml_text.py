@@ -4,6 +4,7 @@ Three differences from PyYAML's own loader: `1e-6` is a number (YAML 1.1 reads i
 key given twice is refused instead of the last one winning, and errors are readable.
 """
 
+import math
 import re
 from typing import Any
 
@@ -76,3 +77,20 @@ _Dumper.yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
 def to_yaml(values: dict[str, Any]) -> str:
     """The text that `parse_yaml` reads back as equal values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _FlowDumper(_Dumper):
+    """Writes texts with line ends as one line."""
+
+
+_FlowDumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None),
+)
+
+
+def flow_yaml(values: dict[str, Any]) -> str:
+    """The same on one line, as an override on the command line takes it."""
+    return yaml.dump(
+        values, Dumper=_FlowDumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
+    ).strip()

@@ -1,6 +1,5 @@
 """Print a comparison of runs on the terminal."""
 
-import json
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -9,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from loop.config.checks import PREFERENCE
-from loop.format import points_with_interval
+from loop.format import one_line, points_with_interval, visible
 from loop.measure.evaluation import METRICS
-from loop.redact import redacted
+from loop.redact import setting_text
 from loop.store.run_records import Difference
 from loop.view.comparison import (
     ChangedSetting,
@@ -33,6 +32,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(_settings_table(comparison.settings, names))
     console.print(_metrics_table(comparison.iterations, names))
     for difference in comparison.comparisons:
+        console.print()
         for line in _test_lines(difference, comparison.confidence):
             console.print(line, markup=False, highlight=False)
         for example in difference.disagreements:
@@ -60,7 +60,7 @@ def _settings_table(settings: Sequence[ChangedSetting], names: Sequence[str]) ->
 
 def setting_texts(row: ChangedSetting) -> list[str]:
     """The values as JSON, without secrets."""
-    return [json.dumps(redacted(value, row.key), ensure_ascii=False) for value in row.values]
+    return [setting_text(value, row.key) for value in row.values]
 
 
 def _metrics_table(iterations: Sequence[IterationMetrics], names: Sequence[str]) -> Table:
@@ -83,11 +83,11 @@ def _test_lines(one: ModelDifference, confidence: float) -> list[str]:
             f"UNPAIRED, because the test sets differ ({prompts.first} and {prompts.second} prompts, {prompts.both} in "
             "both)"
         )
-    differently = ((row.key, *row.values) for row in one.evaluated_differently)
+    differently = ((row.key, *setting_texts(row)) for row in one.evaluated_differently)
     return [
         f"{one.second} against {one.first}, {how}, {100 * confidence:g} % intervals:",
         *(f"  {metric.replace('_', ' ')}: {_in_points(found)}" for metric, found in one.metrics.items()),
-        *(f"  evaluated differently: {key} {was!r} and {now!r}" for key, was, now in differently),
+        *(f"  evaluated differently: {key} {was} and {now}" for key, was, now in differently),
         f"  greedy responses correct in only one: {one.only_right.first} of {one.first}, {one.only_right.second} of "
         f"{one.second}",
     ]
@@ -101,8 +101,8 @@ def _in_points(difference: Difference) -> str:
 
 
 def _print_example(example: Disagreement, one: ModelDifference, console: Console) -> None:
-    console.print(Text(f"\n{example.prompt_id}  {example.first.prompt}", style="bold"))
-    console.print(Text(f"  target: {example.first.target}"))
+    console.print(Text(visible(f"\n{example.prompt_id}  {example.first.prompt}"), style="bold"))
+    console.print(Text(visible(f"  target: {example.first.target}")))
     console.print(_answer_line(one.first, example.first))
     console.print(_answer_line(one.second, example.second))
 
@@ -110,4 +110,4 @@ def _print_example(example: Disagreement, one: ModelDifference, console: Console
 def _answer_line(name: str, answer: GreedyAnswer) -> Text:
     style, mark = ("green", "right") if answer.right else ("red", "wrong")
     why = f" ({answer.why})" if answer.why else ""
-    return Text(f"  {name} ").append(mark, style=style).append(f"{why}: {' '.join(answer.text.split())}")
+    return Text(f"  {name} ").append(mark, style=style).append(f"{visible(why)}: {one_line(answer.text)}")

@@ -1,10 +1,12 @@
 """Texts about what an iteration trains on, from settings or a manifest's counts; plan, run and status share them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loop.config.promote_section import LARGEST, settings_of_attempt
 from loop.config.prompts_section import MixturePrompts, PreferencePrompts, rate_columns
 from loop.config.settings import Config
+from loop.config.yaml_text import flow_yaml
 from loop.prompts.sets import names_of, source_name
 from loop.redact import redacted
 from loop.store.run_records import Json
@@ -15,13 +17,18 @@ from trainer.settings import TrainSettings
 def describe_prompts(config: Config) -> str:
     """The three prompt sets, and how an iteration draws from them."""
     prompts = config.prompts
-    train = f"{prompts.train}" if prompts.train else "all other"
+    train = f"{prompts.train}" if prompts.train else "all other prompts"
     where = source_name(prompts).replace(" ", " (", 1) + ")" if " " in source_name(prompts) else source_name(prompts)
     if isinstance(prompts, MixturePrompts):
         total = sum(mixed.weight for mixed in prompts.sources)
         parts = zip(names_of(prompts), prompts.sources, strict=True)
         where = "a mixture of " + ", ".join(f"{100 * mixed.weight / total:.3g} % {name}" for name, mixed in parts)
     return f"{where}: {train} to train on, {describe_slices(config)}; {prompts.gate} gate, {prompts.test} test"
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """The counts of the prompt sets, e.g. `80 rows, 48 train`; those of 0 are left out."""
+    return ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items() if count)
 
 
 def describe_slices(config: Config) -> str:
@@ -156,4 +163,4 @@ def describe_judge(judge: NamedJudge | None) -> str:
     """Its name and arguments."""
     if judge is None:
         return "none: the data say which answer is better"
-    return f"{judge.name} {redacted(judge.args) or ''}".rstrip()
+    return f"{judge.name} {flow_yaml(redacted(judge.args))}" if judge.args else judge.name

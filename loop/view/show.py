@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from loop.format import one_line, visible
 from loop.store.lineage import inherited_caches
 from loop.store.run_folder import RunFolder
 from loop.store.verdict_cache import kept_in, paid_in
@@ -20,8 +21,8 @@ def print_prompts(prompts: Sequence[PromptRecord]) -> None:
     if not prompts:
         console.print("No prompt matches.")
     for prompt in prompts:
-        console.print(Text(f"\n{prompt.prompt_id}  {prompt.prompt}", style="bold"))
-        console.print(Text(f"  target: {prompt.target}"))
+        console.print(Text(visible(f"\n{prompt.prompt_id}  {prompt.prompt}"), style="bold"))
+        console.print(Text(visible(f"  target: {prompt.target}")))
         numbers = {response.response_id: number for number, response in enumerate(prompt.responses)}
         for response in prompt.responses:
             console.print(_line(numbers[response.response_id], response))
@@ -43,7 +44,7 @@ def _line(number: int, response: ResponseRecord) -> Text:
     greedy = " (greedy)" if response.temperature == 0 else ""
     line = Text(f"  {number}{greedy} ").append(_mark(response), style=_style(verdict))
     why = f" ({verdict.why})" if verdict and verdict.why else ""
-    return line.append(f"{why}: {' '.join(response.text.split())}{cut}")
+    return line.append(f"{visible(why)}: {one_line(response.text)}{cut}")
 
 
 def _mark(response: ResponseRecord) -> str:

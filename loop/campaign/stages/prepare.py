@@ -11,6 +11,7 @@ from loop.store import tables
 from loop.store.files import to_json, write_file
 from loop.store.model_refs import model_of
 from loop.store.run_records import BaseRecord, ModelRecord, plain
+from loop.view.describe import describe_counts
 from loop.workers.process import Job, call
 
 
@@ -32,9 +33,7 @@ def prompts_stage(campaign: Campaign) -> dict[str, list[PromptRow]]:
         manifest = campaign.finish(folder, list(files.values()), inputs=inputs, counts=sets.counts, seconds=seconds)
         for note in sets.notes:
             campaign.warn(note)
-        campaign.display.say(
-            "prompts: " + ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in sets.counts.items() if n)
-        )
+        campaign.display.say(f"prompts: {describe_counts(sets.counts)}")
     campaign.prompts_digest = manifest.digest
     sets_read = {name: read_table(tables.read(files[name])) for name in names}
     _check_disjoint(sets_read)

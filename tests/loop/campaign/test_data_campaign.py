@@ -176,7 +176,7 @@ def test_report_status_and_notebook_tell_of_preferences(parts: Path) -> None:
 def test_another_order_of_finished_parts_is_refused(parts: Path, cli: Cli) -> None:
     copy_run(parts, cli)
     said = refusal(cli("run", str(cli.runs / "campaign"), "prompts.order=hard_to_easy"))
-    assert "prompts.order was 'easy_to_hard' and is now 'hard_to_easy'" in said
+    assert 'prompts.order was "easy_to_hard" and is now "hard_to_easy"' in said
 
 
 # ---- sampled pairs with others beside them ----

@@ -150,7 +150,7 @@ def test_another_reference_is_refused_where_a_round_was_anchored_and_free_before
     parent: RunFolder, new: RunFolder, tmp_path: Path
 ) -> None:
     anchor = ["reference=path", f"reference_path={tmp_path / 'anchor'}"]
-    with pytest.raises(UserError, match="reference was 'incumbent' and is now 'path'"):
+    with pytest.raises(UserError, match='reference was "incumbent" and is now "path"'):
         fork(parent, 1, new, anchor)
     fork(parent, 0, new, anchor)
     assert load_config(new.config).base.reference_path == str(tmp_path / "anchor")

@@ -84,7 +84,7 @@ def test_a_pruned_run_is_whole_is_forked_and_goes_on(cli: Cli, run: RunFolder) -
     child = RunFolder(cli.runs / "child")
     fork(run, 2, child, [])
     assert weights(child) == [2]
-    with pytest.raises(UserError, match="the model of iteration 1 should be in"):
+    with pytest.raises(UserError, match="the model of iteration 1 was pruned"):
         fork(run, 1, RunFolder(cli.runs / "other"), [])
     ended = cli("run", run.root, "--verify")
     assert ended.code == 0, ended.err

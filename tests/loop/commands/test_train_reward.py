@@ -232,6 +232,10 @@ def test_a_config_is_refused_by_key_with_a_guess(config: Path) -> None:
         load_reward_config(config, ["train.held_out=0.9"])
     with pytest.raises(UserError, match=r"base is missing: .* Only with data\.source=run"):
         load_reward_config(config, ["base=null"])
+    with pytest.raises(
+        UserError, match=r"data\.path is not a known key of this source, but of file; .* replace all of data"
+    ):
+        load_reward_config(config, ["data.source=run", "data.run=runs/quickstart"])
     with pytest.raises(UserError, match=r"per_iteration is not a known key"):
         load_reward_config(config, ["per_iteration={1: {train.beta: 1}}"])
 

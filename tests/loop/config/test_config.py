@@ -13,7 +13,7 @@ from loop.config.docs_page import reference
 from loop.config.load import LoadedConfig, diff, load_config, shipped_configs
 from loop.config.settings import PER_ITERATION_SECTIONS, Config
 from loop.config.types import models_of, readable, takes_list
-from loop.config.yaml_text import parse_yaml, to_yaml
+from loop.config.yaml_text import flow_yaml, parse_yaml, to_yaml
 from loop.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -158,6 +158,13 @@ def test_yaml_that_we_write_is_read_back_equal(values: dict[str, Any]) -> None:
     assert parse_yaml(to_yaml(values), "test") == values
 
 
+@pytest.mark.parametrize("text", ["two\nlines\n", r"\d+\s", "a: {b}, c", "1e-6", "x" * 200, "it's"])
+def test_a_mapping_on_one_line_is_read_back_equal(text: str) -> None:
+    line = flow_yaml({"a": [text, None], "b": {"c": 1.0}})
+    assert "\n" not in line
+    assert parse_yaml(line, "test") == {"a": [text, None], "b": {"c": 1.0}}
+
+
 @pytest.mark.parametrize("text", ["1e-6", "1E5", ".5", "0x1f", "2024-01-01", "yes", "null", "1_000", "12:30", "="])
 def test_texts_that_look_like_something_else_are_quoted(text: str) -> None:
     assert parse_yaml(to_yaml({"a": text}), "test") == {"a": text}
@@ -180,6 +187,12 @@ def test_an_unknown_key_names_file_key_neighbour_and_known_keys(write: Any) -> N
 
 def test_a_key_of_another_section_is_pointed_to(write: Any) -> None:
     assert "did you mean sampling.top_p?" in refusal(write("top_p: 0.9"))
+
+
+def test_a_key_that_another_source_left_behind_says_how_to_replace_the_section(write: Any) -> None:
+    text = refusal(write(), "prompts={source: file, path: a.jsonl, prompt_column: q}", "prompts.source=gsm8k")
+    assert "prompts.prompt_column is not a known key of this source, but of file, hub, preferences" in text
+    assert "to change prompts.source, replace all of prompts." in text
 
 
 def test_a_wrong_override_is_named_instead_of_the_file(write: Any) -> None:

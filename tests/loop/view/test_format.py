@@ -2,7 +2,17 @@
 
 import pytest
 
-from loop.format import clock, duration, percent, percent_with_interval, points, points_with_interval, typeset
+from loop.format import (
+    clock,
+    duration,
+    one_line,
+    percent,
+    percent_with_interval,
+    points,
+    points_with_interval,
+    typeset,
+    visible,
+)
 
 
 def test_shares_are_printed_in_per_cent_and_missing_ones_as_a_dash() -> None:
@@ -32,3 +42,8 @@ def test_differences_are_printed_in_points_with_their_sign() -> None:
 )
 def test_durations_are_printed_in_two_forms(seconds: float, words: str, digits: str, minutes: str) -> None:
     assert (duration(seconds), clock(seconds), clock(seconds, hours=False)) == (words, digits, minutes)
+
+
+def test_control_characters_of_a_response_do_not_reach_the_terminal() -> None:
+    assert visible("a\x1b[2J\tb\nc\x07\x9b") == "a\\x1b[2J\tb\nc\\x07\\x9b"
+    assert one_line(" a\r\n\tb\x1b]0;title\x07 ") == "a b\\x1b]0;title\\x07"
