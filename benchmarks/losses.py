@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from training import Job, measure
+import training
+from sides import Job, measure
 
 LIMIT = 1e-4
 """Largest allowed difference of a step's loss, relative to it where it is above 1."""
@@ -98,7 +99,7 @@ def pairs_of(run: Path, iteration: int, most: int) -> list[Job]:
 def losses_of(job: Job, names: list[str], side: str, folder: Path) -> dict[str, list[float]]:
     """Per-step losses of one side by name, all in one process."""
     each = [{"loss": LOSSES[name][0], "trl": LOSSES[name][1]} for name in names]
-    found = measure(job | {"side": side, "each": each}, folder / side)
+    found = measure(job | {"side": side, "each": each}, folder / side, training.__file__)
     return {name: one["losses"] for name, one in zip(names, found["each"], strict=True)}
 
 
