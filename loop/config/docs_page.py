@@ -33,8 +33,8 @@ judge:
   args: {task: chain_sum}
 ```
 
-`prefloop run` and `prefloop plan` take a file, or the name of a config that comes with prefloop (`quickstart`, or
-a published algorithm of [recipes.md](recipes.md)).
+`prefloop run` and `prefloop plan` take a file, or the name of a config that comes with prefloop (`quickstart`,
+`gsm8k`, or a published algorithm of [recipes.md](recipes.md)).
 Relative paths in a config start at the current directory; the run folder stores them as absolute paths, so that a
 campaign can be continued from anywhere. Numbers may be written as `1e-6`. A key that is given twice is an error.
 
@@ -43,7 +43,7 @@ campaign can be continued from anywhere. Numbers may be written as `1e-6`. A key
 `key.sub=value` changes one key for this call; the value is read as YAML:
 
 ```
-prefloop run quickstart seed=1 train.learning_rate=2e-5 sampling.temperature=[0.8,0.8,1.3] prompts.system="Be brief."
+prefloop run quickstart seed=1 train.learning_rate=2e-5 'sampling.temperature=[0.8,0.8,1.3]' prompts.system="Be brief."
 prefloop run quickstart per_iteration.3.train.beta=0.2
 ```
 
