@@ -37,7 +37,7 @@ def find_run(run: str, runs: Path) -> RunFolder:
             return folder
     known = RunFolder.names_in(runs)
     present = f"The runs there: {', '.join(known)}" if known else "There are none; `prefloop run CONFIG` starts one"
-    raise UserError(f"There is no run {run!r} here or in {runs}/{did_you_mean(run, known)}. {present}.")
+    raise UserError(f"There is no run {run!r} here or in {runs}/{did_you_mean(run, known) or '.'} {present}.")
 
 
 def new_run(name: str, runs: Path) -> RunFolder:

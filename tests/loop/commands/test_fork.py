@@ -203,6 +203,7 @@ def test_a_base_model_that_was_moved_is_refused(parent: RunFolder, new: RunFolde
 def test_mistakes_are_one_paragraph(cli: Cli, parent: RunFolder) -> None:
     (cli.runs / "taken").mkdir()
     assert "There is no run 'stranger'" in refusal(cli("fork", "stranger@1", "new"))
+    assert "; did you mean parent? The runs there: parent" in refusal(cli("fork", "parents@1", "new"))
     for name, words in {"parent": "is a run already", "taken": "exists already", "a@b": "RUN@K"}.items():
         with pytest.raises(UserError, match=words):
             fork(parent, 1, RunFolder(cli.runs / name), [])
