@@ -128,7 +128,9 @@ def test_contradictions_are_refused(load: Any, settings: dict[str, Any], overrid
     assert said in str(caught.value)
 
 
-def test_the_plan_says_what_every_iteration_trains_on(load: Any, tmp_path: Path) -> None:
+def test_the_plan_says_what_every_iteration_trains_on(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = load(PREFERENCES, "prompts.parts=2", "prompts.order=easy_to_hard", "pairs.replay={1: 0.5}")
     monkeypatch.setattr("loop.commands.plan.missing", lambda loaded: [])  # the data are not there
     plan = make_plan(RunFolder(tmp_path / "run"), loaded, check=False).as_json()
