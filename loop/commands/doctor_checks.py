@@ -1,11 +1,13 @@
 """Checks a chat template against its tokenizer and stop tokens, and explains the consequence of each fault."""
 
 from collections.abc import Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jinja2 import TemplateError
 
+from loop.errors import UserError
 from loop.prompts.chat_template import ChatFormat, Renderer
 from loop.prompts.preferences import PAIRS
 from loop.prompts.row import PromptRow
@@ -15,6 +17,10 @@ from loop.store.run_folder import RunFolder
 QUESTION, ANSWER, SYSTEM = "@@question@@", "@@answer@@", "@@system@@"
 """Stand for texts where only what the template writes around them is of interest."""
 USER = {"role": "user", "content": QUESTION}
+
+
+KINDS_OF_ANSWERS = {"a plain one": "Yes.", "with a thought": "<think>So.</think>Yes.", "with blanks": "  Yes.\n"}
+"""Answers that templates are known to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class TemplateCheck:
             text = "the tokenizer has no chat template: messages are joined by empty lines, and the answer follows"
             return [Finding("note", text)]
         try:
-            return [*self._beginning(), *self._system(), *self._header(), *self._end()]
+            return [*self._beginning(), *self._system(), *self._header(), *self._end(), *self._answers()]
         except TemplateError as error:
             return [Finding("error", f"the chat template refuses a question of the user: {error}")]
 
@@ -62,6 +68,18 @@ class TemplateCheck:
         except TemplateError as error:
             return [Finding(level, f"the chat template refuses a system message ({error}): {way}")]
         return [] if SYSTEM in text else [Finding(level, f"the chat template drops the system message silently: {way}")]
+
+    def _answers(self) -> list[Finding]:
+        """Which answers from data the template would not write as they are; sampled responses are never rendered."""
+        renderer = Renderer(self.tokenizer, ChatFormat(self.chat_template_kwargs, on_change="allow"))
+        found = []
+        for what, text in KINDS_OF_ANSWERS.items():
+            with suppress(UserError):  # the other findings explain it
+                renderer.check([USER], [{"role": "assistant", "content": text}], what)
+            if renderer.changed:
+                found.append(f"{renderer.changed.pop()}")
+        words = "the chat template changes answers from data (model.on_template_change says what happens to them)"
+        return [Finding("note", f"{words}: {'; '.join(found)}")] if found else []
 
     def _header(self) -> list[Finding]:
         """Whether the prompt ends with the header of an answer."""

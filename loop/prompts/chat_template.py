@@ -136,7 +136,7 @@ class Renderer:
         )
 
     def _changes(self, answer: str, contents: Sequence[str], where: str) -> bool:
-        change = change_in(answer.removesuffix(self._tail), contents)
+        change = change_in(answer.removesuffix(self._tail).removeprefix(self._header), contents)
         if change is not None and self.format.on_change == "refuse":
             raise UserError(
                 "The model's chat template changes a given answer, so another text would be trained. "
@@ -180,9 +180,24 @@ class Renderer:
     @cached_property
     def _tail(self) -> str:
         """What the template writes after an answer: the end of the turn, a new line, with some the next header."""
+        return self._around[1]
+
+    @cached_property
+    def _header(self) -> str:
+        """What a template without a generation prompt writes before an answer: the policy has to write it, too."""
+        asked = [{"role": "user", "content": "-"}]
+        with_header, without = (self._of_two(asked, asks=asks) for asks in (True, False))
+        return self._around[0].removeprefix(without) if with_header == without else ""
+
+    @cached_property
+    def _around(self) -> tuple[str, str]:
+        """What the template writes before and after an answer, its prompt included."""
         messages = [{"role": "user", "content": "-"}, {"role": "assistant", "content": MARK}]
-        two = "a conversation of two turns"
-        return apply_template(self.tokenizer, messages, self.format, two, asks=False).partition(MARK)[2]
+        before, _, after = self._of_two(messages, asks=False).partition(MARK)
+        return before, after
+
+    def _of_two(self, messages: Sequence[Message], *, asks: bool) -> str:
+        return apply_template(self.tokenizer, messages, self.format, "a conversation of two turns", asks=asks)
 
     def _encode(self, text: str, contents: Sequence[str]) -> list[int]:
         return encode(self.tokenizer, text, contents, self.format)

@@ -67,6 +67,23 @@ def test_each_fault_of_a_template_is_found(tokenizer: Any, template: str | None,
     assert words in what
 
 
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("{{ m['content'] | trim }}", r"with blanks: '  Yes.\n' becomes 'Yes.'"),
+        ("{{ m['content'].split('</think>')[-1] }}", "with a thought: '<think>So.</think>Yes.' becomes 'Yes.'"),
+        ("<think></think>{{ m['content'] }}", "a plain one: 'Yes.' becomes '<think></think>Yes.'"),
+    ],
+)
+def test_answers_that_the_template_would_change_are_shown(tokenizer: Any, written: str, words: str) -> None:
+    template = TURNS.replace(
+        "{{ m['content'] }}", f"{{% if m['role'] == 'assistant' %}}{written}{{% else %}}q{{% endif %}}"
+    )
+    ((level, what),) = found(tokenizer, template + ASK)[-1:]
+    assert level == "note"
+    assert words in what
+
+
 def test_a_system_message_that_nobody_uses_is_only_noted(tokenizer: Any) -> None:
     refusing = "{{ raise_exception('no') if messages[0]['role'] == 'system' }}" + TURNS + ASK
     assert [level for level, _ in found(tokenizer, refusing)] == ["note"]

@@ -103,6 +103,15 @@ def test_an_answer_that_the_template_changes_is_refused_dropped_or_allowed(
     assert repr(text)[1:4] in note
 
 
+def test_a_header_that_the_policy_must_write_itself_is_no_change(tokenizer: Any) -> None:
+    found = tokenizer(PLAIN)
+    found.chat_template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}<eos>{% endfor %}"
+    assert answer(found, "x")[0] == "assistant:x<eos>"
+    found.chat_template = found.chat_template.replace("{{ m['content'] }}", "{{ m['content'] | trim }}")
+    with pytest.raises(UserError, match="changes a given answer"):
+        answer(found, " x")
+
+
 @given(st.text(min_size=1), st.text(alphabet=" \n"), st.text(alphabet=" \n"))
 def test_blanks_around_an_answer_are_no_change(text: str, before: str, after: str) -> None:
     assert change_in(before + text + after, [text]) is None
