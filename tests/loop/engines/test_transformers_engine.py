@@ -1,5 +1,6 @@
 """The transformers engine says what the model says: checked against plain forward passes of a tiny Llama."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,37 @@ def test_an_engine_that_is_not_installed_is_refused_with_the_way_out(monkeypatch
     assert chosen_engine(EngineConfig()) == "transformers"
     with pytest.raises(UserError, match=r"engine\.kind=transformers"):
         chosen_engine(EngineConfig(kind="vllm"))
+
+
+GENERATION = [
+    {"repetition_penalty": 1.3},
+    {"num_beams": 4},
+    {"forced_eos_token_id": tiny.EOS},
+    {"no_repeat_ngram_size": 2},
+    {"suppress_tokens": list(range(100))},
+    {"min_new_tokens": 8},
+    {"do_sample": True, "temperature": 0.1, "top_k": 1},
+    {"max_length": 20, "max_new_tokens": 2},
+    {"bad_words_ids": [[i] for i in range(100, 200)]},
+]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_of_the_models_generation_settings_only_end_tokens_count(
+    tmp_path_factory: pytest.TempPathFactory, temperature: float
+) -> None:
+    folder = tiny.save_model(tmp_path_factory.mktemp("generation") / "model")
+    path = folder / "generation_config.json"
+    plain = json.loads(path.read_text())
+    wanted = [Request(list(b"u:1 + 1 =\na:"), seed, temperature, 1.0, 12) for seed in range(4)]
+
+    def sampled() -> list[Completion]:
+        engine = TransformersEngine(folder, EngineConfig(kind="transformers", max_model_len=128))
+        return run(engine, wanted)
+
+    expected = sampled()
+    for given in GENERATION:
+        path.write_text(json.dumps(plain | given))
+        assert sampled() == expected, given
+    path.write_text(json.dumps(plain | {"eos_token_id": [tiny.EOS, expected[0].token_ids[0]]}))
+    assert sampled()[0].token_ids == expected[0].token_ids[:1]
