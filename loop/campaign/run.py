@@ -77,12 +77,13 @@ def work(campaign: Campaign) -> None:
     started = time.monotonic()
     warn_of_lost_caches(campaign)
     describe_models(run)
-    if is_new(campaign):
+    new = is_new(campaign)
+    if new:
         read = run.prompts().manifest() is not None  # then the data's own files are no longer needed
         Findings([text for text in missing(campaign.loaded) if not (read and text.startswith("prompts."))]).refuse()
     check_files(campaign)
     check_judges(campaign)
-    last = walk(campaign, planned)
+    last = walk(campaign, planned, new=new)
     if last < planned:
         run.event("campaign_stopped", iteration=last)
         display.say(
@@ -102,10 +103,10 @@ def warn_of_lost_caches(campaign: Campaign) -> None:
             campaign.warn(f"{path} is gone: the verdicts cached there must be requested, and paid for, again")
 
 
-def walk(campaign: Campaign, last: int) -> int:
+def walk(campaign: Campaign, last: int, *, new: bool = False) -> int:
     """Go from the prompt sets to the end of iteration `last` (0: the base model's evaluation); only check finished
-    work. Returns the last completed iteration: an earlier one if a rejection ended the campaign."""
-    new = is_new(campaign)
+    work. With `new`, first check what the config names. Returns the last completed iteration: an earlier one if a
+    rejection ended the campaign."""
     prompts = prompts_stage(campaign)
     models = base_stage(campaign)
     if new:

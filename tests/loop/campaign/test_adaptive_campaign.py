@@ -182,6 +182,7 @@ def test_further_responses_join_their_prompts_in_order(tmp_path: Path) -> None:
 
 def load(tmp_path: Path, **sections: Any) -> LoadedConfig:
     """A campaign of four iterations with these sections."""
+    (tmp_path / "p.jsonl").touch()
     settings: dict[str, Any] = {
         "iterations": 4,
         "prompts": {"source": "file", "path": str(tmp_path / "p.jsonl"), "train": 100, "gate": 3, "test": 2},

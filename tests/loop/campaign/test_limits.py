@@ -159,7 +159,7 @@ def by_hand(model: Path, text: str) -> float:
     [
         ({"perplexity_ratio": 1.1}, "perplexity_ratio and text go together"),
         ({"benign": "prompts.txt"}, "refusals and benign go together"),
-        ({"refusals": 0.1, "benign": "nowhere.txt"}, "nowhere.txt cannot be read as UTF-8 text"),
+        ({"refusals": 0.1, "benign": "nowhere.txt"}, "promote.limits.benign: there is no file"),
     ],
 )
 def test_limits_that_cannot_be_measured_are_refused_before_anything_begins(

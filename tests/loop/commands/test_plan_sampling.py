@@ -17,6 +17,7 @@ PRICED = {"prompt_price": 1.0, "completion_price": 2.0}
 
 
 def plan_of(tmp_path: Path, judge: str, train: int | None = 10, eval_judge: str | None = None, **args: object) -> Plan:
+    (tmp_path / "p.jsonl").touch()
     settings: dict[str, Any] = {
         "iterations": 2,
         "prompts": {"source": "file", "path": str(tmp_path / "p.jsonl"), "train": train, "gate": 3, "test": 2},
