@@ -50,14 +50,15 @@ def beta_dpo(
     momentum: float,
     bias_correction: bool,
 ) -> Tensor:
-    """DPO with one β for the step, `β(1 + α(mean Δ - M0))`, over the pairs that the filter keeps; arXiv:2407.08639.
-    `floor(keep · P)` pairs (at least one) are drawn without replacement, weights `exp(-½((Δ - M0)/S)²)`; a kept pair
-    counts `P / kept`, another one 0. Neither β nor the draw has a gradient. M0 and S, the running mean and spread in
-    `state`, include this step."""
+    """DPO over the pairs that the filter keeps, with one β for the step, `β(1 + α(mean Δ of the kept pairs - M0))`;
+    arXiv:2407.08639. `floor(keep · P)` pairs (at least one) are drawn without replacement, weights
+    `exp(-½((Δ - M0)/S)²)`; a kept pair counts `P / kept`, another one 0. Neither β nor the draw has a gradient. M0 and
+    S, the running mean and spread over all pairs in `state`, include this step."""
     gap_P = pairs.delta.detach()
     mean, spread = _running(state, momentum, bias_correction)
-    beta_step = (beta * (1 + alpha * (gap_P.mean() - mean))).clamp(min=SMALLEST_BETA)
     kept_P = _draw(gap_P, mean, spread, max(1, int(keep * len(gap_P) + 1e-9)), generator)
+    kept_mean = (gap_P * kept_P).sum() / kept_P.sum()
+    beta_step = (beta * (1 + alpha * (kept_mean - mean))).clamp(min=SMALLEST_BETA)
     return ell(beta_step * pairs.delta) * kept_P * (len(gap_P) / kept_P.sum())
 
 

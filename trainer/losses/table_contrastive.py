@@ -129,8 +129,8 @@ ROWS: dict[str, Method] = {
             "label_smoothing": number(1e-3, "For `normalised`: the rejected response's label.", gt=0, lt=0.5),
             "labels": choice("normalised", "Log-labels log(1-ε) and log ε, or 0 and -10 (`official`).", "official"),
         },
-        notes="TRL normalises the labels; the authors' code has 0 and -10. Badly ranked pairs have no "
-        "gradient, unlike in DPO.",
+        notes="TRL normalises the labels; the authors' code has 0 and -10. Their scripts set beta by dataset: 0.5 for "
+        "HH and TL;DR, 0.1 for IMDB, as in the paper. Badly ranked pairs have no gradient, unlike in DPO.",
     ),
     "discopop": Method(
         paper="Lu et al. 2024, arXiv:2406.08414",

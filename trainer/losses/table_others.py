@@ -44,16 +44,18 @@ GROUPS: dict[str, Method] = {
             "beta": number(0.5, PULL, gt=0),
             "beta_r": number(0.5, "Temperature of the scores; higher spreads the target over more responses.", gt=0),
         },
-        notes="The authors' `exo-rw` with the settings of their scripts (the paper says 0.1); for pairs see `exo`. "
-        "Both tails are flat: a group in the wrong order has almost no gradient.",
+        notes="The authors' `exo-rw`. Their scripts set both temperatures by dataset: 0.5 for HH and TL;DR, which are "
+        "the defaults here, and 0.1 for IMDB, as in the paper; for pairs see `exo`. Both tails are flat: a group in "
+        "the wrong order has almost no gradient.",
     ),
     "infonca": Method(
         paper="Chen et al. 2024, arXiv:2402.05369",
         about="Cross-entropy from the scores' shares to the policy's; with two responses and hard labels this is DPO.",
         needs=SCORED,
         arguments={"beta": SMALL_BETA, "alpha": SCORE_TEMPERATURE},
-        notes="The authors' `temperature_alpha` multiplies the scores (1/alpha here), and their code adds 0.01 to the "
-        "first response's label as a tie-break, which this does not.",
+        notes="The authors' code divides the scores by `temperature_alpha`, as `alpha` does here; its settings are "
+        "1e-4 to 1e-3. It adds 0.01 to the first response's label as a tie-break, which this does "
+        "not.",
     ),
     "nca_rw": Method(
         paper="Chen et al. 2024, arXiv:2402.05369",
@@ -174,18 +176,19 @@ PAIRS: dict[str, Method] = {
     "beta_dpo": Method(
         update="trainer.losses.stepwise:beta_dpo_update",
         paper="Wu et al. 2024, arXiv:2407.08639",
-        about="DPO whose beta grows with the step's mean gap, on pairs whose gap is not unusual.",
+        about="DPO whose beta grows with the mean gap of the step's kept pairs: those whose gap is not unusual.",
         needs=REFERENCE | {"step", "random"},
         arguments={
             "beta": number(0.1, "Beta at the running mean of the gap.", gt=0),
-            "alpha": number(0.6, "How strongly beta follows the step's gap; 0 keeps it constant.", ge=0),
+            "alpha": number(0.6, "How strongly beta follows the kept pairs' mean gap; 0 keeps it constant.", ge=0),
             "keep": number(0.8, "Share of the step's pairs that the filter keeps; 1 keeps all.", gt=0, le=1),
             "momentum": number(0.9, "Of the running mean and spread; higher follows more slowly.", ge=0, lt=1),
             "bias_correction": flag(False, "Correct the running mean and spread for their start at 0."),
         },
-        notes="As the authors' code: the gap has no factor beta (the paper uses the reward discrepancy), and the "
-        "running values are updated before they are used. Without bias_correction beta is too high in the first "
-        "20 steps or so, and the filter keeps the pairs nearest to 0.",
+        notes="As the authors' code: the gap has no factor beta (the paper uses the reward discrepancy), beta follows "
+        "the mean gap of the kept pairs, and the running values, over all pairs, are updated before they are used. "
+        "Without bias_correction beta is too high in the first 20 steps or so, and the filter keeps the pairs nearest "
+        "to 0.",
     ),
     "aot": Method(
         paper="Melnyk et al. 2024, arXiv:2406.05882",

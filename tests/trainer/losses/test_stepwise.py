@@ -159,10 +159,22 @@ def test_beta_stays_above_its_least_value() -> None:
 def test_the_filter_keeps_its_share_and_the_mean_is_that_over_the_kept(keep: float, count: int, kept: int) -> None:
     some = pairs_of([0.05 * i for i in range(count)], [0.0] * count)
     state = {"mean": 2.0, "spread": 1.5, "steps": 3.0}
-    filtered = evaluate("beta_dpo", some, state=state, keep=keep)
-    full = evaluate("beta_dpo", some, state=state, **NO_FILTER)
+    filtered = evaluate("beta_dpo", some, state=state, keep=keep, alpha=0.0)
+    full = evaluate("beta_dpo", some, state=state, alpha=0.0, **NO_FILTER)
     assert int((filtered > 0).sum()) == kept
     assert filtered.mean().item() == pytest.approx(full[filtered > 0].mean().item())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_beta_follows_the_mean_gap_of_the_kept_pairs(seed: int) -> None:
+    gaps = [2.0, 3.5, -1.75, 0.5, 8.0]
+    state = {"mean": 1.0, "spread": 2.0, "steps": 9.0}
+    values = evaluate("beta_dpo", pairs_of(gaps, [0.0] * 5), state=state, keep=0.6, seed=seed)
+    kept = [gap for gap, value in zip(gaps, values.tolist(), strict=True) if value > 0]
+    beta, of_all = (0.1 * (1 + 0.6 * (sum(some) / len(some) - 1.0)) for some in (kept, gaps))
+    expected = sum(math.log1p(math.exp(-beta * gap)) for gap in kept) / 3
+    assert values.mean().item() == pytest.approx(expected)
+    assert sum(math.log1p(math.exp(-of_all * gap)) for gap in kept) / 3 != pytest.approx(expected)
 
 
 def test_the_filter_draws_by_distance_from_the_running_mean() -> None:
