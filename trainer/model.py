@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from trainer.adapters import add_adapters, merge_adapters
 from trainer.errors import TrainerError
 from trainer.model_folder import load_whole, read_config
-from trainer.settings import LoraSettings, TrainSettings
+from trainer.settings import TrainSettings
 from trainer.tree.attention import use_tree_attention
 
 Precision = Literal["fp32", "bf16-autocast", "bf16"]
@@ -100,9 +101,10 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def make_trainable(model: Any, settings: TrainSettings, *, seed: int) -> Any:
-    """The model with adapters and gradient checkpointing if configured. A new adapter changes no output."""
+    """The model with adapters and gradient checkpointing if configured. A new adapter changes no output. TrainerError
+    if the model cannot get them."""
     if settings.lora is not None:
-        model = _add_adapter(model, settings.lora, seed)
+        model = add_adapters(model, settings.lora, seed=seed)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()  # transformers recompute in training mode only; dropout is off anyway
@@ -128,11 +130,11 @@ def rebuild(policy: Path, trained: Mapping[str, Tensor], settings: TrainSettings
 
 
 def save_candidate(model: Any, folder: Path, *, policy: Path) -> None:
-    """Save full weights (adapters merged, also separately), config, and the policy's tokenizer files byte for byte."""
-    if hasattr(model, "merge_and_unload"):
+    """Save full weights (adapters merged, also separately), config, and the policy's tokenizer files byte for byte.
+    TrainerError if the model to be saved has other logits than the trained one."""
+    if hasattr(model, "get_base_model"):
         model.save_pretrained(folder / "adapter")
-        model = model.merge_and_unload()
-    save_plain(model, folder)
+    save_plain(merge_adapters(model), folder)
     copy_tokenizer(policy, folder)
 
 
@@ -155,14 +157,3 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     templates = source / "additional_chat_templates"
     if templates.is_dir():
         shutil.copytree(templates, folder / templates.name)
-
-
-def _add_adapter(model: Any, lora: LoraSettings, seed: int) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(seed)
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
-    )
-    return get_peft_model(model, config)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from trainer.adapters import try_adapters
 from trainer.data import CheckedData, PreferenceData, PromptGroup, Response, Single, as_kind, check_data
 from trainer.errors import TrainerError
 from trainer.layout_probe import Gaps, choose_layout, how_wrong, probe_rows
@@ -104,7 +105,11 @@ def load(running: Running, folder: Path, *, adapters: bool = False) -> Any:
     running.report({"phase": "load", "done": 0, "total": 1})
     with running.clock.part("load"):
         model = load_model(folder, running.arithmetic, whole=not team.sharded)
-        model = team.place(make_trainable(model, spec.settings, seed=spec.seed) if adapters else model)
+        if adapters:
+            model = make_trainable(model, spec.settings, seed=spec.seed)
+            if spec.settings.lora is not None:
+                try_adapters(model)
+        model = team.place(model)
     running.report({"phase": "load", "done": 1, "total": 1})
     return model
 

@@ -64,7 +64,8 @@ class LoraSettings(BaseModel):
     alpha: int = Field(default=32, ge=1)
     """The adapter's output is multiplied by alpha / rank; higher makes every update larger."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Which layers get an adapter: every linear layer but the output head, or a list of module names."""
+    """Which layers get an adapter: every linear layer but the output head, or a list of module names (embeddings and
+    output head only in models that do not tie them)."""
 
 
 class WarmStart(BaseModel):

@@ -18,6 +18,7 @@ from loop.prompts.supervised import read_mix
 from loop.store.findings import Findings
 from trainer.losses.terms import LossTerm
 from trainer.model_folder import load_tokenizer
+from trainer.settings import LoraSettings
 
 LOOKED_AT = 2000
 """Prompts of each set that are tokenised, to see whether they fit."""
@@ -29,6 +30,8 @@ def check_named(policy: Path, configs: Sequence[Config], prompts: dict[str, list
     tokenizer = load_tokenizer(policy)
     for term in distinct(term for config in configs for term in config.train.terms):
         found.look(check_loss, term)
+    for lora in distinct(config.train.lora for config in configs if config.train.lora is not None):
+        found.look(check_lora, policy, lora)
     for path in distinct(config.train.mix.path for config in configs if config.train.mix is not None):
         _with_renderer(found, configs[0], tokenizer, partial(read_mix, path))
     for offline in distinct(config.pairs.offline for config in configs if config.pairs.offline is not None):
@@ -55,6 +58,13 @@ def distinct(values: Iterator[Any]) -> list[Any]:
 def check_loss(term: LossTerm) -> None:
     """ValueError if a loss cannot be imported or does not take its arguments."""
     term.filled(term.method())
+
+
+def check_lora(policy: Path, lora: LoraSettings) -> None:
+    """TrainerError if the base model cannot get the adapters of `train.lora`."""
+    from trainer.adapters import check_adapters  # loads torch
+
+    check_adapters(policy, lora)
 
 
 def check_prompts(prompts: dict[str, list[PromptRow]], tokenizer: Any, config: Config) -> bool:

@@ -28,6 +28,7 @@ LINEAR = {
     "shared_expert_intermediate_size": 16,
     "layer_types": ["linear_attention", "full_attention"],
 }
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 GEMMA_LAYERS = ["sliding_attention", "full_attention"]
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-tied": ("Llama", SMALL | {"tie_word_embeddings": True}),
@@ -51,6 +52,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba2": ("Mamba2", LAYERS | CONV | {"head_dim": 16, "num_heads": 4, "n_groups": 1, "chunk_size": 16}),
     "rwkv": ("Rwkv", LAYERS | {"context_length": 64}),
     "qwen3_next": ("Qwen3Next", SMALL | LINEAR),
+    "mixtral": ("Mixtral", SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": ("Qwen3Moe", SMALL | EXPERTS | {"head_dim": 8, "decoder_sparse_step": 1}),
+    "olmoe": ("Olmoe", SMALL | {"num_experts": 4, "num_experts_per_tok": 2}),
+    "gpt_oss": ("GptOss", SMALL | {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "llama4": ("Llama4Text", SMALL | {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 64}),
+    "jamba": (
+        "Jamba",
+        SMALL
+        | {"num_experts": 2, "num_experts_per_tok": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
+        | {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}
+        | {"mamba_d_state": 8, "mamba_dt_rank": 4},
+    ),
 }
 
 

@@ -10,12 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from trainer.adapters import merged_weights
 from trainer.files import PARTIAL, fresh_partial
 from trainer.model import copy_tokenizer, save_plain
 
 Format = Literal["float32", "bfloat16", "float16"]
-BASE = "base_layer."
-"""Infix that peft adds to the name of a weight with an adapter."""
 WEIGHTS = "model.safetensors"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64, "BOOL": torch.bool}
 """Dtypes by their names in safetensors files."""
@@ -32,10 +31,11 @@ class Publisher:
 
     @torch.no_grad()
     def publish(self, model: Any, folder: Path, *, policy: Path, number_format: Format) -> None:
-        """Write the model with the policy's tokenizer to `folder`; of older folders only the last stays."""
+        """Write the model with the policy's tokenizer to `folder`; of older folders only the last stays. The first one
+        is compared with the model: TrainerError if its logits are others."""
         partial = folder.with_name(folder.name + PARTIAL)
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        tensors = weights_in(inner)
+        tensors = merged_weights(model, checked=self.now is None)
         places = self.spare[1] if self.spare is not None and self.spare[0].is_dir() else {}
         dtype = getattr(torch, number_format)
         if self.spare is not None and fits(tensors, places, dtype):
@@ -90,24 +90,4 @@ def in_place(path: Path) -> dict[str, Tensor]:
         dtype = DTYPES[entry["dtype"]]
         flat = torch.frombuffer(memory, dtype=dtype, count=(end - start) // dtype.itemsize, offset=begin + start)
         found[name] = flat.view(entry["shape"])
-    return found
-
-
-def weights_in(model: Any) -> dict[str, Tensor]:
-    """The model's weights with adapters merged, under their names without adapters; tied ones stay one tensor."""
-    added = {
-        f"{name}.weight": module.get_delta_weight(adapter)
-        for name, module in model.named_modules()
-        if hasattr(module, "get_delta_weight")
-        for adapter in module.active_adapters
-    }
-    seen: dict[tuple[int, torch.Size], Tensor] = {}
-    found = {}
-    for name, tensor in model.state_dict().items():
-        if ".lora_" in name:
-            continue
-        plain, place = name.replace(BASE, ""), (tensor.data_ptr(), tensor.shape)
-        if place not in seen:
-            seen[place] = tensor + added[plain] if plain in added else tensor
-        found[plain] = seen[place]
     return found

@@ -122,6 +122,8 @@ DEEP: dict[str, tuple[Any, str]] = {
     "context": ({"engine": {"max_model_len": 4096}}, "engine.max_model_len=4096 is more than the 512 positions"),
     "every prompt too long": ({"engine": {"max_model_len": 16}}, "Every train prompt is too long: the shortest of"),
     "tracker": ({"trackers": {"names": ["no_module:Tracker"]}}, "trackers.names: 'no_module:Tracker' cannot be used"),
+    "adapters on a tied head": ({"train": {"lora": {"target_modules": ["lm_head"]}}}, "which has the same weight"),
+    "adapters on no layer": ({"train": {"lora": {"target_modules": ["q_proj", "qkv"]}}}, "it has no layer qkv"),
     "reference": ({"reference": "path", "reference_path": "SHARED"}, "has no config.json"),
 }
 
