@@ -6,7 +6,7 @@ from judges.pairwise import Game, PairwiseJudge, Preference
 from judges.resolve import build_judge
 from judges.run import judge_groups
 from judges.trial.selftest import self_test
-from judges.types import Example, Group, JudgeError, Prompt, Response, Verdict
+from judges.types import Example, Group, JudgeError, Prompt, Response, Thinking, Verdict
 from judges.versions import fingerprint
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Preference",
     "Prompt",
     "Response",
+    "Thinking",
     "Verdict",
     "build_judge",
     "fingerprint",

@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from judges.context import JudgeContext, LocalModel, Usage
-from judges.types import Example, Group, JudgeError, Prompt, Response, Verdict, describe, finite
+from judges.types import Example, Group, JudgeError, Prompt, Response, Verdict, describe, finite, unclosed
 
 
 class Judge(BaseModel):
@@ -157,15 +157,17 @@ class PointwiseJudge(Judge):
 
 
 class BatchJudge(PointwiseJudge):
-    """A judge of single responses that judges many in one call: implement `many`."""
+    """A judge of the answers of single responses, many in one call: implement `many`."""
 
     @abstractmethod
     def many(self, items: Sequence[tuple[Prompt, Response]]) -> list[Verdict]:
-        """One verdict per prompt and response, in order."""
+        """One verdict per prompt and response, in order; the responses hold no thoughts."""
 
     def one(self, prompt: Prompt, response: Response) -> Verdict:
-        return self.many([(prompt, response)])[0]
+        return self([Group(prompt, (response,))])[0][0]
 
     def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
-        verdicts = iter(self.many([(group.prompt, response) for group in groups for response in group.responses]))
-        return [[next(verdicts) for _ in group.responses] for group in groups]
+        items = [(group.prompt, response) for group in groups for response in group.responses]
+        verdicts = iter(self.many([(prompt, one.alone) for prompt, one in items if one.answer is not None]))
+        found = iter([unclosed("abstain") if one.answer is None else next(verdicts) for _, one in items])
+        return [[next(found) for _ in group.responses] for group in groups]

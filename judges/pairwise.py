@@ -109,6 +109,11 @@ class Game:
     second: Response
 
     @property
+    def of_answers(self) -> "Game":
+        """The same two without their thoughts."""
+        return Game(self.prompt, self.first.alone, self.second.alone)
+
+    @property
     def swapped(self) -> "Game":
         """The same two in the other order."""
         return Game(self.prompt, self.second, self.first)
@@ -181,8 +186,8 @@ class PairwiseJudge(Judge):
         return swiss_round(table.order, table.points(), set(table.results))
 
     def _play(self, couples: "list[tuple[_Table, Couple]]") -> None:
-        """Judge a round in one call and enter its results. Equal texts tie without a judge."""
-        asked = [(table, couple) for table, couple in couples if not table.enter_if_equal(couple)]
+        """Judge a round in one call and enter its results, apart from games that are clear without a judge."""
+        asked = [(table, couple) for table, couple in couples if not table.enter_if_clear(couple)]
         games = [table.game(couple) for table, couple in asked]
         orders = [order for game in games for order in ((game, game.swapped) if self.both_orders else (game,))]
         found = self._checked(orders, self.compare_all(orders)) if orders else []
@@ -216,12 +221,15 @@ class _Table:
         first, second = (self.group.responses[place] for place in couple)
         return Game(self.group.prompt, first, second)
 
-    def enter_if_equal(self, couple: Couple) -> bool:
-        game = self.game(couple)
-        equal = (game.first.text, game.first.finish_reason) == (game.second.text, game.second.finish_reason)
-        if equal:
+    def enter_if_clear(self, couple: Couple) -> bool:
+        """Equal texts tie, and a thought that is not closed loses against an answer."""
+        first, second = self.game(couple).first, self.game(couple).second
+        answers = [response.answer is not None for response in (first, second)]
+        if (first.text, first.finish_reason) == (second.text, second.finish_reason):
             self.results[couple] = Preference.of(0.5, "equal texts")
-        return equal
+        elif not all(answers):
+            self.results[couple] = Preference.of((1 + answers[0] - answers[1]) / 2, "a thought is not closed")
+        return couple in self.results
 
     def enter(self, couple: Couple, found: Sequence[Preference]) -> None:
         """Enter the preference as played, and that of the other order if it was played too."""
@@ -259,7 +267,8 @@ class _Table:
             parts["order_consistent"] = sum(agreed) / len(agreed)
         parts |= {f"beats {rival}": probability for rival, probability in sorted(beats.items())}
         why = f"won {won:g} of {len(beats)} games{undecided}"
-        return Verdict.of(won / len(beats), f"{won:g}/{len(beats)}", why, parts=parts)
+        well_formed = None if self.group.responses[place].answer is not None else False
+        return Verdict.of(won / len(beats), f"{won:g}/{len(beats)}", why, well_formed, parts)
 
 
 def both(one: Preference, other: Preference) -> tuple[Preference, bool | None]:

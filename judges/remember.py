@@ -28,11 +28,17 @@ def key_of(
         "messages": prompt.messages,
         "target": prompt.target,
         "columns": read,
-        "responses": [(response.text, response.finish_reason) for response in responses],
+        "responses": [_content(response) for response in responses],
         "vote": vote,
     }
     text = json.dumps(content, sort_keys=True, default=str)  # ASCII: a lone surrogate is escaped, not refused
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _content(response: Response) -> list[str | None]:
+    """What a verdict can depend on: the answer counts where it is not the text."""
+    content: list[str | None] = [response.text, response.finish_reason]
+    return content if response.answer == response.text else [*content, response.answer]
 
 
 def once(judge: Judge, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -28,12 +28,57 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Thinking:
+    """The tags around a model's thought. `opened`: the prompt ends with the opening tag, so a response begins inside
+    its thought."""
+
+    open: str = "<think>"
+    close: str = "</think>"
+    opened: bool = False
+
+    def answer(self, text: str) -> str | None:
+        """What follows the last thought, without the white space between them; None if a thought is not closed. A text
+        without tags is an answer as it is."""
+        _, closed, rest = text.rpartition(self.close)
+        if self.open in rest or (self.opened and not closed):
+            return None
+        return rest.lstrip() if closed else text
+
+    def named_in(self, pattern: str) -> bool:
+        """Whether a regular expression names a tag, and so describes the thought as well."""
+        plain = pattern.replace("\\", "")
+        return self.open in plain or self.close in plain
+
+
+USUAL = Thinking()
+"""The tags of most models."""
+
+
+@dataclass(frozen=True, slots=True)
 class Response:
     """A response exactly as sampled; finish_reason is "stop" or "length" (cut off at the token limit)."""
 
     id: str
     text: str
     finish_reason: str
+    thinking: Thinking | None = USUAL
+    """How its thought is marked; None: all of it is the answer."""
+
+    @property
+    def answer(self) -> str | None:
+        """The text after the thought; None if the thought is not closed."""
+        return self.text if self.thinking is None else self.thinking.answer(self.text)
+
+    @property
+    def alone(self) -> "Response":
+        """This response without its thought; empty if the thought is not closed."""
+        return self if self.answer == self.text else Response(self.id, self.answer or "", self.finish_reason, None)
+
+    def as_described_by(self, pattern: str) -> str | None:
+        """The answer, or the whole text for a regular expression that names the tags; None if the thought is not
+        closed."""
+        whole = self.thinking is not None and self.thinking.named_in(pattern)
+        return self.text if whole and self.answer is not None else self.answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +160,11 @@ def unparsable(policy: Unparsable, why: str, *, well_formed: bool | None) -> Ver
     if policy == "abstain":
         return Verdict("abstain", None, None, f"unparsable: {why}", well_formed)
     return Verdict("score", 0.0, None, f"unparsable: {why}", well_formed)
+
+
+def unclosed(policy: Unparsable = "wrong") -> Verdict:
+    """The verdict on a response whose thought is not closed: it has no answer."""
+    return unparsable(policy, "the thought is not closed", well_formed=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ class Combine(Judge):
             return replace(failure, parts=parts)
         verdict = RULES[self.how](counting, self.failed)
         if verdict.score is not None and self.length_penalty is not None:
-            loss = self.length_penalty.of(response.text)
+            loss = self.length_penalty.of(response.text if response.answer is None else response.answer)
             verdict = scored(verdict.score - loss, verdict.extracted, verdict.why, verdict.well_formed)
             parts["length_penalty"] = -loss
         return replace(verdict, parts=parts)

@@ -49,7 +49,7 @@ class Part(BaseModel):
 
 
 class LengthPenalty(BaseModel):
-    """Score penalty for long responses."""
+    """Score penalty for long answers; a thought counts only if it is not closed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

@@ -82,7 +82,8 @@ class LLMCompare(LLM, PairwiseJudge):
         return super().calls_at_most(responses) * self.votes
 
     def compare_all(self, games: Sequence[Game]) -> list[Preference]:
-        reads = self.reads([Question(g.prompt, (g.first, g.second), v) for g in games for v in range(self.votes)])
+        shown = [game.of_answers for game in games]
+        reads = self.reads([Question(g.prompt, (g.first, g.second), v) for g in shown for v in range(self.votes)])
         return [_preference(reads[i : i + self.votes]) for i in range(0, len(reads), self.votes)]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from judges.context import Reply
+from judges.types import USUAL
 
 Form = Literal["line", "json"]
 JsonSchema = dict[str, Any]
@@ -97,7 +98,8 @@ def read_reply(reply: Reply, scale: Scale, form: Form, code: str) -> Read:
     """Read the verdict of a reply. A reply that was cut off has none: `7` may be the start of `70`."""
     if reply.finish_reason != "stop":
         return Read(None, f"the judge's reply ended early ({reply.finish_reason})")
-    text = reply.text.rpartition("</think>")[2].strip()
+    answer = USUAL.answer(reply.text)
+    text = (reply.text if answer is None else answer).strip()
     answer, reasoning = _from_json(text) if form == "json" else _from_line(text, code)
     if answer is None:
         return Read(None, f"garbage verdict: {reasoning}: {_one_line(text) or 'an empty reply'}")

@@ -72,6 +72,7 @@ class PreferenceModel(ModelJudge, PairwiseJudge):
             )
 
     def compare_all(self, games: Sequence[Game]) -> list[Preference]:
+        games = [game.of_answers for game in games]
         if self.of == "texts":
             pairs = [(game.prompt, game.first, game.second) for game in games]
             return [_preference(verdict) for verdict in self.scored(pairs, self._pair, first_is_better)]

@@ -9,7 +9,7 @@ from pydantic import field_validator
 from judges.contract import PointwiseJudge
 from judges.rules.letters import Letter, plain_letters, read_letter
 from judges.rules.text import text_target
-from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verdict, unparsable
+from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verdict, unclosed, unparsable
 
 _CAPITALS = Prompt("capitals", (), "B", {"options": ["Rome", "Paris", "Paris, Texas"]})
 
@@ -51,7 +51,9 @@ class MultipleChoice(PointwiseJudge):
         options = self._options(prompt)
         right = self._target(prompt, options)
         letters = "".join(options) if options else self.letters
-        text = plain_letters(response.text)
+        if response.answer is None:
+            return unclosed(self.unparsable)
+        text = plain_letters(response.answer)
         found = read_letter(text, letters)
         complete = response.finish_reason == "stop"
         if found.letter is None and options and not found.stated:

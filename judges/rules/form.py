@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from judges.contract import PointwiseJudge
 from judges.rules.text import checked_pattern
-from judges.types import Example, Prompt, Response, Verdict
+from judges.types import Example, Prompt, Response, Verdict, unclosed
 
 Type = Literal["string", "number", "integer", "boolean", "array", "object", "null", "any"]
 
@@ -74,10 +75,14 @@ class Format(PointwiseJudge):
     def one(self, prompt: Prompt, response: Response) -> Verdict:
         if response.finish_reason != "stop":
             return Verdict("score", 0.0, None, "cut off", False)
-        text = response.text.strip()
-        wrong = {name: "" if regex.fullmatch(text) else "no match" for name, regex in self._regexes.items()}
+        if response.answer is None:
+            return unclosed()
+        wrong = {}
+        for name, regex in self._regexes.items():
+            text = response.as_described_by(regex.pattern) or ""
+            wrong[name] = "" if regex.fullmatch(text.strip()) else "no match"
         if self.keys:
-            wrong["keys"] = self._json_fault(text)
+            wrong["keys"] = self._json_fault(response.answer.strip())
         why = "; ".join(f"{name}: {fault}" for name, fault in wrong.items() if fault)
         return Verdict("score", float(not why), None, why, not why, {name: float(not f) for name, f in wrong.items()})
 
@@ -130,7 +135,7 @@ def _refuse(constant: str) -> Any:
 
 
 class Length(PointwiseJudge):
-    """1 for a length between `least` and `most`; outside that range 0, or less and less with `slope`."""
+    """1 for an answer as long as `least` to `most`; outside that range 0, or less and less with `slope`."""
 
     examples: ClassVar[tuple[Example, ...]] = (
         Example.on(None, "one two three", 1.0, {"most": 3}),
@@ -160,9 +165,10 @@ class Length(PointwiseJudge):
         return self
 
     def one(self, prompt: Prompt, response: Response) -> Verdict:
-        length = len(response.text.split()) if self.unit == "words" else len(response.text)
+        text = response.text if response.answer is None else response.answer
+        length = len(text.split()) if self.unit == "words" else len(text)
         outside = max(self.least - length, 0 if self.most is None else length - self.most, 0)
-        why = f"{length} {self.unit}"
-        if outside == 0:
-            return Verdict("score", 1.0, None, why)
-        return Verdict("score", 0.0 if self.slope is None else 1.0 - outside / self.slope, None, why)
+        score = float(outside == 0) if self.slope is None else 1.0 - outside / self.slope
+        if response.answer is None:
+            return replace(unclosed(), score=min(score, 0.0))
+        return Verdict("score", score, None, f"{length} {self.unit}")

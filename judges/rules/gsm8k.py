@@ -8,7 +8,7 @@ from judges.contract import PointwiseJudge
 from judges.rules.markers import Found, Marker, closes, last_marker
 from judges.rules.numerals import Number, last_number, parse_number, plain_text
 from judges.rules.values import Value, show
-from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verdict, unparsable
+from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verdict, unclosed, unparsable
 
 
 class GSM8K(PointwiseJudge):
@@ -37,7 +37,9 @@ class GSM8K(PointwiseJudge):
 
     def one(self, prompt: Prompt, response: Response) -> Verdict:
         gold = number_target(prompt)
-        text = plain_text(response.text)
+        if response.answer is None:
+            return unclosed(self.unparsable)
+        text = plain_text(response.answer)
         complete = response.finish_reason == "stop"
         found = None if self.answer == "last" else last_marker(text, self.markers)
         if found is None:

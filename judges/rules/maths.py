@@ -10,7 +10,7 @@ from pydantic import Field
 from judges.contract import PointwiseJudge
 from judges.rules.markers import last_box
 from judges.rules.text import text_target
-from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verdict, unparsable
+from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verdict, unclosed, unparsable
 
 
 class Math(PointwiseJudge):
@@ -41,8 +41,10 @@ class Math(PointwiseJudge):
 
     def one(self, prompt: Prompt, response: Response) -> Verdict:
         gold = _target(text_target(prompt))
-        boxed = last_box(response.text)
-        answer = response.text if boxed is None else f"\\boxed{{{boxed}}}"
+        if response.answer is None:
+            return unclosed(self.unparsable)
+        boxed = last_box(response.answer)
+        answer = response.answer if boxed is None else f"\\boxed{{{boxed}}}"
         if boxed is None and (self.only_boxed or response.finish_reason != "stop"):
             why = "cut off" if response.finish_reason != "stop" else "no boxed answer"
             return unparsable(self.unparsable, why, well_formed=False)

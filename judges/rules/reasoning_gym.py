@@ -13,7 +13,7 @@ from judges.resolve import did_you_mean
 from judges.rules.numerals import last_number, plain_text
 from judges.rules.text import checked_pattern
 from judges.rules.values import show
-from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verdict, describe, unparsable
+from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verdict, describe, unclosed, unparsable
 
 
 class ReasoningGym(PointwiseJudge):
@@ -66,28 +66,29 @@ class ReasoningGym(PointwiseJudge):
         _entry(prompt)
 
     def one(self, prompt: Prompt, response: Response) -> Verdict:
+        if response.answer is None:
+            return unclosed(self.unparsable)
         if response.finish_reason != "stop":
             return self._unparsable("cut off before its end")
-        match = self._regex.fullmatch(response.text.strip()) if self._regex is not None else None
+        text = response.as_described_by(self.pattern or "") or ""
+        match = self._regex.fullmatch(text.strip()) if self._regex is not None else None
         answer = match["answer"] if match is not None else None
         source = "pattern" if answer is not None else self.fallback
-        answer = self._fallback(response.text) if answer is None else answer
+        answer = self._fallback(response.answer) if answer is None else answer
         if answer is None:
             return self._unparsable("no answer in the requested format" if self.fallback == "none" else "no number")
         raw = float(_dataset(self.task).score_answer(answer.strip(), _entry(prompt)))
         right = raw >= self.threshold
         why = source if right else f"{source}, expected {prompt.columns['answer']}"[:200]
-        return Verdict.of(
-            float(right), answer.strip(), why, self._well_formed(match, prompt, response), {"verifier": raw}
-        )
+        return Verdict.of(float(right), answer.strip(), why, self._well_formed(match, prompt, text), {"verifier": raw})
 
-    def _well_formed(self, match: re.Match[str] | None, prompt: Prompt, response: Response) -> bool | None:
+    def _well_formed(self, match: re.Match[str] | None, prompt: Prompt, text: str) -> bool | None:
         """Whether a finished response has the requested format; None if none was requested."""
         if self.pattern is None and self.must_contain is None:
             return None
         if self.pattern is not None and match is None:
             return False
-        return self.must_contain is None or _repeats(response.text, self._filled(prompt))
+        return self.must_contain is None or _repeats(text, self._filled(prompt))
 
     def _fallback(self, text: str) -> str | None:
         if self.fallback == "text":

@@ -12,7 +12,7 @@ from judges.contract import PointwiseJudge
 from judges.rules.gsm8k import number_target
 from judges.rules.numerals import last_number, plain_text
 from judges.rules.values import Value, close, show
-from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verdict, unparsable
+from judges.types import Example, JudgeError, Prompt, Response, Unparsable, Verdict, unclosed, unparsable
 
 
 class Exact(PointwiseJudge):
@@ -38,7 +38,9 @@ class Exact(PointwiseJudge):
 
     def one(self, prompt: Prompt, response: Response) -> Verdict:
         target = text_target(prompt)
-        text = complete_text(response)
+        text = complete(response.answer, response)
+        if text is None:
+            return unclosed()
         if text == target:
             return Verdict("score", 1.0, target)
         answer = self._clean(text)
@@ -71,7 +73,9 @@ class Contains(PointwiseJudge):
 
     def one(self, prompt: Prompt, response: Response) -> Verdict:
         target = text_target(prompt).strip()
-        answer, wanted = complete_text(response), target
+        answer, wanted = complete(response.answer, response), target
+        if answer is None:
+            return unclosed()
         if self.ignore_case:
             answer, wanted = answer.casefold(), wanted.casefold()
         right = wanted in answer
@@ -117,7 +121,10 @@ class Regex(PointwiseJudge):
         return re.compile(self.pattern, re.IGNORECASE if self.ignore_case else 0)
 
     def one(self, prompt: Prompt, response: Response) -> Verdict:
-        match = self._match(complete_text(response))
+        text = complete(response.as_described_by(self.pattern), response)
+        if text is None:
+            return unclosed(self.unparsable)
+        match = self._match(text)
         well_formed = match is not None and response.finish_reason == "stop"
         if self.compare == "match":
             why = "" if match is not None else "the pattern does not match"
@@ -165,7 +172,9 @@ class Number(PointwiseJudge):
 
     def one(self, prompt: Prompt, response: Response) -> Verdict:
         target = number_target(prompt)
-        number = last_number(plain_text(response.text)) if response.finish_reason == "stop" else None
+        if response.answer is None:
+            return unclosed(self.unparsable)
+        number = last_number(plain_text(response.answer)) if response.finish_reason == "stop" else None
         if number is None or number.value is None:
             why = "no number can be read" if response.finish_reason == "stop" else "cut off before its end"
             return unparsable(self.unparsable, why, well_formed=None)
@@ -173,9 +182,9 @@ class Number(PointwiseJudge):
         return Verdict("score", float(right), show(number.value), "" if right else f"expected {show(target)}")
 
 
-def complete_text(response: Response) -> str:
-    """The response's text, without a number that may have been cut off."""
-    return response.text if response.finish_reason == "stop" else _CUT_NUMBER.sub("", response.text)
+def complete(text: str | None, response: Response) -> str | None:
+    """The text of the response, without a number that may have been cut off."""
+    return text if text is None or response.finish_reason == "stop" else _CUT_NUMBER.sub("", text)
 
 
 _CUT_NUMBER = re.compile(r"[\d.,/]*\d[.,/]?\Z")

@@ -4,11 +4,11 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from judges.types import JudgeError, Prompt, Response
+from judges.types import USUAL, JudgeError, Prompt, Response, Thinking
 
 LABELS = {
     **dict.fromkeys(("right", "true", "1", "correct", "yes"), "right"),
@@ -40,10 +40,12 @@ class Case:
     wanted: str | float
 
 
-def read_cases(path: Path) -> list[Case]:
-    """Read the cases of a file in order; JudgeError names the row and what is wrong with it."""
+def read_cases(path: Path, thinking: Thinking | None = USUAL) -> list[Case]:
+    """Read the cases of a file in order; JudgeError names the row and what is wrong with it. A response there stands
+    for itself: no prompt has opened its thought."""
+    thinking = thinking and replace(thinking, opened=False)
     try:
-        cases = [_case(path, where, row) for where, row in _rows(path)]
+        cases = [_case(path, where, row, thinking) for where, row in _rows(path)]
     except UnicodeDecodeError as error:
         raise JudgeError(f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start}).") from None
     except OSError as error:
@@ -102,7 +104,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Cells]]:
         yield f"row {number}", row
 
 
-def _case(path: Path, where: str, row: Cells) -> Case:
+def _case(path: Path, where: str, row: Cells, thinking: Thinking | None) -> Case:
     try:
         kind = _kind(tuple(row))
         columns = {name: value for name, value in row.items() if name not in OWN}
@@ -111,7 +113,7 @@ def _case(path: Path, where: str, row: Cells) -> Case:
         finish = str(row.get("finish_reason", "stop"))
         if finish not in ("stop", "length"):
             raise ValueError(f"finish_reason is {finish!r}, expected stop or length")
-        responses = tuple(Response(f"{where} {name}", _text(name, row[name]), finish) for name in names)
+        responses = tuple(Response(f"{where} {name}", _text(name, row[name]), finish, thinking) for name in names)
         wanted = "chosen" if kind == "pair" else _label(row["label"]) if kind == "label" else _score(row["score"])
     except ValueError as error:
         raise JudgeError(f"{path}, {where}: {error}. {NEEDED}") from None

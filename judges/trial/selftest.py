@@ -8,7 +8,7 @@ from judges.contract import Judge
 from judges.run import judge_groups
 from judges.trial.labelled import read_cases
 from judges.trial.trial import Outcome, try_cases
-from judges.types import Example, Group, JudgeError, Response, Verdict
+from judges.types import USUAL, Example, Group, JudgeError, Response, Thinking, Verdict
 
 
 def self_test(judge: Judge) -> int:
@@ -26,9 +26,11 @@ def self_test(judge: Judge) -> int:
     return inside + len(examples)
 
 
-def agree_with(judge: Judge, examples: Path, *, agreement: float, correct_at: float) -> int:
+def agree_with(
+    judge: Judge, examples: Path, *, agreement: float, correct_at: float, thinking: Thinking | None = USUAL
+) -> int:
     """Run the user's labelled examples; return their number. JudgeError if the judge agrees with too few of them."""
-    outcomes = try_cases(judge, read_cases(examples), correct_at=correct_at)
+    outcomes = try_cases(judge, read_cases(examples, thinking), correct_at=correct_at)
     missed = [outcome for outcome in outcomes if not outcome.agrees]
     agreed = len(outcomes) - len(missed)
     if agreed / len(outcomes) < agreement - 1e-9:  # 0.7 of 10 is 7, despite rounding

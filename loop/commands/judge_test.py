@@ -17,6 +17,7 @@ from judges.resolve import build_judge
 from judges.trial.labelled import read_cases
 from judges.trial.report import TrialReport, report
 from judges.trial.trial import Outcome, try_cases
+from judges.types import USUAL, Thinking
 from judges.versions import fingerprint
 from loop.config.load import load_config
 from loop.config.settings import EngineConfig
@@ -25,6 +26,7 @@ from loop.engines.judge_engine import asked_for, judge_engine
 from loop.errors import UserError
 from loop.measure.stats import wilson
 from loop.prompts.chat_template import ChatFormat
+from loop.prompts.thinking import thinking_of
 from loop.store.model_folder import find_model
 from loop.view.display import Display
 from loop.workers.log_prob_service import LogProbScorer
@@ -40,6 +42,7 @@ class JudgeSpec:
     name: str
     judge: Judge
     correct_at: float
+    thinking: Thinking | None = USUAL
 
 
 def named_judge(name: str, arguments: Sequence[str], correct_at: float | None) -> JudgeSpec:
@@ -50,9 +53,10 @@ def named_judge(name: str, arguments: Sequence[str], correct_at: float | None) -
         if config.judge is None:
             raise UserError(f"{name} names no judge: its pairs come from preference data.")
         name, args, default = config.judge.name, config.judge.args | given, config.pairs.correct_at
+        thinking = thinking_of(config.judge.thinking, config.model)
     else:
-        args, default = given, 1.0
-    return JudgeSpec(name, build_judge(name, args), default if correct_at is None else correct_at)
+        args, default, thinking = given, 1.0, USUAL
+    return JudgeSpec(name, build_judge(name, args), default if correct_at is None else correct_at, thinking)
 
 
 def _argument(text: str) -> tuple[str, Any]:
@@ -123,7 +127,7 @@ def run_test(
     judge, used = chosen.judge, list[Usage]()
     judge.bind(JudgeContext(find=find_model, log_probs=LogProbScorer(), on_usage=lambda usage, _: used.append(usage)))
     judge.ready()
-    cases = read_cases(data)[:limit]
+    cases = read_cases(data, chosen.thinking)[:limit]
     display = Display(quiet=quiet)
     if (model := asked_for(judge)) is not None:
         judge.bind(replace(judge.context, generate=start_engine(model, display), weights=model.found.digest))

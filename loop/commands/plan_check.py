@@ -13,6 +13,7 @@ from loop.config.settings import Config, JudgeConfig
 from loop.engines.base import chosen_engine
 from loop.errors import UserError
 from loop.prompts.sets import PromptSets, build_prompt_sets
+from loop.prompts.thinking import thinking_of
 from loop.store.findings import Findings
 from loop.store.missing import missing
 from loop.store.model_folder import find_model, resolve_base
@@ -35,7 +36,7 @@ def check_for_real(loaded: LoadedConfig) -> Json:
         judges["judge of the evaluation"] = config.eval_judge
     for title, settings in judges.items():
         if settings is not None:
-            checked[title] = found.look(check_judge, settings, config.pairs.correct_at)
+            checked[title] = found.look(check_judge, settings, config)
     sets = found.look(build_prompt_sets, config.prompts, config.seed)
     folder = found.look(_find_base, config)
     if config.reference_path is not None:
@@ -83,14 +84,15 @@ def _check_targets(found: Findings, config: Config, sets: PromptSets) -> None:
             found.problems += check_prompts(judge, rows).problems
 
 
-def check_judge(settings: JudgeConfig, correct_at: float) -> str:
+def check_judge(settings: JudgeConfig, config: Config) -> str:
     """Build a judge, have it answer its own examples and the user's; JudgeError if it fails."""
     judge = _built(settings)
     own = self_test(judge)
     checked = f"{type(judge).__name__} loads, {f'its own {own} examples as known' if own else 'no examples of its own'}"
     if "engine" in judge.needs:
         return f"{checked}, its engine and labelled examples are tried when the run starts"
-    given = try_examples(judge, settings, correct_at)
+    thinking = thinking_of(settings.thinking, config.model)
+    given = try_examples(judge, settings, config.pairs.correct_at, thinking)
     return f"{checked}, {given} of {settings.examples} as labelled" if settings.examples else checked
 
 

@@ -143,6 +143,25 @@ class EngineConfig(Section):
     """How often a shard is tried again after its worker crashed or stalled."""
 
 
+class ThinkingTags(Section):
+    """The tags around a model's thought."""
+
+    open: str = Field(min_length=1)
+    """The opening tag, e.g. `<think>`."""
+    close: str = Field(min_length=1)
+    """The closing tag, e.g. `</think>`."""
+
+    @model_validator(mode="after")
+    def _two_tags(self) -> "ThinkingTags":
+        if self.open == self.close or not self.open.strip() or not self.close.strip():
+            raise ValueError("open and close must be two different tags, such as <think> and </think>")
+        return self
+
+
+ThinkingTagsOrNone = ThinkingTags | Literal["none"] | None
+"""As `judge.thinking` has it; None takes the chat template's."""
+
+
 class JudgeConfig(Section):
     """What labels the responses."""
 
@@ -150,6 +169,10 @@ class JudgeConfig(Section):
     """A built-in judge, an installed plug-in, `package.module:Class` or `path/to/file.py:Class`."""
     args: JudgeArguments = {}
     """The judge's own arguments."""
+    thinking: ThinkingTagsOrNone = None
+    """The tags around a model's thought, such as `{open: "<think>", close: "</think>"}`. Judges read what follows the
+    last thought, and a response whose thought is not closed has no answer. `none` judges the whole response; null takes
+    the tags of the model's chat template, or `<think>` if it has none."""
     max_error_share: Share = 0.05
     """The campaign stops if a larger share of a shard's verdicts are errors; errors never become labels."""
     examples: LocalPath | None = None
@@ -180,8 +203,9 @@ class EvalConfig(Section):
     max_tokens: PositiveInt | None = None
     """Longest response in tokens; null takes the value of `sampling` in the first iteration."""
     judge: JudgeConfig | None = None
-    """Judge of the evaluation; null takes the judge of the training responses. With preference data and no judge,
-    models are measured by which of two held-out answers they prefer."""
+    """Judge of the evaluation, with the `thinking` of the other judge unless it has its own; null takes the judge of
+    the training responses. With preference data and no judge, models are measured by which of two held-out answers they
+    prefer."""
 
 
 class Config(Section):
@@ -233,7 +257,10 @@ class Config(Section):
     @property
     def eval_judge(self) -> JudgeConfig | None:
         """Judge of the evaluation; None if held-out preferences are measured instead."""
-        return self.eval.judge or self.judge
+        judge = self.eval.judge
+        if judge is None or judge.thinking is not None or self.judge is None:
+            return judge or self.judge
+        return judge.model_copy(update={"thinking": self.judge.thinking})
 
     @property
     def human_judge(self) -> bool:

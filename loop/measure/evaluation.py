@@ -1,5 +1,6 @@
 """Evaluation metrics with intervals, computed from the responses and verdicts of one prompt set. A trial is a response
-with a score; abstentions and errors are no trials, they are counted and shown. Counts per prompt are kept, so that two
+on which the judge has not failed: an abstention is a trial without success, so that no model gains by answers that the
+judge cannot decide, and errors are no trials. Both are counted and shown. Counts per prompt are kept, so that two
 models can be compared prompt by prompt later."""
 
 import json
@@ -13,6 +14,7 @@ from loop.config.checks import PREFERENCE
 from loop.measure.stats import Array, majority_at_k, paired_difference, paired_ratio, pass_at_k, ratio_interval
 from loop.store import tables
 from loop.store.run_records import Counts, Difference, Evaluation, Interval, Ratio, SetMetrics, read_record
+from loop.store.thoughts import answer_lengths
 
 METRICS = ("sampled_accuracy", "greedy_accuracy", "well_formed_share", "accuracy_among_well_formed")
 
@@ -24,6 +26,7 @@ class Answer:
     prompt_id: str
     greedy: bool
     tokens: int
+    """Of its answer, without the thought."""
     truncated: bool
     kind: str
     correct: bool
@@ -35,15 +38,17 @@ def read_answers(responses: Sequence[Path], verdicts: Sequence[Path], correct_at
     """The answers of the shards, in order; a score of at least `correct_at` is correct."""
     answers: list[Answer] = []
     for response_path, verdict_path in zip(responses, verdicts, strict=True):
-        sampled = tables.read(response_path, ["response_id", "prompt_id", "temperature", "token_ids", "finish_reason"])
+        names = ("response_id", "prompt_id", "temperature", "finish_reason")
+        sampled = tables.read(response_path, [*names, "token_ids", "text"])
         judged = {row["response_id"]: row for row in tables.read(verdict_path).to_pylist()}
-        for row in sampled.to_pylist():
+        lengths = answer_lengths(sampled, verdict_path)
+        for row, length in zip(sampled.select(names).to_pylist(), lengths, strict=True):
             verdict = judged[row["response_id"]]
             answers.append(
                 Answer(
                     row["prompt_id"],
                     row["temperature"] == 0,
-                    len(row["token_ids"]),
+                    length,
                     row["finish_reason"] == "length",
                     verdict["kind"],
                     verdict["kind"] == "score" and verdict["score"] >= correct_at,
@@ -92,9 +97,9 @@ def count(answers: Iterable[Answer]) -> Counts:
     """Successes and trials per prompt for each metric."""
     counts: Counts = {name: {} for name in METRICS}
     for a in answers:
-        cells = {"greedy_accuracy" if a.greedy else "sampled_accuracy": (a.correct, a.kind == "score")}
+        cells = {"greedy_accuracy" if a.greedy else "sampled_accuracy": (a.correct, a.kind != "error")}
         if not a.greedy:
-            judged = a.kind == "score" and a.well_formed is not None
+            judged = a.kind != "error" and a.well_formed is not None
             cells["well_formed_share"] = (judged and bool(a.well_formed), judged)
             cells["accuracy_among_well_formed"] = (a.correct and bool(a.well_formed), judged and bool(a.well_formed))
         for name, (success, trial) in cells.items():

@@ -11,6 +11,7 @@ import pyarrow as pa
 from loop.pairing.records import Judged, Made
 from loop.store import tables
 from loop.store.stage import is_further
+from loop.store.thoughts import answer_lengths
 from trainer.losses.method import Kind
 
 SCHEMAS: dict[Kind, pa.Schema] = {"pairs": tables.PAIRS, "singles": tables.SINGLES, "groups": tables.GROUPS}
@@ -33,7 +34,7 @@ def judged_groups(shards: Sequence[tuple[Path, Path]]) -> Iterator[tuple[str, Se
 
 def read_judged(responses: Path, verdicts: Path) -> list[tuple[str, list[Judged]]]:
     """A shard's groups as rules need them, in shard order."""
-    table = tables.read(responses, ["prompt_id", "response_id", "index", "token_ids", "finish_reason"])
+    table = tables.read(responses, ["prompt_id", "response_id", "index", "token_ids", "finish_reason", "text"])
     first_of_reference = tables.notes_of(responses).get("spec", {}).get("reference_from")
     words = _words(tables.read(verdicts, ["response_id", "kind", "score", "parts"]))
     prompts, ids = table["prompt_id"].to_pylist(), table["response_id"].to_pylist()
@@ -41,15 +42,14 @@ def read_judged(responses: Path, verdicts: Path) -> list[tuple[str, list[Judged]
     for prompt_id, id in zip(prompts, ids, strict=True):
         members.setdefault(prompt_id, []).append(id)
     groups: dict[str, list[Judged]] = {prompt_id: [] for prompt_id in members}
-    rows = zip(
-        prompts, ids, table["index"].to_pylist(), keys_of(table["token_ids"]), table["finish_reason"].to_pylist(),
-        strict=True,
-    )  # fmt: skip
-    for prompt_id, id, index, key, finish in rows:
+    indices, finishes = table["index"].to_pylist(), table["finish_reason"].to_pylist()
+    lengths = answer_lengths(table, verdicts)
+    rows = zip(prompts, ids, indices, keys_of(table["token_ids"]), finishes, lengths, strict=True)
+    for prompt_id, id, index, key, finish, length in rows:
         kind, score, parts = words[id]
         beats = beats_of(parts, members[prompt_id])
         origin = None if first_of_reference is None else index >= first_of_reference
-        groups[prompt_id].append(Judged(id, key, kind, score, finish, len(key) // 4, beats, origin))
+        groups[prompt_id].append(Judged(id, key, kind, score, finish, length, beats, origin))
     return list(groups.items())
 
 

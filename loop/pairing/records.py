@@ -19,7 +19,7 @@ class Judged:
     score: float | None
     finish_reason: str
     length: int = 0
-    """Tokens."""
+    """Tokens of the answer, without the thought."""
     beats: Mapping[str, float] | None = None
     """From a pairwise judge: the probability of being better than the response of that id; None: it gave scores."""
     from_reference: bool | None = None

@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 from loop.measure.estimators import best_of_curve, majority_curve, mean_interval, pass_curve, quantiles, within_sums
 from loop.store import tables
+from loop.store.thoughts import answer_lengths
 
 
 class ScoredResponse(NamedTuple):
     """Verdict and length of one sampled (not greedy) response."""
 
     tokens: int
+    """Of its answer, without the thought."""
     score: float | None
     correct: bool
     extracted: str | None
@@ -79,8 +81,8 @@ def _take(into: Collected, responses: Path, verdicts: Path, correct_at: float) -
     ids, *rest = (column.to_pylist() for column in tables.read(verdicts, names).select(names).columns)
     judged = dict(zip(ids, zip(*rest, strict=True), strict=True))
     names = ["prompt_id", "response_id", "temperature", "finish_reason"]
-    table = tables.read(responses, [*names, "token_ids"])
-    lengths = [n for chunk in table["token_ids"].chunks for n in chunk.value_lengths().to_pylist()]
+    table = tables.read(responses, [*names, "token_ids", "text"])
+    lengths = answer_lengths(table, verdicts)
     rows = zip(*(table[name].to_pylist() for name in names), lengths, strict=True)
     for prompt_id, response_id, temperature, finish, length in rows:
         if temperature == 0:

@@ -77,7 +77,7 @@ class SetMetrics:
     pass_at_k: float | None = None
     maj_at_k: float | None = None
     mean_length: float | None = None
-    """Tokens per sampled response."""
+    """Tokens per sampled response, without its thought."""
     truncated_share: float | None = None
     abstained_share: float | None = None
     error_share: float | None = None

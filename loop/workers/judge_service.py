@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,18 +17,20 @@ from judges.contract import Judge
 from judges.resolve import build_judge
 from judges.run import judge_groups
 from judges.trial.selftest import agree_with, self_test
-from judges.types import Group, Prompt, Response, Verdict
+from judges.types import USUAL, Group, Prompt, Response, Thinking, Verdict
 from judges.versions import fingerprint
-from loop.config.settings import JudgeConfig
+from loop.config.settings import JudgeConfig, ModelConfig
 from loop.engines.judge_engine import asked_for
 from loop.errors import UserError
 from loop.prompts.row import PromptRow
+from loop.prompts.thinking import thinking_of
 from loop.redact import redacted
 from loop.store import tables
 from loop.store.files import write_file
 from loop.store.findings import Findings
 from loop.store.model_folder import find_model
 from loop.store.run_records import Json
+from loop.store.thoughts import recorded
 from loop.store.verdict_cache import VerdictCache
 from loop.workers.entry import Report
 from loop.workers.log_prob_service import LogProbScorer, Roles
@@ -83,14 +86,23 @@ class Meter:
 
 
 class JudgeService:
-    """Holds the judge for the whole campaign, in a process of its own: it may print, hang or exit."""
+    """Holds the judge for the whole campaign, in a process of its own: it may print, hang or exit. `model` is the one
+    whose responses it judges, and `base` where that was found."""
 
-    def __init__(self, settings: JudgeConfig, cache: Path, parents: tuple[Path, ...] = ()) -> None:
+    def __init__(
+        self,
+        settings: JudgeConfig,
+        cache: Path,
+        parents: tuple[Path, ...] = (),
+        model: ModelConfig | None = None,
+        base: Path | None = None,
+    ) -> None:
         self.settings = settings
         self.judge = build_judge(settings.name, settings.args)
         self.store = VerdictCache(cache, parents)
         self.judge.bind(JudgeContext(self.store, find=find_model))
-        self.fingerprint = fingerprint(self.judge, settings.name)
+        self.thinking = USUAL if model is None else thinking_of(settings.thinking, model, base)
+        self.fingerprint = fingerprint(self.judge, settings.name) | recorded(self.thinking)
         self.scoring = LogProbScorer()
 
     def prepare(self, report: Report, correct_at: float) -> PreparedJudge:
@@ -100,7 +112,7 @@ class JudgeService:
         self_test(self.judge)
         model = asked_for(self.judge)
         if model is None:
-            try_examples(self.judge, self.settings, correct_at)
+            try_examples(self.judge, self.settings, correct_at, self.thinking)
         return PreparedJudge(self.fingerprint, tuple(sorted(self.judge.needs)), self.judge.compares, model)
 
     def check_prompts(self, report: Report, prompts: Sequence[PromptRow]) -> Findings:
@@ -111,7 +123,7 @@ class JudgeService:
         """Test the judge, with a model that answers, on the user's labelled examples; their number."""
         on_usage = Meter(report).note
         self.judge.bind(JudgeContext(self.store, generate, weights, find_model, self.scoring, on_usage))
-        return try_examples(self.judge, self.settings, correct_at)
+        return try_examples(self.judge, self.settings, correct_at, self.thinking)
 
     def label(
         self,
@@ -127,7 +139,7 @@ class JudgeService:
         meter = Meter(report)
         self.scoring.begin(task.responses, roles, report)
         self.judge.bind(JudgeContext(self.store, generate, weights, find_model, self.scoring, meter.note))
-        with frozen_groups(task.responses, task.prompts) as groups:
+        with frozen_groups(task.responses, task.prompts, self.thinking) as groups:
             verdicts = [verdict for row in judge_groups(self.judge, groups) for verdict in row]
         counts: Counter[str] = Counter(verdict.kind for verdict in verdicts)
         self._check_errors(verdicts, counts, task)
@@ -175,20 +187,21 @@ def as_prompt(row: PromptRow) -> Prompt:
     return Prompt(row.id, tuple(row.messages), row.target, row.columns)
 
 
-def try_examples(judge: Judge, settings: JudgeConfig, correct_at: float) -> int:
+def try_examples(judge: Judge, settings: JudgeConfig, correct_at: float, thinking: Thinking | None) -> int:
     """Test the judge on the user's labelled examples, if there are any; their number. JudgeError if it disagrees."""
     if settings.examples is None:
         return 0
-    return agree_with(judge, Path(settings.examples), agreement=settings.examples_agreement, correct_at=correct_at)
+    agreement = settings.examples_agreement
+    return agree_with(judge, Path(settings.examples), agreement=agreement, correct_at=correct_at, thinking=thinking)
 
 
 @contextmanager
-def frozen_groups(responses: Path, prompts: tuple[PromptRow, ...]) -> Iterator[list[Group]]:
+def frozen_groups(responses: Path, prompts: tuple[PromptRow, ...], thinking: Thinking | None) -> Iterator[list[Group]]:
     """The shard's groups, hidden from Python's cycle collector: they hold no cycles, and collecting them would take as
     long as a fast judge."""
     gc.disable()
     try:
-        groups = read_groups(responses, prompts)
+        groups = read_groups(responses, prompts, thinking)
         gc.freeze()
     finally:
         gc.enable()
@@ -198,13 +211,13 @@ def frozen_groups(responses: Path, prompts: tuple[PromptRow, ...]) -> Iterator[l
         gc.unfreeze()
 
 
-def read_groups(responses: Path, prompts: tuple[PromptRow, ...]) -> list[Group]:
+def read_groups(responses: Path, prompts: tuple[PromptRow, ...], thinking: Thinking | None = USUAL) -> list[Group]:
     """The shard's responses as groups for a judge, in the order of the shard."""
     by_id = {row.id: as_prompt(row) for row in prompts}
     table = tables.read(responses, ["prompt_id", "response_id", "text", "finish_reason"])
     of_prompt, *rest = (table.column(name).to_pylist() for name in table.column_names)
     grouped: dict[str, list[Response]] = {}
-    for prompt_id, response in zip(of_prompt, map(Response, *rest), strict=True):
+    for prompt_id, response in zip(of_prompt, map(Response, *rest, repeat(thinking)), strict=True):
         grouped.setdefault(prompt_id, []).append(response)
     return [Group(by_id[prompt_id], tuple(members)) for prompt_id, members in grouped.items()]
 

@@ -8,6 +8,7 @@ from loop.config.settings import Config, JudgeConfig
 from loop.engines.judge_engine import JudgeEngine, judge_engine
 from loop.prompts.chat_template import ChatFormat, chat_format
 from loop.store.lineage import inherited_caches
+from loop.store.model_refs import model_of
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
 from loop.view.display import Bar, Display
@@ -39,7 +40,10 @@ class WorkerPool:
         )
 
     def _judge(self, name: str, settings: JudgeConfig) -> JudgeHandle:
-        judging = {"settings": settings, "cache": self.run.verdict_cache, "parents": inherited_caches(self.run)}
+        run = self.run
+        base = model_of(run, run.base().policy).path if run.promotion(0).exists() else None
+        judging = {"settings": settings, "cache": run.verdict_cache, "parents": inherited_caches(run)}
+        judging |= {"model": self.config.model, "base": base}
         return JudgeHandle(self._worker(name, "loop.workers.judge_service:JudgeService", judging), judging)
 
     def _event(self, what: str, **details: Any) -> None:
