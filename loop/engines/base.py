@@ -1,9 +1,11 @@
 """The engine protocol: requests (token ids and sampling settings) to completions (token ids and text)."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Protocol
@@ -64,6 +66,21 @@ class Engine(Protocol):
 
     def wake(self) -> None:
         """Undo `sleep`."""
+
+
+def thought_tags(tokenizer: Any) -> frozenset[int]:
+    """Special tokens that mark a thought. Decoding drops special tokens, but judges look for these."""
+    added = tokenizer.added_tokens_decoder.items()
+    named = re.compile("think|thought|reason", re.IGNORECASE)
+    return frozenset(id for id, token in added if token.special and named.search(token.content))
+
+
+def with_tags(text: str, ids: Sequence[int], tokenizer: Any, tags: frozenset[int]) -> str:
+    """The decoded text of the ids, with the tags around its thoughts."""
+    if tags.isdisjoint(ids):
+        return text
+    parts = groupby(ids, key=tags.__contains__)
+    return "".join(str(tokenizer.decode(list(part), skip_special_tokens=not tag)) for tag, part in parts)
 
 
 ENGINES = {

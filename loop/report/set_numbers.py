@@ -21,6 +21,8 @@ class ScoredResponse(NamedTuple):
     score: float | None
     correct: bool
     extracted: str | None
+    failed: bool
+    """Whether the judge failed on it; an abstention is a response that is not right."""
 
 
 @dataclass(slots=True)
@@ -93,7 +95,7 @@ def _take(into: Collected, responses: Path, verdicts: Path, correct_at: float) -
         into.unparsable += kind == "score" and extracted is None
         if "order_consistent" in (parts or ""):
             into.consistent.append(json.loads(parts)["order_consistent"])
-        response = ScoredResponse(length, score, score is not None and score >= correct_at, extracted)
+        response = ScoredResponse(length, score, score is not None and score >= correct_at, extracted, kind == "error")
         into.groups.setdefault(prompt_id, []).append(response)
     notes = tables.notes_of(verdicts).get("used", {})
     into.used.update({name: value for name, value in notes.items() if isinstance(value, int | float)})
@@ -104,16 +106,16 @@ def _summary(found: Collected, confidence: float) -> SetNumbers:
     scored = [kept for group in groups if (kept := [one for one in group if one.score is not None])]
     scores = [[float(one.score or 0.0) for one in group] for group in scored]
     lengths = [one.tokens for group in groups for one in group]
-    correct = [(len(group), sum(one.correct for one in group)) for group in scored]
+    judged = [kept for group in groups if (kept := [one for one in group if not one.failed])]
     return SetNumbers(
         responses=len(lengths),
         lengths=quantiles(lengths),
         mean_length=_mean(lengths),
         truncated=found.truncated / len(lengths),
         score=mean_interval([sum(group) / len(group) for group in scores], confidence),
-        solved=dict(sorted(Counter(right / count for count, right in correct).items())),
-        passed=pass_curve(correct),
-        voted=majority_curve([[(one.extracted, one.correct) for one in group] for group in scored]),
+        solved=dict(sorted(Counter(sum(one.correct for one in group) / len(group) for group in scored).items())),
+        passed=pass_curve([(len(group), sum(one.correct for one in group)) for group in judged]),
+        voted=majority_curve([[(one.extracted, one.correct) for one in group] for group in judged]),
         best=best_of_curve(scores),
         within=within_sums([[(one.tokens, one.score or 0.0) for one in group] for group in scored]),
         kinds=dict(found.kinds),

@@ -54,6 +54,8 @@ def _results(test: SetMetrics) -> str:
     if test.preference_accuracy is not None:
         return f"test: agrees with the data {with_interval(test.preference_accuracy)} %"
     shown = f"test: sampled {with_interval(test.sampled_accuracy)} %, greedy {with_interval(test.greedy_accuracy)} %"
+    if test.abstained_share:
+        shown += f" (no verdict on {percent(test.abstained_share)} %, not right)"
     if test.well_formed_share.value is None:
         return shown
     well_formed, right = with_interval(test.well_formed_share), with_interval(test.accuracy_among_well_formed)
