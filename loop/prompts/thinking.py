@@ -20,7 +20,7 @@ SHAPES = (
     ("◁{}▷", "◁/{}▷"),
 )
 """How families of models write the tags around a word for thinking."""
-WORD = r"([\w:.-]*(?:think|thought|reason)[\w:.-]*)"
+WORD = r"((?i:[\w:.-]*(?:think|thought|reason)[\w:.-]*))"
 QUESTION = "@@question@@"
 
 
@@ -46,7 +46,7 @@ def tags_in(template: str, given: ThinkingTags | None = None) -> Thinking:
     found = [
         (match.start(), Thinking(opening.format(match[1]), closing.format(match[1])))
         for opening, closing in SHAPES
-        for match in re.finditer(re.escape(closing).replace(r"\{\}", WORD), template, re.IGNORECASE)
+        for match in re.finditer(re.escape(closing).replace(r"\{\}", WORD), template)
     ]
     return min(found, key=lambda one: one[0])[1] if found else USUAL
 

@@ -55,7 +55,7 @@ def _results(test: SetMetrics) -> str:
         return f"test: agrees with the data {with_interval(test.preference_accuracy)} %"
     shown = f"test: sampled {with_interval(test.sampled_accuracy)} %, greedy {with_interval(test.greedy_accuracy)} %"
     if test.abstained_share:
-        shown += f" (no verdict on {percent(test.abstained_share)} %, not right)"
+        shown += f" (the judge abstained on {percent(test.abstained_share)} %, which count as not right)"
     if test.well_formed_share.value is None:
         return shown
     well_formed, right = with_interval(test.well_formed_share), with_interval(test.accuracy_among_well_formed)
@@ -88,12 +88,15 @@ def _summary(state: RunState) -> Iterator[str]:
 
 
 def _notes(it: IterationState) -> Iterator[str]:
-    """What is worth a sentence about an iteration: its sources, extra pairs, decision and alarms."""
+    """What is worth a sentence about an iteration: its sources, extra pairs, abstentions, decision and alarms."""
     k = it.iteration
     if it.sampled is not None and it.sampled.sources:
         yield f"Iteration {k} takes its prompts from: {describe_sources(it.sampled)}."
     if it.paired is not None and (extra := describe_extra_pairs(it.paired)):
         yield f"Iteration {k} trains on {it.paired.pairs} pairs{extra}."
+    if it.test is not None and it.test.abstained_share:
+        share = percent(it.test.abstained_share)
+        yield f"Iteration {k}: the judge abstained on {share} % of the test responses, which count as not right."
     if it.reason:
         for n, one in enumerate(it.attempts[:-1], start=1):
             yield f"Iteration {k}, attempt {n}{_changed(one)} {one.reason}."
