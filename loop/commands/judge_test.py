@@ -26,7 +26,7 @@ from loop.engines.judge_engine import asked_for, judge_engine
 from loop.errors import UserError
 from loop.measure.stats import wilson
 from loop.prompts.chat_template import ChatFormat
-from loop.prompts.thinking import thinking_of
+from loop.prompts.thinking import find_thinking
 from loop.store.model_folder import find_model
 from loop.view.display import Display
 from loop.workers.log_prob_service import LogProbScorer
@@ -53,7 +53,7 @@ def named_judge(name: str, arguments: Sequence[str], correct_at: float | None) -
         if config.judge is None:
             raise UserError(f"{name} names no judge: its pairs come from preference data.")
         name, args, default = config.judge.name, config.judge.args | given, config.pairs.correct_at
-        thinking = thinking_of(config.judge.thinking, config.model)
+        thinking = find_thinking(config.judge.thinking, config.model)
     else:
         args, default, thinking = given, 1.0, USUAL
     return JudgeSpec(name, build_judge(name, args), default if correct_at is None else correct_at, thinking)

@@ -13,7 +13,7 @@ from loop.config.settings import Config, JudgeConfig
 from loop.engines.base import chosen_engine
 from loop.errors import UserError
 from loop.prompts.sets import PromptSets, build_prompt_sets
-from loop.prompts.thinking import thinking_of
+from loop.prompts.thinking import find_thinking
 from loop.store.findings import Findings
 from loop.store.missing import missing
 from loop.store.model_folder import find_model, resolve_base
@@ -91,7 +91,7 @@ def check_judge(settings: JudgeConfig, config: Config) -> str:
     checked = f"{type(judge).__name__} loads, {f'its own {own} examples as known' if own else 'no examples of its own'}"
     if "engine" in judge.needs:
         return f"{checked}, its engine and labelled examples are tried when the run starts"
-    thinking = thinking_of(settings.thinking, config.model)
+    thinking = find_thinking(settings.thinking, config.model)
     given = try_examples(judge, settings, config.pairs.correct_at, thinking)
     return f"{checked}, {given} of {settings.examples} as labelled" if settings.examples else checked
 

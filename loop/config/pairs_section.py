@@ -71,11 +71,12 @@ class PairsConfig(Section):
     min_margin: NonNegativeFloat = 0.0
     """The scores of a pair must differ by more than this; ties never make a pair."""
     max_length_gap: NonNegativeInt | None = None
-    """Maximum difference between the lengths of a pair, in tokens; null allows any."""
+    """Maximum difference between the lengths of a pair, in tokens, thoughts not counted; null allows any."""
     min_edit_distance: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Minimum share of tokens to edit to turn one response of a pair into the other; higher drops near-duplicates."""
     length_penalty: NonNegativeFloat = 0.0
-    """Subtracted from a score for each token before the rule compares scores; higher prefers shorter responses."""
+    """Subtracted from a score for each token of the answer before the rule compares scores; higher prefers shorter
+    responses."""
     lengths: Literal["any", "nearest"] = "any"
     """`nearest`: among equally good pairs, take those with the nearest lengths (correct_vs_wrong, best_vs_worst)."""
     balance: Literal["none", "solve_rate"] = "none"

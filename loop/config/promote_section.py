@@ -26,7 +26,7 @@ class LimitSettings(Section):
     never on the test prompts. A limit that cannot be measured counts as exceeded."""
 
     length: PositiveFloat | None = None
-    """Maximum mean number of tokens in a sampled response."""
+    """Maximum mean number of tokens in a sampled response, its thought not counted."""
     length_ratio: PositiveFloat | None = None
     """The same as a multiple of the incumbent's mean: 1.2 allows a fifth more."""
     truncated: Share | None = None

@@ -24,7 +24,7 @@ WORD = r"((?i:[\w:.-]*(?:think|thought|reason)[\w:.-]*))"
 QUESTION = "@@question@@"
 
 
-def thinking_of(given: ThinkingTagsOrNone, model: ModelConfig, folder: Path | None = None) -> Thinking | None:
+def find_thinking(given: ThinkingTagsOrNone, model: ModelConfig, folder: Path | None = None) -> Thinking | None:
     """The tags around the thoughts of the campaign's model; None if all of a response is its answer. `folder` is where
     the base model was found, if it has been."""
     if given == "none":

@@ -23,6 +23,7 @@ from loop.store import tables
 from loop.store.model_refs import model_of
 from loop.store.run_records import Json
 from loop.store.stage import is_further
+from loop.store.thoughts import answer_start, thinking_in
 
 FILE = "tokenizer.json"
 PER_PAGE = 64
@@ -168,8 +169,9 @@ class Book:
 
 
 def _response(row: Json, verdict: Json | None, reason: str | None) -> Json:
-    """A response under short names for the script: x text, g greedy, c cut off, p tokens, l log-probs (hundredths of a
-    nat, negated), u why it was used in training or not, k kind, s score, e extracted, w why, f well formed."""
+    """A response under short names for the script: h thought, x text after it, g greedy, c cut off, p tokens, l
+    log-probs (hundredths of a nat, negated), u why it was used in training or not, k kind, s score, e extracted, w why,
+    f well formed."""
     found: Json = {
         "x": row["text"],
         "g": int(row["temperature"] == 0),
@@ -181,13 +183,15 @@ def _response(row: Json, verdict: Json | None, reason: str | None) -> Json:
     if verdict is not None:
         found |= {"k": verdict["kind"], "s": verdict["score"], "e": verdict["extracted"]}
         found |= {"w": verdict["why"], "f": verdict["well_formed"]}
-    return {name: value for name, value in found.items() if value not in (None, "")} | {"x": row["text"] or ""}
+        start = answer_start(row["text"] or "", verdict["thinking"])
+        found |= {"x": row["text"][start:], "h": row["text"][:start]} if start else {}
+    return {name: value for name, value in found.items() if value not in (None, "")} | {"x": found["x"] or ""}
 
 
 def _verdicts(shard: Shard) -> dict[str, Json]:
     """The verdicts of a shard's files, by response."""
-    read = (tables.read(path, JUDGED).to_pylist() for _, path in shard if path.exists())
-    return {row["response_id"]: row for rows in read for row in rows}
+    read = [(thinking_in(path), tables.read(path, JUDGED).to_pylist()) for _, path in shard if path.exists()]
+    return {row["response_id"]: row | {"thinking": thinking} for thinking, rows in read for row in rows}
 
 
 def _prompts_of(responses: Path) -> set[str]:

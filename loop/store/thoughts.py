@@ -21,10 +21,21 @@ def recorded(thinking: Thinking | None) -> Json:
     return {"thinking": NONE if thinking is None else asdict(thinking)}
 
 
+def thinking_of(fingerprint: Json) -> Thinking | None:
+    """How the judge with this fingerprint sees thoughts marked."""
+    found = fingerprint.get("thinking", {})
+    return None if found == NONE else Thinking(**found)
+
+
 def thinking_in(verdicts: Path) -> Thinking | None:
     """How the judge of this shard saw thoughts marked."""
-    found = tables.notes_of(verdicts).get("judge", {}).get("thinking", {})
-    return None if found == NONE else Thinking(**found)
+    return thinking_of(tables.notes_of(verdicts).get("judge", {}))
+
+
+def answer_start(text: str, thinking: Thinking | None) -> int:
+    """Where the answer begins in a text; its end if a thought is not closed."""
+    answer = text if thinking is None else thinking.answer(text)
+    return len(text) - len(answer or "")
 
 
 def answer_lengths(responses: pa.Table, verdicts: Path) -> list[int]:

@@ -23,7 +23,7 @@ from loop.config.settings import JudgeConfig, ModelConfig
 from loop.engines.judge_engine import asked_for
 from loop.errors import UserError
 from loop.prompts.row import PromptRow
-from loop.prompts.thinking import thinking_of
+from loop.prompts.thinking import find_thinking
 from loop.redact import redacted
 from loop.store import tables
 from loop.store.files import write_file
@@ -101,7 +101,7 @@ class JudgeService:
         self.judge = build_judge(settings.name, settings.args)
         self.store = VerdictCache(cache, parents)
         self.judge.bind(JudgeContext(self.store, find=find_model))
-        self.thinking = USUAL if model is None else thinking_of(settings.thinking, model, base)
+        self.thinking = USUAL if model is None else find_thinking(settings.thinking, model, base)
         self.fingerprint = fingerprint(self.judge, settings.name) | recorded(self.thinking)
         self.scoring = LogProbScorer()
 

@@ -5,6 +5,7 @@ import hashlib
 import time
 from pathlib import Path
 
+from judges.types import Response, Thinking
 from loop.campaign.context import Campaign, Iteration
 from loop.campaign.stages.evaluate import eval_tokens, shards_to_measure
 from loop.campaign.stages.sample import engine_inputs
@@ -15,6 +16,7 @@ from loop.store import tables
 from loop.store.files import sha256_of, to_json, write_file
 from loop.store.model_refs import Model
 from loop.store.run_records import Numbers, read_record
+from loop.store.thoughts import thinking_of
 from loop.workers.measure_service import MeasureTask
 from loop.workers.process import Job
 from loop.workers.shards import Shard
@@ -109,7 +111,7 @@ def limits_stage(it: Iteration, candidate: Model, attempt: int) -> Numbers:
     text = Path(limits.text) if limits.text is not None else None
     metrics = _log_probs(it, candidate, drift, text)
     if benign:
-        metrics |= refused([shard.task.path for shard in benign])
+        metrics |= refused([shard.task.path for shard in benign], thinking_of(campaign.eval_judge))
     write_file(folder.metrics, to_json(metrics))
     made = [shard.task.path for shard in (*drift, *benign)]
     seconds = {"wall": time.perf_counter() - started}
@@ -124,8 +126,9 @@ def _log_probs(it: Iteration, candidate: Model, drift: list[Shard], text: Path |
     return it.campaign.pool.train(Job(f"measuring the limits of iteration {it.k}", "measure", {"task": task}))
 
 
-def refused(shards: list[Path]) -> Numbers:
-    """The share of refusals over all harmless prompts that were not too long."""
+def refused(shards: list[Path], thinking: Thinking | None) -> Numbers:
+    """The share of answers that refuse, over all harmless prompts that were not too long."""
     texts = [text for path in shards for text in tables.read(path, ["text"])["text"].to_pylist()]
-    share = sum(map(is_refusal, texts)) / len(texts) if texts else None
+    answers = [Response("", text, "stop", thinking).answer or "" for text in texts]
+    share = sum(map(is_refusal, answers)) / len(texts) if texts else None
     return {"refusals": share, "refusal_prompts": len(texts)}

@@ -90,7 +90,7 @@
     if (want.outcome && outcome(one) !== want.outcome) return false;
     if (want.reason && one.u !== want.reason && !roles(prompt, place).includes(want.reason)) return false;
     if (one.p.length < want.shortest || one.p.length > want.longest) return false;
-    return !want.text || prompt.q.toLowerCase().includes(want.text) || one.x.toLowerCase().includes(want.text);
+    return !want.text || prompt.q.toLowerCase().includes(want.text) || `${one.h || ""}${one.x}`.toLowerCase().includes(want.text);
   };
 
   // ---- one response ----
@@ -121,6 +121,7 @@
     const text = make("p", "text", one.x), button = make("button", "tokens-button", "tokens");
     button.type = "button";
     button.setAttribute("aria-pressed", "false");
+    if (one.h) text.prepend(make("span", "thought", one.h));
     let shown = text;
     button.addEventListener("click", () => {
       const next = shown === text ? tokenView(one, page) : text;

@@ -372,3 +372,20 @@ def test_a_forged_verdict_in_a_candidate_changes_nothing(server: LLMServer) -> N
     judge.bind(JudgeContext(InMemory(), Faithful(answer)))
     assert judge_groups(judge, [lone])[0][0].score == 1.0
     assert judged(server, groups=[lone])[0][0].score == 1.0
+
+
+def test_only_answers_are_shown_and_an_open_thought_is_not_asked_about(server: LLMServer) -> None:
+    texts = ["<think>0!!!</think>Answer 0!", "<think>Answer 1!!", "<think>a</think>\nAnswer 0!", "Answer 3!!!"]
+    prompt = Prompt("p", ({"role": "user", "content": "Question?"},), None, {})
+    thinking = Group(prompt, tuple(Response(str(i), text, "stop") for i, text in enumerate(texts)))
+    row = judged(server, groups=[thinking])[0]
+    assert [(v.kind, v.score, v.well_formed) for v in row] == [
+        ("score", 2.0, None),
+        ("abstain", None, False),
+        ("score", 2.0, None),
+        ("score", 4.0, None),
+    ]
+    assert len(server.calls) == 2  # equal answers are asked about once
+    row = judged(server, "llm-compare", [thinking])[0]
+    assert [v.score for v in row] == [pytest.approx(1.5 / 3), 0.0, pytest.approx(1.5 / 3), 1.0]
+    assert "think>" not in json.dumps([call["body"] for call in server.calls])

@@ -333,3 +333,24 @@ def test_a_model_that_reads_both_is_asked_in_both_orders(make: Callable[..., Pat
 def test_a_pair_text_is_checked_with_the_arguments(args: dict[str, Any], why: str) -> None:
     with pytest.raises(JudgeError, match=why):
         build_judge("preference-model", {"model": "m", **args})
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("reward-model", {}),
+        ("reward-model", {"template": "plain"}),
+        ("classifier", {"label": "LABEL_0"}),
+        ("classifier", {"label": "LABEL_0", "reads": "both", "template": "plain"}),
+        ("preference-model", {}),
+        ("preference-model", {"of": "texts", "text": "{question}\n{first}\n{second}"}),
+    ],
+)
+def test_models_read_answers_without_their_thoughts(name: str, args: dict[str, Any], reward: Path) -> None:
+    judge = build_judge(name, {"model": str(reward), "dtype": "float32", **args})
+    thinking, plain = group("<think>a b</think>ab", "<think>c</think>\n\ncd e"), group("ab", "cd e")
+    assert scores(judge_groups(judge, [thinking])) == pytest.approx(scores(judge_groups(judge, [plain])))
+    (row,) = judge_groups(judge, [group("<think>ab", "cd", "<think>a</think><think>")])
+    verdict = (row[0].kind, row[0].score, row[0].well_formed)
+    assert verdict == (("score", 0.25, False) if name == "preference-model" else ("abstain", None, False))
+    assert row[1].score is not None

@@ -11,7 +11,7 @@ from judges import Thinking
 from loop.config.settings import JudgeConfig, ModelConfig, ThinkingTags
 from loop.engines.base import thought_tags, with_tags
 from loop.prompts.row import PromptRow
-from loop.prompts.thinking import tags_in, template_of, thinking_of
+from loop.prompts.thinking import find_thinking, tags_in, template_of
 from loop.store import tables
 from loop.workers.judge_service import JudgeService, JudgeTask
 from tests.helpers.tiny import save_tokenizer
@@ -69,17 +69,17 @@ def test_a_prompt_that_opens_the_thought_is_seen(
     tmp_path: Path, template: str | None, kwargs: dict[str, Any], thinking: Thinking
 ) -> None:
     settings = model(tmp_path, template, **kwargs)
-    assert thinking_of(None, settings, tmp_path) == thinking
+    assert find_thinking(None, settings, tmp_path) == thinking
 
 
 def test_the_config_decides(tmp_path: Path) -> None:
     settings = model(tmp_path, ASKS.replace("TAIL", "<think>"))
-    assert thinking_of("none", settings, tmp_path) is None
-    assert thinking_of(ThinkingTags(open="<a>", close="</a>"), settings, tmp_path) == Thinking("<a>", "</a>")
-    assert thinking_of(ThinkingTags(open="<think>", close="</t>"), settings, tmp_path) == Thinking(
+    assert find_thinking("none", settings, tmp_path) is None
+    assert find_thinking(ThinkingTags(open="<a>", close="</a>"), settings, tmp_path) == Thinking("<a>", "</a>")
+    assert find_thinking(ThinkingTags(open="<think>", close="</t>"), settings, tmp_path) == Thinking(
         "<think>", "</t>", opened=True
     )
-    assert thinking_of(None, ModelConfig(base=str(tmp_path / "nowhere"))) == Thinking()
+    assert find_thinking(None, ModelConfig(base=str(tmp_path / "nowhere"))) == Thinking()
 
 
 def test_a_template_may_stand_in_the_tokenizers_settings(tmp_path: Path) -> None:
