@@ -21,14 +21,7 @@ def test_what_a_fingerprint_records_is_read_back(thinking: Thinking | None) -> N
 
 @pytest.mark.parametrize(
     ("text", "start"),
-    [
-        ("20", 0),
-        ("", 0),
-        ("<think>a</think>20", 16),
-        ("<think>a</think>\n20", 17),
-        ("<think>a", 8),
-        ("<think>a</think>", 16),
-    ],
+    [("20", 0), ("", 0), ("<think>a</think>20", 16), ("<think>a</think>\n20", 17), ("<think>a", 8)],
 )
 def test_the_report_shows_the_thought_apart(text: str, start: int) -> None:
     assert answer_start(text, Thinking()) == start
@@ -44,4 +37,4 @@ def test_a_refusal_is_looked_for_in_the_answer(tmp_path: Path) -> None:
     texts = ["<think>I cannot see why</think>Sure: 4", "<think>easy</think>I cannot help", "I can't", "<think>I cannot"]
     (tmp_path / "a").write_bytes(tables.to_bytes([{"text": text} for text in texts], tables.RESPONSES, {}))
     assert refused([tmp_path / "a"], Thinking()) == {"refusals": 0.5, "refusal_prompts": 4}
-    assert refused([tmp_path / "a"], None) == {"refusals": 0.75, "refusal_prompts": 4}
+    assert refused([tmp_path / "a"], None) == {"refusals": 1.0, "refusal_prompts": 4}
