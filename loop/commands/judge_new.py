@@ -28,8 +28,9 @@ class CLASS(PointwiseJudge):
     def one(self, prompt: Prompt, response: Response) -> Verdict:
         if prompt.target is None:
             return Verdict.abstain("the prompt has no known answer")
-        short = len(response.text.split()) <= self.words
-        return Verdict.of(short and prompt.target in response.text, why="" if short else "too long")
+        answer = response.answer or ""  # the text after the model's thought
+        short = len(answer.split()) <= self.words
+        return Verdict.of(short and prompt.target in answer, why="" if short else "too long")
 '''
 
 PAIRWISE = '''\
@@ -46,7 +47,8 @@ class CLASS(PairwiseJudge):
     def compare(self, prompt: Prompt, first: Response, second: Response) -> Preference:
         if prompt.target is None:
             return Preference.abstain("the prompt has no known answer")
-        a, b = ((prompt.target in r.text, -len(r.text)) for r in (first, second))
+        answers = (first.answer or "", second.answer or "")  # the texts after the model's thoughts
+        a, b = ((prompt.target in answer, -len(answer)) for answer in answers)
         return Preference.of(0.5 if a == b else a > b)
 '''
 
@@ -65,13 +67,17 @@ class CLASS(Judge):
     examples = (Example.on(None, "It is Paris.", None),)
 
     def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
-        return [self._judge([r.text.strip(" .\\n").rpartition(" ")[2] for r in g.responses]) for g in groups]
+        return [self._judge([_last_word(response.answer or "") for response in g.responses]) for g in groups]
 
     def _judge(self, answers: list[str]) -> list[Verdict]:
         (top, votes), *others = Counter(answers).most_common()
         if votes == 1 or (others and others[0][1] == votes):
             return [Verdict.abstain("no answer leads") for _ in answers]
         return [Verdict.of(answer == top, extracted=answer) for answer in answers]
+
+
+def _last_word(answer: str) -> str:
+    return answer.strip(" .\\n").rpartition(" ")[2]
 '''
 
 TEST = '''\
