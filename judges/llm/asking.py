@@ -16,7 +16,9 @@ from judges.types import JudgeError
 from judges.versions import identity_of
 
 LONGEST_WAIT = 60.0
-"""Seconds; waits do not grow beyond this."""
+"""Seconds; waits do not grow beyond this, and a longer one that the endpoint asks for holds for that request alone."""
+DOWN = "check judge.args.base_url and the endpoint"
+LIMITED = "its limit is reached; wait, lower judge.args.concurrency or set judge.args.requests_per_minute"
 
 
 class Ask(NamedTuple):
@@ -80,7 +82,8 @@ class Asker:
         tries, form = 1, self.form
         while True:
             if not await self._turn(give_up):
-                return self._out_of_tries(f"its turn would come after the deadline of {self.settings.deadline:g} s")
+                why = f"its turn would come after the deadline of {self.settings.deadline:g} s"
+                return self._out_of_tries(why, LIMITED)
             try:
                 return self._keep(ask, Answered(await self._call(ask.bodies[form], give_up), form))
             except Unanswerable as error:
@@ -90,9 +93,9 @@ class Asker:
                     raise
                 form = self.form = max(self.form, form + 1)
             except Transient as error:
-                wait = self._wait(tries, error.retry_after)
+                wait = self._wait(tries, error.retry_after, give_up)
                 if tries > self.settings.retries or time.monotonic() + wait >= give_up:
-                    return self._out_of_tries(f"{error} (tries: {tries})")
+                    return self._out_of_tries(f"{error} (tries: {tries})", LIMITED if error.limited else DOWN)
                 tries += 1
                 await self._sleep(wait)
 
@@ -106,25 +109,24 @@ class Asker:
 
     def _keep(self, ask: Ask, answered: Answered) -> Answered:
         reply = answered.reply
-        if self.settings.budget.counts_tokens and not reply.usage.tokens:
-            raise JudgeError(
-                f"Judge {self.name}: {self.endpoint.base_url} does not report token counts, so max_tokens and "
-                f"max_cost cannot be enforced. Limit judge.args.budget.max_calls instead."
-            )
         self._failures_in_a_row = 0
         self.context.store.put(ask.key, stored(answered), self.who, reply.usage)
         self.context.on_usage(reply.usage + Usage(calls=1), False)
+        if self.settings.budget.counts_tokens and not reply.usage.tokens:
+            raise JudgeError(
+                f"Judge {self.name}: {self.endpoint.where} does not report token counts, or impossible ones, so "
+                f"max_tokens and max_cost cannot be enforced. Limit judge.args.budget.max_calls instead."
+            )
         return answered
 
-    def _out_of_tries(self, why: str) -> Failed:
-        """Fail a request that ran out of tries; JudgeError after enough in a row that it must be down."""
+    def _out_of_tries(self, why: str, advice: str) -> Failed:
+        """Fail a request that ran out of tries; JudgeError after enough in a row that all others would fail, too."""
         self._failures_in_a_row += 1
         patience = max(8, 2 * self.settings.concurrency)
         if self._failures_in_a_row >= patience:
             raise JudgeError(
-                f"Judge {self.name}: {self.endpoint.base_url} did not answer {patience} requests in a row; the last: "
-                f"{why}. Paid verdicts are kept: check judge.args.base_url and the endpoint, then run the same command "
-                f"again."
+                f"Judge {self.name}: {self.endpoint.where} did not answer {patience} requests in a row; the last: "
+                f"{why}. Paid verdicts are kept: {advice}, then run the same command again."
             )
         return self._failed(why)
 
@@ -132,10 +134,13 @@ class Asker:
         self.context.on_usage(Usage(), False)
         return Failed(why)
 
-    def _wait(self, tries: int, asked_for: float | None) -> float:
-        """Seconds before the next try. A wait that the endpoint asks for holds for all requests."""
+    def _wait(self, tries: int, asked_for: float | None, give_up: float) -> float:
+        """Seconds before the next try. A wait that the endpoint asks for holds for all requests, unless it is longer
+        than they would wait."""
         if asked_for is not None:
-            self._next_turn = max(self._next_turn, time.monotonic() + asked_for)
+            until = time.monotonic() + asked_for
+            if asked_for <= LONGEST_WAIT and until < give_up:
+                self._next_turn = max(self._next_turn, until)
             return asked_for
         return float(min(LONGEST_WAIT, self.settings.retry_wait * 2 ** (tries - 1)) * random.uniform(0.5, 1.5))
 

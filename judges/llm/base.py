@@ -29,7 +29,7 @@ FORMS: dict[str, tuple[Form, ...]] = {"auto": ("json", "line"), "json": ("json",
 class LLM(LLMSettings):
     """A judge that asks a language model."""
 
-    version = "2"
+    version = "3"
     names: ClassVar[tuple[str, ...]] = ("response",)
     """Names of the responses in their marks."""
     _form: int = 0
@@ -187,4 +187,5 @@ class LLM(LLMSettings):
         if isinstance(answer, Failed):
             return answer
         code = question.code(key, self._template.columns)
-        return read_reply(answer.reply, self._scale, FORMS[self.structured][answer.form], code)
+        judged = [response.text for response in question.responses]
+        return read_reply(answer.reply, self._scale, FORMS[self.structured][answer.form], code, judged)

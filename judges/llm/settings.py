@@ -159,7 +159,7 @@ class LLMSettings(Judge):
     @classmethod
     def _is_a_plain_address(cls, given: str | None) -> str | None:
         parts = urlsplit(given or "http://x")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
             raise ValueError("expected an address such as https://api.openai.com/v1")
         if parts.username or parts.password or parts.query:
             raise ValueError("the address must hold no key; put it in the variable that api_key_env names")

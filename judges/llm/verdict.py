@@ -3,6 +3,7 @@ candidate cannot be quoted as one), or the `verdict` of a JSON object. Only an a
 
 import json
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -94,13 +95,13 @@ class Read:
     reasoning: str = ""
 
 
-def read_reply(reply: Reply, scale: Scale, form: Form, code: str) -> Read:
-    """Read the verdict of a reply. A reply that was cut off has none: `7` may be the start of `70`."""
+def read_reply(reply: Reply, scale: Scale, form: Form, code: str, judged: Sequence[str] = ()) -> Read:
+    """Read the verdict of a reply on the texts `judged`. A reply that was cut off has none: `7` may be the start of
+    `70`."""
     if reply.finish_reason != "stop":
         return Read(None, f"the judge's reply ended early ({reply.finish_reason})")
-    answer = USUAL.answer(reply.text)
-    text = (reply.text if answer is None else answer).strip()
-    answer, reasoning = _from_json(text) if form == "json" else _from_line(text, code)
+    text = (USUAL.answer(reply.text) or "").strip()
+    answer, reasoning = _from_json(text, judged) if form == "json" else _from_line(text, code)
     if answer is None:
         return Read(None, f"garbage verdict: {reasoning}: {_one_line(text) or 'an empty reply'}")
     value = scale.read(answer)
@@ -117,23 +118,52 @@ def _from_line(text: str, code: str) -> tuple[str | None, str]:
     return lines[-1][1].strip(" \t*"), text[: lines[-1].start()]
 
 
-def _from_json(text: str) -> tuple[str | None, str]:
-    """The value of `verdict` as text, and that of `reasoning`."""
-    text = re.sub(r"\A```(?:json)?\s*(.*?)\s*```\Z", r"\1", text, flags=re.DOTALL)
+def _from_json(text: str, judged: Sequence[str]) -> tuple[str | None, str]:
+    """The value of `verdict` as text, and that of `reasoning`, of the one object with a verdict, which may stand in a
+    fence or a sentence. An object among other text counts only if no judged text holds it: it may be a quotation."""
+    alone = re.sub(r"\A```\w*\s*(.*?)\s*```\Z", r"\1", text, flags=re.DOTALL)
     try:
-        found = json.loads(text, object_pairs_hook=_without_repetition)
+        found = dict(_objects(text))
     except (ValueError, RecursionError) as error:
         return None, f"no JSON object ({_one_line(str(error))[:80]})"
-    answer = found.get("verdict") if isinstance(found, dict) else None
-    if not isinstance(answer, (str, int, float)) or isinstance(answer, bool):
-        return None, "no verdict in the JSON"
-    return str(answer).strip(), str(found.get("reasoning", ""))
+    known = [_squeezed(one) for one in judged]
+    own = [o for source, o in found.items() if source == alone or not any(_squeezed(source) in one for one in known)]
+    answers = {str(one["verdict"]).strip(): one for one in own if _is_plain(one.get("verdict"))}
+    if not answers:
+        return None, "no verdict in the JSON" if found else "no JSON object"
+    if len(answers) > 1:
+        return None, "several verdicts in the JSON"
+    answer, one = answers.popitem()
+    return answer, str(one.get("reasoning", ""))
+
+
+def _objects(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The JSON objects in a text, without those inside others, each with its source."""
+    at = 0
+    while (start := re.compile(r'\{\s*"').search(text, at)) is not None:
+        try:
+            found, at = DECODER.raw_decode(text, start.start())
+        except json.JSONDecodeError:
+            at = start.start() + 1
+        else:
+            yield text[start.start() : at], found
+
+
+def _is_plain(answer: Any) -> bool:
+    return isinstance(answer, (str, int, float)) and not isinstance(answer, bool)
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({name for name, _ in pairs}) < len(pairs):
         raise ValueError("a key is given twice")
     return dict(pairs)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_without_repetition)
 
 
 def _one_line(text: str) -> str:

@@ -15,7 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 KEY = "test-key"
-Fault = str | None
+Fault = str | dict[str, Any] | None
+"""What goes wrong, by name; or the fields of a reply's message, its `finish_reason` or `usage`, to replace."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -31,6 +32,10 @@ class LLMServer:
         self.fault: Callable[[int, dict[str, Any]], Fault] = lambda number, body: None
         self.worth: Callable[[str], int] = worth
         self.delay = 0.0
+        self.wait = "0.3"
+        """The Retry-After of a 429."""
+        self.elsewhere, self.redirect = "", 307
+        """Where a redirect leads to, and its status."""
         self.structured = True
         self.usage: dict[str, int] | None = {"prompt_tokens": 100, "completion_tokens": 10}
         self.in_flight = self.most_in_flight = 0
@@ -95,6 +100,16 @@ def content_of(body: dict[str, Any], said: str, code: str) -> str:
     return f"I counted the marks.\nVerdict {code}: {said}"
 
 
+def changed(reply: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """The reply with these fields; TEXT stands for the text that it had."""
+    choice = reply["choices"][0]
+    text = choice["message"]["content"]
+    for name, value in fields.items():
+        place = reply if name == "usage" else choice if name == "finish_reason" else choice["message"]
+        place[name] = json.loads(json.dumps(value).replace('"TEXT"', json.dumps(text)))
+    return reply
+
+
 def _handler(server: LLMServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -114,6 +129,10 @@ def _handler(server: LLMServer) -> type[BaseHTTPRequestHandler]:
 
         def answer(self, call: dict[str, Any]) -> None:
             fault = server.fault(call["number"], call["body"])
+            if isinstance(fault, dict):
+                call["paid"] = True
+                self.send(json.dumps(changed(self.completion(call), fault)))
+                return
             if "response_format" in call["body"] and not server.structured:
                 fault = "400 response_format is not supported"
             if fault is None or not getattr(self, f"fault_{fault.replace(' ', '_')}", None):
@@ -145,7 +164,10 @@ def _handler(server: LLMServer) -> type[BaseHTTPRequestHandler]:
             time.sleep(5.0)
 
         def fault_429(self, call: dict[str, Any]) -> None:
-            self.send(json.dumps({"error": {"message": "slow down"}}), 429, retry_after="0.3")
+            self.send(json.dumps({"error": {"message": "slow down"}}), 429, retry_after=server.wait)
+
+        def fault_redirect(self, call: dict[str, Any]) -> None:
+            self.send("", server.redirect, location=server.elsewhere)
 
         def fault_truncated(self, call: dict[str, Any]) -> None:
             self.send(json.dumps(self.completion(call))[:-20])
