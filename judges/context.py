@@ -178,3 +178,5 @@ class JudgeContext:
     log_probs: LogProbs | None = None
     on_usage: Callable[[Usage, bool], None] = lambda usage, cached: None
     """Progress callback, per verdict: its usage, and whether it came from the cache."""
+    on_item: Callable[[str], None] = lambda item: None
+    """Called with a name of what is judged next, so that a judge that hangs there is noticed, and with "" after it."""

@@ -147,6 +147,7 @@ class PointwiseJudge(Judge):
         self, prompt: Prompt, response: Response, passing: tuple[type[BaseException], ...] = (JudgeError,)
     ) -> Verdict:
         """The verdict of `one`; an error if it raises, unless the exception is one of `passing`."""
+        self.context.on_item(f"response {response.id}")
         try:
             verdict = self.one(prompt, response)
             return verdict if type(verdict) is Verdict else Verdict.of(finite(verdict, "what one() returns"))
@@ -154,6 +155,8 @@ class PointwiseJudge(Judge):
             raise  # JudgeError: the data or the arguments are at fault, not this response
         except (Exception, SystemExit) as error:  # noqa: BLE001  the boundary to foreign code: a failure is no score
             return Verdict.error(describe(error, near=type(self).one.__code__.co_filename))
+        finally:
+            self.context.on_item("")
 
 
 class BatchJudge(PointwiseJudge):

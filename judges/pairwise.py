@@ -160,6 +160,7 @@ class PairwiseJudge(Judge):
         return Preference(**once(self, key, lambda: asdict(self._compared(game))))
 
     def _compared(self, game: Game) -> Preference:
+        self.context.on_item(f"responses {game.first.id} and {game.second.id}")
         try:
             found = self.compare(game.prompt, game.first, game.second)
             return found if type(found) is Preference else Preference.of(finite(found, "what compare() returns"))
@@ -167,6 +168,8 @@ class PairwiseJudge(Judge):
             raise  # the data or the arguments are at fault, not this game
         except (Exception, SystemExit) as error:  # noqa: BLE001  the boundary to foreign code: a failure is no preference
             return Preference.error(describe(error, near=type(self).compare.__code__.co_filename))
+        finally:
+            self.context.on_item("")
 
     def __call__(self, groups: Sequence[Group]) -> list[list[Verdict]]:
         tables = [_Table(group, drawn_order([r.text for r in group.responses])) for group in groups]

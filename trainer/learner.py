@@ -11,6 +11,7 @@ from trainer.data import PreferenceData
 from trainer.losses.method import Need
 from trainer.losses.primitives import follow
 from trainer.model import disable_dropout, trained_parameters
+from trainer.model_folder import PLAIN, loading
 from trainer.objective import Objective
 from trainer.reference import RowReference
 from trainer.scorer import RowBatch, RowScorer, Scores, along_paths
@@ -28,7 +29,9 @@ class ValueNetwork(nn.Module):
         from transformers import AutoModel
 
         super().__init__()
-        backbone: Any = AutoModel.from_pretrained(policy, dtype=torch.float32)
+        backbone: Any = loading(
+            f"the model in {policy}", lambda: AutoModel.from_pretrained(policy, dtype=torch.float32, **PLAIN)
+        )
         disable_dropout(backbone)
         self.backbone, self.device = backbone.to(device).eval(), device
         self.head = nn.Linear(backbone.config.hidden_size, 1, bias=True, device=device)

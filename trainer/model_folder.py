@@ -17,6 +17,9 @@ WRAPPERS = {
     "base_model.model.": "PEFT; save `model.merge_and_unload()` instead",
 }
 """Beginnings of weight names that a wrapper leaves, and how to save the model without it."""
+PLAIN = {"trust_remote_code": False}
+"""For `from_pretrained`, which would otherwise ask at the terminal whether to run code that comes with the model."""
+WHOLE = "that its files belong together and are whole"
 
 
 def check_model(folder: Path, *, longest: int | None = None) -> None:
@@ -101,7 +104,7 @@ def load_whole(kind: Any, folder: Path, **options: Any) -> Any:
     from transformers.utils import logging
 
     def read() -> Any:
-        return kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+        return kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **PLAIN, **options)
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # it would print a table; ours is the message below
@@ -132,32 +135,35 @@ def read_config(folder: Path) -> Any:
     """The model's config."""
     from transformers import AutoConfig
 
-    return loading(f"config.json in {folder}", lambda: AutoConfig.from_pretrained(folder))
+    return loading(f"config.json in {folder}", lambda: AutoConfig.from_pretrained(folder, **PLAIN))
 
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder. TrainerError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
-    return loading(f"the tokenizer in {folder}", lambda: AutoTokenizer.from_pretrained(folder))
+    return loading(f"the tokenizer in {folder}", lambda: AutoTokenizer.from_pretrained(folder, **PLAIN))
 
 
-def loading(what: str, read: Callable[[], Any]) -> Any:
-    """What `read` returns. TrainerError in one sentence for whatever transformers raise, except for lack of memory."""
+def loading(what: str, read: Callable[[], Any], library: str = "transformers", check: str = WHOLE) -> Any:
+    """What `read` returns. TrainerError in one sentence, with what to `check`, for whatever the library raises, except
+    for lack of memory."""
     try:
         return read()
     except (MemoryError, TrainerError):
         raise
     except Exception as error:  # the boundary to foreign parsers, which raise anything
+        if type(error).__name__ == "OutOfMemoryError":  # torch's
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         if "trust_remote_code" in reason or "custom code" in reason:
             raise TrainerError(
                 f"{what[:1].upper()}{what[1:]} needs code of its own (auto_map), which prefloop does not run. Use a "
-                f"model whose architecture transformers know, or a version of transformers that knows this one."
+                f"model whose architecture {library} knows, or a version of {library} that knows this one."
             ) from error
         raise TrainerError(
-            f"transformers cannot load {what}: {reason[:300].rstrip('.')}. Check that its files belong together and "
-            f"are whole, and that this version of transformers knows the architecture."
+            f"{library} cannot load {what}: {reason[:300].rstrip('.')}. Check {check}, and that this version of "
+            f"{library} knows the architecture."
         ) from error
 
 

@@ -108,6 +108,7 @@ class _Run:
             child.ready, self.lost_at_start = True, 0
         else:
             self.verdicts[child.batch.popleft()] = Verdict(*content)
+            self.judge.context.on_item("")
 
     def _replace(self, child: Child, loss: Loss) -> None:
         """Retry the response that was being judged once, alone in a fresh child, or give it an error."""

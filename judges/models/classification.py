@@ -147,14 +147,17 @@ def _load(name: str, folder: Path, *, half: bool) -> tuple[Any, Any]:
     logging.set_verbosity_error()  # it would print a table of missing keys; ours is the message below
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        plain = {"trust_remote_code": False}  # not even a question at the terminal
+        tokenizer = AutoTokenizer.from_pretrained(folder, **plain)
         model, found = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype="auto" if half else torch.float32, output_loading_info=True
+            folder, dtype="auto" if half else torch.float32, output_loading_info=True, **plain
         )
     except Exception as error:  # the boundary to foreign parsers, which raise anything
+        own_code = "trust_remote_code" in str(error) or "custom code" in str(error)
+        why = "it needs code of its own (auto_map), which prefloop does not run" if own_code else describe(error)
         raise JudgeError(
-            f"The judge's model {name} cannot be loaded as a sequence-classification model: {describe(error)}. Use a "
-            f"model that transformers can load with AutoModelForSequenceClassification."
+            f"The judge's model {name} cannot be loaded as a sequence-classification model: {why}. Use a model that "
+            f"transformers can load with AutoModelForSequenceClassification."
         ) from error
     finally:
         logging.set_verbosity(before)

@@ -175,6 +175,9 @@ class JudgeConfig(Section):
     the tags of the model's chat template, or `<think>` if it has none."""
     max_error_share: Share = 0.05
     """The campaign stops if a larger share of a shard's verdicts are errors; errors never become labels."""
+    seconds_per_response: PositiveFloat = 120.0
+    """Seconds that the judge may take for one response, or for comparing two; then its worker is stopped, and after a
+    second time the run. Judges in child processes (`isolated`) have their own limit."""
     examples: LocalPath | None = None
     """File with labelled examples (as for `prefloop judge test`) that the judge must get right before the campaign
     starts."""

@@ -15,11 +15,13 @@ from typing import Any
 
 from loop.config.settings import EngineConfig
 from loop.engines.base import Completion, Progress, Request, package_version, thought_tags, with_tags
-from trainer.model_folder import stop_ids
+from trainer.model_folder import loading, stop_ids
 
 SMALL_BLOCK = 32
 """Tokens per cache block on a CPU, vLLM's minimum: responses share the full blocks of their prompt, and prompts are
 often shorter than the default of 128. A quarter faster on prompts of 45 tokens with 8 responses each."""
+SETTINGS = "engine.max_model_len, engine.batch, engine.memory_gib (CPU) and engine.gpu_memory_share (GPU)"
+"""What to check if vLLM cannot start."""
 
 
 class VllmEngine:
@@ -39,20 +41,20 @@ class VllmEngine:
         logging.getLogger("vllm.model_executor").setLevel(logging.ERROR)  # a warning per weight at each reload
         self.on_gpu = torch.cuda.is_available()
         dtype = "bfloat16" if settings.dtype == "auto" else settings.dtype
-        self.llm = LLM(
-            str(folder),
-            dtype=dtype,
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.batch,
-            max_num_batched_tokens=max(settings.max_model_len, 4096),
-            enable_chunked_prefill=False,
-            enable_prefix_caching=True,
-            enforce_eager=not self.on_gpu,
-            disable_log_stats=True,
-            generation_config="vllm",
-            seed=0,
+        options = {
+            "dtype": dtype,
+            "max_model_len": settings.max_model_len,
+            "max_num_seqs": settings.batch,
+            "max_num_batched_tokens": max(settings.max_model_len, 4096),
+            "enable_chunked_prefill": False,
+            "enable_prefix_caching": True,
+            "enforce_eager": not self.on_gpu,
+            "disable_log_stats": True,
+            "generation_config": "vllm",
+            "seed": 0,
             **self._device_settings(settings),
-        )
+        }
+        self.llm = loading(f"the model in {folder}", lambda: LLM(str(folder), **options), "vLLM", SETTINGS)
         self.tokenizer = self.llm.get_tokenizer()
         self.tags = thought_tags(self.tokenizer)
         self.stop_ids = stop_ids(folder, self.tokenizer)

@@ -92,7 +92,8 @@ def read_hub(dataset: str, subset: str | None, split: str, *, section: str, othe
     name = f"hub dataset {dataset}{f' ({subset})' if subset else ''}, split {split}"
     try:
         return name, load_dataset(dataset, subset, split=split)
-    except (DatasetsError, OSError, ValueError) as error:  # OSError: no connection; ValueError: no such subset or split
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        # OSError: no connection; ValueError: no such subset or split; RuntimeError: a dataset with code of its own
         raise UserError(
             f"The {name} cannot be loaded: {_reason(error)}. Check {section}.dataset, subset and split and the "
             f"connection (HF_HUB_OFFLINE and HF_DATASETS_OFFLINE unset, a token for gated data); without a connection, "

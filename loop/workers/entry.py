@@ -30,10 +30,37 @@ Arguments = dict[str, Any]
 Progress = dict[str, Any]
 """Keyword arguments of one call of `Report`."""
 Report = Callable[..., None]
-"""Called by a service with what it has done so far; every call is a heartbeat."""
+"""Called by a service with what it has done so far; every call is a heartbeat. `item` is what it begins now ("" for
+nothing in particular), and `limit` the seconds that this may take."""
 
 
-def main(pipe: Connection, service: str, arguments: Arguments, log: Path, driver: int, secrets: frozenset[str]) -> None:
+class Sign(ctypes.Structure):
+    """What a worker is doing, in memory shared with its driver: unlike a message it costs next to nothing, and it is
+    there even if the item never ends."""
+
+    _fields_ = (("number", ctypes.c_longlong), ("limit", ctypes.c_double), ("text", ctypes.c_char * 200))
+
+    def show(self, item: str, limit: float) -> None:
+        """Say what begins now."""
+        self.text = item.encode("utf-8", "replace")[:199]
+        self.limit = limit
+        self.number += 1
+
+    @property
+    def item(self) -> str:
+        """What began last and has not ended; "" for nothing in particular."""
+        return self.text.decode("utf-8", "replace")
+
+
+def main(
+    pipe: Connection,
+    sign: Sign,
+    service: str,
+    arguments: Arguments,
+    log: Path,
+    driver: int,
+    secrets: frozenset[str],
+) -> None:
     """Serve jobs until the driver closes the pipe. Its own output goes to `log`, without the `secrets`."""
     end_with_driver(driver)
     REMEMBERED.update(secrets)
@@ -48,8 +75,11 @@ def main(pipe: Connection, service: str, arguments: Arguments, log: Path, driver
         except (EOFError, OSError):
             os._exit(0)
 
-        def report(number: int = number, **progress: Any) -> None:
-            pipe.send(("progress", number, progress))
+        def report(number: int = number, item: str | None = None, limit: float = 0.0, **progress: Any) -> None:
+            if item is None:
+                pipe.send(("progress", number, progress))
+            else:
+                sign.show(item, limit)
 
         try:
             obj = obj or resolve_name(service)(**arguments)
@@ -57,7 +87,7 @@ def main(pipe: Connection, service: str, arguments: Arguments, log: Path, driver
         except Exception as error:  # noqa: BLE001  the boundary of the process: the driver gets the message
             traceback.print_exc()
             sys.stderr.flush()
-            pipe.send(("refused" if is_users(error) else "failed", number, explain(error)))
+            pipe.send(("refused", number, explain(error)) if is_users(error) else ("failed", number, failure(error)))
         else:
             pipe.send(("result", number, result))
 
@@ -79,7 +109,14 @@ def explain(error: Exception) -> str:
         where = getattr(error, "filename", None)
         place = f" (writing {where})" if where else ""
         return f"The disk is full{place}: {error}. Free some space and run the same command; it continues from here."
-    return str(error) if is_users(error) else f"{type(error).__name__}: {error}"
+    return str(error) if is_users(error) else f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+
+
+def failure(error: Exception) -> tuple[str, str]:
+    """The error's text for the driver, and the place where it was raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}:{frame.lineno}"
+    return f"{explain(error).rstrip('.')} ({place})", f"{type(error).__name__} {frame.filename}:{frame.lineno}"
 
 
 def _redirect_output(log: Path) -> None:

@@ -108,7 +108,7 @@ class JudgeService:
     def prepare(self, report: Report, correct_at: float) -> PreparedJudge:
         """Test the judge on its own examples and the user's labelled ones; the latter wait if it wants a model in an
         engine."""
-        self.judge.bind(JudgeContext(self.store, find=find_model, log_probs=self.scoring, on_usage=Meter(report).note))
+        self._bind(Meter(report))
         self_test(self.judge)
         model = asked_for(self.judge)
         if model is None:
@@ -121,8 +121,7 @@ class JudgeService:
 
     def try_examples(self, report: Report, correct_at: float, generate: Generate, weights: str) -> int:
         """Test the judge, with a model that answers, on the user's labelled examples; their number."""
-        on_usage = Meter(report).note
-        self.judge.bind(JudgeContext(self.store, generate, weights, find_model, self.scoring, on_usage))
+        self._bind(Meter(report), generate, weights)
         return try_examples(self.judge, self.settings, correct_at, self.thinking)
 
     def label(
@@ -138,7 +137,7 @@ class JudgeService:
         started = time.perf_counter()
         meter = Meter(report)
         self.scoring.begin(task.responses, roles, report)
-        self.judge.bind(JudgeContext(self.store, generate, weights, find_model, self.scoring, meter.note))
+        self._bind(meter, generate, weights)
         with frozen_groups(task.responses, task.prompts, self.thinking) as groups:
             verdicts = [verdict for row in judge_groups(self.judge, groups) for verdict in row]
         counts: Counter[str] = Counter(verdict.kind for verdict in verdicts)
@@ -152,6 +151,12 @@ class JudgeService:
         self.judge.rest()
         if "log_probs" in self.judge.needs:
             self.scoring.rest()
+
+    def _bind(self, meter: Meter, generate: Generate | None = None, weights: str = "") -> None:
+        def begin(item: str) -> None:
+            meter.report(item=item, limit=self.settings.seconds_per_response)
+
+        self.judge.bind(JudgeContext(self.store, generate, weights, find_model, self.scoring, meter.note, begin))
 
     def _used(self, meter: Meter) -> dict[str, dict[str, float]]:
         """Usage of the shard's verdicts, now or before a kill, and its price; empty for a rule judge."""

@@ -20,6 +20,7 @@ from loop.store import tables
 from loop.store.model_folder import find_model
 from loop.workers.entry import Report
 from trainer.data import PromptGroup, Response
+from trainer.model_folder import load_tokenizer
 
 if TYPE_CHECKING:
     from trainer.score import ResponseScorer
@@ -142,9 +143,7 @@ def sampled_ids(shard: Path) -> Ids:
 @lru_cache(maxsize=8)
 def tokenizer_of(folder: Path) -> Any:
     """The folder's tokenizer."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder)
+    return load_tokenizer(folder)
 
 
 @lru_cache(maxsize=8)

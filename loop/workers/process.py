@@ -5,15 +5,19 @@ import multiprocessing.connection
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loop.errors import UserError
 from loop.redact import REMEMBERED
 from loop.workers import entry
-from loop.workers.entry import Arguments, Progress
+from loop.workers.entry import Arguments, Progress, Sign
 
+HANGING = (
+    "If the judge needs that long, raise judge.seconds_per_response; if it can hang, set `isolated = True` in its "
+    "class (docs/judges.md), and that response alone gets an error."
+)
 OnProgress = Callable[[Progress], None]
 
 
@@ -26,6 +30,8 @@ class Job:
     details: Arguments
     on_progress: OnProgress = lambda _: None
     tries: int = 0
+    place: str = ""
+    """Where the last try failed, if that is known."""
     result: Any = None
     done: bool = False
 
@@ -45,7 +51,10 @@ class Worker:
     job: Job | None = None
     _process: Any = None
     _pipe: Any = None
-    _last_message: float = 0.0
+    _sign: Sign = field(default_factory=Sign)
+    _seen: tuple[int, Any] = (0, None)
+    """The number of the last sign, and the last progress."""
+    _seen_at: float = 0.0
     _number: int = 0
 
     def start(self) -> None:
@@ -54,9 +63,10 @@ class Worker:
             return
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
+        self._sign = context.RawValue(Sign)
         self._process = context.Process(
             target=entry.main,
-            args=(theirs, self.service, self.arguments, self.log, os.getpid(), frozenset(REMEMBERED)),
+            args=(theirs, self._sign, self.service, self.arguments, self.log, os.getpid(), frozenset(REMEMBERED)),
             name=f"prefloop-{self.name}",
         )
         self._process.start()
@@ -70,7 +80,7 @@ class Worker:
         self.start()
         self.job = job
         self._number += 1
-        self._last_message = time.monotonic()
+        self._seen, self._seen_at = (self._sign.number, None), time.monotonic()
         try:
             self._pipe.send((self._number, job.method, job.details))
         except OSError:
@@ -89,25 +99,36 @@ class Worker:
                     break
                 kind, number, content = self._pipe.recv()
             except (EOFError, OSError):
-                self._retry(f"the process ended with code {self._exit_code()}")
+                item, code = self._sign.item, self._exit_code()
+                self._retry(f"the process ended with code {code}{item and f' at {item}'}", item and f"{code} {item}")
                 return None
             if number == self._number and (finished := self._receive(kind, content)):
                 return finished
-        if self.job is not None and time.monotonic() - self._last_message > self.stall_seconds:
-            self._retry(f"it reported nothing for {self.stall_seconds:.0f} seconds")
+        if self.job is not None:
+            self._notice_stall()
         return None
+
+    def _notice_stall(self) -> None:
+        """Retry the job if the worker is in the same item for too long, or silent without one."""
+        if self._sign.number != self._seen[0]:
+            self._seen, self._seen_at = (self._sign.number, self._seen[1]), time.monotonic()
+        quiet, item, limit = time.monotonic() - self._seen_at, self._sign.item, self._sign.limit
+        if item and quiet > limit:
+            self._retry(f"it was still at {item} after {limit:g} s", item, HANGING)
+        elif not item and quiet > self.stall_seconds:
+            self._retry(f"it reported nothing for {self.stall_seconds:.0f} seconds", f"silent after {self._seen[1]}")
 
     def _receive(self, kind: str, content: Any) -> Job | None:
         job = self.job
         assert job is not None
-        self._last_message = time.monotonic()
+        self._seen, self._seen_at = (self._sign.number, content if kind == "progress" else None), time.monotonic()
         if kind == "progress":
             job.on_progress(content)
             return None
         if kind == "refused":
             raise UserError(content)
         if kind == "failed":
-            self._retry(content)
+            self._retry(*content)
             return None
         job.result, job.done, self.job = content, True, None
         return job
@@ -116,18 +137,22 @@ class Worker:
         self._process.join(5)
         return self._process.exitcode
 
-    def _retry(self, why: str) -> None:
-        """Replace the worker and give the new one the same job; UserError after too many tries."""
+    def _retry(self, why: str, place: str = "", advice: str = "") -> None:
+        """Replace the worker and give the new one the same job. UserError after too many tries, or if the last one
+        failed at the same place, which another would as well."""
         job = self.job
         assert job is not None
         self.kill()
         self.job = None
         job.tries += 1
+        again, job.place = bool(place) and place == job.place, place
         self.on_event("worker_lost", worker=self.name, job=job.name, why=why, tries=job.tries)
-        if job.tries > self.retries:
+        if again or job.tries > self.retries:
+            output = f"its output is in {self.log}." if place else f"the end of {self.log}:\n{last_lines(self.log)}"
             raise UserError(
-                f"The {self.name} worker failed {job.tries} times at {job.name}: {why}. Everything finished is kept; "
-                f"the end of {self.log}:\n{last_lines(self.log)}"
+                f"The {self.name} worker failed {job.tries} times at {job.name}: {why}"
+                f"{', the last two times at the same place' if again else ''}. {advice and advice + ' '}Everything "
+                f"finished is kept; {output}"
             )
         self.submit(job)
 

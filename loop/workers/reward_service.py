@@ -20,7 +20,7 @@ from loop.store.run_state import PairCounts
 from loop.workers.entry import Report
 from loop.workers.train_service import read_preferences
 from trainer.data import Pair, PreferenceData, PromptGroup, Response
-from trainer.model_folder import check_model
+from trainer.model_folder import check_model, load_tokenizer
 from trainer.reward.summary import RewardSummary
 
 Tick = Callable[[int, int], None]
@@ -151,12 +151,10 @@ class RewardService:
 
     def train(self, config: RewardConfig, work: Path, report: Report) -> RewardSummary:
         """Train the model, or resume."""
-        from transformers import AutoTokenizer
-
         from trainer.reward.round import RewardSpec, train_reward
 
         base = find_base(config)
-        tokenizer: Any = AutoTokenizer.from_pretrained(base)
+        tokenizer = load_tokenizer(base)
         data = self._read(config, tokenizer, report)
         folder = set_padding(tokenizer, data, base=base, own=work / "tokenizer")
         spec = RewardSpec(
@@ -199,9 +197,7 @@ def _check_same_tokens(tokenizer: Any, sampled_by: Path, config: RewardConfig) -
     """UserError if the reward model's base has another tokenizer than the run's."""
     if config.base is None:
         return
-    from transformers import AutoTokenizer
-
-    if AutoTokenizer.from_pretrained(sampled_by).get_vocab() != tokenizer.get_vocab():
+    if load_tokenizer(sampled_by).get_vocab() != tokenizer.get_vocab():
         raise UserError(
             f"base: {config.base} has another tokenizer than {sampled_by}, whose token ids the run holds, so it would "
             "read other texts than were sampled. Leave base out, or name a model of the same family."

@@ -1,6 +1,7 @@
 """Services for the tests of workers: each misbehaves in one way, some only as long as a marker file is missing."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -51,6 +52,31 @@ class Toy:
     def fail(self, report: Report) -> None:
         """A mistake of ours."""
         raise RuntimeError("the shelf is empty")
+
+    def fail_elsewhere(self, report: Report) -> str:
+        """Another mistake each time, then none."""
+        if self._first():
+            raise RuntimeError("the shelf is empty")
+        if not self.marker.with_suffix(".second").exists():
+            self.marker.with_suffix(".second").touch()
+            raise RuntimeError("the shelf is empty")
+        return "found it"
+
+    def fail_in_other_words(self, report: Report) -> None:
+        """One mistake whose text differs each time."""
+        raise RuntimeError(f"the shelf is empty,\n  says {os.getpid()}")
+
+    def do_items(self, report: Report, count: int, seconds: float, at: int = -1, how: str = "") -> str:
+        """Do one after the other, without a message; what happens at one of them."""
+        for number in range(count):
+            report(item=f"item {number}", limit=1.0)
+            if number == at and how == "loop":
+                re.match(r"(a|a)*b", "a" * 99)  # holds the interpreter's lock
+            if number == at and how == "exit":
+                os._exit(7)
+            time.sleep(seconds)
+            report(item="")
+        return "done"
 
     def exit(self, report: Report) -> None:
         """As foreign code may."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trainer.data import PreferenceData
 from trainer.errors import TrainerError
 from trainer.model import Arithmetic, attention_of, copy_tokenizer, disable_dropout
+from trainer.model_folder import PLAIN, loading
 from trainer.scorer import RowBatch
 from trainer.tree.attention import use_tree_attention
 
@@ -48,13 +49,13 @@ def load_reward_model(folder: Path, arithmetic: Arithmetic, *, pad_id: int, head
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging
 
-    config = AutoConfig.from_pretrained(folder, num_labels=1)
+    config = loading(f"config.json in {folder}", lambda: AutoConfig.from_pretrained(folder, num_labels=1, **PLAIN))
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn that the head is new
     logging.disable_progress_bar()
     try:
         model: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder, config=config, dtype=torch.float32, **attention_of(config)
+            folder, config=config, dtype=torch.float32, **PLAIN, **attention_of(config)
         )
     except (ValueError, KeyError) as error:
         raise _no_head(folder, config.model_type, str(error)) from error

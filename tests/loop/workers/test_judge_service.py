@@ -120,12 +120,13 @@ def test_the_judges_children_end_when_the_worker_is_killed(worker: Any, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("text", "stall", "why"), [("leave", 60.0, "ended with code 7"), ("hang", 1.5, "it reported nothing for 2 seconds")]
+    ("text", "why"),
+    [("leave", "ended with code 7 at response p0/1"), ("hang", "still at response p0/1 after 1.5 s")],
 )
 def test_a_judge_that_ends_or_blocks_its_worker_stops_with_what_happened(
-    worker: Any, tmp_path: Path, text: str, stall: float, why: str
+    worker: Any, tmp_path: Path, text: str, why: str
 ) -> None:
-    judge = worker("Plain", stall_seconds=stall)
+    judge = worker("Plain", seconds_per_response=1.5)
     with pytest.raises(UserError, match=f"The judge worker failed 2 times at judging shard: .*{why}"):
         label(judge, task(tmp_path, "ok", text))
 

@@ -2,6 +2,7 @@
 in one paragraph."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -93,7 +94,10 @@ def test_a_slow_job_that_shows_signs_of_life_is_no_stall(
 
 @pytest.mark.parametrize(
     ("method", "words"),
-    [("fail", "RuntimeError: the shelf is empty"), ("exit", "the process ended with code 7")],
+    [
+        ("fail", r"RuntimeError: the shelf is empty \(services.py:\d+\), the last two times at the same place"),
+        ("exit", "the process ended with code 7"),
+    ],
 )
 def test_what_fails_every_time_ends_in_one_paragraph_with_the_last_lines_of_the_log(
     make_worker: Callable[..., Worker], said: list[tuple[str, dict[str, Any]]], method: str, words: str
@@ -102,11 +106,53 @@ def test_what_fails_every_time_ends_in_one_paragraph_with_the_last_lines_of_the_
     with pytest.raises(UserError) as refused:
         call(worker, job(method))
     text = str(refused.value)
-    assert f"The toy worker failed 2 times at the job {method}: {words}." in text
-    assert "Everything finished is kept" in text
+    assert re.match(rf"The toy worker failed 2 times at the job {method}: {words}\. Everything finished is kept", text)
     assert str(worker.log) in text
-    assert ("the shelf is empty" if method == "fail" else "    last words") in text.splitlines()[-1]
+    assert text.endswith("    last words" if method == "exit" else f"its output is in {worker.log}.")
+    assert "Traceback" not in text
     assert len(lost(said)) == 2
+
+
+@pytest.mark.parametrize("method", ["fail", "fail_in_other_words"])
+def test_an_error_at_the_same_place_twice_is_not_tried_again(
+    make_worker: Callable[..., Worker], said: list[tuple[str, dict[str, Any]]], method: str
+) -> None:
+    with pytest.raises(UserError, match=r"failed 2 times .*the last two times at the same place") as refused:
+        call(make_worker(retries=9), job(method))
+    assert "\n" not in str(refused.value)
+    assert len(lost(said)) == 2
+
+
+def test_errors_at_different_places_are_tried_again(
+    make_worker: Callable[..., Worker], said: list[tuple[str, dict[str, Any]]]
+) -> None:
+    assert call(make_worker(retries=2), job("fail_elsewhere")) == "found it"
+    assert len({loss["why"] for loss in lost(said)}) == 2
+
+
+HANGS = {
+    "loop": r"it was still at item 2 after 1 s, the last .*raise judge.seconds_per_response; .*`isolated = True`",
+    "exit": r"the process ended with code 7 at item 2, the last two times at the same place",
+}
+
+
+@pytest.mark.parametrize("how", HANGS)
+def test_an_item_that_hangs_or_ends_the_worker_twice_is_named(
+    make_worker: Callable[..., Worker], said: list[tuple[str, dict[str, Any]]], how: str
+) -> None:
+    with pytest.raises(UserError, match=HANGS[how]) as refused:
+        call(make_worker(retries=9), job("do_items", count=4, seconds=0.0, at=2, how=how))
+    assert "\n" not in str(refused.value)
+    assert len(lost(said)) == 2
+
+
+def test_items_that_end_are_signs_of_life(
+    make_worker: Callable[..., Worker], said: list[tuple[str, dict[str, Any]]]
+) -> None:
+    worker = make_worker(stall_seconds=1.0)
+    call(worker, job("add", a=1, b=1))
+    assert call(worker, job("do_items", count=8, seconds=0.3)) == "done"
+    assert lost(said) == []
 
 
 def test_a_users_mistake_is_told_at_once_and_not_tried_again(
@@ -207,12 +253,12 @@ def test_a_judge_that_hangs_is_noticed_by_name_and_its_shard_judged_by_a_new_one
     for name in ("judge", "pair", "train", "eval"):
         shutil.rmtree(run / "iter-002" / name)
     (run / "iter-002" / "promotion.json").unlink()
-    settings["engine"]["stall_seconds"] = 5
+    settings["judge"]["seconds_per_response"] = 5
     running = cli.start("run", cli.write(settings), env={"HANG_ONCE": str(cli.folder / "hung")})
     running.wait_for("the last verdicts", (run / "iter-002" / "judge" / "manifest.json").exists)
     running.kill()
     loss = events(run, "worker_lost")[0]
     assert (loss["worker"], loss["job"]) == ("judge", "judging shard 0 of iteration 2")
-    assert loss["why"] == "it reported nothing for 5 seconds"
+    assert re.fullmatch(r"it was still at response \S+ after 5 s", loss["why"])
     for path in sorted(folder.glob("*.parquet")):
         assert (run / "iter-002" / "judge" / path.name).read_bytes() == path.read_bytes()
