@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from judges.context import JudgeContext
 from judges.contract import Judge
 from judges.run import judge_groups
 from judges.trial.labelled import read_cases
@@ -55,13 +56,15 @@ def _first(outcome: Outcome) -> str:
 
 def _with_arguments(judge: Judge, example: Example) -> Judge:
     try:
-        return type(judge)(**(example.args or {}))
+        built = type(judge)(**(example.args or {}))
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise JudgeError(
             f"Judge {type(judge).__name__} cannot be built with the arguments {example.args} of its own example "
             f"{example.text!r} ({problems}). Give the class `examples` that fit its arguments."
         ) from None
+    built.bind(JudgeContext(on_item=judge.context.on_item))
+    return built
 
 
 def _complaint(judge: Judge, example: Example, verdict: Verdict) -> str:

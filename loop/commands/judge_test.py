@@ -20,7 +20,7 @@ from judges.trial.trial import Outcome, try_cases
 from judges.types import USUAL, Thinking
 from judges.versions import fingerprint
 from loop.config.load import load_config
-from loop.config.settings import EngineConfig
+from loop.config.settings import EngineConfig, JudgeConfig
 from loop.config.yaml_text import parse_yaml
 from loop.engines.judge_engine import asked_for, judge_engine
 from loop.errors import UserError
@@ -29,6 +29,7 @@ from loop.prompts.chat_template import ChatFormat
 from loop.prompts.thinking import find_thinking
 from loop.store.model_folder import find_model
 from loop.view.display import Display
+from loop.workers.judge_service import timer
 from loop.workers.log_prob_service import LogProbScorer
 
 CONFIDENCE = 0.95
@@ -125,7 +126,8 @@ def run_test(
 ) -> JudgeReport:
     """The report on the judge. Raises JudgeError or UserError."""
     judge, used = chosen.judge, list[Usage]()
-    judge.bind(JudgeContext(find=find_model, log_probs=LogProbScorer(), on_usage=lambda usage, _: used.append(usage)))
+    context = JudgeContext(find=find_model, log_probs=LogProbScorer(), on_usage=lambda usage, _: used.append(usage))
+    judge.bind(replace(context, on_item=timer(JudgeConfig.model_fields["seconds_per_response"].default)))
     judge.ready()
     cases = read_cases(data, chosen.thinking)[:limit]
     display = Display(quiet=quiet)

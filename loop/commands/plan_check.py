@@ -19,7 +19,7 @@ from loop.store.missing import missing
 from loop.store.model_folder import find_model, resolve_base
 from loop.store.run_records import Json
 from loop.trackers.tracker_service import find_tracker
-from loop.workers.judge_service import check_prompts, try_examples
+from loop.workers.judge_service import check_prompts, timer, try_examples
 from loop.workers.named import check_named
 from trainer.model_folder import check_model
 
@@ -98,5 +98,5 @@ def check_judge(settings: JudgeConfig, config: Config) -> str:
 
 def _built(settings: JudgeConfig) -> Judge:
     judge = build_judge(settings.name, settings.args)
-    judge.bind(JudgeContext(find=find_model))
+    judge.bind(JudgeContext(find=find_model, on_item=timer(settings.seconds_per_response)))
     return judge

@@ -2,9 +2,11 @@
 
 import gc
 import json
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import repeat
@@ -17,7 +19,7 @@ from judges.contract import Judge
 from judges.resolve import build_judge
 from judges.run import judge_groups
 from judges.trial.selftest import agree_with, self_test
-from judges.types import USUAL, Group, Prompt, Response, Thinking, Verdict
+from judges.types import USUAL, Group, JudgeError, Prompt, Response, Thinking, Verdict
 from judges.versions import fingerprint
 from loop.config.settings import JudgeConfig, ModelConfig
 from loop.engines.judge_engine import asked_for
@@ -34,6 +36,7 @@ from loop.store.thoughts import recorded
 from loop.store.verdict_cache import VerdictCache
 from loop.workers.entry import Report
 from loop.workers.log_prob_service import LogProbScorer, Roles
+from loop.workers.process import HANGING
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +193,25 @@ def check_prompts(judge: Judge, prompts: Sequence[PromptRow]) -> Findings:
 def as_prompt(row: PromptRow) -> Prompt:
     """A prompt as judges get it."""
     return Prompt(row.id, tuple(row.messages), row.target, row.columns)
+
+
+def timer(seconds: float) -> Callable[[str], None]:
+    """An `on_item` for judging in the main process, which nobody watches: a signal raises JudgeError in an item that
+    takes longer."""
+    doing = ""
+
+    def late(*_: object) -> None:
+        raise JudgeError(f"The judge was still at {doing} after {seconds:g} s. {HANGING}")
+
+    def begin(item: str) -> None:
+        nonlocal doing
+        doing = item
+        signal.setitimer(signal.ITIMER_REAL, seconds if item else 0.0, 1.0)
+
+    if threading.current_thread() is not threading.main_thread():
+        return lambda item: None
+    signal.signal(signal.SIGALRM, late)
+    return begin
 
 
 def try_examples(judge: Judge, settings: JudgeConfig, correct_at: float, thinking: Thinking | None) -> int:

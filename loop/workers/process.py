@@ -15,9 +15,11 @@ from loop.workers import entry
 from loop.workers.entry import Arguments, Progress, Sign
 
 HANGING = (
-    "If the judge needs that long, raise judge.seconds_per_response; if it can hang, set `isolated = True` in its "
-    "class (docs/judges.md), and that response alone gets an error."
+    "If a judge needs that long, raise judge.seconds_per_response; if it may hang, set `isolated = True` in its class "
+    "(docs/judges.md), and only that response gets an error."
 )
+"""What to do about a judge that hangs."""
+
 OnProgress = Callable[[Progress], None]
 
 

@@ -66,10 +66,12 @@ class Toy:
         """One mistake whose text differs each time."""
         raise RuntimeError(f"the shelf is empty,\n  says {os.getpid()}")
 
-    def do_items(self, report: Report, count: int, seconds: float, at: int = -1, how: str = "") -> str:
+    def do_items(
+        self, report: Report, count: int, seconds: float, *, limit: float = 1.0, at: int = -1, how: str = ""
+    ) -> str:
         """Do one after the other, without a message; what happens at one of them."""
         for number in range(count):
-            report(item=f"item {number}", limit=1.0)
+            report(item=f"item {number}", limit=limit)
             if number == at and how == "loop":
                 re.match(r"(a|a)*b", "a" * 99)  # holds the interpreter's lock
             if number == at and how == "exit":

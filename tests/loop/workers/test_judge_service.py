@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -10,18 +11,19 @@ from typing import Any
 
 import pytest
 
-from judges import Group, Prompt, Response, Verdict
+from judges import Group, JudgeError, Prompt, Response, Verdict, build_judge, judge_groups
+from judges.context import JudgeContext
 from loop.config.load import load_config
 from loop.config.settings import JudgeConfig
 from loop.errors import UserError
 from loop.prompts.row import PromptRow
 from loop.store import tables
-from loop.workers.judge_service import JudgedShard, JudgeService, JudgeTask, read_groups, verdict_table
+from loop.workers.judge_service import JudgedShard, JudgeService, JudgeTask, read_groups, timer, verdict_table
 from loop.workers.process import Job, Worker, call
 from tests.helpers.campaigns import is_alive
 
 JUDGE = """
-import os, signal, time
+import os, re, signal, time
 from judges import *
 
 
@@ -44,9 +46,19 @@ class Plain(PointwiseJudge):
             os._exit(7)
         if response.text == "hang":
             time.sleep(60)
+        if response.text == "match":
+            re.match(r"(a|a)*b", "a" * 99)
         if response.text == "fork":
             os.fork()
         return 1.0
+
+
+class Endless(PointwiseJudge):
+    examples = (Example.on(None, "yes", 1.0, {}),)
+
+    def one(self, prompt, response):
+        while True:
+            pass
 """
 
 
@@ -129,6 +141,24 @@ def test_a_judge_that_ends_or_blocks_its_worker_stops_with_what_happened(
     judge = worker("Plain", seconds_per_response=1.5)
     with pytest.raises(UserError, match=f"The judge worker failed 2 times at judging shard: .*{why}"):
         label(judge, task(tmp_path, "ok", text))
+
+
+def test_a_judge_that_hangs_in_its_self_test_is_noticed(worker: Any, tmp_path: Path) -> None:
+    judge = worker("Endless", seconds_per_response=1.0)
+    with pytest.raises(UserError, match=r"at the self-test: it was still at response example 0 after 1 s, the last"):
+        call(judge, Job("the self-test", "prepare", {"correct_at": 1.0}))
+
+
+@pytest.mark.parametrize("text", ["hang", "match"])
+def test_a_judge_that_hangs_in_the_main_process_is_noticed_too(tmp_path: Path, text: str) -> None:
+    (tmp_path / "wild.py").write_text(JUDGE, encoding="utf-8")
+    judge = build_judge(f"{tmp_path}/wild.py:Plain", {})
+    judge.bind(JudgeContext(on_item=timer(0.5)))
+    texts = ["ok", text, "ok"]
+    responses = tuple(Response(f"r{number}", said, "stop") for number, said in enumerate(texts))
+    with pytest.raises(JudgeError, match=r"still at response r1 after 0.5 s\. If a judge needs that long, raise"):
+        judge_groups(judge, [Group(Prompt("p", (), None, {}), responses)])
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
 
 
 def test_a_judge_that_forks_is_one_worker_with_one_result(worker: Any, tmp_path: Path) -> None:

@@ -149,9 +149,10 @@ def test_an_item_that_hangs_or_ends_the_worker_twice_is_named(
 def test_items_that_end_are_signs_of_life(
     make_worker: Callable[..., Worker], said: list[tuple[str, dict[str, Any]]]
 ) -> None:
-    worker = make_worker(stall_seconds=1.0)
+    worker = make_worker()
     call(worker, job("add", a=1, b=1))
-    assert call(worker, job("do_items", count=8, seconds=0.3)) == "done"
+    worker.stall_seconds = 2.0
+    assert call(worker, job("do_items", count=8, seconds=0.4, limit=60.0)) == "done"
     assert lost(said) == []
 
 
