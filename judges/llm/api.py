@@ -107,7 +107,7 @@ class Endpoint:
             status = 402
         elif status in TRANSIENT or status >= 500:
             wait = _retry_after(headers)
-            asked = "" if wait is None else f"; it asks for a wait of {wait:.3g} s"
+            asked = "" if wait is None else f"; it asks for a wait of {wait:g} s"
             return Transient(text + asked, wait, limited=status == 429)
         elif status in (400, 413, 422) and any(sign in reason.lower() for sign in OF_ONE_ITEM):
             return Unanswerable(text)
