@@ -129,7 +129,7 @@ def read_completion(content: bytes) -> Reply:
         shown = " ".join(content[:120].decode("utf-8", "replace").split())
         raise Transient(f"not a chat completion ({type(error).__name__}): {shown or 'an empty answer'}") from None
     if reason in FAILED or (text is None and reason in STOPS):
-        raise Transient(f"a chat completion without a text (finish_reason {reason or 'missing'})")
+        raise Transient(f"a chat completion without a usable text (finish_reason {reason or 'missing'})")
     return Reply(text or "", "stop" if reason in STOPS else reason, _usage(used))
 
 
@@ -147,7 +147,7 @@ def _text(message: Mapping[str, Any]) -> str | None:
 
 def _is_said(part: Any) -> bool:
     """Whether a part of a content belongs to the answer, as thoughts and pictures do not."""
-    return isinstance(part, str) or part.get("type", "text") in ("text", "output_text")
+    return isinstance(part, str) or (isinstance(part, dict) and part.get("type", "text") in ("text", "output_text"))
 
 
 def _usage(used: Any) -> Usage:

@@ -69,6 +69,7 @@ PARTS: list[Any] = [
     [{"type": "text", "text": "TEXT"}],
     ["TEXT"],
     [{"text": "TEXT"}],
+    [None, 7, {"type": "text", "text": "TEXT"}],
     [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "TEXT"}],
     [{"type": "reasoning", "text": '{"verdict": 9}'}, {"type": "output_text", "text": "TEXT"}],
     [{"type": "text", "text": ""}, {"type": "image_url", "image_url": {}}, {"type": "text", "text": "TEXT"}],
