@@ -100,7 +100,10 @@ def read_reply(reply: Reply, scale: Scale, form: Form, code: str, judged: Sequen
     `70`."""
     if reply.finish_reason != "stop":
         return Read(None, f"the judge's reply ended early ({reply.finish_reason})")
-    text = (USUAL.answer(reply.text) or "").strip()
+    spoken = USUAL.answer(reply.text)
+    if spoken is None:  # a thought that is not closed, or a reply that only names the tag
+        spoken = "" if reply.text.lstrip().startswith(USUAL.open) else reply.text
+    text = spoken.strip()
     answer, reasoning = _from_json(text, judged) if form == "json" else _from_line(text, code)
     if answer is None:
         return Read(None, f"garbage verdict: {reasoning}: {_one_line(text) or 'an empty reply'}")

@@ -83,6 +83,7 @@ OBJECTS = [
     ('It would be {"verdict": "A", "verdict": "B"}.', None),
     ('I think {"verdict": "A"', None),
     ('<think>{"verdict": "B"}', None),
+    ('The tag <think> is not closed there. {"verdict": "A"}', 1.0),
     ('{"a":' * 100_000, None),
     ('{"verdict": "A"', None),
     ('["A"]', None),
