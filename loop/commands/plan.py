@@ -13,6 +13,7 @@ from loop.config.settings import Config, JudgeConfig
 from loop.config.yaml_text import parse_yaml
 from loop.engines.base import chosen_engine
 from loop.format import one_line
+from loop.measure.power import describe_gate, gate_of
 from loop.redact import setting_text
 from loop.store.findings import Findings
 from loop.store.missing import missing
@@ -66,6 +67,8 @@ class Plan:
     """None if the data say which answer is better."""
     eval_judge: NamedJudge | None
     evaluation: str
+    gate: str
+    """What the gate can see; empty if it decides nothing."""
     trackers: tuple[str, ...]
     iterations: list[IterationPlan]
     judge_calls: list[sampling.JudgeCalls]
@@ -107,6 +110,7 @@ def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> Plan:
         judge=_named(config.judge),
         eval_judge=_named(config.eval_judge),
         evaluation=describe_evaluation(config),
+        gate="" if (gate := gate_of(loaded)) is None else describe_gate(gate),
         trackers=tuple(config.trackers.names),
         iterations=[iteration_plan(loaded, k) for k in range(1, loaded.iterations + 1)],
         judge_calls=[sampling.judge_calls(loaded, one, trains=config.samples, evaluates=not two) for one in paid],
@@ -243,6 +247,8 @@ def print_plan(plan: Plan) -> None:
     for calls in plan.eval_judge_calls:
         print(f"         {sampling.describe_calls(calls)}")
     print(f"eval     {plan.evaluation}")
+    if plan.gate:
+        print(f"gate     {plan.gate}")
     if plan.trackers:
         print(f"tracked  {', '.join(plan.trackers)}")
     for iteration in plan.iterations:

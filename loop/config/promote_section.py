@@ -83,7 +83,8 @@ class PromoteConfig(Section):
 
     rule: Literal["always", "better", "not_worse"] = "not_worse"
     """`better`: the whole interval of the gain is above 0; `not_worse`: the candidate is not worse by more than
-    `margin`, even at the low end of the interval; `always`: every candidate is promoted."""
+    `margin` than the incumbent and than the best promoted model so far, even at the low end of the interval;
+    `always`: every candidate is promoted."""
     metric: Literal[
         "sampled_accuracy", "greedy_accuracy", "accuracy_among_well_formed", "well_formed_share", "preference_accuracy"
     ] = "sampled_accuracy"
@@ -93,6 +94,10 @@ class PromoteConfig(Section):
     """How far below 0 `not_worse` allows the lower end of the interval to be."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Confidence level of all intervals, in reports and decisions."""
+    alpha_spending: Literal["none", "bonferroni", "pocock"] = "none"
+    """How `better` divides the chance of a false promotion, which `confidence` sets, over the planned iterations and
+    their attempts: `bonferroni` in equal parts, `pocock` larger parts to the first iterations (the spending function of
+    Lan and DeMets 1983); `none` gives all of it to each decision."""
     limits: LimitSettings = LimitSettings()
     """Limits that a candidate must keep, whatever the rule."""
     on_reject: Literal["continue", "stop", "retry"] = "continue"
@@ -103,6 +108,15 @@ class PromoteConfig(Section):
     retry: RetrySettings = RetrySettings()
     """What a retry changes."""
 
+    @model_validator(mode="after")
+    def _spending_belongs_to_better(self) -> "PromoteConfig":
+        if self.alpha_spending != "none" and self.rule != "better":
+            raise ValueError(
+                f"alpha_spending is {self.alpha_spending}, but the rule is {self.rule}, and only `better` spends a "
+                "chance of false promotions; set rule to better, or alpha_spending to none"
+            )
+        return self
+
     @property
     def attempts(self) -> int:
         """Maximum number of times a round is trained."""
@@ -111,6 +125,7 @@ class PromoteConfig(Section):
     def decided_by(self, attempts: int) -> dict[str, Any]:
         """The settings that decided an iteration with this many attempts, by dotted key."""
         keys: set[str] = {"rule", "metric", "margin", "confidence"}
+        keys |= {"alpha_spending"} if self.alpha_spending != "none" else set()
         keys |= {"limits"} if self.limits != LimitSettings() else set()
         keys |= {"retry"} if attempts > 1 else set()
         return {f"promote.{key}": value for key, value in self.model_dump(mode="json", include=keys).items()}

@@ -40,8 +40,9 @@ class PromptsBase(Section):
     """The user message, with columns in braces; `{prompt}` is the prompt column, `{{` and `}}` are plain braces."""
     train: PositiveInt | None = None
     """Number of prompts to train on in the whole campaign; null takes all that gate and test leave."""
-    gate: PositiveInt = 128
-    """Number of held-out prompts that decide on promotion; more narrow its confidence interval."""
+    gate: PositiveInt = 256
+    """Number of held-out prompts that decide on promotion; more narrow its confidence interval. `prefloop plan` prints
+    what they can tell."""
     test: PositiveInt = 200
     """Number of held-out prompts to report on; no decision reads them."""
     per_iteration: PositiveInt | None = None

@@ -37,6 +37,9 @@ COUNTED = {
 }
 """What is counted before a round is trained."""
 
+OUTCOME_LEVELS = {"worse": -1, "too_few_prompts": 0, "not_worse": 1, "better": 2}
+"""An outcome of the gate as a number."""
+
 STEP = "train/step"
 """Optimizer steps since the start of the campaign, counted from 0 over all rounds."""
 ITERATION = "iteration"
@@ -78,6 +81,8 @@ def decided_metrics(state: IterationState) -> dict[str, float]:
         found |= {"promote/gain": gain.value, "promote/gain_low": gain.low, "promote/gain_high": gain.high}
     if state.iteration:
         found |= {"promote/promoted": state.promoted, "promote/attempts": state.attempts_begun}
+    if state.outcome is not None:
+        found["promote/outcome"] = OUTCOME_LEVELS[state.outcome]
     found |= {f"time/{part}": seconds for part, seconds in asdict(state.time).items()}
     return {name: value for one in evaluated for name, value in one.items()} | _numbers(found)
 

@@ -1,12 +1,13 @@
 """Promote stage: decide whether the candidate becomes the next policy, and why, from the promotion rule, the paired
 gain on the gate prompts and the measured limits."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loop.config.promote_section import LARGEST, LimitSettings, PromoteConfig
 from loop.format import points
-from loop.store.run_records import Difference, Limit, Numbers
+from loop.store.run_records import OUTCOMES, BestSoFar, Difference, Limit, Numbers, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,7 @@ class Decision:
 
     promote: bool
     reason: str
+    outcome: Outcome
     limits: tuple[Limit, ...] = ()
 
 
@@ -37,27 +39,78 @@ def _known(value: float | None) -> float:
     return value if value is not None and value == value else float("inf")
 
 
-def decide(settings: PromoteConfig, difference: Difference, limits: Sequence[Limit] = ()) -> Decision:
-    """Apply the rule to `difference`, candidate minus incumbent of `settings.metric` at `settings.confidence`; a
-    candidate beyond a limit is not promoted, whatever it gained."""
-    ruled = _rule(settings, difference)
+def deciding_confidence(settings: PromoteConfig, *, k: int, iterations: int, checkpoints: int = 1) -> float:
+    """Confidence of the interval that decides in iteration `k` of `iterations`: the chance of an error that
+    `settings.confidence` leaves is divided as `alpha_spending` says, and over the checkpoints that the candidate was
+    chosen from (Bonferroni)."""
+    share = 1.0
+    if settings.alpha_spending == "bonferroni":
+        share = 1 / iterations / settings.attempts
+    elif settings.alpha_spending == "pocock":
+        share = (_pocock(k / iterations) - _pocock((k - 1) / iterations)) / settings.attempts
+    return 1 - (1 - settings.confidence) * share / checkpoints
+
+
+def _pocock(done: float) -> float:
+    """Share of the error spent after a share `done` of the decisions: Lan and DeMets (1983), their α₂*."""
+    return math.log(1 + (math.e - 1) * done)
+
+
+def decide(
+    settings: PromoteConfig,
+    difference: Difference,
+    limits: Sequence[Limit] = (),
+    *,
+    best: BestSoFar | None = None,
+    confidence: float | None = None,
+) -> Decision:
+    """Apply the rule to `difference`, candidate minus incumbent of `settings.metric`; a candidate beyond a limit is not
+    promoted, whatever it gained. `not_worse` is also held against `best`, so that small losses do not add up.
+    `confidence` is that of the intervals, if it is not the configured one."""
+    confidence = confidence or settings.confidence
+    ruled = _rule(settings, difference, confidence)
+    if best is not None and ruled.promote and settings.rule == "not_worse":
+        against = _rule(settings, best.gain, confidence, _named(best))
+        ruled = ruled if against.promote else against
     beyond = [limit for limit in limits if not limit.within]
     if not beyond:
         kept = f"; within its limits: {', '.join(_short(limit) for limit in limits)}" if limits else ""
-        return Decision(ruled.promote, ruled.reason + kept, tuple(limits))
-    reason = ruled.reason if not ruled.promote else f"not promoted for its limits: {_measured(settings, difference)}"
-    return Decision(False, f"{reason}; {'; '.join(map(_too_much, beyond))}", tuple(limits))
+        return Decision(ruled.promote, ruled.reason + kept, ruled.outcome, tuple(limits))
+    measured = _measured(settings, difference, confidence)
+    reason = ruled.reason if not ruled.promote else f"not promoted for its limits: {measured}"
+    return Decision(False, f"{reason}; {'; '.join(map(_too_much, beyond))}", ruled.outcome, tuple(limits))
 
 
-def _rule(settings: PromoteConfig, difference: Difference) -> Decision:
-    if settings.rule == "always":
-        return Decision(True, f"promoted, as every candidate is (always): {_measured(settings, difference)}")
+def outcome_of(difference: Difference, margin: float) -> Outcome:
+    """What the interval says of the candidate, whatever the rule."""
+    if difference.low is None or difference.high is None:
+        return "too_few_prompts"
+    if difference.low > 0:
+        return "better"
+    if difference.low > -margin:
+        return "not_worse"
+    return "worse" if difference.high < 0 else "too_few_prompts"
+
+
+def bound_of(settings: PromoteConfig) -> float | None:
+    """What the lower end of the interval must exceed; None if it decides nothing."""
+    return {"better": 0.0, "not_worse": -settings.margin}.get(settings.rule)
+
+
+def _named(best: BestSoFar) -> str:
+    who = f"iteration {best.iteration}" if best.iteration else "the base model"
+    return f" against {who}, the best promoted model so far"
+
+
+def _rule(settings: PromoteConfig, difference: Difference, confidence: float, against: str = "") -> Decision:
+    measured, outcome = _measured(settings, difference, confidence, against), outcome_of(difference, settings.margin)
+    if (bound := bound_of(settings)) is None:
+        return Decision(True, f"promoted, as every candidate is (always): {measured}", outcome)
     if difference.low is None:
-        return Decision(False, f"not promoted: {_measured(settings, difference)}")
-    bound = 0.0 if settings.rule == "better" else -settings.margin
+        return Decision(False, f"not promoted: {measured}", outcome)
     promote = difference.low > bound
-    verdict = "promoted" if promote else "not promoted"
-    return Decision(promote, f"{verdict}: {_measured(settings, difference)}: {_at_worst(settings, difference.low)}")
+    verdict = f"{'promoted' if promote else 'not promoted'}, {OUTCOMES[outcome]}"
+    return Decision(promote, f"{verdict}: {measured}: {_at_worst(settings, difference.low)}", outcome)
 
 
 def _at_worst(settings: PromoteConfig, low: float) -> str:
@@ -82,14 +135,14 @@ def _too_much(limit: Limit) -> str:
     return f"{what} is {limit.value:.4g}, {side} the limit {limit.name} {limit.limit:g}"
 
 
-def _measured(settings: PromoteConfig, difference: Difference) -> str:
+def _measured(settings: PromoteConfig, difference: Difference, confidence: float, against: str = "") -> str:
     """What was measured, as a clause that ends with the interval."""
     metric = settings.metric.replace("_", " ")
     if difference.value is None or difference.low is None or difference.high is None:
-        return f"{metric} cannot be compared, one of the models has no response that counts for it"
+        return f"{metric} cannot be compared{against}, one of the models has no response that counts for it"
     prompts = f"{difference.n} gate prompt{'s' if difference.n != 1 else ''}"
-    interval = f"{100 * settings.confidence:g} % interval {_points(difference.low)} to {_points(difference.high)}"
-    return f"{metric} changed by {_points(difference.value)} points on {prompts}, {interval}"
+    interval = f"{100 * confidence:.4g} % interval {_points(difference.low)} to {_points(difference.high)}"
+    return f"{metric} changed by {_points(difference.value)} points{against} on {prompts}, {interval}"
 
 
 def _points(share: float) -> str:

@@ -8,6 +8,7 @@ quantiles at prompts - 1 degrees of freedom. Only prompts that have trials count
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -39,8 +40,7 @@ def ratio_interval(successes: ArrayLike, trials: ArrayLike, confidence: float) -
 def paired_difference(s1: ArrayLike, m1: ArrayLike, s2: ArrayLike, m2: ArrayLike, confidence: float) -> Difference:
     """Σs2 / Σm2 - Σs1 / Σm1 where the arrays run over the same prompts; the p-value is two-sided and fits the interval.
 
-    The standard error is never below 1 / (prompts + 2), one prompt changing its mind, which is what Agresti and Min
-    (2005) give when no pair is discordant: equal outcomes on a few prompts do not prove that models are equal.
+    The standard error is never below `least_error`: equal outcomes on a few prompts do not prove that models are equal.
     """
     first, second = _counts(s1, m1), _counts(s2, m2)
     prompts = _common_prompts(first, second)
@@ -51,7 +51,7 @@ def paired_difference(s1: ArrayLike, m1: ArrayLike, s2: ArrayLike, m2: ArrayLike
     if prompts == 1:
         return Difference(value, -1.0, 1.0, 1.0, 1)
     influence = _influence(second, p2) - _influence(first, p1)
-    error = max(math.sqrt(_variance(influence, prompts)), 1 / (prompts + 2))
+    error = max(math.sqrt(_variance(influence, prompts)), _least_error(first, second, prompts))
     reach = t_quantile(confidence, prompts - 1) * error
     p_value = 1 - t_central(abs(value) / error, prompts - 1)
     return Difference(value, max(value - reach, -1.0), min(value + reach, 1.0), p_value, prompts)
@@ -67,9 +67,16 @@ def paired_ratio(s1: ArrayLike, m1: ArrayLike, s2: ArrayLike, m2: ArrayLike, con
     if p2 == 0 or prompts == 1:
         return Ratio(p2 / p1, 0.0, None, prompts)
     influence = _influence(second, p2) / p2 - _influence(first, p1) / p1  # d log p = dp / p
-    error = max(math.sqrt(_variance(influence, prompts)), 1 / (prompts + 2) / max(p1, p2))
+    error = max(math.sqrt(_variance(influence, prompts)), _least_error(first, second, prompts) / max(p1, p2))
     reach = math.exp(min(t_quantile(confidence, prompts - 1) * error, 700.0))
     return Ratio(p2 / p1, p2 / p1 / reach, p2 / p1 * reach, prompts)
+
+
+def least_error(prompts: int, samples: float) -> float:
+    """The lowest standard error of a paired difference: one prompt changing its mind, which is what Agresti and Min
+    (2005) give when no pair is discordant. A prompt's mind is a mean over `samples` responses, whose error falls with
+    their root."""
+    return 1 / (prompts + 2) / math.sqrt(max(samples, 1.0))
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -99,6 +106,7 @@ def wilson(p: float, n: float, quantile: float) -> tuple[float, float]:
     return min(max(centre - reach, 0.0), p), max(min(centre + reach, 1.0), p)
 
 
+@cache
 def t_quantile(confidence: float, freedom: int) -> float:
     """The t for which a share `confidence` of Student's distribution lies in [-t, t]."""
     low, high = NormalDist().inv_cdf((1 + confidence) / 2), 1.0
@@ -137,6 +145,11 @@ def _influence(counts: tuple[Array, Array], p: float) -> Array:
 
 def _variance(influence: Array, prompts: int) -> float:
     return float(prompts / (prompts - 1) * (influence**2).sum())
+
+
+def _least_error(first: tuple[Array, Array], second: tuple[Array, Array], prompts: int) -> float:
+    """`least_error` at the smaller of both sides' mean trials per prompt."""
+    return least_error(prompts, float(min(first[1].sum(), second[1].sum())) / prompts)
 
 
 def _common_prompts(first: tuple[Array, Array], second: tuple[Array, Array]) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from loop.config.checks import PREFERENCE
 from loop.format import percent, points_with_interval, typeset
 from loop.measure.estimators import best_of_kl, length_controlled
+from loop.measure.promotion import bound_of
 from loop.report.data import IterationData, RunData
 from loop.report.figure import Figure, Missing, Table, by_iteration, heights, keys_of, table_of
 from loop.report.marks import PLOT_X, PLOT_Y, Series, chart
@@ -105,14 +106,15 @@ def gate(data: RunData) -> Figure | Missing:
     titles = [f"iteration {it.number} {decision.reason}" for it, decision in decided]
     one = Series("candidate minus incumbent", points, 1, spread, False, True, False, True, rejected, titles)
     settings = data.settings(decided[-1][0].number).promote
-    bound = {"better": 0.0, "not_worse": -100 * settings.margin}.get(settings.rule)
+    bound = hundred(bound_of(settings))
     levels = [(0.0, "")] if bound is None else [(0.0, ""), (bound, f"must be above ({settings.rule})")]
     y = axis([*heights([one]), 0.0, bound or 0.0], *PLOT_Y)
     x = whole_axis([it.number for it, _ in decided], *PLOT_X)
     drawn = chart(title, [one], x, y, x_label="iteration", y_label="percentage points", levels=levels)
     read = (
         f"Each bar is the interval of the change in {settings.metric.replace('_', ' ')} on the same gate prompts. A "
-        "candidate whose whole bar is above the line is promoted; a ring was rejected."
+        "candidate whose whole bar is above the line is promoted, if it also keeps the limits and, with not_worse, if "
+        "the best promoted model so far does not beat it by more than the margin; a ring was rejected."
     )
     rows = [[it.number, *points[i][1:], *spread[i], decision.reason] for i, (it, decision) in enumerate(decided)]
     return Figure("gate", title, read, drawn, (), Table(["iteration", "points", "from", "to", "decision"], rows))

@@ -6,7 +6,7 @@ from loop.format import clock
 from loop.report.data import IterationData, RunData
 from loop.report.figures_quality import describe_change
 from loop.report.scale import number, percent
-from loop.store.run_records import NO_TRIALS, Interval
+from loop.store.run_records import NO_TRIALS, OUTCOMES, Interval
 from loop.store.run_state import RunState
 from loop.view.status_tables import with_interval
 
@@ -27,6 +27,8 @@ class GateDecision:
     iteration: int
     promoted: bool | None
     reason: str
+    outcome: str = ""
+    """What the interval says, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,4 +126,7 @@ def _verdict(it: IterationData) -> GateDecision:
         return GateDecision(it.number, None, f"in progress: {begun[-1] if begun else 'sample'}")
     reason, tried = it.state.reason or "", len(it.state.attempts)
     again = f"attempt {tried}: " if tried > 1 else ""
-    return GateDecision(it.number, it.state.promoted, again + reason.removeprefix("not ").removeprefix("promoted: "))
+    outcome = OUTCOMES[it.state.outcome] if it.state.outcome else ""
+    for start in ("not ", f"promoted, {outcome}: ", "promoted: "):
+        reason = reason.removeprefix(start)
+    return GateDecision(it.number, it.state.promoted, again + reason, outcome)

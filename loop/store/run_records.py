@@ -5,7 +5,7 @@ from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -144,6 +144,27 @@ class ModelRecord:
     """Description; left out of the file if empty."""
 
 
+Outcome = Literal["better", "not_worse", "worse", "too_few_prompts"]
+"""What an interval says of a candidate: its whole interval is above 0, it is above minus the margin, it is below 0, or
+none of these."""
+OUTCOMES: dict[Outcome, str] = {
+    "better": "better",
+    "not_worse": "not worse",
+    "worse": "worse",
+    "too_few_prompts": "too few prompts to tell",
+}
+"""Their wording."""
+
+
+@dataclass(frozen=True, slots=True)
+class BestSoFar:
+    """A candidate against the best promoted model so far."""
+
+    iteration: int
+    """Of that model; 0 is the base model."""
+    gain: Difference
+
+
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
     """One attempt at an iteration's round, and the decision on its candidate."""
@@ -159,6 +180,12 @@ class AttemptRecord:
     """What the limits needed beyond the evaluation, e.g. `kl` in nats."""
     candidate: str
     """Hash of the candidate's weights."""
+    outcome: Outcome | None = None
+    """None in runs of before it was recorded, like the two below."""
+    confidence: float | None = None
+    """Of the interval that decided."""
+    best: BestSoFar | None = None
+    """None if the incumbent is the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +206,8 @@ class PromotionRecord:
     start: ModelRecord
     reference: ModelRecord
     inputs: Json
+    outcome: Outcome | None = None
+    """Of the last attempt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,17 @@ from typing import Literal, TypeVar
 
 from judges.context import Usage
 from loop.store.lineage import Parent
-from loop.store.run_records import AttemptRecord, Difference, Gain, Json, Limit, Numbers, SetMetrics, as_record
+from loop.store.run_records import (
+    AttemptRecord,
+    Difference,
+    Gain,
+    Json,
+    Limit,
+    Numbers,
+    Outcome,
+    SetMetrics,
+    as_record,
+)
 
 T = TypeVar("T")
 
@@ -53,6 +63,16 @@ class PairCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """The checkpoint that became the candidate, and what decided."""
+
+    checkpoint: str
+    metric: str
+    values: Numbers
+    """The metric on the gate prompts, by checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainCounts:
     """The train stage's counts; the manifest also holds the round's summary."""
 
@@ -62,6 +82,13 @@ class TrainCounts:
     sampler_gap: float | None = None
     encoded_tokens: int | None = None
     plain_tokens: int | None = None
+    selected: Selection | None = None
+    """With `train.select: best`."""
+
+    @property
+    def checkpoints(self) -> int:
+        """How many checkpoints the candidate was chosen from."""
+        return 1 if self.selected is None else len(self.selected.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +134,8 @@ class IterationState:
     stages: dict[str, str]
     """finished, started or waiting, by stage in the order of the campaign."""
     promoted: bool | None
-    """None until the decision; so are the four below."""
+    """None until the decision; so are the five below."""
+    outcome: Outcome | None
     reason: str | None
     gain: Difference | None
     limits: tuple[Limit, ...]

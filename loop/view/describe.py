@@ -95,7 +95,7 @@ def describe_evaluation(config: Config) -> str:
         "always": "every candidate is promoted",
         "better": f"a candidate is promoted if its {config.promote.metric} is significantly better on the gate prompts",
         "not_worse": f"a candidate is promoted unless its {config.promote.metric} on the gate prompts may be worse by "
-        f"more than {config.promote.margin:g}",
+        f"more than {config.promote.margin:g} than the incumbent's or the best promoted model's",
     }[config.promote.rule]
     answers = "how often the held-out pairs' chosen answers gain more on the base model than the rejected ones"
     if config.eval_judge is not None:

@@ -54,6 +54,7 @@ def iteration_state(run: RunFolder, k: int) -> IterationState:
         finished=decided and evaluation is not None,
         stages=stage_states(run, k),
         promoted=decision.promoted if decision else decided or None,
+        outcome=decision.outcome if decision else None,
         reason=decision.reason if decision else None,
         gain=decision.gain if decision else None,
         limits=decision.limits if decision else (),

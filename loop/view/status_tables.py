@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loop.format import clock, duration, percent, percent_with_interval, points_with_interval
-from loop.store.run_records import NO_TRIALS, AttemptRecord, Gain, Interval, SetMetrics
+from loop.store.run_records import NO_TRIALS, OUTCOMES, AttemptRecord, Gain, Interval, SetMetrics
 from loop.store.run_state import IterationState, RunState
 from loop.store.stage import STAGES
 from loop.view.describe import describe_changes, describe_extra_pairs, describe_sources
@@ -165,8 +165,10 @@ def _preferences(gate: SetMetrics, test: SetMetrics) -> list[str]:
 def _outcome(it: IterationState) -> str:
     if not it.iteration:
         return "base"
-    outcome = {True: "promoted", False: "rejected", None: "in progress"}[it.promoted]
-    return f"{outcome}\nattempt {it.attempts_begun}" if it.attempts_begun > 1 else outcome
+    lines = [{True: "promoted", False: "rejected", None: "in progress"}[it.promoted]]
+    lines += [OUTCOMES[it.outcome].replace("prompts ", "prompts\n")] if it.outcome is not None else []
+    lines += [f"attempt {it.attempts_begun}"] if it.attempts_begun > 1 else []
+    return "\n".join(lines)
 
 
 def _work_table(state: RunState) -> Table:

@@ -275,6 +275,7 @@ def _promote(run: RunFolder, made: Made, k: int, incumbent: int, evals: dict[int
         limits=(),
         measured={"kl": 2.0 * k, "kl_error": 0.1} if made.kl else {},
         candidate=f"hash{k}",
+        outcome="not_worse" if promoted else "too_few_prompts",
     )
     record = PromotionRecord(
         iteration=k,
@@ -289,6 +290,7 @@ def _promote(run: RunFolder, made: Made, k: int, incumbent: int, evals: dict[int
         start=_model(incumbent),
         reference=_model(incumbent),
         inputs={},
+        outcome=attempt.outcome,
     )
     put(run.promotion(k), to_json(plain(record)))
     return k if promoted else incumbent

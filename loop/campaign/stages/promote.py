@@ -1,5 +1,6 @@
 """Trains, evaluates and decides on a round; a rejected candidate is retrained with the configured changes while retries
-are left. A decision is a function of the folders' contents, so a killed run reaches the same one again."""
+are left. A decision is a function of the folders' contents, so a killed run reaches the same one again; one that is
+recorded stands."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,10 +12,19 @@ from loop.campaign.stages.limits import limits_stage
 from loop.campaign.stages.train import train_stage
 from loop.config.promote_section import settings_of_attempt
 from loop.measure.evaluation import compare, shadow_change
-from loop.measure.promotion import check_limits, decide
+from loop.measure.promotion import check_limits, decide, deciding_confidence
 from loop.store.files import to_json, write_file
 from loop.store.model_refs import Model, model_of, model_record
-from loop.store.run_records import AttemptRecord, Evaluation, Numbers, PromotionRecord, SetMetrics, plain, read_record
+from loop.store.run_records import (
+    AttemptRecord,
+    BestSoFar,
+    Evaluation,
+    Numbers,
+    PromotionRecord,
+    SetMetrics,
+    plain,
+    read_record,
+)
 from loop.store.run_state import TrainCounts
 from loop.store.stage import Manifest, StageFolder
 from loop.view.describe import describe_changes
@@ -30,18 +40,24 @@ class Attempt(NamedTuple):
 def train_and_decide(it: Iteration, paired: Manifest, evaluations: dict[int, Evaluation]) -> list[Attempt]:
     """Run attempts until one is promoted or none is left; the last evaluation becomes the iteration's."""
     campaign, k, steps = it.campaign, it.k, 0
+    decided = campaign.run.decision(k)
     tried: list[Attempt] = []
     for number in range(1, attempts_of(it) + 1):
         train, changes = settings_of_attempt(it.config.train, it.config.promote.retry, number, steps)
-        if tried and not campaign.run.promotion(k).exists():
+        if tried and decided is None:
             campaign.display.say(f"  {tried[-1].record.reason}\n  attempt {number}: {describe_changes(changes)}")
         trained, candidate = train_stage(it, paired, train, number)
         it.reached("train")
         evaluations[k] = eval_stage(it, candidate, number)
         measured = limits_stage(it, candidate, number)
         it.reached("eval")
-        tried.append(compare_with_incumbent(it, number, candidate, changes, measured, evaluations))
-        steps = trained.counted(TrainCounts).steps
+        counts = trained.counted(TrainCounts)
+        steps = counts.steps
+        if decided is not None:
+            tried.append(Attempt(candidate, decided.attempts[number - 1]))
+            continue
+        confidence = confidence_of(it, counts.checkpoints)
+        tried.append(compare_with_incumbent(it, number, candidate, changes, measured, evaluations, confidence))
         if tried[-1].record.promoted:
             break
     return tried
@@ -60,17 +76,21 @@ def compare_with_incumbent(
     changes: dict[str, Any],
     measured: Numbers,
     evaluations: Mapping[int, Evaluation],
+    confidence: float,
 ) -> Attempt:
-    """Compare candidate and incumbent on the gate prompts, check the limits, and decide."""
+    """Compare the candidate with the incumbent, and with the best promoted model so far, on the gate prompts; check the
+    limits, and decide."""
     promote, run, incumbent = it.config.promote, it.campaign.run, it.models.incumbent
     ours, theirs = evaluations[it.k].gate, evaluations[incumbent.iteration].gate
-    difference = compare(theirs, ours, promote.metric, promote.confidence)
+    difference = compare(theirs, ours, promote.metric, confidence)
     numbers = limits_measured(ours, theirs) | measured
     if promote.limits.shadow is not None:
         before = run.judged_shards(incumbent.iteration, "gate")
         own = run.judged_shards(it.k, "gate", number)
         numbers["shadow"] = shadow_change(before, own, promote.limits.shadow)
-    decision = decide(promote, difference, check_limits(promote.limits, numbers))
+    best = against_best(it, ours, evaluations, confidence)
+    limits = check_limits(promote.limits, numbers)
+    decision = decide(promote, difference, limits, best=best, confidence=confidence)
     record = AttemptRecord(
         changes=changes,
         promoted=decision.promote,
@@ -79,8 +99,35 @@ def compare_with_incumbent(
         limits=decision.limits,
         measured=measured,
         candidate=candidate.hash,
+        outcome=decision.outcome,
+        confidence=confidence,
+        best=best,
     )
     return Attempt(candidate, record)
+
+
+def confidence_of(it: Iteration, checkpoints: int) -> float:
+    """Confidence of the interval that decides on a candidate chosen from that many checkpoints."""
+    iterations = it.campaign.loaded.iterations
+    return deciding_confidence(it.config.promote, k=it.k, iterations=iterations, checkpoints=checkpoints)
+
+
+def against_best(
+    it: Iteration, ours: SetMetrics, evaluations: Mapping[int, Evaluation], confidence: float
+) -> BestSoFar | None:
+    """The candidate against the promoted model with the highest metric on the gate prompts; None if that is the
+    incumbent. The base model counts as promoted."""
+    metric, incumbent = it.config.promote.metric, it.models.incumbent.iteration
+
+    def rank(k: int) -> tuple[float, bool]:
+        found = evaluations[k].gate.metric(metric)
+        value = found.value if found is not None and found.value is not None else -1.0
+        return value, k == incumbent
+
+    best = max((k for k in range(it.k) if not k or it.campaign.run.policy(k).iteration == k), key=rank)
+    if best == incumbent:
+        return None
+    return BestSoFar(best, compare(evaluations[best].gate, ours, metric, confidence))
 
 
 def limits_measured(ours: SetMetrics, theirs: SetMetrics) -> Numbers:
@@ -115,9 +162,11 @@ def promote_stage(it: Iteration, attempts: list[Attempt]) -> ModelRoles:
             start=model_record(campaign.run, it.start),
             reference=model_record(campaign.run, it.reference),
             inputs=inputs,
+            outcome=last.record.outcome,
         )
         write_file(path, to_json(plain(record)))
-        campaign.run.event("promotion", iteration=it.k, promoted=promoted, reason=reason, attempts=len(attempts))
+        decided_as = {"promoted": promoted, "outcome": last.record.outcome, "reason": reason}
+        campaign.run.event("promotion", iteration=it.k, **decided_as, attempts=len(attempts))
     decided = read_record(path, PromotionRecord)
     refuse_changes(StageFolder(path.parent, "promote", it.k), decided.inputs, inputs)
     policy, candidate = (model_of(campaign.run, record) for record in (decided.policy, decided.candidate))

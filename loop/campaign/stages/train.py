@@ -2,8 +2,9 @@
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from loop.campaign.context import Campaign, Iteration, sound_alarms
 from loop.campaign.stages.evaluate import eval_shards, results
@@ -15,7 +16,7 @@ from loop.store.files import read_rows
 from loop.store.model_folder import weights_hash
 from loop.store.model_refs import Model
 from loop.store.run_records import Json
-from loop.store.run_state import PairCounts, TrainCounts
+from loop.store.run_state import PairCounts, Selection, TrainCounts
 from loop.store.stage import Manifest, StageFolder
 from loop.view.display import train_progress
 from loop.workers.process import Job
@@ -26,12 +27,11 @@ from trainer.spec import RoundSpec
 from trainer.summary import SUMMARY
 
 
-@dataclass(frozen=True, slots=True)
-class Selected:
+class Selected(NamedTuple):
     """The chosen checkpoint: the hash of its weights, and the manifest's record of the choice."""
 
     hash: str
-    record: Json
+    record: Selection
 
 
 def select_candidate(it: Iteration, folder: StageFolder) -> Selected:
@@ -46,7 +46,7 @@ def select_candidate(it: Iteration, folder: StageFolder) -> Selected:
         shutil.copyfile(folder.last / SUMMARY, partial / SUMMARY)
         publish_folder(partial, folder.model)
     it.campaign.display.say(f"  best of {len(paths)} checkpoints by {metric} on the gate prompts: {best.name}")
-    return Selected(weights_hash(folder.model), {"checkpoint": best.name, "metric": metric, "values": values})
+    return Selected(weights_hash(folder.model), Selection(best.name, metric, values))
 
 
 def checkpoints_of(folder: StageFolder) -> list[Path]:
@@ -142,7 +142,7 @@ def finish_training(
     counts = {"weights_hash": selected.hash if selected else result.weights_hash, **summary}
     counts["displacement"] = late_mean(read_rows(folder.steps), "displacement_rate")
     if selected is not None:
-        counts["selected"] = selected.record
+        counts["selected"] = asdict(selected.record)
     manifest = campaign.finish(folder, files, inputs=inputs, counts=counts, seconds=seconds)
     sound_alarms(campaign, folder.iteration, "train")
     shutil.rmtree(folder.work, ignore_errors=True)

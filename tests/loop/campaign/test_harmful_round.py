@@ -105,7 +105,7 @@ def test_the_gate_keeps_the_best_iteration_and_a_retry_recovers(
     assert accuracies(gated) == accuracies(ungated)
     assert (gated["incumbent"], gated["last"]["promoted"]) == (1, False)
     assert gated["last"]["reason"].startswith(
-        f"not promoted: sampled accuracy changed by {100 * (harmed - taught):.2f} "
+        f"not promoted, worse: sampled accuracy changed by {100 * (harmed - taught):.2f} "
     )
     assert "points worse; the limit is 10 (not_worse)" in gated["last"]["reason"]
 

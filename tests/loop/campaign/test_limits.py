@@ -219,7 +219,7 @@ def test_no_decision_reads_the_test_set(settings: dict[str, Any], tmp_path: Path
     measured: Any = {0: GateOnly(gate), 1: GateOnly(gate)}
     config = load_config(tmp_path / "settings.yaml").base
     it = Iteration(campaign, 1, config, ModelRoles(base, base, base), {})
-    attempt = compare_with_incumbent(it, 1, candidate, {}, {}, measured)
+    attempt = compare_with_incumbent(it, 1, candidate, {}, {}, measured, 0.95)
     assert attempt.record.promoted
     with pytest.raises(AssertionError, match="reads the test set"):
         _ = measured[0].test

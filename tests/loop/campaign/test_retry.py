@@ -133,6 +133,7 @@ def test_attempts_are_kept_with_their_numbers_and_survive_kills(cli: Cli, retrie
     assert chosen["values"][chosen["checkpoint"]] == best
     assert "last" in chosen["values"]
     assert len(chosen["values"]) == steps[1]["steps"]
+    assert 1 - retry["confidence"] == pytest.approx((1 - original["confidence"]) / len(chosen["values"]))
     assert retry["candidate"] == steps[1]["weights_hash"] != original["candidate"]
     assert (first["promoted"], first["policy"]["iteration"]) == (False, 0)
     assert (second["promoted"], len(second["attempts"])) == (True, 1)

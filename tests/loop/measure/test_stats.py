@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loop.measure.stats import (
+    least_error,
     majority_at_k,
     paired_difference,
     paired_ratio,
@@ -124,8 +125,13 @@ def test_pairing_by_prompt_finds_what_independent_intervals_hide():
 def test_equal_outcomes_on_few_prompts_do_not_prove_equality():
     few, many = (paired_difference([1] * n, [4] * n, [1] * n, [4] * n, 0.95) for n in (8, 200))
     assert (few.value, few.p_value) == (0.0, 1.0)
-    assert few.low == pytest.approx(-t_quantile(0.95, 7) / 10)
+    assert few.low == pytest.approx(-t_quantile(0.95, 7) / 10 / 2)  # the mean of four responses errs half as much
     assert few.low < -0.05 < many.low < 0
+
+
+@pytest.mark.parametrize(("samples", "least"), [(1, 0.1), (4, 0.05), (16, 0.025), (0.5, 0.1)])
+def test_the_least_error_is_one_prompt_and_falls_with_the_root_of_its_samples(samples, least):
+    assert least_error(8, samples) == pytest.approx(least)
 
 
 def test_a_side_without_trials_cannot_be_compared():
