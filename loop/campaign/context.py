@@ -127,20 +127,6 @@ class Campaign:
         refuse_changes(folder, manifest.inputs, inputs)
         return manifest
 
-    def repair(self) -> None:
-        """Remove every damaged file of the run, so that only those are made again."""
-        for path in self.run.misshapen():
-            self._note_repair(path.parent, [path])
-            path.unlink()
-        for folder in self.run.stages():
-            if (manifest := folder.manifest()) and (bad := folder.repair(manifest)):
-                self._note_repair(folder.path, bad)
-
-    def _note_repair(self, folder: Path, files: list[Path]) -> None:
-        names = [str(path.relative_to(folder)) for path in files]
-        self.display.say(f"repairing {', '.join(names)} in {folder}")
-        self.run.event("repair", folder=str(folder.relative_to(self.run.root)), files=names)
-
     def finish(self, folder: StageFolder, files: list[Path], **what: Any) -> Manifest:
         """Write the stage's manifest and log the event."""
         manifest = folder.finish(files, versions=self.versions, **what)

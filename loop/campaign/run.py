@@ -8,6 +8,7 @@ from functools import partial
 
 from judges.context import ModelRef
 from loop.campaign.context import Campaign, Iteration, ModelRoles, StopPoint
+from loop.campaign.repair import finish_repair, repair_run
 from loop.campaign.stages.evaluate import eval_stage
 from loop.campaign.stages.limits import check_files
 from loop.campaign.stages.online import online_stages
@@ -18,13 +19,12 @@ from loop.campaign.stages.reference import first_reference, update_average
 from loop.campaign.stages.sample import record_given_prompts, sample_and_judge, widened
 from loop.campaign.stages.take_prompts import take_prompts
 from loop.config.load import LoadedConfig, diff, refuse_comparing
-from loop.config.yaml_text import parse_yaml
 from loop.errors import StoppedAtUntil
 from loop.prompts.row import PromptRow
 from loop.redact import remember_secrets
 from loop.report.model_card import describe_model, describe_models
 from loop.store.findings import Findings
-from loop.store.lineage import inherited_caches
+from loop.store.lineage import inherited_caches, settings_of
 from loop.store.missing import missing
 from loop.store.model_refs import Model
 from loop.store.run_folder import RunFolder
@@ -56,11 +56,9 @@ def run_campaign(
     missing. Finished work is kept in every case."""
     run.check_format()
     remember_secrets(loaded.raw)
-    with run.locked(), closing(WorkerPool(run, loaded.base, display)) as pool:
+    with run.locked(), closing(prepared(run, loaded, display, repair=repair)) as pool:
         campaign = Campaign(run, loaded, pool, display, verify=verify, until=until)
         display.look = partial(look, run, loaded)
-        if repair:
-            campaign.repair()
         try:
             with Trackers(run, loaded.base.trackers, campaign.warn):
                 work(campaign)
@@ -68,7 +66,17 @@ def run_campaign(
             last = until == (loaded.iterations, "promote")
             rest = "nothing left to do" if last else f"resume with: prefloop run {run}"
             display.say(f"Stopped after {until} (--until); {rest}")
+        if repair:
+            finish_repair(run)
         return collect(run)
+
+
+def prepared(run: RunFolder, loaded: LoadedConfig, display: Display, *, repair: bool) -> WorkerPool:
+    """The workers, once the run folder is swept and repaired."""
+    run.sweep()
+    if repair:
+        repair_run(run, loaded, display)
+    return WorkerPool(run, loaded.base, display)
 
 
 def work(campaign: Campaign) -> None:
@@ -132,8 +140,7 @@ def is_new(campaign: Campaign) -> bool:
     run = campaign.run
     if not run.config.exists() or run.stage(0, "eval").manifest() is None:
         return True
-    before = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
-    return bool(diff(before, campaign.loaded.raw))
+    return bool(diff(settings_of(run).raw, campaign.loaded.raw))
 
 
 def check_names(campaign: Campaign, base: Model, prompts: Mapping[str, list[PromptRow]]) -> None:

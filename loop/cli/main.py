@@ -69,7 +69,7 @@ def run(
     from loop.view.display import Display
     from loop.view.status_tables import print_status
 
-    folder, loaded = locate(config, overrides or [], name, runs, toy=toy)
+    folder, loaded = locate(config, overrides or [], name, runs, toy=toy, repair=repair)
     goal = None if until is None else read_stop_point(until, loaded.iterations)
     display = Display(quiet=as_json)
     if not as_json:

@@ -1,9 +1,9 @@
 """Command `export`: an iteration's model as evaluated, with a model card, or its pairs; nothing is overwritten."""
 
+import glob
 import json
 import shutil
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +11,11 @@ from loop.errors import UserError
 from loop.prompts.row import read_table
 from loop.report.model_card import model_files
 from loop.store import tables
-from loop.store.files import write_file
+from loop.store.files import PARTIAL, new_folder, write_file
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
 from loop.store.run_state import PairCounts
+from loop.store.stage import StageFolder
 
 PairFormat = Literal["conversational", "standard"]
 SUFFIXES = (".jsonl", ".parquet")
@@ -27,30 +28,23 @@ def export_model(run: RunFolder, k: int, target: Path) -> Path:
     if not k:
         base = run.base().policy.path
         raise UserError(f"Iteration 0 of {run} is the base model itself, which lies in {base}; nothing was trained.")
-    if manifest is None or run.latest(k, "eval").manifest() is None:
+    if manifest is None or None in (run.latest(k, stage).manifest() for stage in ("pair", "eval")):
         raise UserError(f"Iteration {k} of {run} has no evaluated model yet; continue it with `prefloop run {run}`.")
     _refuse_existing(target)
     files = [name for name in manifest.outputs if (folder.path / name).is_relative_to(folder.model)]
     if gone := sorted(set(files) - folder.present(manifest).keys()):
         raise UserError(f"{', '.join(gone)} of iteration {k} of {run} was pruned, so there is no model to export.")
-    if bad := folder.damaged(manifest):
-        raise UserError(
-            f"{', '.join(map(str, bad))} is missing or has changed since it was written; `prefloop run {run} --repair` "
-            "rebuilds it."
-        )
-    partial = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:8]}")
+    _refuse_damaged(run, [folder])
     try:
-        for name in files:
-            copy = partial / (folder.path / name).relative_to(folder.model)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder.path / name, copy)
-        for name, content in model_files(run, k).items():
-            write_file(partial / name, content)
-        partial.rename(target)
+        with new_folder(target) as partial:
+            for name in files:
+                copy = partial / (folder.path / name).relative_to(folder.model)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder.path / name, copy)
+            for name, content in model_files(run, k).items():
+                write_file(partial / name, content)
     except OSError as error:
         raise UserError(f"{target} could not be written: {error}. Nothing is left of it.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
@@ -64,9 +58,26 @@ def export_pairs(run: RunFolder, k: int, target: Path, form: PairFormat) -> int:
         raise UserError(f"Iteration {k} of {run} has no pairs{'' if k else ': it is the base model'}.")
     if (kind := manifest.counted(PairCounts).kind) != "pairs":
         raise UserError(f"Iteration {k} of {run} was trained on {kind}, so it has no pairs to export.")
+    sources = [k, *map(int, manifest.counts.get("replayed", {}))]
+    of_sources = [run.stage(i, stage) for i in sources for stage in ("sample", "judge", "pair")]
+    _refuse_damaged(run, [run.prompts(), *of_sources])
     rows = list(pair_rows(run, k, form))
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}{PARTIAL}"):  # of a killed export
+        leftover.unlink(missing_ok=True)
     write_file(target, _as_parquet(rows) if target.suffix == ".parquet" else _as_jsonl(rows))
     return len(rows)
+
+
+def _refuse_damaged(run: RunFolder, folders: Sequence[StageFolder]) -> None:
+    """UserError if an output of the stages, all of which are finished, is missing or has changed."""
+    for folder in folders:
+        manifest = folder.manifest()
+        bad = [folder.manifest_path] if manifest is None else folder.damaged(manifest)
+        if bad:
+            raise UserError(
+                f"{', '.join(map(str, bad))} is missing or has changed since it was written; `prefloop run {run} "
+                "--repair` rebuilds it."
+            )
 
 
 def _refuse_existing(target: Path) -> None:

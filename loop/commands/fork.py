@@ -3,7 +3,6 @@ links (copies where the file system has none), records are copied. The folder is
 
 import shutil
 import time
-import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from loop.config.settings import JudgeConfig
 from loop.config.yaml_text import to_yaml
 from loop.errors import UserError
 from loop.redact import redacted, setting_text, unchanged
-from loop.store.files import share, write_file
+from loop.store.files import new_folder, share, write_file
 from loop.store.lineage import Lineage, Parent, changes_of, inherited_caches, write_lineage
 from loop.store.model_folder import weights_hash
 from loop.store.model_refs import models_needed
@@ -61,19 +60,17 @@ def fork(parent: RunFolder, k: int, target: RunFolder, overrides: Sequence[str])
     refuse_taken(target)
     before, loaded = load_config(parent.config), load_config(parent.config, overrides)
     check_forkable(parent, k, before, loaded)
-    partial = RunFolder(target.root.with_name(f".{target.name}.fork-{uuid.uuid4().hex[:8]}"))
     try:
-        count = _adopt(parent, k, partial)
-        changes = diff(before.raw, loaded.raw)
-        _record(parent, k, partial, target.name, changes)
-        write_file(partial.config, to_yaml(loaded.raw).encode("utf-8"))
-        write_metrics(partial, collect(partial))
-        partial.root.rename(target.root)
+        with new_folder(target.root) as folder:
+            partial = RunFolder(folder)
+            count = _adopt(parent, k, partial)
+            changes = diff(before.raw, loaded.raw)
+            _record(parent, k, partial, target.name, changes)
+            write_file(partial.config, to_yaml(loaded.raw).encode("utf-8"))
+            write_metrics(partial, collect(partial))
     except OSError as error:
         problem = f"{target} could not be created: {error}"
         raise UserError(f"{problem}. Nothing is left of it, and {parent} is unchanged.") from error
-    finally:
-        shutil.rmtree(partial.root, ignore_errors=True)
     return ForkResult(target, parent, k, changes, count["linked"], count["copied"])
 
 

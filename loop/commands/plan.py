@@ -10,12 +10,12 @@ from loop.config.fit import prompts_per_slice
 from loop.config.load import LoadedConfig, diff, refuse_comparing
 from loop.config.rule_table import RULES
 from loop.config.settings import Config, JudgeConfig
-from loop.config.yaml_text import parse_yaml
 from loop.engines.base import chosen_engine
 from loop.format import one_line
 from loop.measure.power import describe_gate, gate_of
 from loop.redact import setting_text
 from loop.store.findings import Findings
+from loop.store.lineage import settings_of
 from loop.store.missing import missing
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
@@ -220,7 +220,7 @@ def where_it_resumes(run: RunFolder, loaded: LoadedConfig) -> str:
     """Where a run with this folder would begin."""
     if not run.exists():
         return "nothing is there yet: it starts with the base model's evaluation"
-    before = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
+    before = settings_of(run).raw
     changes = "; ".join(
         f"{key}: {setting_text(old, key)} → {setting_text(new, key)}" for key, old, new in diff(before, loaded.raw)
     )

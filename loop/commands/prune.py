@@ -9,7 +9,7 @@ from pathlib import Path
 from loop.config.load import load_config
 from loop.errors import UserError
 from loop.measure.evaluation import read_evaluation
-from loop.store.files import read_json, to_json, write_file
+from loop.store.files import to_json, write_file
 from loop.store.model_refs import averages
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
@@ -136,10 +136,8 @@ def remove(run: RunFolder, plan: PrunePlan) -> None:
     """Remove what the plan names. The record comes first, so that after a kill no stage seems damaged."""
     for removal in plan.removals:
         if removal.weights:
-            path = removal.folder.pruned_path
-            before = read_json(path) if path.exists() else []
             names = {str(file.relative_to(removal.folder.path)) for file in removal.paths}
-            write_file(path, to_json(sorted(names.union(before))))
+            write_file(removal.folder.pruned_path, to_json(sorted(names.union(removal.folder.pruned()))))
         for target in removal.paths:
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
     run.event("pruned", removed=[removal.what for removal in plan.removals])

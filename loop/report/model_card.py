@@ -154,12 +154,12 @@ def describe_models(run: RunFolder) -> None:
         describe_model(run, k)
 
 
-def describe_model(run: RunFolder, k: int) -> None:
-    """Write the files of iteration `k`'s model, if it was promoted and has none."""
+def describe_model(run: RunFolder, k: int, *, anew: bool = False) -> None:
+    """Write the files of iteration `k`'s model, if it was promoted and has none; with `anew`, also those it has."""
     folder, decision = run.latest(k, "train"), run.decision(k) if k else None
-    if decision is None or not decision.promoted:
+    if decision is None or not decision.promoted or run.stage(k, "pair").manifest() is None:
         return
-    missing = [name for name in (CARD, METRICS) if not (folder.model / name).exists()]
+    missing = [name for name in (CARD, METRICS) if anew or not (folder.model / name).exists()]
     if missing and any(folder.model.glob("*.safetensors")):  # the weights may have been pruned
         files = model_files(run, k)
         for name in missing:

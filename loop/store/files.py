@@ -8,12 +8,19 @@ import json
 import os
 import shutil
 import uuid
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from loop.store.tables import damaged
+from loop.errors import UserError
+from loop.store.tables import damaged, digest
+
+PARTIAL = ".partial-" + "[0-9a-f]" * 8
+"""How the names of files and folders end, as a pattern, until they are complete; they begin with a dot."""
+CHECKSUM = "checksum"
+"""Key of a record's own checksum, which is left out when it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,35 @@ def share(source: Path, target: Path) -> bool:
     return True
 
 
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `target` at the end of the `with` block; after an error nothing is left of it. It
+    is locked, so that the folders of killed processes beside `target` can be told from those of others, and removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in target.parent.glob(f".*{PARTIAL}"):
+        if leftover.is_dir():
+            _remove_unlocked(leftover)
+    partial = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:8]}")
+    partial.mkdir()
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        take_lock(handle)
+        yield partial
+        partial.rename(target)
+    finally:
+        os.close(handle)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_unlocked(leftover: Path) -> None:
+    handle = os.open(leftover, os.O_RDONLY)
+    try:
+        if take_lock(handle):
+            shutil.rmtree(leftover, ignore_errors=True)
+    finally:
+        os.close(handle)
+
+
 def take_lock(file: int | IO[Any], *, wait: bool = False) -> bool:
     """Lock an open file or folder for this process; whether it got the lock. With `wait`, it waits until it is free."""
     try:
@@ -103,11 +139,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The complete rows of a file of JSON lines that may still be written to; empty if there is no file."""
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        with suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
+    rows = [read_line(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    return [row for row in rows if row is not None]
+
+
+def read_line(line: bytes) -> Any:
+    """The value of a line of JSON; None if it is none."""
+    with suppress(ValueError):
+        return json.loads(line)
+    return None
 
 
 def to_json(value: object) -> bytes:
@@ -115,14 +155,32 @@ def to_json(value: object) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode("utf-8")
 
 
+def sealed_json(value: dict[str, Any]) -> bytes:
+    """As `to_json`, with a checksum that `read_json` compares with the rest."""
+    return to_json({**value, CHECKSUM: digest(json.loads(to_json(value)))})
+
+
 def read_json(path: Path) -> Any:
-    """The JSON at `path`. UserError if it is missing or damaged."""
+    """The JSON at `path`, without its checksum. UserError if it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise damaged(path, "it is missing") from error
     except ValueError as error:
         raise damaged(path, str(error)) from error
+    noted = found.pop(CHECKSUM, None) if isinstance(found, dict) else None
+    if noted not in (None, digest(found)):
+        raise damaged(path, "its content does not have the checksum that it names")
+    return found
+
+
+def is_readable(read: Callable[[], object]) -> bool:
+    """Whether reading a file, or several, gives no UserError."""
+    try:
+        read()
+    except UserError:
+        return False
+    return True
 
 
 def sha256_of(path: Path) -> str:

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from loop.config.load import LoadedConfig, diff
-from loop.config.yaml_text import parse_yaml, to_yaml
+from loop.config.load import LoadedConfig, diff, load_config
+from loop.config.yaml_text import to_yaml
+from loop.errors import UserError
 from loop.redact import redacted
-from loop.store.files import to_json, write_file
+from loop.store.files import is_readable, sealed_json, write_file
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json, ModelRecord, plain, read_record
 
@@ -92,12 +93,29 @@ def changes_of(changed: Sequence[tuple[str, object, object]]) -> tuple[Change, .
     return tuple(Change(key, redacted(old, key), redacted(new, key)) for key, old, new in changed)
 
 
+def settings_of(run: RunFolder, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """The settings of an existing run. UserError that says how to write them again if campaign.yaml is damaged."""
+    try:
+        load_config(run.config)
+    except UserError as error:
+        starts = read_lineage(run).starts if is_readable(lambda: read_lineage(run)) else ()
+        sources = [start.config for start in starts if start.config != str(run.config.absolute())]
+        why = " ".join(str(error).partition("\n\n")[0].split()).removesuffix(".")
+        raise UserError(
+            f"{run.config} is damaged ({why if run.config.exists() else 'it is missing'}), so the run has no settings. "
+            "Nothing else is lost: have the file written again from the config that the run was started with, and the "
+            f"same KEY=VALUE changes: prefloop run {sources[-1] if sources else 'CONFIG'} --name {run.name} --runs "
+            f"{run.root.parent} --repair."
+        ) from error
+    return load_config(run.config, overrides)
+
+
 def record_settings(run: RunFolder, loaded: LoadedConfig, versions: dict[str, str]) -> None:
     """Make today's settings the run's, and note when they or the versions differ from the last start's."""
     if not run.exists():
         run.write_format()
     known = read_lineage(run)
-    before = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config)) if run.config.exists() else loaded.raw
+    before = settings_of(run).raw if run.config.exists() else loaded.raw
     changes = changes_of(diff(before, loaded.raw))
     if not known.starts or changes or known.starts[-1].versions != versions:
         start = Start(round(time.time(), 3), str(loaded.source), changes, versions)
@@ -112,7 +130,7 @@ def read_lineage(run: RunFolder) -> Lineage:
 
 def write_lineage(run: RunFolder, lineage: Lineage) -> None:
     """Replace lineage.json."""
-    write_file(run.lineage, to_json(lineage.as_json()))
+    write_file(run.lineage, sealed_json(lineage.as_json()))
 
 
 def inherited_caches(run: RunFolder) -> tuple[Path, ...]:

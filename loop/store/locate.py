@@ -6,34 +6,43 @@ from pathlib import Path
 from loop.config.load import LoadedConfig, load_config
 from loop.config.types import did_you_mean
 from loop.errors import UserError
+from loop.store.lineage import settings_of
 from loop.store.run_folder import RunFolder
 
 
 def locate(
-    source: str, overrides: Sequence[str], name: str | None, runs: Path, *, toy: bool = False
+    source: str,
+    overrides: Sequence[str],
+    name: str | None,
+    runs: Path,
+    *,
+    toy: bool = False,
+    repair: bool = False,
 ) -> tuple[RunFolder, LoadedConfig]:
-    """The run that `source` means, and its settings: an existing run by folder, or a config by file or shipped name."""
+    """The run that `source` means, and its settings: an existing run by folder, or a config by file or shipped name.
+    With `repair`, a damaged run.json is written again."""
     existing = RunFolder(Path(source))
-    if existing.exists():
+    if existing.was_started():
         if toy:
             raise UserError(f"{source} is an existing run, whose size cannot change; --toy needs a config.")
         if name is not None:
             raise UserError(
                 f"{source} is an existing run; --name starts a new one and needs a config: use {existing.config}."
             )
-        existing.check_format()
-        return existing, load_config(existing.config, overrides)
+        existing.check_format(repair=repair)
+        return existing, settings_of(existing, overrides)
     loaded = load_config(source, overrides, toy=toy)
     run = RunFolder(runs / (name or loaded.name))
-    run.check_format()
+    run.check_format(repair=repair)
     return run, loaded
 
 
 def find_run(run: str, runs: Path) -> RunFolder:
     """An existing run by folder or name. UserError lists the runs, or refuses the format of this one."""
     for folder in (RunFolder(Path(run)), RunFolder(runs / run)):
-        if folder.exists():
+        if folder.was_started():
             folder.check_format()
+            settings_of(folder)
             return folder
     known = RunFolder.names_in(runs)
     present = f"The runs there: {', '.join(known)}" if known else "There are none; `prefloop run CONFIG` starts one"

@@ -17,13 +17,24 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from loop.errors import UserError
 from loop.redact import redacted
-from loop.store.files import append_line, read_lines, take_lock, to_json, write_file
-from loop.store.run_records import BaseRecord, Event, ModelRecord, PromotionRecord, as_record, read_record
+from loop.store.files import PARTIAL, append_line, is_readable, read_lines, take_lock, to_json, write_file
+from loop.store.run_records import (
+    BaseRecord,
+    Event,
+    Json,
+    ModelRecord,
+    PromotionRecord,
+    ReferenceRecord,
+    as_record,
+    read_record,
+)
 from loop.store.stage import REPEATED, STAGES, Manifest, StageFolder
 
 FORMAT = 1
@@ -60,25 +71,41 @@ class RunFolder:
         """Whether a campaign was started here."""
         return self.config.exists()
 
+    def was_started(self) -> bool:
+        """As `exists`, also of a run whose settings were lost."""
+        return self.exists() or (self.about.exists() and self.lineage.exists())
+
     def write_format(self) -> None:
         """Mark a new run with the format of its folder; comes before campaign.yaml, which makes the folder a run."""
         write_file(self.about, to_json({"format": FORMAT}))
 
-    def check_format(self) -> None:
-        """UserError if there is a run of another format, or of none."""
+    def check_format(self, *, repair: bool = False) -> None:
+        """UserError if there is a run of another format, or of none. With `repair`, run.json is written again if it is
+        damaged and this version of prefloop made the run."""
         if not self.exists():
             return
         try:
             found = json.loads(self.about.read_text(encoding="utf-8"))["format"]
         except (OSError, ValueError, TypeError, KeyError):
             found = None
-        if found != FORMAT:
+        if found is None and repair and self._is_of_this_version():
+            self.write_format()
+        elif found != FORMAT:
             problem = "has no format number in run.json" if found is None else f"has the run folder format {found!r}"
             raise UserError(
                 f"{self} {problem}; this version of prefloop reads format {FORMAT} only. Use the version of prefloop "
                 f"that wrote it (lineage.json names it), or start a new run with its settings: prefloop run "
-                f"{self.config} --name NEW."
+                f"{self.config} --name NEW." + ("" if found else f" If it was damaged: prefloop run {self} --repair.")
             )
+
+    def _is_of_this_version(self) -> bool:
+        made = self.prompts().manifest()
+        return made is not None and made.versions.get("prefloop") == version("prefloop")
+
+    def sweep(self) -> None:
+        """Remove the files that killed processes left half-written; only for the process that holds the lock."""
+        for leftover in self.root.rglob(f".*{PARTIAL}"):
+            leftover.unlink(missing_ok=True)
 
     def log(self, worker: str) -> Path:
         """Where a worker's own output goes."""
@@ -162,7 +189,7 @@ class RunFolder:
     @staticmethod
     def names_in(runs: Path) -> list[str]:
         """Names of the runs in a folder."""
-        return sorted(path.parent.name for path in runs.glob("*/campaign.yaml"))
+        return sorted(path.parent.name for path in runs.glob("[!.]*/campaign.yaml"))
 
     def iterations(self) -> list[int]:
         """Numbers of the iterations that have a folder, ascending."""
@@ -177,22 +204,13 @@ class RunFolder:
         found = [self.stage(iteration, stage) for stage in ("ease", "reference", *STAGES, "guard")]
         return found + [self.stage(iteration, stage, n) for n in range(2, attempts + 1) for stage in REPEATED]
 
-    def records(self) -> list[Path]:
-        """The manifests and decisions that exist."""
-        decisions = [self.promotion(k) for k in self.iterations()]
-        return [path for path in [*(f.manifest_path for f in self.stages()), *decisions] if path.exists()]
-
     def misshapen(self) -> list[Path]:
-        """The manifests and decisions that are no JSON, or do not have the shape of their kind."""
-        return [path for path in self.records() if not self._is_readable(path)]
-
-    def _is_readable(self, path: Path) -> bool:
-        decision = BaseRecord if path == self.promotion(0) else PromotionRecord
-        try:
-            read_record(path, decision if path.name == "promotion.json" else Manifest)
-        except UserError:
-            return False
-        return True
+        """The records of stages and decisions that are no JSON, or do not have the shape of their kind."""
+        kinds: dict[Path, Any] = {self.named_reference: ReferenceRecord}
+        for folder in self.stages():
+            kinds |= {folder.manifest_path: Manifest, folder.pruned_path: list[str], folder.inputs_path: Json}
+        kinds |= {self.promotion(k): PromotionRecord if k else BaseRecord for k in self.iterations()}
+        return [p for p, kind in kinds.items() if p.exists() and not is_readable(partial(read_record, p, kind))]
 
     def event(self, what: str, **details: Any) -> None:
         """Append a line to events.jsonl, without secrets."""

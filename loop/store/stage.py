@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from loop.redact import redacted, unchanged
-from loop.store.files import FileRecord, is_intact, read_json, record_of, sha256_of, to_json, write_file
+from loop.store.files import FileRecord, is_intact, read_json, record_of, sealed_json, sha256_of, write_file
 from loop.store.run_records import Json, as_record, read_record
 from loop.store.tables import damaged, digest
 
@@ -74,6 +74,8 @@ class StageFolder:
         """The labels that people provide."""
         self.pruned_path = path / "pruned.json"
         """Names of outputs that were pruned; the stage stays finished without them."""
+        self.inputs_path = path / "inputs.json"
+        """The inputs of a stage that was begun."""
         self.manifest_path = path / "manifest.json"
 
     def __str__(self) -> str:
@@ -109,10 +111,10 @@ class StageFolder:
 
     def claim(self, inputs: Json) -> None:
         """Begin or continue the stage; work begun with other inputs is removed."""
-        path = self.path / "inputs.json"
+        path = self.inputs_path
         if self.path.exists() and not (path.exists() and unchanged(read_json(path)["inputs"], inputs)):
             shutil.rmtree(self.path)
-        write_file(path, to_json({"inputs": redacted(inputs)}))
+        write_file(path, sealed_json({"inputs": redacted(inputs)}))
 
     def keep_only(self, wanted: list[Path]) -> None:
         """Remove all other shards: with other settings, an unfinished stage may have been cut in another way."""
@@ -127,8 +129,12 @@ class StageFolder:
 
     def present(self, manifest: Manifest) -> dict[str, FileRecord]:
         """The outputs that were not pruned."""
-        pruned = read_json(self.pruned_path) if self.pruned_path.exists() else []
+        pruned = self.pruned()
         return {name: record for name, record in manifest.outputs.items() if name not in pruned}
+
+    def pruned(self) -> list[str]:
+        """Names of the outputs that were pruned. UserError if their file is damaged."""
+        return read_record(self.pruned_path, list[str]) if self.pruned_path.exists() else []
 
     def finish(
         self, files: list[Path], *, inputs: Json, counts: Json, seconds: dict[str, float], versions: dict[str, str]
@@ -136,7 +142,7 @@ class StageFolder:
         """Write the manifest last: the stage is finished, and its files are read-only by convention."""
         outputs = {str(path.relative_to(self.path)): record_of(path) for path in sorted(files)}
         manifest = Manifest(self.stage, self.iteration, outputs, redacted(inputs), counts, seconds, versions)
-        write_file(self.manifest_path, to_json(asdict(manifest)))
+        write_file(self.manifest_path, sealed_json(asdict(manifest)))
         for leftover in self.path.glob(".*.partial-*"):  # of attempts that were killed
             leftover.unlink(missing_ok=True)
         return manifest

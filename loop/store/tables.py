@@ -113,18 +113,22 @@ def table_bytes(table: pa.Table) -> bytes:
 def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """The table at `path`, page checksums verified. UserError if it is damaged."""
     try:
-        return pq.read_table(path, columns=list(columns) if columns else None, page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.read_table(path, columns=list(columns) if columns else None, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
         raise damaged(path, str(error)) from error
+    if missing := set(columns or ()) - set(table.column_names):
+        raise damaged(path, f"it has no column {min(missing)}")
+    return table
 
 
 def notes_of(path: Path) -> dict[str, Any]:
     """The notes given to `to_bytes`. UserError if the file is damaged."""
     try:
         metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
+        notes: dict[str, Any] = json.loads(metadata.get(b"prefloop", b"{}"))
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise damaged(path, str(error)) from error
-    return json.loads(metadata.get(b"prefloop", b"{}"))
+    return notes
 
 
 def damaged(path: Path | str, why: str) -> UserError:

@@ -8,6 +8,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import loop.workers.pool
@@ -38,6 +39,7 @@ class InProcess(Worker):
         if self.starts:
             return
         self.starts, self.service_object = 1, None
+        torch.set_num_threads(1)  # as the processes of other tests; what one service sets here, the others get
         self.ready, signal = multiprocessing.Pipe()
         signal.send("always")
 

@@ -8,7 +8,7 @@ from loop.errors import UserError
 from loop.prompts.row import PromptRow, read_table, write_table
 from loop.prompts.sets import build_prompt_sets
 from loop.store import tables
-from loop.store.files import to_json, write_file
+from loop.store.files import sealed_json, write_file
 from loop.store.model_refs import model_of
 from loop.store.run_records import BaseRecord, ModelRecord, plain
 from loop.view.describe import describe_counts
@@ -55,7 +55,7 @@ def base_stage(campaign: Campaign) -> ModelRoles:
         campaign.begin_work()
         job = Job(f"finding the model {base}", "base", {"base": base, "longest": campaign.base.engine.max_model_len})
         folder, found = call(campaign.pool.trainer, job)
-        write_file(path, to_json(plain(BaseRecord(base, ModelRecord(str(folder), found, 0)))))
+        write_file(path, sealed_json(plain(BaseRecord(base, ModelRecord(str(folder), found, 0)))))
     record = campaign.run.base()
     if record.base != base:
         raise UserError(

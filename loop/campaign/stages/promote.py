@@ -13,7 +13,7 @@ from loop.campaign.stages.train import train_stage
 from loop.config.promote_section import settings_of_attempt
 from loop.measure.evaluation import compare, shadow_change
 from loop.measure.promotion import check_limits, decide, deciding_confidence
-from loop.store.files import to_json, write_file
+from loop.store.files import sealed_json, write_file
 from loop.store.model_refs import Model, model_of, model_record
 from loop.store.run_records import (
     AttemptRecord,
@@ -164,7 +164,7 @@ def promote_stage(it: Iteration, attempts: list[Attempt]) -> ModelRoles:
             inputs=inputs,
             outcome=last.record.outcome,
         )
-        write_file(path, to_json(plain(record)))
+        write_file(path, sealed_json(plain(record)))
         decided_as = {"promoted": promoted, "outcome": last.record.outcome, "reason": reason}
         campaign.run.event("promotion", iteration=it.k, **decided_as, attempts=len(attempts))
     decided = read_record(path, PromotionRecord)

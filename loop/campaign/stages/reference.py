@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 
 from loop.campaign.context import Campaign, ModelRoles, refuse_changes
-from loop.store.files import to_json, write_file
+from loop.store.files import sealed_json, write_file
 from loop.store.model_refs import Model, model_of, model_record
 from loop.store.run_records import ReferenceRecord, plain, read_record
 from loop.store.run_state import ReferenceCounts
@@ -28,17 +28,19 @@ def first_reference(campaign: Campaign, initial: Model) -> Model | None:
         job = Job(f"finding the reference {named}", "reference", {"named": named, "base": initial.path})
         folder, found = call(campaign.pool.trainer, job)
         model = model_record(campaign.run, Model(folder, found, 0, f"the model {named}"))
-        write_file(path, to_json(plain(ReferenceRecord(named, model))))
+        write_file(path, sealed_json(plain(ReferenceRecord(named, model))))
     return model_of(campaign.run, read_record(path, ReferenceRecord).model)
 
 
 def _refuse_another(campaign: Campaign, before: str | None, named: str) -> None:
-    """UserError if a finished round was trained against another reference."""
+    """UserError if a finished round was trained against another reference; one that is not on record any more is
+    compared by its hash."""
     folder = campaign.run.stage(1, "train")
     if manifest := folder.manifest():
         then = {key: manifest.inputs[key] for key in ("start", "reference") if key in manifest.inputs}
-        now = {"start": campaign.base.start, "reference": campaign.base.reference, "reference_path": named}
-        refuse_changes(folder, then | {"reference_path": before}, now)
+        now = {"start": campaign.base.start, "reference": campaign.base.reference}
+        paths = ({}, {}) if before is None else ({"reference_path": before}, {"reference_path": named})
+        refuse_changes(folder, then | paths[0], now | paths[1])
 
 
 def update_average(campaign: Campaign, k: int, models: ModelRoles) -> ModelRoles:
