@@ -2,7 +2,7 @@
 If the inputs of a finished stage (settings, upstream digests) have changed, the run stops and names the changed
 keys."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from loop.config.load import LoadedConfig
 from loop.config.settings import Config
-from loop.engines.base import package_version
+from loop.engines.base import cores, package_version
 from loop.errors import StoppedAtUntil, UserError
 from loop.measure.alarms import Stage, alarms
 from loop.prompts.row import PromptRow
@@ -19,9 +19,10 @@ from loop.redact import setting_text, unchanged
 from loop.store.lineage import record_settings
 from loop.store.model_refs import Model
 from loop.store.run_folder import RunFolder
-from loop.store.stage import STAGES, Manifest, StageFolder
+from loop.store.stage import MADE_WITH, STAGES, Manifest, StageFolder
 from loop.view.display import Bar, Display
 from loop.view.status import numbers_of
+from loop.workers.made_with import made_with
 from loop.workers.pool import WorkerPool
 
 STOP_STAGES = (*STAGES, "promote")
@@ -124,11 +125,25 @@ class Campaign:
         if manifest is None:
             return None
         folder.check(manifest, verify=self.verify)
-        refuse_changes(folder, manifest.inputs, inputs)
+        refuse_changes(folder, {key: v for key, v in manifest.inputs.items() if key not in MADE_WITH}, inputs)
         return manifest
+
+    def check_cores(self) -> None:
+        """UserError if the machine on which the run started had more cores, unless `sampling.exact` is false."""
+        first = self.run.base().threads
+        if first is None or first <= cores():
+            return
+        if self.base.sampling.exact:
+            raise UserError(
+                f"The rounds of this run are trained with {first} threads, the cores of the machine it began on; this "
+                f"machine has {cores()}, so the weights would differ in their last digits. Continue on a machine with "
+                "as many cores, or accept it with sampling.exact=false, which records it as mixed."
+            )
+        self.warn(f"the rounds of this run are mixed: threads was {first} and is now {cores()}")
 
     def finish(self, folder: StageFolder, files: list[Path], **what: Any) -> Manifest:
         """Write the stage's manifest and log the event."""
+        what["inputs"] = what["inputs"] | made_with_of(files)
         manifest = folder.finish(files, versions=self.versions, **what)
         self.run.event("stage_finished", stage=folder.stage, iteration=folder.iteration, seconds=what["seconds"])
         return manifest
@@ -177,6 +192,15 @@ class Iteration:
     def reached(self, stage: str) -> None:
         """Called after each stage; raises StoppedAtUntil if the run is to stop there."""
         self.campaign.reached(self.k, stage)
+
+
+def made_with_of(files: Sequence[Path]) -> dict[str, Any]:
+    """What the shards of responses among the files were made with; a list of values where they are mixed."""
+    found: dict[str, list[Any]] = {}
+    for shard in (made_with(path) for path in files if path.suffix == ".parquet"):
+        for key in (key for key in MADE_WITH if key in shard):
+            found[key] = [*found.get(key, []), *([] if shard[key] in found.get(key, []) else [shard[key]])]
+    return {key: values[0] if len(values) == 1 else values for key, values in found.items()}
 
 
 def refuse_changes(folder: StageFolder, then: dict[str, Any], now: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from loop.config.load import LoadedConfig
 from loop.config.yaml_text import to_yaml
 from loop.report.model_card import describe_model
 from loop.report.page import write_report
-from loop.store.files import is_readable, read_line, read_lines, write_file
+from loop.store.files import has_its_checksum, is_readable, read_line, read_lines, write_file
 from loop.store.lineage import Lineage, Parent, inherited_caches, read_lineage, settings_of, write_lineage
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Event, as_record
@@ -29,7 +29,7 @@ def repair_run(run: RunFolder, loaded: LoadedConfig, display: Display) -> None:
     for path in run.misshapen():
         _note(run, display, [path])
         path.unlink()
-    if not is_readable(lambda: read_lineage(run)) or not run.lineage.exists():
+    if not run.lineage.exists() or not is_readable(lambda: read_lineage(run)) or not has_its_checksum(run.lineage):
         _note(run, display, [run.lineage])
         write_lineage(run, _lineage_again(run))
     for folder in run.stages():

@@ -31,6 +31,7 @@ from loop.store.run_folder import RunFolder
 from loop.store.run_records import Evaluation
 from loop.store.run_state import RunState
 from loop.store.stage import Manifest
+from loop.store.tables import damaged
 from loop.trackers.driver import Trackers
 from loop.view.describe import describe_data
 from loop.view.display import Display
@@ -56,7 +57,7 @@ def run_campaign(
     missing. Finished work is kept in every case."""
     run.check_format()
     remember_secrets(loaded.raw)
-    with run.locked(), closing(prepared(run, loaded, display, repair=repair)) as pool:
+    with run.locked(), closing(prepared(run, loaded, display, verify=verify, repair=repair)) as pool:
         campaign = Campaign(run, loaded, pool, display, verify=verify, until=until)
         display.look = partial(look, run, loaded)
         try:
@@ -71,11 +72,13 @@ def run_campaign(
         return collect(run)
 
 
-def prepared(run: RunFolder, loaded: LoadedConfig, display: Display, *, repair: bool) -> WorkerPool:
-    """The workers, once the run folder is swept and repaired."""
+def prepared(run: RunFolder, loaded: LoadedConfig, display: Display, *, verify: bool, repair: bool) -> WorkerPool:
+    """The workers, once the run folder is swept, repaired and verified."""
     run.sweep()
     if repair:
         repair_run(run, loaded, display)
+    if verify and (wrong := run.misshapen()):
+        raise damaged(wrong[0], "it is not as it was written")
     return WorkerPool(run, loaded.base, display)
 
 

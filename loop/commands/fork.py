@@ -11,13 +11,13 @@ from pathlib import Path
 from loop.campaign.context import Campaign
 from loop.campaign.run import walk
 from loop.campaign.stages.limits import check_files
-from loop.config.load import LoadedConfig, diff, load_config
+from loop.config.load import LoadedConfig, diff
 from loop.config.settings import JudgeConfig
 from loop.config.yaml_text import to_yaml
 from loop.errors import UserError
 from loop.redact import redacted, setting_text, unchanged
 from loop.store.files import new_folder, share, write_file
-from loop.store.lineage import Lineage, Parent, changes_of, inherited_caches, write_lineage
+from loop.store.lineage import Lineage, Parent, changes_of, inherited_caches, settings_of, write_lineage
 from loop.store.model_folder import weights_hash
 from loop.store.model_refs import models_needed
 from loop.store.run_folder import RunFolder
@@ -58,7 +58,7 @@ def fork(parent: RunFolder, k: int, target: RunFolder, overrides: Sequence[str])
     """Make `target` a run continuing from iteration `k` of `parent` (0: its base model) with changed settings.
     UserError if that iteration is unfinished or damaged, if a change would invalidate it, or if `target` exists."""
     refuse_taken(target)
-    before, loaded = load_config(parent.config), load_config(parent.config, overrides)
+    before, loaded = settings_of(parent), settings_of(parent, overrides)
     check_forkable(parent, k, before, loaded)
     try:
         with new_folder(target.root) as folder:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loop.config.load import load_config
 from loop.errors import UserError
 from loop.measure.evaluation import read_evaluation
 from loop.store.files import to_json, write_file
+from loop.store.lineage import settings_of
 from loop.store.model_refs import averages
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
@@ -81,7 +81,7 @@ def kept_iterations(run: RunFolder, rules: Rules) -> dict[int, str]:
         return kept
     last = decisions[max(decisions)]
     kept[last.policy.iteration] = "the run continues from it"
-    base = load_config(run.config).base
+    base = settings_of(run).base
     if "previous" in (base.start, base.reference):
         kept.setdefault(last.candidate.iteration, "start or reference is previous")
     if rules.best and (best := _best(run, sorted(decisions), base.promote.metric)) is not None:

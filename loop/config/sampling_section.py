@@ -64,6 +64,9 @@ class SamplingConfig(Section):
     """Sample the second half of each prompt's responses from the reference, for the rule xpo."""
     shard_prompts: PositiveInt | None = None
     """Prompts per shard, the unit of work and of resume; null makes shards of about four engine batches."""
+    exact: bool = True
+    """Refuse to add samples that were made with other engine threads, batch, device or version than the run's first
+    ones, where the same seeds may give other responses; false accepts them, and records the stage as mixed."""
     adaptive: AdaptiveSettings | None = None
     """Sample a few responses first, then more where they pay off; null samples `n` responses to every prompt."""
     widen: WidenSettings | None = None
@@ -81,7 +84,8 @@ class SamplingConfig(Section):
     def recorded(self) -> dict[str, Any]:
         """What decides the samples, by dotted key, as a manifest records it; `widen` is recorded by the values it
         gave."""
-        return {f"sampling.{key}": value for key, value in self.model_dump(mode="json", exclude={"widen"}).items()}
+        deciding = self.model_dump(mode="json", exclude={"widen", "exact"})
+        return {f"sampling.{key}": value for key, value in deciding.items()}
 
     @model_validator(mode="after")
     def _leaves_something_to_add(self) -> "SamplingConfig":

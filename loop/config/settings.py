@@ -255,7 +255,8 @@ class Config(Section):
     per_iteration: dict[PositiveInt, dict[str, Any]] = {}
     """Overrides by iteration: `3: {sampling.temperature: 1.3}`."""
     threads: PositiveInt | None = None
-    """CPU threads of the trainer; null takes all cores. Equal threads give bit-equal weights."""
+    """CPU threads of the trainer; null takes the cores of the machine on which the run starts, also in a resume on
+    another. Equal threads give bit-equal weights."""
 
     @property
     def eval_judge(self) -> JudgeConfig | None:

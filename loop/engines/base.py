@@ -1,5 +1,6 @@
 """The engine protocol: requests (token ids and sampling settings) to completions (token ids and text)."""
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,29 @@ def make_engine(policy: Path, settings: EngineConfig) -> Engine:
     """The engine that the settings name."""
     engine: Engine = resolve_name(ENGINES[chosen_engine(settings)])(policy, settings)
     return engine
+
+
+def cores() -> int:
+    """How many CPU threads a process of this machine may use."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return max(usable, int(asked) if asked.isdecimal() else 0)
+
+
+def threads_here() -> int:
+    """How many CPU threads torch uses in this process."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def take_threads(count: int | None) -> None:
+    """Have torch use this many CPU threads in this process, if there are as many cores; vLLM chooses its own. On the
+    machine that has them by itself nothing is set, because setting them also changes how MKL divides its work."""
+    import torch
+
+    if count not in (None, torch.get_num_threads()) and count <= cores():
+        torch.set_num_threads(count)
 
 
 def number_format(settings: EngineConfig) -> str:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 
 from loop.config.checks import PREFERENCE
-from loop.config.load import LoadedConfig, load_config
+from loop.config.load import LoadedConfig
 from loop.config.settings import Config
 from loop.report.set_numbers import SetNumbers, set_numbers
 from loop.store.files import read_lines
-from loop.store.lineage import Lineage, read_lineage
+from loop.store.lineage import Lineage, read_lineage, settings_of
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json, ModelRecord, Numbers, PromotionRecord, SetMetrics
 from loop.store.run_state import IterationState, RunState
@@ -124,7 +124,7 @@ class RunData:
 
 def read_run(run: RunFolder) -> RunData:
     """Everything known of a run. UserError if there is none, or a file of it is damaged."""
-    state, loaded = collect(run), load_config(run.config)
+    state, loaded = collect(run), settings_of(run)
     first = loaded.base
     iterations = [_iteration(run, it, first) for it in state.iterations]
     return RunData(run, loaded, state, read_lineage(run), iterations, {1: first})

@@ -2,14 +2,13 @@
 
 import json
 
-from loop.config.load import load_config
 from loop.config.settings import Config, JudgeConfig
 from loop.config.yaml_text import to_yaml
 from loop.measure.evaluation import metrics_of
 from loop.measure.metric_names import iteration_metrics
 from loop.redact import publishable
 from loop.store.files import to_json, write_file
-from loop.store.lineage import read_lineage
+from loop.store.lineage import read_lineage, settings_of
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
 from loop.store.run_state import PairCounts, TrainCounts
@@ -35,7 +34,7 @@ LIMITS = """- The results hold for prompts like those of the test set, sampled w
 
 def model_card(run: RunFolder, k: int) -> str:
     """The card of iteration `k`'s model: lineage, data, judge, training, results with intervals, limits, loading."""
-    loaded = load_config(run.config)
+    loaded = settings_of(run)
     sections = {
         "Lineage": _lineage(run, k),
         "Data": f"{publishable(describe_prompts(loaded.base))}.",
@@ -183,7 +182,7 @@ def model_metrics(run: RunFolder, k: int) -> Json:
         "trained_from": start,
         "promoted": decision and decision.promoted,
         "reason": decision and decision.reason,
-        "confidence": load_config(run.config).base.promote.confidence,
+        "confidence": settings_of(run).base.promote.confidence,
         "metrics": iteration_metrics(iteration_state(run, k)),
         "base_metrics": iteration_metrics(iteration_state(run, 0)),
         "versions": manifest.versions,

@@ -96,8 +96,10 @@ def changes_of(changed: Sequence[tuple[str, object, object]]) -> tuple[Change, .
 def settings_of(run: RunFolder, overrides: Sequence[str] = ()) -> LoadedConfig:
     """The settings of an existing run. UserError that says how to write them again if campaign.yaml is damaged."""
     try:
-        load_config(run.config)
+        return load_config(run.config, overrides)
     except UserError as error:
+        if is_readable(lambda: load_config(run.config)):  # then an override is wrong
+            raise
         starts = read_lineage(run).starts if is_readable(lambda: read_lineage(run)) else ()
         sources = [start.config for start in starts if start.config != str(run.config.absolute())]
         why = " ".join(str(error).partition("\n\n")[0].split()).removesuffix(".")
@@ -107,7 +109,6 @@ def settings_of(run: RunFolder, overrides: Sequence[str] = ()) -> LoadedConfig:
             f"same KEY=VALUE changes: prefloop run {sources[-1] if sources else 'CONFIG'} --name {run.name} --runs "
             f"{run.root.parent} --repair."
         ) from error
-    return load_config(run.config, overrides)
 
 
 def record_settings(run: RunFolder, loaded: LoadedConfig, versions: dict[str, str]) -> None:

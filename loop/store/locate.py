@@ -42,7 +42,8 @@ def find_run(run: str, runs: Path) -> RunFolder:
     for folder in (RunFolder(Path(run)), RunFolder(runs / run)):
         if folder.was_started():
             folder.check_format()
-            settings_of(folder)
+            if not folder.exists():
+                settings_of(folder)
             return folder
     known = RunFolder.names_in(runs)
     present = f"The runs there: {', '.join(known)}" if known else "There are none; `prefloop run CONFIG` starts one"

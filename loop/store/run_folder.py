@@ -24,7 +24,16 @@ from typing import Any
 
 from loop.errors import UserError
 from loop.redact import redacted
-from loop.store.files import PARTIAL, append_line, is_readable, read_lines, take_lock, to_json, write_file
+from loop.store.files import (
+    PARTIAL,
+    append_line,
+    has_its_checksum,
+    is_readable,
+    read_lines,
+    take_lock,
+    to_json,
+    write_file,
+)
 from loop.store.run_records import (
     BaseRecord,
     Event,
@@ -205,12 +214,17 @@ class RunFolder:
         return found + [self.stage(iteration, stage, n) for n in range(2, attempts + 1) for stage in REPEATED]
 
     def misshapen(self) -> list[Path]:
-        """The records of stages and decisions that are no JSON, or do not have the shape of their kind."""
+        """The records of stages and decisions that are no JSON, or do not have the shape of their kind or their own
+        checksum."""
         kinds: dict[Path, Any] = {self.named_reference: ReferenceRecord}
         for folder in self.stages():
             kinds |= {folder.manifest_path: Manifest, folder.pruned_path: list[str], folder.inputs_path: Json}
         kinds |= {self.promotion(k): PromotionRecord if k else BaseRecord for k in self.iterations()}
-        return [p for p, kind in kinds.items() if p.exists() and not is_readable(partial(read_record, p, kind))]
+        existing = {path: kind for path, kind in kinds.items() if path.exists()}
+        return [p for p, kind in existing.items() if not (self._is_record(p, kind) and has_its_checksum(p))]
+
+    def _is_record(self, path: Path, kind: Any) -> bool:
+        return is_readable(partial(read_record, path, kind))
 
     def event(self, what: str, **details: Any) -> None:
         """Append a line to events.jsonl, without secrets."""

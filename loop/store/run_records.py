@@ -217,6 +217,8 @@ class BaseRecord:
     base: str
     policy: ModelRecord
     promoted: bool = True
+    threads: int | None = None
+    """CPU threads of the workers where the run started; a resume takes as many."""
 
 
 @dataclass(frozen=True, slots=True)

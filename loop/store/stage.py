@@ -16,6 +16,8 @@ REPEATED = ("train", "eval", "guard")
 """Stages that a retry of a round goes through again."""
 OPTIONAL = ("ease", "reference", "guard")
 """Stages that only some settings ask for."""
+MADE_WITH = ("engine.threads", "engine.batch", "engine.device", "engine.version", "threads")
+"""Inputs of a stage that are recorded and do not invalidate it when they change."""
 FURTHER = "shard-more"
 """Prefix of the shards of the second phase of adaptive sampling, whose names sort after those of the first."""
 

@@ -144,6 +144,6 @@ def unusable(path: Path, error: sqlite3.Error) -> JudgeError:
     """The error for a cache that cannot be read or written; a judge lets a JudgeError pass."""
     return JudgeError(
         f"The verdict cache {path} cannot be used ({error}). It holds the verdicts that were paid for: free some space "
-        "or fix its permissions, and run the same command. If it is damaged, restore it from a backup; without it the "
-        "run continues, too, but asks again for the verdicts of unfinished shards."
+        "or fix its permissions, and run the same command. If it is damaged, restore it from a backup, or remove it: "
+        "without it the run continues, too, but asks again for the verdicts of unfinished shards."
     )

@@ -11,12 +11,12 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from loop.config.load import load_config
 from loop.config.settings import TrackersConfig
 from loop.errors import UserError
 from loop.measure.metric_names import GROUPS, ITERATION, STEP
 from loop.redact import flat_settings, redacted
 from loop.store.files import append_line, read_lines
+from loop.store.lineage import settings_of
 from loop.store.run_folder import RunFolder
 from loop.trackers.points import COLUMNS, Point, new_points
 from loop.workers.entry import Report
@@ -65,7 +65,7 @@ class TrackerService:
         tracker.start()
         declare_axes(name, tracker)
         if not known:
-            tracker.store_init_configuration(flat_settings(load_config(self.run.config).raw))
+            tracker.store_init_configuration(flat_settings(settings_of(self.run).raw))
             self.ids[name] = tracker.tracker.info.run_id if name == "mlflow" else id
             append_line(self.run.tracker_log, {"tracker": name, "id": self.ids[name]})
         self.trackers[name] = tracker

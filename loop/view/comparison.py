@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loop.config.load import LoadedConfig, diff, load_config
+from loop.config.load import LoadedConfig, diff
 from loop.errors import UserError
 from loop.measure.evaluation import compare as paired
 from loop.measure.evaluation import metrics_of, read_evaluation
 from loop.measure.stats import unpaired_difference
 from loop.store import tables
-from loop.store.lineage import Parent
+from loop.store.lineage import Parent, settings_of
 from loop.store.locate import find_run, find_run_at
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Difference, Evaluation, Json, SetMetrics
@@ -192,7 +192,7 @@ def _entrant(name: str, runs: Path) -> Entrant:
             f"Iteration {iteration} of {run} is not evaluated yet, so it cannot be compared; continue the run with "
             f"`prefloop run {run}`."
         )
-    return Entrant(name, run, iteration, load_config(run.config), state)
+    return Entrant(name, run, iteration, settings_of(run), state)
 
 
 def _summary(entrant: Entrant) -> EntrantSummary:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from loop.config.load import load_config
 from loop.config.settings import Config
 from loop.errors import UserError
 from loop.measure.metric_names import ITERATION, iteration_metrics, step_metrics
 from loop.prompts.row import read_table
 from loop.store import tables
 from loop.store.files import read_lines
+from loop.store.lineage import settings_of
 from loop.store.locate import find_run
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json, plain
@@ -173,7 +173,7 @@ class RunView:
         return cls(find_run(str(run), Path(runs)))
 
     def __repr__(self) -> str:
-        snapshot = look(self._run, load_config(self._run.config))
+        snapshot = look(self._run, settings_of(self._run))
         lines = [f"Campaign {self.name} in {self.path}: {time_left(snapshot, None)}"]
         for k, scores in snapshot.scores:
             known = ", ".join(f"{name} {value:.1%}" for name, value in scores.items() if value is not None)
@@ -197,7 +197,7 @@ class RunView:
 
     def settings(self, iteration: int = 1) -> Config:
         """The settings of an iteration."""
-        return load_config(self._run.config).at(iteration)
+        return settings_of(self._run).at(iteration)
 
     def decision(self, iteration: int) -> Json | None:
         """The decision on an iteration and the reason; None until it is made."""

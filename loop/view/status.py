@@ -4,13 +4,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from loop.config.load import load_config
 from loop.config.settings import AlarmsConfig
 from loop.errors import UserError
 from loop.measure.alarms import alarms
 from loop.measure.evaluation import compare, metrics_of, ratio, read_evaluation
 from loop.store.files import to_json, write_file
-from loop.store.lineage import read_lineage
+from loop.store.lineage import read_lineage, settings_of
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Gain, Numbers, read_record
 from loop.store.run_state import IterationState, PairCounts, RunState, TimeSplit, TrainCounts
@@ -23,7 +22,7 @@ def collect(run: RunFolder) -> RunState:
     """The state of a run. UserError if there is none, or a file of it is damaged."""
     if not run.exists():
         raise UserError(f"There is no run in {run}. Start one with `prefloop run CONFIG`; runs are kept in runs/.")
-    loaded = load_config(run.config)
+    loaded = settings_of(run)
     confidence = loaded.base.promote.confidence
     iterations = with_alarms([iteration_state(run, k) for k in run.iterations()], loaded.base.alarms)
     best = max((it.incumbent for it in iterations if it.incumbent is not None), default=0)

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.live import Live
 
-from loop.config.load import LoadedConfig, load_config
+from loop.config.load import LoadedConfig
 from loop.format import duration
+from loop.store.lineage import settings_of
 from loop.store.run_folder import RunFolder
 from loop.view.display import CONTROL, LINE_EVERY, drawn_frame, is_live
 from loop.view.frame import frame
@@ -59,7 +60,7 @@ class Watcher:
     def _settings(self) -> LoadedConfig:
         changed = self.run.config.stat().st_mtime_ns
         if self._loaded is None or changed != self._read_at:
-            self._loaded, self._read_at = load_config(self.run.config), changed
+            self._loaded, self._read_at = settings_of(self.run), changed
         return self._loaded
 
 

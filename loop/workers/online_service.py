@@ -51,7 +51,8 @@ class RoundProgress:
 class OnlineTrainService(TrainService):
     """Trainer service of a campaign; `round` is the open one."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int | None = None) -> None:
+        super().__init__(threads)
         self.round: SlicedRound | None = None
 
     def open_round(self, task: OnlineTask, report: Report) -> RoundProgress:

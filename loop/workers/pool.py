@@ -14,6 +14,7 @@ from loop.store.run_records import Json
 from loop.view.display import Bar, Display
 from loop.workers.entry import Arguments
 from loop.workers.judge_service import PreparedJudge
+from loop.workers.made_with import first_made_with, mixed
 from loop.workers.process import Job, Worker, call
 from loop.workers.shards import JudgeHandle, Shard, ShardQueue, ShardTotals
 
@@ -23,15 +24,19 @@ class WorkerPool:
     starts with its first job and stays until the campaign ends."""
 
     def __init__(self, run: RunFolder, config: Config, display: Display) -> None:
-        engine = {"settings": config.engine, "chat": chat_format(config.model)}
+        self.before = first_made_with(run)
+        threads = run.base().threads if run.promotion(0).exists() else None
+        engine = {"settings": config.engine, "chat": chat_format(config.model), "threads": threads}
+        engine |= {"before": self.before, "exact": config.sampling.exact}
         self.run, self.config, self.display = run, config, display
         self.initial: ModelRef | None = None
+        self.warned = ""
         self.judge_engines: list[tuple[JudgeEngine, Worker]] = []
         self.engine = self._worker("engine", "loop.workers.sampling_service:EngineService", engine)
         self.judge = self.eval_judge = self._judge("judge", config.judge) if config.judge is not None else None
         if config.eval_judge is not None and config.eval_judge != config.judge:
             self.eval_judge = self._judge("eval-judge", config.eval_judge)
-        self.trainer = self._worker("trainer", "loop.workers.online_service:OnlineTrainService", {})
+        self.trainer = self._worker("trainer", "loop.workers.online_service:OnlineTrainService", {"threads": threads})
 
     def _worker(self, name: str, service: str, arguments: Arguments) -> Worker:
         settings = self.config.engine
@@ -102,7 +107,13 @@ class WorkerPool:
 
     def label(self, shards: Sequence[Shard], judge: JudgeHandle | None, bar: Bar) -> ShardTotals:
         """Sample and judge every shard that is not finished; without a judge, only sample."""
-        return ShardQueue(shards, self.engine, judge, self.initial, bar, self.run.event).work()
+        totals = ShardQueue(shards, self.engine, judge, self.initial, bar, self.run.event).work()
+        self.before = self.before or totals.made_with
+        if totals.made_with and (changed := mixed(self.before, totals.made_with)) and changed != self.warned:
+            self.warned = changed
+            self.run.event("warning", text=f"the samples of this run are mixed: {changed}")
+            self.display.warn(f"the samples of this run are mixed (sampling.exact is false): {changed}")
+        return totals
 
     def train(self, job: Job) -> Any:
         """Run a training job while engines and judges leave the device to it."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from judges.context import Generate, Messages, Reply, Usage
 from loop.config.settings import EngineConfig
-from loop.engines.base import Completion, Engine, Request, make_engine
+from loop.engines.base import Completion, Engine, Request, make_engine, take_threads
 from loop.prompts.chat_template import ChatFormat, render
 from loop.prompts.row import PromptRow
 from loop.seeds import seed_for
@@ -20,6 +20,7 @@ from loop.store.tables import RESPONSES, to_bytes
 from loop.workers.entry import Arguments, Report
 from loop.workers.judge_service import JudgedShard, JudgeService, JudgeTask
 from loop.workers.log_prob_service import Roles
+from loop.workers.made_with import named_identity, refuse_mixing
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +82,28 @@ class SampledShard:
     tokens: int
     too_long: int
     """Prompts that leave the engine no room for a response."""
-    identity: Json
-    """The engine's library, version, precision and so on."""
+    made_with: Json
+    """The engine's kind, version, precision, batch, device and threads, by dotted key."""
     load: float
     generate: float
 
 
 class EngineService:
-    """Holds the engine for the whole campaign; loads another policy in place when a task names it."""
+    """Holds the engine for the whole campaign; loads another policy in place when a task names it.
 
-    def __init__(self, settings: EngineConfig, chat: ChatFormat) -> None:
+    `before` is what the run's first samples were made with (None: there are none); with `exact`, samples made with
+    something else are refused. `threads` are those of the run's first start."""
+
+    def __init__(
+        self,
+        settings: EngineConfig,
+        chat: ChatFormat,
+        before: Json | None = None,
+        exact: bool = True,
+        threads: int | None = None,
+    ) -> None:
         self.settings, self.chat = settings, chat
+        self.before, self.exact, self.threads = before, exact, threads
         self.judges: dict[str, JudgeService] = {}
         self.engine: Engine | None = None
         self.policy_hash = ""
@@ -102,6 +114,9 @@ class EngineService:
         started = time.perf_counter()
         engine = self._ready(task.policy, task.policy_hash, report)
         ready = time.perf_counter()
+        made_with = named_identity(engine.identity)
+        if self.exact and self.before is not None:
+            refuse_mixing(self.before, made_with)
         report(done=0)
         planned, too_long = self._plan(task, engine)
         generating = time.perf_counter()
@@ -109,12 +124,14 @@ class EngineService:
         generated = time.perf_counter()
         rows = [_row(task, p, i, r, c) for (p, i, r), c in zip(planned, completions, strict=True)]
         _check_stops(rows, task, engine.stop_ids)
-        write_file(task.path, to_bytes(rows, RESPONSES, {"spec": task.spec, "too_long": too_long}), replace=False)
+        write_file(
+            task.path, to_bytes(rows, RESPONSES, {"spec": task.spec | made_with, "too_long": too_long}), replace=False
+        )
         return SampledShard(
             responses=len(rows),
             tokens=sum(len(c.token_ids) for c in completions),
             too_long=too_long,
-            identity=engine.identity,
+            made_with=made_with,
             load=ready - started,
             generate=generated - generating,
         )
@@ -175,6 +192,7 @@ class EngineService:
         """The engine, awake, with this policy."""
         if self.engine is None:
             report(note="starting the engine")
+            take_threads(self.threads)
             self.engine = make_engine(policy, self.settings)
         elif self.asleep:
             self.engine.wake()

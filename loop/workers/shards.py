@@ -17,6 +17,7 @@ from loop.view.display import Bar
 from loop.workers.entry import Arguments, Progress
 from loop.workers.judge_service import JudgedShard, JudgeTask
 from loop.workers.log_prob_service import Roles
+from loop.workers.made_with import ENGINE
 from loop.workers.process import Job, Worker, wait
 from loop.workers.sampling_service import SampledShard, SampleTask
 
@@ -43,14 +44,14 @@ class ShardTotals:
 
     counts: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    identity: Json = field(default_factory=dict)
+    made_with: Json = field(default_factory=dict)
 
     def add(self, later: "ShardTotals") -> None:
         """Add the totals of later shards."""
         self.counts.update(later.counts)
         for part, seconds in later.seconds.items():
             self.seconds[part] += seconds
-        self.identity = later.identity or self.identity
+        self.made_with = later.made_with or self.made_with
 
     def add_sampled(self, result: SampledShard) -> None:
         """Add a sampled shard."""
@@ -58,7 +59,7 @@ class ShardTotals:
         self.counts.update(sampled)
         self.seconds["load"] += result.load
         self.seconds["generate"] += result.generate
-        self.identity = result.identity
+        self.made_with = result.made_with
 
     def add_judged(self, result: JudgedShard) -> None:
         """Add a judged shard."""
@@ -140,7 +141,7 @@ class ShardQueue:
     def _find_missing(self) -> None:
         """Find the shards to sample and those that only lack verdicts; remove those made with other settings."""
         for shard in self.shards:
-            if not is_current(shard.task.path, "spec", shard.task.spec):
+            if not is_sampled(shard.task):
                 shard.verdicts.unlink(missing_ok=True)
                 self.to_sample.append(shard)
             elif self.judge is not None and not is_current(shard.verdicts, "judge", self.judge.fingerprint):
@@ -192,13 +193,22 @@ class ShardQueue:
             self.on_event("verdicts_remembered", job=job.name, calls=job.result.remembered)
 
 
-def is_current(path: Path, key: str, wanted: Any) -> bool:
-    """Whether the file exists, is whole and its note `key` equals `wanted`; if not, it is removed."""
+def is_sampled(task: SampleTask) -> bool:
+    """Whether the shard is finished, whatever engine made it; a stale one is removed."""
+    return is_current(task.path, "spec", task.spec, of_engine=False)
+
+
+def is_current(path: Path, key: str, wanted: Any, *, of_engine: bool = True) -> bool:
+    """Whether the file exists, is whole and its note `key` equals `wanted`; if not, it is removed. Without `of_engine`,
+    what it says about its engine does not count."""
     if not path.exists():
         return False
     try:
         tables.read(path)  # no manifest knows this file yet, so its own checksums must do
-        current = unchanged(tables.notes_of(path).get(key), wanted)
+        noted = tables.notes_of(path).get(key)
+        if not of_engine and isinstance(noted, dict):
+            noted = {name: value for name, value in noted.items() if not name.startswith(ENGINE)}
+        current = unchanged(noted, wanted)
     except UserError:
         current = False
     if not current:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from loop.config.settings import Config
+from loop.engines.base import take_threads, threads_here
 from loop.errors import UserError
 from loop.pairing.data_answers import AnswerText, Tokenised, render_answers
 from loop.prompts.chat_template import ChatFormat, Renderer
@@ -54,6 +55,17 @@ class TrainResult:
     summary: RoundSummary
     weights_hash: str
     """Hash of the candidate's weights."""
+    threads: int
+    """CPU threads that trained it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundBase:
+    """The base model, and what a worker takes of this machine by itself."""
+
+    folder: Path
+    hash: str
+    threads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +81,18 @@ class AverageTask:
 
 
 class TrainService:
-    """Trains all rounds of a campaign in one process; also finds, hashes and averages models, which needs torch."""
+    """Trains all rounds of a campaign in one process; also finds, hashes and averages models, which needs torch.
+    `threads` are those of the run's first start."""
 
-    def base(self, base: str, longest: int, report: Report) -> tuple[Path, str]:
-        """Folder and hash of the model that `base` names, checked as a model for sequences of `longest` tokens."""
+    def __init__(self, threads: int | None = None) -> None:
+        take_threads(threads)
+
+    def base(self, base: str, longest: int, report: Report) -> FoundBase:
+        """The model that `base` names, checked as a model for sequences of `longest` tokens."""
         folder = resolve_base(base)
         check_model(folder, longest=longest)
         check_numbers(folder)
-        return folder, weights_hash(folder)
+        return FoundBase(folder, weights_hash(folder), threads_here())
 
     def answers(
         self, report: Report, policy: Path, texts: Sequence[AnswerText], chat: ChatFormat, path: Path
@@ -139,7 +155,7 @@ def finished_round(spec: RoundSpec, summary: RoundSummary, steps: Path) -> Train
     """Copy the step log of a finished round to `steps`; its summary, with the candidate's hash."""
     if (spec.work / "steps.jsonl").exists():
         shutil.copyfile(spec.work / "steps.jsonl", steps)
-    return TrainResult(summary, weights_hash(spec.out))
+    return TrainResult(summary, weights_hash(spec.out), threads_here())
 
 
 def read_examples(task: TrainTask) -> PreferenceData | None:

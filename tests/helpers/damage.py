@@ -128,7 +128,7 @@ def kinds_of_files(run: Path) -> list[str]:
     found: dict[str, str] = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
-        if path.is_file() and not name.startswith("iter-000/eval"):
+        if path.is_file() and not name.startswith("iter-000/eval") and not name.endswith(("-shm", "-wal")):
             base = "base " if name.startswith("iter-000") else ""
             found.setdefault(base + re.sub(r"\d+", "#", name), name)
     return list(found.values())

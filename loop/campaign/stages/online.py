@@ -32,7 +32,7 @@ from loop.view.display import PHASES, Bar
 from loop.workers.handover import handover_folder
 from loop.workers.online_service import RoundProgress, SliceData
 from loop.workers.process import Job, OnProgress, call
-from loop.workers.shards import Shard, is_current
+from loop.workers.shards import Shard, is_current, is_sampled
 from loop.workers.train_service import TrainResult
 
 
@@ -151,7 +151,7 @@ class OnlineWork:
 
     def is_made(self, shard: Shard) -> bool:
         """Whether the shard's samples and verdicts exist; stale ones are removed."""
-        sampled = is_current(shard.task.path, "spec", shard.task.spec)
+        sampled = is_sampled(shard.task)
         return sampled and is_current(shard.verdicts, "judge", self.campaign.judge)
 
     @cached_property

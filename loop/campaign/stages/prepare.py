@@ -13,6 +13,7 @@ from loop.store.model_refs import model_of
 from loop.store.run_records import BaseRecord, ModelRecord, plain
 from loop.view.describe import describe_counts
 from loop.workers.process import Job, call
+from loop.workers.train_service import FoundBase
 
 
 def prompts_stage(campaign: Campaign) -> dict[str, list[PromptRow]]:
@@ -54,8 +55,9 @@ def base_stage(campaign: Campaign) -> ModelRoles:
     if not path.exists():
         campaign.begin_work()
         job = Job(f"finding the model {base}", "base", {"base": base, "longest": campaign.base.engine.max_model_len})
-        folder, found = call(campaign.pool.trainer, job)
-        write_file(path, sealed_json(plain(BaseRecord(base, ModelRecord(str(folder), found, 0)))))
+        found: FoundBase = call(campaign.pool.trainer, job)
+        policy = ModelRecord(str(found.folder), found.hash, 0)
+        write_file(path, sealed_json(plain(BaseRecord(base, policy, threads=found.threads))))
     record = campaign.run.base()
     if record.base != base:
         raise UserError(

@@ -102,6 +102,8 @@ def train_stage(it: Iteration, paired: Manifest, train: TrainSettings, attempt: 
 
 def round_spec(it: Iteration, train: TrainSettings, folder: StageFolder) -> RoundSpec:
     """What the trainer needs to know of the iteration's round, whose stage folder is `folder`."""
+    if it.config.threads is None:
+        it.campaign.check_cores()
     return RoundSpec(
         policy=it.start.path,
         policy_hash=it.start.hash,
@@ -143,6 +145,7 @@ def finish_training(
     counts["displacement"] = late_mean(read_rows(folder.steps), "displacement_rate")
     if selected is not None:
         counts["selected"] = asdict(selected.record)
+    inputs = inputs | {"threads": result.threads}
     manifest = campaign.finish(folder, files, inputs=inputs, counts=counts, seconds=seconds)
     sound_alarms(campaign, folder.iteration, "train")
     shutil.rmtree(folder.work, ignore_errors=True)
