@@ -34,7 +34,7 @@ def repair_run(run: RunFolder, loaded: LoadedConfig, display: Display) -> None:
         write_lineage(run, _lineage_again(run))
     for folder in run.stages():
         if (manifest := folder.manifest()) and (bad := folder.repair(manifest)):
-            _note(run, display, bad)
+            _note(run, display, bad, folder.path)
 
 
 def finish_repair(run: RunFolder) -> None:
@@ -45,8 +45,8 @@ def finish_repair(run: RunFolder) -> None:
     write_report(run)
 
 
-def _note(run: RunFolder, display: Display, files: list[Path]) -> None:
-    folder = files[0].parent
+def _note(run: RunFolder, display: Display, files: list[Path], folder: Path | None = None) -> None:
+    folder = folder or files[0].parent
     names = [str(path.relative_to(folder)) for path in files]
     display.say(f"repairing {', '.join(names)} in {folder}")
     run.event("repair", folder=str(folder.relative_to(run.root)), files=names)

@@ -11,7 +11,7 @@ import pytest
 from loop.store.files import new_folder, take_lock
 from loop.store.lineage import read_lineage
 from loop.store.run_folder import RunFolder
-from tests.helpers.campaigns import results
+from tests.helpers.campaigns import assert_same_results, results
 from tests.helpers.damage import COMMANDS, HURTS, Walk, command, finished_run, hurt, kinds_of_files
 
 
@@ -78,6 +78,15 @@ def test_the_lineage_of_a_fork_is_made_again_with_its_origin_and_caches(run: Pat
     assert after.parent is not None
     assert (after.parent.run, after.parent.iteration) == (before.parent.run, 1)
     assert after.verdict_caches == before.verdict_caches != ()
+
+
+def test_several_damaged_files_of_a_stage_are_mended_at_once(run: Path, whole: Path) -> None:
+    for name in ("model/model.safetensors", "steps.jsonl"):
+        hurt(run / "iter-001" / "train" / name, "cut")
+    done = command("run", run, "--repair")
+    assert done.code == 0, done.err
+    assert "repairing model/model.safetensors, steps.jsonl in" in done.out
+    assert_same_results(run, whole)
 
 
 @pytest.mark.parametrize("name", ["iter-001/pair/manifest.json", "iter-001/promotion.json", "prompts/manifest.json"])
