@@ -116,9 +116,10 @@ def _load_file(name: str, where: str, base_dir: Path) -> ModuleType:
     path = base_dir / Path(where).expanduser()
     try:
         source = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        reason = getattr(error, "strerror", error)
         raise JudgeError(
-            f"Judge {name!r}: the file {path} cannot be read ({error.strerror}). Give the path of an existing Python "
+            f"Judge {name!r}: the file {path} cannot be read ({reason}). Give the path of an existing Python "
             f"file; a relative one starts at {base_dir}."
         ) from None
     key = hashlib.sha256(str(path.resolve()).encode() + b"\0" + source).hexdigest()[:16]

@@ -148,8 +148,7 @@ def is_new(campaign: Campaign) -> bool:
 
 def check_names(campaign: Campaign, base: Model, prompts: Mapping[str, list[PromptRow]]) -> None:
     """Resolve everything that the config names before the first token is sampled. UserError with all problems."""
-    configs = [campaign.loaded.at(k) for k in range(1, campaign.loaded.iterations + 1)]
-    details = {"policy": base.path, "configs": configs, "prompts": prompts}
+    details = {"policy": base.path, "configs": campaign.loaded.each, "prompts": prompts}
     found: Findings = call(campaign.pool.trainer, Job("checking what the config names", "named", details))
     asked = (("judge", campaign.pool.judge, ("train",)), ("eval-judge", campaign.pool.eval_judge, ("gate", "test")))
     for name, judge, sets in asked:

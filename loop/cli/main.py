@@ -10,7 +10,7 @@ from rich.console import Console
 
 from judges.types import JudgeError
 from loop.cli.judge_commands import judge_app
-from loop.cli.options import AsJson, Overrides, Runs, print_json
+from loop.cli.options import AsJson, Commands, Overrides, Runs, print_json
 from loop.cli.steer_commands import mount
 from loop.errors import AwaitingLabels, UserError
 from loop.redact import redacted
@@ -18,6 +18,7 @@ from trainer.errors import TrainerError
 
 app = typer.Typer(
     name="prefloop",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

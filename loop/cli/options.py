@@ -1,11 +1,14 @@
-"""Options that several commands share, and their JSON output."""
+"""Options that several commands share, their JSON output, and what a mistake in the command line says."""
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
+from loop.errors import UserError
 from loop.redact import redacted
 
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.", envvar="PREFLOOP_RUNS")]
@@ -18,3 +21,26 @@ Overrides = Annotated[
 def print_json(value: Any) -> None:
     """Print as JSON, without secrets."""
     print(json.dumps(redacted(json.loads(json.dumps(value, default=str))), indent=1))
+
+
+UsageError: Any = typer.BadParameter.__base__
+"""A mistake in the command line: click's class, or that of the click inside of typer."""
+
+
+class Commands(TyperGroup):
+    """All commands. A mistake in the command line is a UserError like any other."""
+
+    def main(self, *args: Any, **options: Any) -> NoReturn:
+        """Run the command that the arguments name, and exit."""
+        try:
+            code = super().main(*args, **{**options, "prog_name": "prefloop", "standalone_mode": False})
+        except typer.Abort:  # at a question
+            sys.exit(1)
+        except UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                print(error.message, file=sys.stderr)
+                sys.exit(2)
+            text = error.format_message().replace("Value error, ", "").removesuffix(".")
+            command = error.ctx.command_path if error.ctx is not None else "prefloop"
+            raise UserError(f"{text}{'' if text.endswith('?') else '.'} See `{command} --help`.") from error
+        sys.exit(code if isinstance(code, int) else 0)

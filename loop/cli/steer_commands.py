@@ -130,9 +130,13 @@ def sweep(
 ) -> None:
     """Run one campaign per combination of values, one at a time, and compare them; rerun to continue."""
     from loop.commands.sweep import plan_sweep, print_summary, print_sweep, refuse_stopped, run_sweep, summary
+    from loop.store.findings import Findings
+    from loop.store.missing import missing
     from loop.view.display import Display
 
     members = plan_sweep(config, values, name, runs, toy=toy)
+    new = [member.loaded for member in members if not member.run.exists()]
+    Findings([*dict.fromkeys(text for loaded in new for text in missing(loaded))]).refuse()
     if dry_run:
         print_json([member.as_json() for member in members]) if as_json else print_sweep(members)
         return

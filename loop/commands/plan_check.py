@@ -28,7 +28,7 @@ def check_for_real(loaded: LoadedConfig) -> Json:
     """Import what a run needs, build and test the judges, open the data, resolve every name. UserError lists all that
     is wrong."""
     config, found = loaded.base, Findings(missing(loaded))
-    configs = [loaded.at(k) for k in range(1, loaded.iterations + 1)]
+    configs = loaded.each
     versions = found.look(_versions, config)
     checked: dict[str, str] = {}
     judges = {"judge": config.judge}

@@ -3,7 +3,7 @@ mistakes of the user are reported together. Imports nothing heavy, so that `pref
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,19 @@ class LoadedConfig:
     source: Path
     folder: Path
     raw: Raw
+    _seen: dict[int, Config] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def at(self, iteration: int) -> Config:
         """The settings of one iteration (from 1): schedules looked up, overrides applied."""
         assert iteration >= 1, iteration
-        return validate(resolve(self.raw, iteration))
+        if not self._seen:
+            self._seen.update((k, validate(resolve(self.raw, k))) for k in changing_iterations(self.raw))
+        return self._seen[max(k for k in self._seen if k <= iteration)]
+
+    @property
+    def each(self) -> list[Config]:
+        """The settings of all iterations, without repetitions of those of the one before."""
+        return [self.at(k) for k in changing_iterations(self.raw) if k <= self.iterations]
 
     @property
     def base(self) -> Config:

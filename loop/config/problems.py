@@ -30,7 +30,6 @@ def all_problems(raw: Raw, where: str, origins: dict[str, str]) -> Iterator[str]
     if empty:
         yield from (f"{where}: {key} is an empty list, expected a value or one value per iteration." for key in empty)
         return
-    yield from not_finite(raw, where)
     iterations = changing_iterations(raw)
     seen: dict[str, list[int]] = {}
     for iteration in iterations:
@@ -46,6 +45,8 @@ def all_problems(raw: Raw, where: str, origins: dict[str, str]) -> Iterator[str]
                 seen.setdefault(text, []).append(iteration)
         except ValueError as error:  # of `check`: several sections together
             seen.setdefault(f"{where}: {error}.", []).append(iteration)
+    if not seen:
+        yield from not_finite(raw, where, origins)
     for text, at in seen.items():
         yield text if at == iterations else f"{text.rstrip('.')} (in iteration {', '.join(map(str, at))})."
 
@@ -58,10 +59,14 @@ def texts_of(
     for detail in error.errors(include_url=False):
         path = _path(detail["loc"], plain, root)
         key = ".".join(path)
-        origin = next((text for name, text in reversed(origins.items()) if _overlap(name, key)), None)
-        place = f"override {origin!r}" if origin else where
-        texts.setdefault(key, f"{place}: {_explain(detail, path, plain, root)}")
+        texts.setdefault(key, f"{_place(key, where, origins)}: {_explain(detail, path, plain, root)}")
     return list(texts.values())
+
+
+def _place(key: str, where: str, origins: dict[str, str]) -> str:
+    """The last override that set this key or a part of it, else the file."""
+    origin = next((text for name, text in reversed(origins.items()) if _overlap(name, key)), None)
+    return f"override {origin!r}" if origin else where
 
 
 def _origins_at(iteration: int, origins: dict[str, str]) -> dict[str, str]:
@@ -179,13 +184,16 @@ def _list_hint(field: FieldInfo, path: list[str], value: Any, root: type[BaseMod
     return f" One value per iteration can be given in {', '.join(PER_ITERATION_SECTIONS)} only."
 
 
-def not_finite(value: Any, where: str, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """A message for every number that is not finite."""
+def not_finite(value: Any, where: str, origins: dict[str, str], path: tuple[str, ...] = ()) -> Iterator[str]:
+    """A message for every number that is not finite, or beyond what the libraries can hold."""
+    key = ".".join(path)
     if isinstance(value, float) and not math.isfinite(value):
-        yield f"{where}: {'.'.join(path)} is {value}; numbers must be finite."
+        yield f"{_place(key, where, origins)}: {key} is {value}; numbers must be finite."
+    if isinstance(value, int) and abs(value) >= 2**64:
+        yield f"{_place(key, where, origins)}: {key} has {len(str(abs(value)))} digits; numbers must be below 2^64."
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in inside:
-        yield from not_finite(item, where, (*path, str(key)))
+    for name, item in inside:
+        yield from not_finite(item, where, origins, (*path, str(name)))
 
 
 def shown(value: Any) -> str:

@@ -96,7 +96,7 @@ def load_reward_config(source: str | Path, overrides: Sequence[str] = ()) -> Rew
     origins = {apply_override(raw, text): text for text in overrides}
     if not raw["per_iteration"]:
         del raw["per_iteration"]
-    if problems := list(not_finite(raw, str(path))):
+    if problems := list(not_finite(raw, str(path), origins)):
         raise UserError("\n\n".join(problems))
     try:
         config = _validated(raw)

@@ -214,7 +214,7 @@ class EvalConfig(Section):
 class Config(Section):
     """One campaign."""
 
-    iterations: PositiveInt = 3
+    iterations: Annotated[int, Field(ge=1, le=10_000)] = 3
     """Number of iterations."""
     seed: NonNegativeInt = 0
     """Seed of every random choice in the campaign."""

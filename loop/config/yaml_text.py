@@ -1,7 +1,7 @@
 """Parses YAML into plain values; a mistake is a UserError with its line.
 
-Three differences from PyYAML's own loader: `1e-6` is a number (YAML 1.1 reads it as text, because it has no dot), a
-key given twice is refused instead of the last one winning, and errors are readable.
+Four differences from PyYAML's own loader: `1e-6` is a number (YAML 1.1 reads it as text, because it has no dot), a key
+given twice is refused instead of the last one winning, so are aliases that grow without end, and errors are readable.
 """
 
 import math
@@ -21,13 +21,28 @@ FLOAT = re.compile(
 )
 
 
+LARGEST = 100_000
+"""Values that a text may hold, its aliases written out."""
+
+
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with numbers as YAML 1.2 has them, and without repeated keys."""
+    """PyYAML's safe loader with numbers as YAML 1.2 has them, without repeated keys and endless aliases."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _size(node, {}) > LARGEST:
+            problem = f"aliases (*name) make it endless, or larger than {LARGEST:,} values; write the values out"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
             key = key_node.value
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a text, not a list or a mapping", key_node.start_mark
+                )
             if key in seen and key != "<<":
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark
@@ -43,6 +58,17 @@ Loader.yaml_implicit_resolvers = {
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
 
 
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node holds, its aliases written out: infinitely many if it holds itself. `known` has the sizes
+    of other nodes by their id."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is counted
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        inside = [one for part in parts for one in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1 + sum(_size(one, known) for one in inside)
+    return known[id(node)]
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """The values of a YAML text; `where` names it in errors."""
     try:
@@ -54,6 +80,8 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UserError(
             f"{where}{line}: {error.problem or error.context}." + (f" The place:\n{shown}" if shown else "")
         ) from error
+    except RecursionError as error:
+        raise UserError(f"{where} cannot be read as YAML: its brackets or indents nest too deeply.") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: e.g. a date that does not exist
         raise UserError(f"{where} cannot be read as YAML: {error}.") from error
 

@@ -58,7 +58,7 @@ def new_run(name: str, runs: Path) -> RunFolder:
 def find_run_at(text: str, runs: Path) -> tuple[RunFolder, int]:
     """The run and iteration that `RUN@K` names."""
     run, _, number = text.rpartition("@")
-    if not run or not number.isdigit():
+    if not run or not number.isdecimal():
         raise UserError(f"{text!r} does not name an iteration; write RUN@K, e.g. quickstart@1.")
     folder = find_run(run, runs)
     if int(number) not in folder.iterations():

@@ -20,8 +20,7 @@ from trainer.settings import absolute
 def missing(loaded: LoadedConfig) -> list[str]:
     """One paragraph for everything that is not there, or that this machine does not have."""
     found = dict.fromkeys(_beyond(loaded))
-    for k in range(1, loaded.iterations + 1):
-        config = loaded.at(k)
+    for config in loaded.each:
         found |= dict.fromkeys([*_files(config, ""), *_losses(config), *_model("model.base", config.model.base)])
         if config.reference_path is not None:
             found |= dict.fromkeys(_model("reference_path", config.reference_path))

@@ -68,11 +68,18 @@ def check_lora(policy: Path, lora: LoraSettings) -> None:
 
 
 def check_prompts(prompts: dict[str, list[PromptRow]], tokenizer: Any, config: Config) -> bool:
-    """Whether prompts can be sampled. UserError if the template refuses one, or all of a set are too long."""
+    """Whether prompts can be sampled. UserError if the template refuses one or all look alike, or all of a set are too
+    long."""
     for name, longest in (("train", config.sampling.max_tokens), ("gate", config.eval.max_tokens)):
         room = config.engine.max_model_len - (longest or config.sampling.max_tokens)
         rows = prompts[name][:LOOKED_AT]
-        lengths = [len(render(tokenizer, row, chat_format(config.model))) for row in rows]
+        rendered = [render(tokenizer, row, chat_format(config.model)) for row in rows]
+        if len(rows) > 1 and all(ids == rendered[0] for ids in rendered):
+            raise UserError(
+                f"The chat template of {config.model.base} writes the same text for all {len(rows)} {name} prompts: it "
+                "has no place for the content of a message. Correct the template (chat_template.jinja)."
+            )
+        lengths = [*map(len, rendered)]
         if lengths and min(lengths) > room:
             raise UserError(
                 f"Every {name} prompt is too long: the shortest of {len(lengths)} has {min(lengths)} tokens, and "
