@@ -1,13 +1,23 @@
 """Formats numbers for people (shares, differences with their intervals, durations), and texts for a terminal."""
 
 import math
-import re
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Control characters but tabs and line ends."""
 MINUS = "−"
 NONE = "–"
 """Printed where there is no number."""
+_BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_SYMBOLS: dict[int, int | str] = {
+    **{code: 0x2400 + code for code in range(32) if code not in (9, 10)},
+    127: 0x2421,
+    **{code: f"<U+{code:04X}>" for code in (*range(128, 160), 0x2028, 0x2029, *_BIDI)},
+    **dict.fromkeys(range(0xD800, 0xE000), 0xFFFD),
+}
+"""Control characters but tab and line end, marks that change the direction of text, and halves of surrogate pairs."""
+
+
+def visible(text: str) -> str:
+    """The text with symbols for what would steer a terminal; models, judges and data can write anything."""
+    return text.translate(_SYMBOLS)
 
 
 def percent(share: float | None, decimals: int = 1, *, none: str = NONE) -> str:
@@ -35,11 +45,6 @@ def points_with_interval(
 def typeset(text: str) -> str:
     """The text with minus signs instead of hyphens, for the report."""
     return text.replace("-", MINUS)
-
-
-def visible(text: str) -> str:
-    """The text with control characters as escapes such as \\x1b, because a terminal would obey those of a response."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(text: str) -> str:

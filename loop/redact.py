@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import Any
 
@@ -102,9 +103,16 @@ class RedactedStream(TextIOWrapper):
     """A text stream, such as a worker's log, that hides secrets in everything written to it."""
 
     def write(self, text: str, /) -> int:
-        """Write the text without secrets; returns the length of the original, as callers expect."""
-        super().write(_without_secrets(text))
+        """Write the text without secrets; returns the length of the original, as callers expect. On a full disk the log
+        loses it, and the work goes on."""
+        with suppress(OSError):
+            super().write(_without_secrets(text))
         return len(text)
+
+    def flush(self) -> None:
+        """Flush what the disk takes."""
+        with suppress(OSError):
+            super().flush()
 
 
 def flat_settings(settings: Any, prefix: str = "") -> dict[str, str]:

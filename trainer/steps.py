@@ -26,6 +26,7 @@ from trainer.settings import Identity
 from trainer.spec import RoundSpec, Running
 from trainer.step import accumulate_step, clip_gradients
 from trainer.step_rows import StepContext, prompts_of
+from trainer.stopping import Stopped, is_asked, stoppable
 from trainer.stops import NormWatch, check_weights, keep_batch
 from trainer.summary import Clock, StepMetrics
 from trainer.tree.rows import Plan
@@ -91,10 +92,14 @@ class StepsJob:
         """The number of the step after the last planned one."""
         return self.slice.before + len(self.planned.plan.order)
 
+    @property
+    def total(self) -> int:
+        """The number of the step after the last one of the round; of a later slice, only one step is known."""
+        return self.end + (self.slice.number + 1 < self.slice.of)
+
     def checkpoint_is_due(self, done: int) -> bool:
         """Whether a checkpoint is due. The round's last step needs none."""
-        more_to_come = self.slice.number + 1 < self.slice.of
-        return checkpoint_is_due(done, self.end + more_to_come, self.spec.settings.checkpoint_every)
+        return checkpoint_is_due(done, self.total, self.spec.settings.checkpoint_every)
 
 
 def train_steps(learner: Learner, job: StepsJob) -> int:
@@ -110,7 +115,7 @@ def run_steps(learner: Learner, optimizer: torch.optim.Optimizer, job: StepsJob,
     plan, spec, clock, team = job.planned, job.spec, job.running.clock, job.running.team
     scorer, arithmetic, in_slices = RowScorer(learner.model), job.running.arithmetic, bool(job.slice.seen)
     context = StepContext(scorer, learner, plan.data, arithmetic, plan.plan.layout, spec.seed, team, in_slices)
-    with open_log(spec.work / STEPS, start.log_bytes) if team.leads else io.BytesIO() as log:
+    with open_log(spec.work / STEPS, start.log_bytes) if team.leads else io.BytesIO() as log, stoppable():
         watch = _norm_watch(job)
         for number in range(start.steps, job.end):
             with clock.part("compute"):
@@ -120,14 +125,17 @@ def run_steps(learner: Learner, optimizer: torch.optim.Optimizer, job: StepsJob,
             log.write((json.dumps(metrics) + "\n").encode())
             log.flush()
             job.running.report({"phase": "train", "done": number + 1, "total": job.end} | metrics)
-            if job.checkpoint_is_due(number + 1):
+            due, stop = job.checkpoint_is_due(number + 1), is_asked() and number + 1 < job.total
+            if due or stop:
                 with clock.part("checkpoint"):
-                    if job.keep is not None:
+                    if due and job.keep is not None:
                         job.keep(number + 1)
                     if team.leads:
                         os.fsync(log.fileno())
                     position = Position(number + 1, log.tell(), dict(clock.seconds), job.slice.seen)
                     save_checkpoint(spec.work, position, job.identity, learner, optimizer, team)
+            if stop:
+                raise Stopped
         return Position(job.end, log.tell(), dict(clock.seconds), job.slice.seen)
 
 

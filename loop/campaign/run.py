@@ -1,12 +1,14 @@
 """Runs a campaign: iteration after iteration, each a walk through the stages. A resumed run reuses finished stages."""
 
+import signal
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 
 from judges.context import ModelRef
+from loop import interrupt
 from loop.campaign.context import Campaign, Iteration, ModelRoles, StopPoint
 from loop.campaign.repair import finish_repair, repair_run
 from loop.campaign.stages.evaluate import eval_stage
@@ -62,7 +64,7 @@ def run_campaign(
         display.look = partial(look, run, loaded)
         try:
             with Trackers(run, loaded.base.trackers, campaign.warn):
-                work(campaign)
+                work_until_interrupted(campaign)
         except StoppedAtUntil:
             last = until == (loaded.iterations, "promote")
             rest = "nothing left to do" if last else f"resume with: prefloop run {run}"
@@ -80,6 +82,18 @@ def prepared(run: RunFolder, loaded: LoadedConfig, display: Display, *, verify: 
     if verify and (wrong := run.misshapen()):
         raise damaged(wrong[0], "it is not as it was written")
     return WorkerPool(run, loaded.base, display)
+
+
+def work_until_interrupted(campaign: Campaign) -> None:
+    """Do the work; at Ctrl-C or SIGTERM ask the workers to end, and log the interruption in the events."""
+    try:
+        work(campaign)
+    except KeyboardInterrupt:
+        campaign.pool.stop()
+        by = signal.Signals(interrupt.received() or signal.SIGINT).name
+        with suppress(OSError):  # nobody can mend that now
+            campaign.run.event("campaign_interrupted", signal=by)
+        raise
 
 
 def work(campaign: Campaign) -> None:

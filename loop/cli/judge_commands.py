@@ -75,6 +75,7 @@ def try_judge(
     from loop.commands.judge_tables import print_report
     from loop.commands.judge_test import named_judge, run_test
 
+    data = data.absolute()  # before the judge's code runs
     chosen = named_judge(judge, arg or [], correct_at)
     found = run_test(chosen, data, limit=limit, tolerance=tolerance, show=show, quiet=as_json)
     print_json(found.as_json()) if as_json else print_report(found)

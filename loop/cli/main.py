@@ -1,18 +1,22 @@
 """The `prefloop` command line; heavy modules are imported by the commands that need them."""
 
+import signal
 import sys
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from judges.types import JudgeError
+from loop import interrupt
 from loop.cli.judge_commands import judge_app
 from loop.cli.options import AsJson, Commands, Overrides, Runs, print_json
 from loop.cli.steer_commands import mount
-from loop.errors import AwaitingLabels, UserError
+from loop.errors import AwaitingLabels, UserError, explain_obstacle, is_obstacle
+from loop.format import visible
 from loop.redact import redacted
 from trainer.errors import TrainerError
 
@@ -31,8 +35,6 @@ app.add_typer(judge_app, name="judge")
 
 WAITING = 3
 """Exit code of a run that waits until people have labelled its responses (judge `external`)."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 
 Source = Annotated[
     str, typer.Argument(metavar="CONFIG|RUN", help="A YAML file, a shipped config's name, or an existing run.")
@@ -178,27 +180,33 @@ mount(app)
 
 
 def main() -> None:
-    """Entry point of `prefloop`. User errors print one paragraph, never a traceback."""
+    """Entry point of `prefloop`. What the user can mend is one paragraph, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
-    except (UserError, JudgeError, TrainerError) as error:
-        print(f"\nprefloop: {redacted(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except AwaitingLabels as waiting:
-        print(f"\nprefloop: {waiting}", file=sys.stderr)
-        sys.exit(WAITING)
-    except OSError as error:
-        from loop.workers.entry import explain, is_disk_full
-
-        if not is_disk_full(error):
+    except BaseException as error:  # the boundary to the shell
+        number = interrupt.received()
+        at_its_end = isinstance(error, SystemExit) and not error.code
+        if number == signal.SIGTERM or (number == signal.SIGINT and not at_its_end):  # whatever it has become by now
+            interrupt.end(number)
+        if isinstance(error, SystemExit):
             raise
-        print(f"\nprefloop: {redacted(explain(error))}", file=sys.stderr)
-        sys.exit(2)
-    except SystemExit as ended:
-        if ended.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
-            kept = "Finished work is kept; run the same command to continue."
-            print(f"\nprefloop: interrupted. {kept}", file=sys.stderr)
-        raise
+        refuse(error)
+
+
+def refuse(error: BaseException) -> NoReturn:
+    """Print the error's paragraph and exit; raise it if it is no error of the user's or of the machine."""
+    code = WAITING if isinstance(error, AwaitingLabels) else 2
+    if isinstance(error, UserError | JudgeError | TrainerError | AwaitingLabels):
+        text = str(error)
+    elif isinstance(error, OSError | UnicodeError) or is_obstacle(error):
+        text = explain_obstacle(error)
+    else:
+        raise error
+    print(f"\nprefloop: {visible(redacted(text))}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

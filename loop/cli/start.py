@@ -49,6 +49,9 @@ def main() -> None:
         causes = " Also, ".join(explain(package, file) for package, file in replaced.items())
         print(f"\nprefloop cannot start: {causes}", file=sys.stderr)
         sys.exit(2)
+    from loop import interrupt
+
+    interrupt.listen()  # before the slow imports
     from loop.cli.main import main as run
 
     run()

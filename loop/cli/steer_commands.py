@@ -189,8 +189,9 @@ def report(
     from loop.report.compare import write_comparison
     from loop.report.page import write_report
     from loop.report.serve import serve_page
-    from loop.store.locate import find_run
+    from loop.store.locate import check_path, find_run
 
+    out = out and check_path(out, "a report")
     if len(entrants) == 1:
         path = write_report(find_run(entrants[0], runs), out)
     else:

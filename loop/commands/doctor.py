@@ -200,7 +200,7 @@ def print_report(found: Diagnosis, console: Console) -> None:
     for k, gap in (found.sampler_gap or {}).items():
         console.print(Text(f"iteration {k}: sampler and trainer differ by {gap:.4f} nat per token"))
     for finding in found.findings:
-        console.print(Text(f"{finding.level}: ", style=STYLES[finding.level]).append(finding.what, style=""))
+        console.print(Text(f"{finding.level}: ", style=STYLES[finding.level]).append(visible(finding.what), style=""))
     if not found.findings:
         console.print("Nothing is wrong.")
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from loop.errors import UserError
+from loop.errors import UserError, explain_obstacle
 from loop.prompts.row import read_table
 from loop.report.model_card import model_files
 from loop.store import tables
 from loop.store.files import PARTIAL, new_folder, write_file
+from loop.store.locate import check_path
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
 from loop.store.run_state import PairCounts
@@ -44,7 +45,7 @@ def export_model(run: RunFolder, k: int, target: Path) -> Path:
             for name, content in model_files(run, k).items():
                 write_file(partial / name, content)
     except OSError as error:
-        raise UserError(f"{target} could not be written: {error}. Nothing is left of it.") from error
+        raise UserError(f"{target} could not be written: {explain_obstacle(error)} Nothing is left of it.") from error
     return target
 
 
@@ -81,6 +82,7 @@ def _refuse_damaged(run: RunFolder, folders: Sequence[StageFolder]) -> None:
 
 
 def _refuse_existing(target: Path) -> None:
+    check_path(target, "an export")
     if target.exists():
         raise UserError(f"{target} exists already; choose another path, or remove it.")
 

@@ -14,10 +14,11 @@ from loop.campaign.stages.limits import check_files
 from loop.config.load import LoadedConfig, diff
 from loop.config.settings import JudgeConfig
 from loop.config.yaml_text import to_yaml
-from loop.errors import UserError
+from loop.errors import UserError, explain_obstacle
 from loop.redact import redacted, setting_text, unchanged
 from loop.store.files import new_folder, share, write_file
 from loop.store.lineage import Lineage, Parent, changes_of, inherited_caches, settings_of, write_lineage
+from loop.store.locate import check_path
 from loop.store.model_folder import weights_hash
 from loop.store.model_refs import models_needed
 from loop.store.run_folder import RunFolder
@@ -69,15 +70,14 @@ def fork(parent: RunFolder, k: int, target: RunFolder, overrides: Sequence[str])
             write_file(partial.config, to_yaml(loaded.raw).encode("utf-8"))
             write_metrics(partial, collect(partial))
     except OSError as error:
-        problem = f"{target} could not be created: {error}"
-        raise UserError(f"{problem}. Nothing is left of it, and {parent} is unchanged.") from error
+        problem = f"{target} could not be created: {explain_obstacle(error)}"
+        raise UserError(f"{problem} Nothing is left of it, and {parent} is unchanged.") from error
     return ForkResult(target, parent, k, changes, count["linked"], count["copied"])
 
 
 def refuse_taken(target: RunFolder) -> None:
     """UserError unless a run can be made there."""
-    if not target.name or "@" in target.name:
-        raise UserError(f"{str(target)!r} cannot be the name of a run: RUN@K names an iteration. Choose another one.")
+    check_path(target.root, "a run")
     if target.root.exists():
         what = "is a run already" if target.exists() else "exists already"
         raise UserError(f"{target} {what}; choose another name for the fork, or remove that folder.")

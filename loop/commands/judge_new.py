@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from judges.registry import BUILT_IN
 from loop.errors import UserError
+from loop.store.locate import check_name
 
 Kind = Literal["pointwise", "pairwise", "group"]
 
@@ -128,7 +129,7 @@ class NewJudgeFiles(NamedTuple):
 
 def write_judge(name: str, kind: Kind, folder: Path) -> NewJudgeFiles:
     """Write NAME.py and test_NAME.py. UserError if the name cannot be one, or if a file is there already."""
-    stem = name.replace("-", "_")
+    stem = check_name(name, "a judge").replace("-", "_")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", stem) or keyword.iskeyword(stem):
         raise UserError(f"A judge cannot be called {name!r}; take letters, digits, - and _, a letter first.")
     if stem in sys.stdlib_module_names or name in BUILT_IN:

@@ -18,6 +18,7 @@ from loop.commands.fork import fork, unfinished
 from loop.config.load import LoadedConfig, load_config
 from loop.errors import AwaitingLabels, UserError
 from loop.format import points_with_interval
+from loop.store.locate import check_name
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
 from loop.view.comparison import Comparison, compare_runs
@@ -132,7 +133,9 @@ def plan_sweep(config: str, texts: Sequence[str], name: str | None, runs: Path, 
     members = []
     for one in combinations(texts):
         loaded = load_config(config, one.overrides, toy=toy)
-        members.append(Member(RunFolder(runs / f"{name or loaded.name}-{one.name}"), one.overrides, loaded))
+        prefix = loaded.name if name is None else name
+        run = RunFolder(runs / check_name(prefix and f"{prefix}-{one.name}", "a run of a sweep"))
+        members.append(Member(run, one.overrides, loaded))
     return members
 
 

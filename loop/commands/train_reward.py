@@ -75,6 +75,9 @@ def run_reward(config: RewardConfig, display: Display) -> RewardSummary:
             with display.bar("train", 0, "steps") as bar:
                 details, progress = {"config": config, "work": work}, train_progress(bar, lambda _: None)
                 summary: RewardSummary = call(trainer, Job("the reward model", "train", details, progress))
+        except KeyboardInterrupt:
+            trainer.stop()
+            raise
         finally:
             trainer.close()
     return summary

@@ -16,7 +16,7 @@ from loop.config.schedule import Raw, changing_iterations, flat_overrides, resol
 from loop.config.settings import Config
 from loop.config.types import did_you_mean, models_of
 from loop.config.yaml_text import parse_yaml
-from loop.errors import UserError
+from loop.errors import UserError, explain_obstacle
 
 REWARD = "reward"
 """Shipped configs whose names begin so are for `prefloop train-reward`, all others are campaigns."""
@@ -140,10 +140,8 @@ def read_sections(path: Path, root: type[BaseModel], required: str) -> Raw:
     """The file's keys and values; messages name the `required` sections."""
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file in UTF-8: {error.reason} at byte {error.start}.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(explain_obstacle(error)) from error
     if values is None:
         raise UserError(f"{path} is empty; a config needs at least the sections {required}.")
     if not isinstance(values, dict):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from loop.errors import UserError
+from loop.errors import UserError, explain_obstacle, is_obstacle
 
 Row = dict[str, Any]
 ROWS_UNDER = ("data", "rows", "train", "test", "validation", "examples", "records", "items", "instances")
@@ -57,6 +57,8 @@ def read_rows(path: str, key: str) -> tuple[str, Rows]:
     try:
         return str(file), read(file)
     except (OSError, ValueError, csv.Error, RecursionError) as error:  # pyarrow's errors are among them
+        if isinstance(error, OSError) and is_obstacle(error):
+            raise UserError(f"{key}: {explain_obstacle(error)}") from error
         reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         raise UserError(f"{key}: {file} cannot be read as {file.suffix[1:].lower()}: {reason}.") from error
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from loop.config.prompts_section import FilePrompts, Gsm8kPrompts, HubPrompts, PromptsBase, ReasoningGymPrompts
 from loop.config.types import did_you_mean
-from loop.errors import UserError
+from loop.errors import UserError, explain_obstacle, is_obstacle
 from loop.prompts.data_files import read_rows
 from loop.seeds import seed_for
 
@@ -94,6 +94,8 @@ def read_hub(dataset: str, subset: str | None, split: str, *, section: str, othe
         return name, load_dataset(dataset, subset, split=split)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         # OSError: no connection; ValueError: no such subset or split; RuntimeError: a dataset with code of its own
+        if is_obstacle(error):
+            raise UserError(f"The {name} cannot be stored or read here: {explain_obstacle(error)}") from error
         raise UserError(
             f"The {name} cannot be loaded: {_reason(error)}. Check {section}.dataset, subset and split and the "
             f"connection (HF_HUB_OFFLINE and HF_DATASETS_OFFLINE unset, a token for gated data); without a connection, "

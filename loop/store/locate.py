@@ -6,8 +6,12 @@ from pathlib import Path
 from loop.config.load import LoadedConfig, load_config
 from loop.config.types import did_you_mean
 from loop.errors import UserError
+from loop.format import visible
 from loop.store.lineage import settings_of
 from loop.store.run_folder import RunFolder
+
+LONGEST_NAME = 200
+"""Bytes of a name: file systems allow 255, and a file that is being written has a longer one."""
 
 
 def locate(
@@ -32,7 +36,7 @@ def locate(
         existing.check_format(repair=repair)
         return existing, settings_of(existing, overrides)
     loaded = load_config(source, overrides, toy=toy)
-    run = RunFolder(runs / (name or loaded.name))
+    run = RunFolder(runs / check_name(name if name is not None else loaded.name, "a run"))
     run.check_format(repair=repair)
     return run, loaded
 
@@ -52,7 +56,35 @@ def find_run(run: str, runs: Path) -> RunFolder:
 
 def new_run(name: str, runs: Path) -> RunFolder:
     """The folder of a new run: a name means a folder in `runs`, a path is used as it is."""
-    return RunFolder(Path(name) if "/" in name else runs / name)
+    if "/" in name:
+        return RunFolder(check_path(Path(name), "a run"))
+    return RunFolder(runs / check_name(name, "a run"))
+
+
+def check_path(path: Path, what: str) -> Path:
+    """The path, if its last part can be the name of `what`. UserError."""
+    check_name(path.name, what)
+    return path
+
+
+def check_name(name: str, what: str) -> str:
+    """The name, if a file or folder may have it; `what` is a run, an export and so on, for the message. UserError."""
+    longest = len(name.encode("utf-8", "surrogatepass"))
+    problems = {
+        "it is empty": not name,
+        "it means the folder itself or the one above": name in (".", ".."),
+        "a name that begins with a full stop is hidden": name.startswith("."),
+        "a name that begins with - reads as an option": name.startswith("-"),
+        "a name is one part of a path, without /": "/" in name,
+        "RUN@K names an iteration": "@" in name,
+        "it begins or ends with a blank": name != name.strip(),
+        "it holds control characters": visible(name) != name or not name.isprintable(),
+        f"it has {longest} bytes, and {LONGEST_NAME} are the most": longest > LONGEST_NAME,
+    }
+    if wrong := [problem for problem, holds in problems.items() if holds]:
+        shown = name if len(name) <= 40 else f"{name[:40]}…"
+        raise UserError(f"{shown!r} cannot be the name of {what}: {wrong[0]}. Choose another one, e.g. my-1.")
+    return name
 
 
 def find_run_at(text: str, runs: Path) -> tuple[RunFolder, int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from judges.context import ModelRef
-from loop.errors import UserError
+from loop.errors import UserError, explain_obstacle, is_obstacle
 from loop.store.files import sha256_of, take_lock
 from trainer.errors import TrainerError
 from trainer.model_folder import check_model
@@ -157,6 +157,8 @@ def _download(base: str) -> Path:
     try:
         folder = Path(snapshot_download(base, allow_patterns=list(DOWNLOADED), ignore_patterns=list(NOT_DOWNLOADED)))
     except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
+        if is_obstacle(error):
+            raise UserError(f"model.base: {base!r} cannot be stored here: {explain_obstacle(error)}") from error
         reason = " ".join(str(error).split())
         raise UserError(
             f"model.base: {base!r} is no local folder, and it cannot be fetched from the hub: "

@@ -54,7 +54,7 @@ class RunFolder:
     """All of one campaign on disk."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.name = root, root.name
+        self.root, self.name, self._shown = root.absolute(), root.name, str(root)
         self.about = root / "run.json"
         """The folder's format; the first file of a new run."""
         self.config = root / "campaign.yaml"
@@ -74,7 +74,7 @@ class RunFolder:
         """What `reference: path` resolved to."""
 
     def __str__(self) -> str:
-        return str(self.root)
+        return self._shown
 
     def exists(self) -> bool:
         """Whether a campaign was started here."""
@@ -95,7 +95,7 @@ class RunFolder:
             return
         try:
             found = json.loads(self.about.read_text(encoding="utf-8"))["format"]
-        except (OSError, ValueError, TypeError, KeyError):
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
             found = None
         if found is None and repair and self._is_of_this_version():
             self.write_format()

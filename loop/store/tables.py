@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loop.errors import UserError
+from loop.errors import UserError, is_obstacle
 
 RESPONSES = pa.schema(
     [
@@ -115,6 +115,8 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         table = pq.read_table(path, columns=list(columns) if columns else None, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
+        if is_obstacle(error):
+            raise
         raise damaged(path, str(error)) from error
     if missing := set(columns or ()) - set(table.column_names):
         raise damaged(path, f"it has no column {min(missing)}")
@@ -127,6 +129,8 @@ def notes_of(path: Path) -> dict[str, Any]:
         metadata = pq.read_schema(path).metadata or {}
         notes: dict[str, Any] = json.loads(metadata.get(b"prefloop", b"{}"))
     except (pa.ArrowException, OSError, ValueError) as error:
+        if is_obstacle(error):
+            raise
         raise damaged(path, str(error)) from error
     return notes
 

@@ -81,13 +81,13 @@ class VerdictCache:
 
     @cached_property
     def _own(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             database = sqlite3.connect(self.path, timeout=PATIENCE)
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
             database.executescript(SCHEMA)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise unusable(self.path, error) from error
         return database
 
@@ -140,7 +140,7 @@ def _look(path: Path, statement: str, *values: str | int) -> list[Any]:
         raise unusable(path, error) from error
 
 
-def unusable(path: Path, error: sqlite3.Error) -> JudgeError:
+def unusable(path: Path, error: sqlite3.Error | OSError) -> JudgeError:
     """The error for a cache that cannot be read or written; a judge lets a JudgeError pass."""
     return JudgeError(
         f"The verdict cache {path} cannot be used ({error}). It holds the verdicts that were paid for: free some space "

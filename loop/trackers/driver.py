@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from loop import interrupt
 from loop.config.settings import TrackersConfig
 from loop.errors import UserError
 from loop.store.run_folder import RunFolder
@@ -33,15 +34,15 @@ class Trackers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.deadline = time.monotonic() + PATIENCE
+        self.deadline = time.monotonic() + min(PATIENCE, interrupt.seconds_left() / 2)
         self.ending.set()
         if self.thread is None:
             return
         try:
-            self.thread.join()
-        except KeyboardInterrupt:  # a second Ctrl-C: whoever waits does not want to wait any longer
+            self.thread.join(interrupt.seconds_left() / 2 if interrupt.received() else None)
+        except KeyboardInterrupt:  # the work is done, and whoever interrupts does not want to wait any longer
             self.deadline = 0.0
-            self.thread.join()
+            self.thread.join(interrupt.seconds_left() / 2)
 
     def _follow(self) -> None:
         """The thread: the worker is its alone, because Linux ends a process with the thread that started it."""

@@ -11,14 +11,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from loop.format import duration
+from loop.format import duration, visible
 from loop.view.frame import frame, work_parts
 from loop.view.progress import Snapshot, Work
 
 LINE_EVERY = 15.0
 """Seconds between two progress lines of a stage where there is no terminal."""
-CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
-"""Control characters, which the text of a model or judge may hold; line ends and tabs stay."""
 
 
 class Bar:
@@ -84,7 +82,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text.translate(CONTROL), markup=False)
+        self.console.print(visible(text), markup=False)
         (sys.stderr if self.quiet else sys.stdout).flush()
 
     def warn(self, text: str) -> None:
@@ -131,7 +129,7 @@ def live(console: Console, state: Callable[[], tuple[Snapshot | None, Work | Non
 def drawn_frame(console: Console, snapshot: Snapshot | None, work: Work | None) -> Text:
     """A frame of the current width of the terminal."""
     lines = frame(snapshot, work, width=console.width, ascii_only=console.options.ascii_only)
-    return Text("\n").join(Text(line.text.translate(CONTROL), line.style) for line in lines)
+    return Text("\n").join(Text(visible(line.text), line.style) for line in lines)
 
 
 PHASES = {

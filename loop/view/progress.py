@@ -198,7 +198,7 @@ def stage_in_progress(events: Sequence[Event]) -> Event | None:
     for event in reversed(events):
         if event.event == "stage_started":
             return event
-        if event.event in ("stage_finished", "campaign_finished", "campaign_stopped"):
+        if event.event in ("stage_finished", "campaign_finished", "campaign_stopped", "campaign_interrupted"):
             return None
     return None
 

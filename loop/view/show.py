@@ -117,4 +117,4 @@ def print_caches(caches: Sequence[CacheContents]) -> None:
             console.print(Text(f"  judge {one.judge[:12]}: {costs}"))
         for entry in cache.words:
             text = json.dumps(entry.word, ensure_ascii=False)
-            console.print(Text(f"  {entry.key[:12]}  judge {entry.judge[:12]}: {text}"))
+            console.print(Text(visible(f"  {entry.key[:12]}  judge {entry.judge[:12]}: {text}")))

@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from loop.format import clock, duration, percent, percent_with_interval, points_with_interval
+from loop.format import clock, duration, percent, percent_with_interval, points_with_interval, visible
 from loop.store.run_records import NO_TRIALS, OUTCOMES, AttemptRecord, Gain, Interval, SetMetrics
 from loop.store.run_state import IterationState, RunState
 from loop.store.stage import STAGES
@@ -71,7 +71,7 @@ def print_status(state: RunState, console: Console) -> None:
         console.print(signal)
     for line in [*_summary(state), *(line for it in state.iterations for line in _notes(it)), judge_line(state)]:
         if line:
-            console.print(line, markup=False)
+            console.print(visible(line), markup=False)
     if not state.complete:
         console.print(f"Not complete. Continue with: prefloop run {state.path}", markup=False)
 

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.live import Live
 
 from loop.config.load import LoadedConfig
-from loop.format import duration
+from loop.format import duration, visible
 from loop.store.lineage import settings_of
 from loop.store.run_folder import RunFolder
-from loop.view.display import CONTROL, LINE_EVERY, drawn_frame, is_live
+from loop.view.display import LINE_EVERY, drawn_frame, is_live
 from loop.view.frame import frame
 from loop.view.progress import Notice, Snapshot, Work, last_sign, look, read_writer, work_in_progress
 
@@ -124,4 +124,4 @@ def print_frame(seen: WatchFrame, console: Console) -> None:
 
 def say(console: Console, text: str) -> None:
     """A line without colours or control characters."""
-    console.print(text.translate(CONTROL), markup=False, highlight=False, soft_wrap=True)
+    console.print(visible(text), markup=False, highlight=False, soft_wrap=True)

@@ -5,7 +5,6 @@ kernel signals it (Linux), the pipe closes, and it watches its parent's pid; the
 """
 
 import ctypes
-import errno
 import os
 import signal
 import sys
@@ -21,10 +20,15 @@ from typing import Any
 from tqdm import tqdm
 
 from judges.types import JudgeError
-from loop.errors import UserError
+from loop.errors import UserError, explain_obstacle, is_obstacle
 from loop.redact import REMEMBERED, RedactedStream
 from trainer.errors import TrainerError
+from trainer.stopping import Stopped, ask_to_stop
 
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a worker that the driver has told to stop."""
+USERS = (UserError, JudgeError, TrainerError)
+"""Errors whose text is for the user."""
 Arguments = dict[str, Any]
 """Keyword arguments of a service or of one of its methods."""
 Progress = dict[str, Any]
@@ -66,7 +70,7 @@ def main(
     REMEMBERED.update(secrets)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve each other once cores are shared
     _redirect_output(log)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver handles Ctrl-C and closes the pipe
+    _leave_signals_to_driver()
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, about which Python warns when this process is killed
     obj = None
     while True:
@@ -88,28 +92,37 @@ def main(
             traceback.print_exc()
             sys.stderr.flush()
             pipe.send(("refused", number, explain(error)) if is_users(error) else ("failed", number, failure(error)))
+        except Stopped:
+            os._exit(TERMINATED)
         else:
             pipe.send(("result", number, result))
 
 
+def _leave_signals_to_driver() -> None:
+    """Ignore Ctrl-C, which the driver handles; at SIGTERM end, a training after its checkpoint. The driver has started
+    this process with both blocked."""
+
+    def stop(*_: object) -> None:
+        if not ask_to_stop():
+            os._exit(TERMINATED)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+
+
 def is_users(error: Exception) -> bool:
     """Whether the error's text is for the user and another try would fail as well."""
-    return isinstance(error, (UserError, JudgeError, TrainerError)) or is_disk_full(error)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for lack of space, also when a library has wrapped the error."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "No space left on device" in str(error)
+    return isinstance(error, USERS) or is_obstacle(error)
 
 
 def explain(error: Exception) -> str:
     """The error's text for the driver."""
-    if is_disk_full(error):
-        where = getattr(error, "filename", None)
-        place = f" (writing {where})" if where else ""
-        return f"The disk is full{place}: {error}. Free some space and run the same command; it continues from here."
-    return str(error) if is_users(error) else f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    if isinstance(error, USERS):
+        return str(error)
+    if is_obstacle(error):
+        return explain_obstacle(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def failure(error: Exception) -> tuple[str, str]:
@@ -120,10 +133,13 @@ def failure(error: Exception) -> tuple[str, str]:
 
 
 def _redirect_output(log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    file = log.open("ab", buffering=0)
-    os.dup2(file.fileno(), 1)
-    os.dup2(file.fileno(), 2)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError:  # the work goes on without a log
+        file = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
     sys.stdout = RedactedStream(os.fdopen(1, "wb", closefd=False), line_buffering=True)
     sys.stderr = RedactedStream(os.fdopen(2, "wb", closefd=False), line_buffering=True)
 

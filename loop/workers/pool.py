@@ -57,9 +57,13 @@ class WorkerPool:
             self.display.warn(f"the {details['worker']} worker was lost at {details['job']}: {details['why']}")
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers, the trainer last."""
         for worker in (*self.engines, *self.judges, self.trainer):
             worker.close()
+
+    def stop(self) -> None:
+        """Ask the trainer to end, after a checkpoint if it is making steps; `close` waits for that."""
+        self.trainer.stop()
 
     @property
     def judges(self) -> list[Worker]:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loop import interrupt
 from loop.errors import UserError
 from loop.redact import REMEMBERED
 from loop.workers import entry
@@ -21,6 +23,8 @@ HANGING = (
 """What to do about a judge that hangs."""
 
 OnProgress = Callable[[Progress], None]
+PATIENCE = 5.0
+"""Seconds that a worker has to end by itself."""
 
 
 @dataclass(slots=True)
@@ -58,21 +62,24 @@ class Worker:
     """The number of the last sign, and the last progress."""
     _seen_at: float = 0.0
     _number: int = 0
+    _stopping: bool = False
 
     def start(self) -> None:
         """Start the process unless it is running."""
         if self._process is not None and self._process.is_alive():
             return
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._sign = context.RawValue(Sign)
-        self._process = context.Process(
-            target=entry.main,
-            args=(theirs, self._sign, self.service, self.arguments, self.log, os.getpid(), frozenset(REMEMBERED)),
-            name=f"prefloop-{self.name}",
-        )
-        self._process.start()
-        theirs.close()
+        multiprocessing.resource_tracker.ensure_running()  # starting it would end the blocking of signals
+        with interrupt.postponed():
+            self._pipe, theirs = context.Pipe()
+            self._sign = context.RawValue(Sign)
+            self._process = context.Process(
+                target=entry.main,
+                args=(theirs, self._sign, self.service, self.arguments, self.log, os.getpid(), frozenset(REMEMBERED)),
+                name=f"prefloop-{self.name}",
+            )
+            self._process.start()
+            theirs.close()
         self.starts += 1
         self.on_event("worker_started", worker=self.name, pid=self._process.pid, starts=self.starts)
 
@@ -166,11 +173,19 @@ class Worker:
             self._pipe.close()
             self._process = None
 
+    def stop(self) -> None:
+        """Ask a busy worker to end; a trainer writes a checkpoint first, for which `close` then waits."""
+        if self._process is not None and self.job is not None:
+            self._process.terminate()
+            self._stopping = True
+
     def close(self) -> None:
-        """Close the pipe, which ends the worker; kill it if it does not end."""
+        """Close the pipe, which ends an idle worker; kill it if it does not end."""
         if self._process is not None:
-            self._pipe.close()
-            self._process.join(5 if self.job is None else 0)
+            if not self._stopping:
+                self._pipe.close()
+            patience = PATIENCE if self.job is None or self._stopping else 0.0
+            self._process.join(min(patience, interrupt.seconds_left()))
             self.kill()
 
 

@@ -86,7 +86,7 @@ class Cli:
 
     def start(self, *args: str | Path, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> Running:
         """Start a command."""
-        command = [*prefix, sys.executable, "-m", "loop.cli.main", *map(str, args)]
+        command = [*prefix, sys.executable, "-m", "loop.cli.start", *map(str, args)]
         command += ["--runs", str(self.runs)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **(env or {})}
         environment["PYTHONPATH"] = os.pathsep.join([*[str(PAUSE)] * ("PAUSE_AT" in environment), *self._path()])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loop.errors import UserError
 from loop.workers.entry import Report
+from trainer.stopping import Stopped, is_asked, stoppable
 
 
 class Toy:
@@ -48,6 +49,16 @@ class Toy:
             time.sleep(0.1)
             report(done=1)
         return "done"
+
+    def train(self, report: Report, seconds: float) -> None:
+        """Steps, which end early if the process is asked to."""
+        with stoppable():
+            while not is_asked():
+                report(done=1)
+                time.sleep(0.05)
+            time.sleep(seconds)
+            (self.marker.parent / "checkpoint").touch()
+            raise Stopped
 
     def fail(self, report: Report) -> None:
         """A mistake of ours."""

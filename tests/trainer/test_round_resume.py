@@ -20,6 +20,7 @@ from trainer.errors import TrainerError
 from trainer.round import train_round
 from trainer.settings import LoraSettings
 from trainer.spec import RoundSpec
+from trainer.stopping import Stopped, ask_to_stop
 
 ROOT = Path(__file__).parents[2]
 Spec = Callable[..., RoundSpec]
@@ -82,6 +83,25 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert summary.notes == ((f"resumed at step {resumed_at}",) if resumed_at else ())
     assert_same_result(whole, broken)
     assert not list(broken.work.glob("checkpoint-*"))
+
+
+def test_a_round_that_is_asked_to_stop_writes_a_checkpoint_and_ends_as_one_that_was_left_alone(
+    make_spec: Spec, toy_data: PreferenceData, tmp_path: Path
+) -> None:
+    whole = make_spec("whole", epochs=3, checkpoint_every=0)
+    train_round(whole, toy_data, report=silent)
+    ended = make_spec("stopped", epochs=3, checkpoint_every=0)
+
+    def ask(event: dict[str, Any]) -> None:
+        if event["phase"] == "train" and event["done"] == 5:
+            assert ask_to_stop()
+
+    with pytest.raises(Stopped):
+        train_round(ended, toy_data, report=ask)
+    assert [path.name for path in ended.work.glob("checkpoint-*")] == ["checkpoint-000005"]
+    assert not ask_to_stop()  # nothing makes steps now
+    assert "resumed at step 5" in train_round(ended, toy_data, report=silent).notes
+    assert_same_result(whole, ended)
 
 
 def test_a_killed_lora_round_resumes_bit_for_bit(make_spec: Spec, toy_data: PreferenceData, tmp_path: Path) -> None:

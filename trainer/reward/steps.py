@@ -29,6 +29,7 @@ from trainer.spec import Report
 from trainer.step import clip_gradients
 from trainer.step_rows import prompts_of
 from trainer.steps import STEPS, checkpoint_is_due, open_log, resume, update
+from trainer.stopping import Stopped, is_asked, stoppable
 from trainer.stops import BadStep, check_weights, keep_batch
 from trainer.summary import Clock, StepMetrics
 from trainer.tree.rows import Layout, Plan, Row, Step, encode_row
@@ -65,18 +66,21 @@ def train_reward_steps(job: RewardJob, *, clock: Clock, report: Report) -> int:
     learner, total = Learner(job.context.scorer.model, Objective(())), len(job.plan.order)
     optimizer = make_optimizer(learner.parameters().values(), job.settings)
     start = resume(learner, optimizer, job.work, job.identity, clock)
-    with open_log(job.work / STEPS, start.log_bytes) as log:
+    with open_log(job.work / STEPS, start.log_bytes) as log, stoppable():
         for number in range(start.steps, total):
             with clock.part("compute"):
                 metrics = _step(job, number, optimizer, learner, report)
             log.write((json.dumps(metrics) + "\n").encode())
             log.flush()
             report({"phase": "train", "done": number + 1, "total": total} | metrics)
-            if checkpoint_is_due(number + 1, total, job.settings.checkpoint_every):
+            stop = is_asked() and number + 1 < total
+            if stop or checkpoint_is_due(number + 1, total, job.settings.checkpoint_every):
                 with clock.part("checkpoint"):
                     os.fsync(log.fileno())
                     position = Position(number + 1, log.tell(), dict(clock.seconds))
                     save_checkpoint(job.work, position, job.identity, learner, optimizer)
+            if stop:
+                raise Stopped
     return start.steps
 
 

@@ -10,7 +10,7 @@ from loop.campaign.context import Campaign, Iteration
 from loop.campaign.stages.evaluate import eval_tokens, shards_to_measure
 from loop.campaign.stages.sample import engine_inputs
 from loop.config.promote_section import LimitSettings
-from loop.errors import UserError
+from loop.errors import UserError, explain_obstacle
 from loop.prompts.row import PromptRow
 from loop.store import tables
 from loop.store.files import sha256_of, to_json, write_file
@@ -70,7 +70,7 @@ def _read(path: str, key: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"promote.limits.{key}: {path} cannot be read as UTF-8 text: {error}.") from error
+        raise UserError(f"promote.limits.{key}: {explain_obstacle(error)}") from error
 
 
 def read_benign(path: str) -> list[PromptRow]:

@@ -45,5 +45,5 @@ def test_durations_are_printed_in_two_forms(seconds: float, words: str, digits: 
 
 
 def test_control_characters_of_a_response_do_not_reach_the_terminal() -> None:
-    assert visible("a\x1b[2J\tb\nc\x07\x9b") == "a\\x1b[2J\tb\nc\\x07\\x9b"
-    assert one_line(" a\r\n\tb\x1b]0;title\x07 ") == "a b\\x1b]0;title\\x07"
+    assert visible("a\x1b[2J\tb\nc\x07\x9b") == "a␛[2J\tb\nc␇<U+009B>"
+    assert one_line(" a\r\n\tb\x1b]0;title\x07 ") == "a b␛]0;title␇"

@@ -195,7 +195,7 @@ def test_lines_come_now_and_then_and_hold_no_control_characters(monkeypatch: pyt
     text = shown.console.file.getvalue()  # type: ignore[attr-defined]
     assert "  sample: starting the engine\n" in text
     assert re.search(r"  sample: 32/64 responses, .* left, .*/s, \d+ tokens/s, shard 2 of 4\n", text)
-    assert text.endswith("  warning: it said [31mred\n")
+    assert text.endswith("  warning: it said ␛[31mred␇\n")
     assert "\x1b" not in text
 
 

@@ -169,6 +169,53 @@ def test_a_full_disk_is_told_at_once_with_the_way_out(make_worker: Callable[...,
         call(make_worker(), job("fill"))
 
 
+@pytest.mark.parametrize(("seconds", "written"), [(0.0, True), (60.0, False)])
+def test_a_worker_that_is_asked_to_stop_has_time_for_a_checkpoint(
+    make_worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, written: bool
+) -> None:
+    monkeypatch.setattr("loop.workers.process.PATIENCE", 10.0 if written else 0.2)
+    worker, steps = make_worker(), []
+    worker.submit(Job("training", "train", {"seconds": seconds}, on_progress=steps.append))
+    while not steps:
+        wait([worker])
+    pid = worker._process.pid
+    worker.stop()
+    worker.close()
+    assert not is_alive(pid)
+    assert (tmp_path / "checkpoint").exists() == written
+
+
+def test_a_busy_worker_that_makes_no_steps_ends_at_once_when_it_is_asked_to_stop(
+    make_worker: Callable[..., Worker],
+) -> None:
+    worker, reports = make_worker(), []
+    worker.submit(Job("working", "work_long", {"seconds": 60.0}, on_progress=reports.append))
+    while not reports:
+        wait([worker])
+    process = worker._process
+    worker.stop()
+    process.join(10)
+    assert process.exitcode == 143
+
+
+def test_a_worker_leaves_ctrl_c_to_its_driver_from_its_first_moment_on(make_worker: Callable[..., Worker]) -> None:
+    worker = make_worker()
+    worker.start()
+    for _ in range(5):
+        os.kill(worker._process.pid, signal.SIGINT)
+        time.sleep(0.02)
+    assert call(worker, job("add", a=1, b=2))[:2] == (3, 1)
+    os.kill(worker._process.pid, signal.SIGINT)
+    assert call(worker, job("add", a=3, b=4))[:2] == (7, 2)
+    assert worker.starts == 1
+    assert "Traceback" not in worker.log.read_text(encoding="utf-8")
+
+
+def test_a_log_that_cannot_be_opened_stops_no_work(make_worker: Callable[..., Worker], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert call(make_worker(log=tmp_path / "file" / "toy.log"), job("add", a=1, b=2))[0] == 3
+
+
 def test_a_process_that_was_killed_while_idle_is_replaced(make_worker: Callable[..., Worker]) -> None:
     worker = make_worker()
     pid = call(worker, job("add", a=1, b=2))[2]
