@@ -53,7 +53,7 @@ def _note(run: RunFolder, display: Display, files: list[Path], folder: Path | No
 
 
 def _is_event(line: bytes) -> bool:
-    return is_readable(lambda: as_record(read_line(line), Event, "events.jsonl"))
+    return is_readable(lambda: as_record(read_line(line), Event, "an event"))
 
 
 def _lineage_again(run: RunFolder) -> Lineage:

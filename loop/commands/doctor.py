@@ -138,7 +138,7 @@ def _examine_model(run: RunFolder | None, loaded: LoadedConfig, findings: list[F
     chat = chat_format(loaded.base.model)
     try:
         folder = policy_folder(run, loaded)
-        check_model(folder, longest=loaded.base.engine.max_model_len)
+        check_model(folder, longest=loaded.base.longest_sampled)
         tokenizer = load_tokenizer(folder)
         stops = stop_ids(folder, tokenizer)
         check = TemplateCheck(tokenizer, stops, chat.kwargs, uses_system=loaded.base.prompts.system is not None)

@@ -64,7 +64,7 @@ def _versions(config: Config) -> dict[str, str]:
 
 def _find_base(config: Config) -> Path:
     folder = resolve_base(config.model.base)
-    check_model(folder, longest=config.engine.max_model_len)
+    check_model(folder, longest=config.longest_sampled)
     return folder
 
 

@@ -275,3 +275,8 @@ class Config(Section):
     def samples(self) -> bool:
         """Whether iterations sample responses; otherwise the data contain their pairs."""
         return not isinstance(self.prompts, PreferencePrompts)
+
+    @property
+    def longest_sampled(self) -> int | None:
+        """Tokens of the longest prompt with its response; None if no stage samples."""
+        return self.engine.max_model_len if self.samples or self.eval_judge is not None else None

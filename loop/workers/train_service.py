@@ -87,7 +87,7 @@ class TrainService:
     def __init__(self, threads: int | None = None) -> None:
         take_threads(threads)
 
-    def base(self, base: str, longest: int, report: Report) -> FoundBase:
+    def base(self, base: str, longest: int | None, report: Report) -> FoundBase:
         """The model that `base` names, checked as a model for sequences of `longest` tokens."""
         folder = resolve_base(base)
         check_model(folder, longest=longest)

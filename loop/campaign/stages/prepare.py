@@ -54,7 +54,7 @@ def base_stage(campaign: Campaign) -> ModelRoles:
     base = campaign.base.model.base
     if not path.exists():
         campaign.begin_work()
-        job = Job(f"finding the model {base}", "base", {"base": base, "longest": campaign.base.engine.max_model_len})
+        job = Job(f"finding the model {base}", "base", {"base": base, "longest": campaign.base.longest_sampled})
         found: FoundBase = call(campaign.pool.trainer, job)
         policy = ModelRecord(str(found.folder), found.hash, 0)
         write_file(path, sealed_json(plain(BaseRecord(base, policy, threads=found.threads))))

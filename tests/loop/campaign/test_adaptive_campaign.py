@@ -231,9 +231,9 @@ def test_a_value_set_above_the_bound_stays() -> None:
     assert (sampling.widened(3).temperature, sampling.widened(3).n) == (1.6, 100)
 
 
-def test_a_sample_stage_records_all_settings_but_how_they_widen() -> None:
+def test_a_sample_stage_records_all_settings_but_how_they_widen_and_what_they_accept() -> None:
     plain = SamplingConfig().recorded()
-    assert list(plain) == [f"sampling.{key}" for key in SamplingConfig.model_fields if key != "widen"]
+    assert list(plain) == [f"sampling.{key}" for key in SamplingConfig.model_fields if key not in ("widen", "exact")]
     assert SamplingConfig.model_validate({"widen": {}}).recorded() == plain
     adaptive = SamplingConfig.model_validate({"adaptive": {}}).recorded()
     assert adaptive["sampling.adaptive"] == {"probe": 4, "keep": 0.9, "different": None, "budget": 1.0}

@@ -257,7 +257,7 @@ def test_the_second_pass_goes_by_the_solve_rates_of_the_first(reference: Path) -
 
     first, third, fourth = (take_prompts(of(k)) for k in (1, 3, 4))
     assert (first.made_from, third.inputs["prompts.order"]) == ({}, "hard_to_easy")
-    hard, easy = ([rate[row.id] for row in one.rows] for one in (third, fourth))
+    hard, easy = ([rate[row.id] for row in one.rows()] for one in (third, fourth))
     assert (len(hard), len(easy)) == (16, 16)
     assert min(easy) >= max(hard) > min(hard)
     assert third.made_from == fourth.made_from != {}

@@ -201,5 +201,6 @@ def test_a_judge_that_misses_labelled_examples_stops_the_run_before_it_starts(
     assert f"agrees with 2 of 3 labelled examples in {examples}" in told
     assert "at line 3: 'four' is labelled wrong, but the judge gave right (parity; extracted '4')" in told
     assert not (cli.runs / "campaign" / "prompts").exists()
+    config = load_config(cli.write(settings)).base
     lenient = JudgeConfig(**settings["judge"] | {"examples": str(examples), "examples_agreement": 0.6})
-    assert check_judge(lenient, 1.0).endswith(f", 3 of {examples} as labelled")  # what `plan --check` prints
+    assert check_judge(lenient, config).endswith(f", 3 of {examples} as labelled")  # what `plan --check` prints

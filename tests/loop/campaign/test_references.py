@@ -141,6 +141,6 @@ def test_a_reference_that_was_swapped_is_noticed_and_one_of_another_family_is_re
     steps = (run / "iter-001" / "train" / "steps.jsonl").read_text(encoding="utf-8").splitlines()
     assert '"margin": 0.0,' not in steps[0], "the anchor is another model, so the first margins are not 0"
     (anchor / "tokenizer.json").write_text(
-        (anchor / "tokenizer.json").read_text(encoding="utf-8").replace("<pad>", "<gap>"), encoding="utf-8"
+        (anchor / "tokenizer.json").read_text(encoding="utf-8").replace('"a"', '"a b"'), encoding="utf-8"
     )
     assert "another vocabulary" in refusal(cli("run", config, "--name", "again"))
