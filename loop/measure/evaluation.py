@@ -121,22 +121,31 @@ def ratio(first: SetMetrics, second: SetMetrics, metric: str, confidence: float)
 
 def shadow_change(before: Sequence[tuple[Path, Path]], after: Sequence[tuple[Path, Path]], part: str) -> float | None:
     """Mean change of a score over the prompts that both evaluations have one for; None without any. `part` is `score`,
-    or the name of a part that a combining judge has recorded."""
-    first, second = (score_means(shards, part) for shards in (before, after))
+    or the name of a part that a combining judge has recorded. An abstention counts as the lowest score of both
+    evaluations, so that a policy gains nothing by responses that cannot be judged."""
+    both = [sampled_scores(shards, part) for shards in (before, after)]
+    known = [score for scores in both for own in scores.values() for score in own if score is not None]
+    if not known:
+        return None
+    least = min(known)
+    first, second = (
+        {id: sum(least if score is None else score for score in own) / len(own) for id, own in scores.items()}
+        for scores in both
+    )
     return _mean(second[id] - first[id] for id in sorted(first.keys() & second.keys()))
 
 
-def score_means(shards: Sequence[tuple[Path, Path]], part: str) -> dict[str, float]:
-    """Mean score of each prompt's sampled responses, by prompt; abstentions and errors are no scores."""
-    found: dict[str, list[float]] = {}
+def sampled_scores(shards: Sequence[tuple[Path, Path]], part: str) -> dict[str, list[float | None]]:
+    """Scores of each prompt's sampled responses, by prompt; None for an abstention. A judge's errors are left out."""
+    found: dict[str, list[float | None]] = {}
     for responses, verdicts in shards:
         sampled = tables.read(responses, ["response_id", "temperature"]).to_pylist()
         greedy = {row["response_id"] for row in sampled if row["temperature"] == 0}
-        for row in tables.read(verdicts, ["prompt_id", "response_id", "score", "parts"]).to_pylist():
+        for row in tables.read(verdicts, ["prompt_id", "response_id", "kind", "score", "parts"]).to_pylist():
             score = row["score"] if part == "score" else json.loads(row["parts"]).get(part)
-            if score is not None and row["response_id"] not in greedy:
+            if row["response_id"] not in greedy and (score is not None or row["kind"] == "abstain"):
                 found.setdefault(row["prompt_id"], []).append(score)
-    return {id: sum(scores) / len(scores) for id, scores in found.items()}
+    return found
 
 
 def _paired(first: SetMetrics, second: SetMetrics, metric: str) -> tuple[Array, Array, Array, Array]:

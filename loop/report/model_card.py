@@ -91,7 +91,7 @@ def _judge(run: RunFolder, k: int, config: Config) -> str:
             how = f"was judged by `{publishable(config.eval_judge.name)}`"
         return f"Its pairs are given ({config.prompts.source}). The evaluation {how}."
     manifest = run.stage(k, "judge").manifest()
-    version = f", version `{str(manifest.inputs['judge'].get('version'))[:16]}`" if manifest else ""
+    version = f", version `{str(manifest.inputs.get('judge', {}).get('version'))[:16]}`" if manifest else ""
     text = f"Responses were labelled by `{_publishable_judge(config.judge)}`{version}."
     if config.eval_judge is not None and config.eval_judge != config.judge:
         text += f" The evaluation was judged by `{_publishable_judge(config.eval_judge)}`."

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from loop.format import visible
 from loop.redact import redacted
 from loop.report.browser import Book, Page, books, to_script_json
 from loop.report.changes import changes
@@ -118,10 +119,11 @@ def _sha(text: str) -> str:
 
 @lru_cache
 def environment() -> Environment:
-    """The templates: values are escaped, an unknown name is an error."""
+    """The templates: values are escaped, control characters shown, an unknown name is an error."""
     found = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

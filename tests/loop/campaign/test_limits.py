@@ -14,7 +14,7 @@ from loop.campaign.stages.limits import LOOKED_AT, is_refusal
 from loop.campaign.stages.promote import compare_with_incumbent, limits_measured
 from loop.config.load import load_config
 from loop.config.promote_section import LimitSettings, PromoteConfig
-from loop.measure.evaluation import score_means, shadow_change
+from loop.measure.evaluation import sampled_scores, shadow_change
 from loop.measure.promotion import check_limits, decide
 from loop.store.model_refs import Model
 from loop.store.run_folder import RunFolder
@@ -126,9 +126,10 @@ def test_a_shadow_score_is_paired_by_prompt_and_reads_sampled_responses_only(tmp
     unscored = [(1, None, None)]
     before = tables_of(tmp_path / "a", {"p": [(0, 9, 9), (1, 1, 5), (1, 3, 7)], "q": [(1, 0, 1)], "r": unscored})
     after = tables_of(tmp_path / "b", {"p": [(0, 0, 0), (1, 5, 4)], "q": [(1, 1, 2)], "r": [(1, 8, 8)]})
-    assert score_means([before], "style") == {"p": 6.0, "q": 1.0}
-    assert shadow_change([before], [after], "score") == pytest.approx((3 + 1) / 2)
-    assert shadow_change([before], [after], "style") == pytest.approx((-2 + 1) / 2)
+    assert sampled_scores([before], "style") == {"p": [5.0, 7.0], "q": [1.0], "r": [None]}
+    assert shadow_change([before], [after], "score") == pytest.approx((3 + 1 + (8 - 0)) / 3)
+    assert shadow_change([after], [before], "score") == pytest.approx((-3 - 1 + (0 - 8)) / 3)
+    assert shadow_change([before], [after], "style") == pytest.approx((-2 + 1 + (8 - 1)) / 3)
     assert shadow_change([before], [after], "no such part") is None
 
 

@@ -158,6 +158,13 @@ def test_a_model_that_is_not_there_is_a_finding_and_exit_code_1(cli: Cli, settin
     assert "nowhere" in json.loads(ended.output)["findings"][-1]["what"]
 
 
+def test_adapters_that_the_model_cannot_have_are_a_finding(cli: Cli, settings: dict[str, Any]) -> None:
+    settings["train"]["lora"] = {"target_modules": ["w_pack"]}
+    ended = CliRunner().invoke(app, ["doctor", str(cli.write(settings)), "--json", "--runs", str(cli.runs)])
+    assert ended.exit_code == 1
+    assert "w_pack" in json.loads(ended.output)["findings"][-1]["what"]
+
+
 def test_the_stream_is_readable_and_marks_special_and_end(reference: Path) -> None:
     token = Token(1, "a b", trained=True, special=False, end=False)
     line = [token, replace(token, text="\n"), replace(token, text="<eos>", special=True, end=True)]
