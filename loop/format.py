@@ -6,10 +6,12 @@ MINUS = "−"
 NONE = "–"
 """Printed where there is no number."""
 _BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+CONTROLS = (127, *range(128, 160), 0x2028, 0x2029, *_BIDI)
+"""Characters that JSON leaves as they are, but that steer a terminal or change the direction of text."""
 _SYMBOLS: dict[int, int | str] = {
     **{code: 0x2400 + code for code in range(32) if code not in (9, 10)},
     127: 0x2421,
-    **{code: f"<U+{code:04X}>" for code in (*range(128, 160), 0x2028, 0x2029, *_BIDI)},
+    **{code: f"<U+{code:04X}>" for code in CONTROLS[1:]},
     **dict.fromkeys(range(0xD800, 0xE000), 0xFFFD),
 }
 """Control characters but tab and line end, marks that change the direction of text, and halves of surrogate pairs."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from loop.format import visible
+from loop.format import CONTROLS
 from loop.pairing.data_answers import read_answers
 from loop.pairing.io import read_judged
 from loop.pairing.one_prompt import NO_ANSWERS, build_prompt
@@ -29,8 +29,9 @@ from loop.store.thoughts import answer_start, thinking_in
 FILE = "tokenizer.json"
 PER_PAGE = 64
 """Prompts on a page."""
-ESCAPED = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&"}
-"""Characters that could end a script or begin markup, with their JSON escapes. In JSON they occur only in strings."""
+ESCAPED = {ord(letter): f"\\u{ord(letter):04x}" for letter in (*"<>&", *map(chr, CONTROLS))}
+"""Characters that could end a script, begin markup or turn the direction of text, with their JSON escapes. In JSON
+they occur only in strings."""
 SAMPLED = ("prompt_id", "response_id", "temperature", "token_ids", "text", "finish_reason", "logprobs")
 JUDGED = ("response_id", "kind", "score", "extracted", "why", "well_formed")
 """Columns of a response and of its verdict that a page shows."""
@@ -63,9 +64,8 @@ def _folders(data: RunData) -> list[Path]:
 
 
 def to_script_json(value: object) -> str:
-    """JSON that is safe inside a script element and shows marks that turn the direction of text, whatever it holds."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return visible(text).translate(ESCAPED)
+    """JSON that is safe inside a script element, whatever text it holds; browser.js shows control characters."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).translate(ESCAPED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,14 @@ class WorkerPool:
         self.run.event(what, **details)
         if what == "worker_lost":
             self.display.warn(f"the {details['worker']} worker was lost at {details['job']}: {details['why']}")
+            if details["worker"] == self.trainer.name:
+                self._free_memory()
+
+    def _free_memory(self) -> None:
+        """End the idle engines, whose memory a round that was killed may have lacked; their next job starts them."""
+        for worker in self.engines:
+            if worker.job is None:
+                worker.close()
 
     def close(self) -> None:
         """End all workers, the trainer last."""
@@ -122,9 +130,9 @@ class WorkerPool:
     def train(self, job: Job) -> Any:
         """Run a training job while engines and judges leave the device to it."""
         for worker in self.engines:
-            if worker.starts:
+            if worker.running:
                 call(worker, Job("giving back the device's memory", "sleep", {}))
         for worker in self.judges:
-            if worker.starts:
+            if worker.running:
                 call(worker, Job("giving back the device's memory", "rest", {}))
         return call(self.trainer, job)

@@ -4,6 +4,7 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ HANGING = (
     "(docs/judges.md), and only that response gets an error."
 )
 """What to do about a judge that hangs."""
+LESS_MEMORY = "train.row_tokens, train.gradient_checkpointing, engine.memory_gib and engine.batch lower what is needed"
 
 OnProgress = Callable[[Progress], None]
 PATIENCE = 5.0
@@ -64,9 +66,14 @@ class Worker:
     _number: int = 0
     _stopping: bool = False
 
+    @property
+    def running(self) -> bool:
+        """Whether its process has been started and is alive."""
+        return self._process is not None and self._process.is_alive()
+
     def start(self) -> None:
         """Start the process unless it is running."""
-        if self._process is not None and self._process.is_alive():
+        if self.running:
             return
         context = multiprocessing.get_context("spawn")
         multiprocessing.resource_tracker.ensure_running()  # starting it would end the blocking of signals
@@ -109,7 +116,7 @@ class Worker:
                 kind, number, content = self._pipe.recv()
             except (EOFError, OSError):
                 item, code = self._sign.item, self._exit_code()
-                self._retry(f"the process ended with code {code}{item and f' at {item}'}", item and f"{code} {item}")
+                self._retry(f"{describe_exit(code)}{item and f' at {item}'}", item and f"{code} {item}")
                 return None
             if number == self._number and (finished := self._receive(kind, content)):
                 return finished
@@ -187,6 +194,15 @@ class Worker:
             patience = PATIENCE if self.job is None or self._stopping else 0.0
             self._process.join(min(patience, interrupt.seconds_left()))
             self.kill()
+
+
+def describe_exit(code: int | None) -> str:
+    """How a process ended; one that was killed was most likely killed for want of memory."""
+    if code == -signal.SIGKILL:
+        return f"the process was killed (SIGKILL), most likely as memory was full; {LESS_MEMORY}"
+    if code is not None and code < 0:
+        return f"the process was ended by {signal.Signals(-code).name}"
+    return f"the process ended with code {code}"
 
 
 def wait(workers: list[Worker], timeout: float = 1.0) -> list[tuple[Worker, Job]]:

@@ -12,10 +12,17 @@
   };
   const named = (reason) => REASONS[reason] || reason.replaceAll("_", " ");
 
+  // Symbols for what would be unseen or turn the direction of text, as on the terminal (loop/format.py).
+  const visible = (text) => String(text)
+    .replace(/[\u0000-\u0008\u000b-\u001f]/g, (one) => String.fromCharCode(0x2400 + one.charCodeAt(0)))
+    .replace(/\u007f/g, "\u2421")
+    .replace(/[\u0080-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g,
+      (one) => `<U+${one.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}>`);
+
   const make = (tag, classes, text) => {
     const node = document.createElement(tag);
     if (classes) node.className = classes;
-    if (text !== undefined) node.textContent = text;
+    if (text !== undefined) node.textContent = visible(text);
     return node;
   };
 
@@ -110,7 +117,7 @@
     line.append(make("span", `chip ${label === "right" ? "yes" : label === "wrong" || label === "error" ? "no" : "open"}`, label));
     const parts = [one.k === "score" ? `score ${one.s}` : "", one.g ? "greedy" : "", `${one.p.length} tokens`, one.c ? "cut off" : "",
       one.e !== undefined ? `answer ${one.e}` : "", one.f === false ? "not well formed" : "", one.u ? named(one.u) : "", one.w || ""];
-    line.append(` ${parts.filter(Boolean).join(" · ")}`);
+    line.append(visible(` ${parts.filter(Boolean).join(" · ")}`));
     return line;
   };
   const responseView = (prompt, one, place, page) => {
@@ -202,12 +209,12 @@
   };
   const marked = (before, text) => {
     const box = make("p", "text"), now = words(text), kept = before === null ? null : same(words(before), now);
-    now.forEach((word, place) => box.append(kept && !kept.has(place) ? make("ins", "", word) : word));
+    now.forEach((word, place) => box.append(kept && !kept.has(place) ? make("ins", "", word) : visible(word)));
     return box;
   };
   const sideBySide = async (prompt, set, number) => {
     const columns = make("div", "columns");
-    at("side-title").textContent = prompt.q;
+    at("side-title").textContent = visible(prompt.q);
     at("side-body").replaceChildren(make("p", "who", prompt.t === null ? "" : `target ${prompt.t}`), columns);
     at("side").showModal();
     let before = [];

@@ -67,7 +67,7 @@ def test_a_crash_is_named_and_the_job_is_done_by_a_new_process(
     assert call(worker, job("crash_once")) == "survived"
     assert worker.starts == 2
     assert [(loss["worker"], loss["job"], loss["tries"]) for loss in lost(said)] == [("toy", "the job crash_once", 1)]
-    assert lost(said)[0]["why"] == f"the process ended with code {-signal.SIGSEGV}"
+    assert lost(said)[0]["why"] == "the process was ended by SIGSEGV"
 
 
 @pytest.mark.slow
@@ -288,8 +288,10 @@ def test_each_worker_of_a_campaign_may_die_mid_work_and_the_result_is_the_same(
         ("judge", "judging shard 3 of iteration 1"),
         ("trainer", "training iteration 1"),
     ]
-    assert {loss["why"] for loss in losses} == {"the process ended with code -9"}
-    assert sorted(event["worker"] for event in events(run, "worker_started")) == sorted([*deaths, *deaths])
+    (why,) = {loss["why"] for loss in losses}
+    assert why.startswith("the process was killed (SIGKILL), most likely as memory was full; train.row_tokens, ")
+    started = sorted(event["worker"] for event in events(run, "worker_started"))
+    assert started == sorted([*deaths, *deaths, "engine"]), "the engine leaves its memory to a round that was killed"
     assert_same_results(run, reference)
 
 
