@@ -2,7 +2,8 @@
 exact moment and take seconds instead of minutes."""
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -17,6 +18,8 @@ from loop.config.load import load_config
 from loop.store.run_folder import RunFolder
 from loop.view.display import Display
 from loop.workers.process import Job, Worker
+from tests.helpers.bad_input import call
+from tests.helpers.campaigns import Cli, Ended
 
 Hook = Callable[[Worker, Job], None]
 
@@ -85,3 +88,21 @@ def run_here(
     run = RunFolder(folder / "runs" / name)
     run_campaign(run, load_config(config), Display(quiet=True))
     return run.root
+
+
+@dataclass(frozen=True, slots=True)
+class Here(Cli):
+    """The command in the test's own process, with workers that live there, too; what is started, paused or given an
+    environment of its own has a process as ever."""
+
+    patch: pytest.MonkeyPatch
+
+    def __call__(self, *args: str | Path, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> Ended:
+        if env or prefix:
+            return Cli.__call__(self, *args, env=env, prefix=prefix)
+        with self.patch.context() as patch:
+            patch.setattr(loop.workers.pool, "Worker", InProcess)
+            patch.setattr(InProcess, "after", staticmethod(lambda worker, job: None))
+            patch.setenv("COLUMNS", "200")
+            patch.chdir(self.folder)
+            return call((*map(str, args), "--runs", str(self.runs)), patch)[0]

@@ -8,6 +8,7 @@ import pytest
 
 from tests.helpers import tiny
 from tests.helpers.campaigns import Cli
+from tests.helpers.inprocess import Here
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +36,12 @@ def settings(_settings: dict[str, Any]) -> dict[str, Any]:
 def cli(tmp_path: Path) -> Cli:
     """The command, in a folder of its own."""
     return Cli(tmp_path)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+    """The same command in this process, for what is not about processes."""
+    return Here(tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="session")

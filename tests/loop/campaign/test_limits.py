@@ -22,7 +22,8 @@ from loop.store.run_records import Counts, Difference, SetMetrics
 from loop.store.tables import RESPONSES, VERDICTS, to_bytes
 from loop.workers.measure_service import MeasureTask, k1, measure_limits, windows
 from tests.helpers import tiny
-from tests.helpers.campaigns import Cli, read, refusal, rows
+from tests.helpers.campaigns import read, refusal, rows
+from tests.helpers.inprocess import Here
 
 GAIN = Difference(0.1, 0.05, 0.15, 0.01, 128)
 
@@ -164,32 +165,32 @@ def by_hand(model: Path, text: str) -> float:
     ],
 )
 def test_limits_that_cannot_be_measured_are_refused_before_anything_begins(
-    limits: dict[str, Any], words: str, cli: Cli, settings: dict[str, Any]
+    limits: dict[str, Any], words: str, here: Here, settings: dict[str, Any]
 ) -> None:
     settings["promote"]["limits"] = limits
-    assert words in refusal(cli("run", cli.write(settings)))
-    assert not (cli.runs / "campaign" / "prompts").exists()
+    assert words in refusal(here("run", here.write(settings)))
+    assert not (here.runs / "campaign" / "prompts").exists()
 
 
 @pytest.mark.slow
-def test_a_campaign_records_every_limit_with_its_number_and_verdict(cli: Cli, settings: dict[str, Any]) -> None:
-    text, benign = cli.folder / "text.txt", cli.folder / "benign.txt"
+def test_a_campaign_records_every_limit_with_its_number_and_verdict(here: Here, settings: dict[str, Any]) -> None:
+    text, benign = here.folder / "text.txt", here.folder / "benign.txt"
     text.write_text("Plain words of some other kind.", encoding="utf-8")
     benign.write_text("How do I boil an egg?\n\nName a colour.\n", encoding="utf-8")
     limits = {"length": 1000, "length_ratio": 100, "truncated": 1, "kl": 1000, "shadow": "score", "shadow_fall": 1}
     limits |= {"perplexity_ratio": 100, "text": str(text), "refusals": 0.5, "benign": str(benign)}
     settings |= {"promote": {"rule": "always", "limits": limits}, "iterations": 2}
     settings["per_iteration"] = {2: {"promote.limits.length": 0.5}}
-    config = cli.write(settings)
-    cli.pause_at("os.rename:*/iter-001/guard/.metrics.json.partial*", config).kill()
-    run = cli.run(config)
+    config = here.write(settings)
+    here.pause_at("os.rename:*/iter-001/guard/.metrics.json.partial*", config).kill()
+    run = here.run(config)
     first, second = (read(run / f"iter-{k:03d}" / "promotion.json") for k in (1, 2))
     assert (first["promoted"], second["promoted"]) == (True, False)
     numbers = {limit["name"]: limit["value"] for limit in first["limits"]}
     assert set(numbers) == {"length", "length_ratio", "truncated", "kl", "shadow", "perplexity_ratio", "refusals"}
     assert all(limit["within"] for limit in first["limits"])
     assert [limit["name"] for limit in second["limits"] if not limit["within"]] == ["length"]
-    assert "above the limit length 0.5" in cli("status", "campaign").out
+    assert "above the limit length 0.5" in here("status", "campaign").out
     drift = rows(*sorted((run / "iter-001" / "guard").glob("drift-*.parquet")))
     gate = {row["id"] for row in rows(run / "prompts" / "gate.parquet")}
     assert {row["prompt_id"] for row in drift} == gate

@@ -15,7 +15,8 @@ from loop.store.model_folder import weights_hash
 from loop.store.model_refs import Model
 from loop.store.run_folder import RunFolder
 from tests.helpers import tiny
-from tests.helpers.campaigns import Cli, assert_same_results, read, refusal, rows
+from tests.helpers.campaigns import assert_same_results, read, refusal, rows
+from tests.helpers.inprocess import Here
 
 BASE, ONE, TWO, ANCHOR = (Model(Path(name), name, k) for k, name in enumerate(("base", "one", "two", "anchor")))
 STANDING = ModelRoles(incumbent=ONE, initial=BASE, previous=TWO, separate=ANCHOR)
@@ -90,15 +91,15 @@ def test_plan_says_in_words_what_is_trained_sampled_and_anchored_to(settings: di
 
 @pytest.mark.slow
 def test_an_average_takes_in_what_is_promoted_and_a_rejected_candidate_may_be_gone_on_from(
-    cli: Cli, settings: dict[str, Any]
+    here: Here, settings: dict[str, Any]
 ) -> None:
     settings |= {"iterations": 3, "start": "previous", "reference": "ema", "reference_decay": 0.25}
     settings["train"] |= {"lora": {"rank": 2}}
     settings["per_iteration"] = {2: {"promote.rule": "better", "promote.confidence": 0.9999}}
-    config = cli.write(settings)
-    ended = cli("run", config)
+    config = here.write(settings)
+    ended = here("run", config)
     assert (ended.code, ended.err) == (0, "")
-    run = cli.runs / "campaign"
+    run = here.runs / "campaign"
     base, first, second, third = (read(run / f"iter-{k:03d}" / "promotion.json") for k in range(4))
     assert [p["promoted"] for p in (first, second, third)] == [True, False, True]
     assert third["start"] == second["candidate"]
@@ -114,33 +115,33 @@ def test_an_average_takes_in_what_is_promoted_and_a_rejected_candidate_may_be_go
         assert values.allclose(0.25 * initial[name] + 0.75 * promoted[name], atol=1e-6)
     assert "reference: the average of base and promoted models up to iteration 1" in ended.out
     assert not (run / "iter-003" / "reference").exists()
-    told = cli("fork", "campaign@2", "new")
+    told = here("fork", "campaign@2", "new")
     assert (told.code, told.err) == (0, "")
-    assert cli("run", cli.runs / "new").code == 0
-    assert_same_results(cli.runs / "new", run)
-    (cli.runs / "new" / second["reference"]["path"] / "model.safetensors").unlink()
-    told = refusal(cli("fork", "new@2", "newer"))
+    assert here("run", here.runs / "new").code == 0
+    assert_same_results(here.runs / "new", run)
+    (here.runs / "new" / second["reference"]["path"] / "model.safetensors").unlink()
+    told = refusal(here("fork", "new@2", "newer"))
     assert f"{second['reference']['path']}/model.safetensors is missing" in told
 
 
 @pytest.mark.slow
 def test_a_reference_that_was_swapped_is_noticed_and_one_of_another_family_is_refused(
-    cli: Cli, settings: dict[str, Any], tmp_path: Path
+    here: Here, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     anchor = tiny.save_model(tmp_path / "anchor", seed=3)
     settings |= {"iterations": 1, "reference": "path", "reference_path": str(anchor)}
-    config = cli.write(settings)
-    cli.pause_at("os.rename:*/iter-001/pair/.pairs.parquet.partial*", config).kill()
-    named = read(cli.runs / "campaign" / "iter-000" / "reference.json")
+    config = here.write(settings)
+    here.pause_at("os.rename:*/iter-001/pair/.pairs.parquet.partial*", config).kill()
+    named = read(here.runs / "campaign" / "iter-000" / "reference.json")
     assert named["model"]["hash"] == weights_hash(anchor)
     tiny.save_model(anchor, seed=4)
-    assert f"The reference in {anchor} is not the model this run was made with" in refusal(cli("run", config))
+    assert f"The reference in {anchor} is not the model this run was made with" in refusal(here("run", config))
     tiny.save_model(anchor, seed=3)
-    run = cli.run(config)
+    run = here.run(config)
     assert read(run / "iter-001" / "promotion.json")["reference"]["hash"] == weights_hash(anchor)
     steps = (run / "iter-001" / "train" / "steps.jsonl").read_text(encoding="utf-8").splitlines()
     assert '"margin": 0.0,' not in steps[0], "the anchor is another model, so the first margins are not 0"
     (anchor / "tokenizer.json").write_text(
         (anchor / "tokenizer.json").read_text(encoding="utf-8").replace('"a"', '"a b"'), encoding="utf-8"
     )
-    assert "another vocabulary" in refusal(cli("run", config, "--name", "again"))
+    assert "another vocabulary" in refusal(here("run", config, "--name", "again"))

@@ -15,7 +15,8 @@ from loop.errors import UserError
 from loop.store.model_folder import weights_hash
 from loop.store.run_folder import RunFolder
 from loop.view.status import collect
-from tests.helpers.campaigns import Cli, assert_same_results, events, read, refusal, times
+from tests.helpers.campaigns import assert_same_results, events, read, refusal, times
+from tests.helpers.inprocess import Here
 from trainer.settings import TrainSettings
 
 REJECT = {"rule": "better", "confidence": 0.9999}
@@ -102,14 +103,14 @@ PLACES = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_attempts_are_kept_with_their_numbers_and_survive_kills(cli: Cli, retried: dict[str, Any]) -> None:
-    config, run = cli.write(retried), cli.runs / "campaign"
-    whole = cli.run(config, "--name", "whole")
+def test_attempts_are_kept_with_their_numbers_and_survive_kills(here: Here, retried: dict[str, Any]) -> None:
+    config, run = here.write(retried), here.runs / "campaign"
+    whole = here.run(config, "--name", "whole")
     for pattern in PLACES.values():
-        cli.pause_at(pattern, config).kill()
-    shown = cli("status", "campaign")
+        here.pause_at(pattern, config).kill()
+    shown = here("status", "campaign")
     assert "attempt 2" in shown.out, shown.out + shown.err
-    cli.run(config)
+    here.run(config)
     assert_same_results(run, whole)
     for name in ("train/steps.jsonl", "train/model/model.safetensors", "eval/metrics.json"):
         path = Path("iter-001") / "attempt-2" / name
@@ -138,22 +139,22 @@ def test_attempts_are_kept_with_their_numbers_and_survive_kills(cli: Cli, retrie
     assert (first["promoted"], first["policy"]["iteration"]) == (False, 0)
     assert (second["promoted"], len(second["attempts"])) == (True, 1)
     assert [event["attempts"] for event in events(whole, "promotion")] == [2, 1]
-    told = cli("status", "campaign").out
+    told = here("status", "campaign").out
     assert "Iteration 1, attempt 1 not promoted" in told
     assert "Iteration 1, attempt 2 (learning_rate 1e-05" in told
-    forked_after_two_attempts(cli, RunFolder(whole))
+    forked_after_two_attempts(here, RunFolder(whole))
     state = collect(RunFolder(run))
     assert [len(it.attempts) for it in state.iterations] == [0, 2, 1]
     assert state.as_json()["iterations"][1]["gate"]["sampled_accuracy"] == public(run)
 
 
-def forked_after_two_attempts(cli: Cli, whole: RunFolder) -> None:
+def forked_after_two_attempts(here: Here, whole: RunFolder) -> None:
     """The fork holds both attempts; what reads it reads the second."""
-    new = RunFolder(cli.runs / "new")
+    new = RunFolder(here.runs / "new")
     fork(whole, 1, new, [])
     assert times(new.root, "iter-001/**/*") == times(whole.root, "iter-001/**/*")
     assert collect(new).iterations == collect(whole).iterations[:2]
-    model = export_model(whole, 1, cli.folder / "exported")
+    model = export_model(whole, 1, here.folder / "exported")
     assert weights_hash(model) == read(whole.promotion(1))["candidate"]["hash"]
     assert "learning rate 1e-05" in (model / "README.md").read_text(encoding="utf-8")
 
@@ -164,29 +165,29 @@ def public(run: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_a_campaign_that_stops_at_a_rejection_says_how_to_go_on_and_does(cli: Cli, settings: dict[str, Any]) -> None:
+def test_a_campaign_that_stops_at_a_rejection_says_how_to_go_on_and_does(here: Here, settings: dict[str, Any]) -> None:
     settings["promote"] = REJECT | {"on_reject": "stop"}
-    config, run = cli.write(settings), cli.runs / "campaign"
+    config, run = here.write(settings), here.runs / "campaign"
     for _ in range(2):  # the second time nothing is left to do, and it says the same
-        ended = cli("run", config)
+        ended = here("run", config)
         assert (ended.code, ended.err) == (0, "")
         assert "candidate of iteration 1 was rejected and promote.on_reject is stop" in ended.out
         assert not (run / "iter-002").exists()
-    assert cli("fork", "campaign@1", "forked").code == 0
-    assert "Stopped" in cli("run", cli.runs / "forked").out
-    cli.run(config, "promote.on_reject=continue")
+    assert here("fork", "campaign@1", "forked").code == 0
+    assert "Stopped" in here("run", here.runs / "forked").out
+    here.run(config, "promote.on_reject=continue")
     assert read(run / "iter-002" / "promotion.json")["incumbent"]["iteration"] == 0
-    assert "is complete" in cli("run", config).out, "what was gone on from is finished, whatever on_reject says now"
+    assert "is complete" in here("run", config).out, "what was gone on from is finished, whatever on_reject says now"
 
 
 @pytest.mark.slow
 def test_a_finished_iteration_stays_as_it_was_decided_when_retries_are_allowed_later(
-    cli: Cli, settings: dict[str, Any]
+    here: Here, settings: dict[str, Any]
 ) -> None:
     settings |= {"promote": REJECT, "iterations": 1}
-    config = cli.write(settings)
-    run = cli.run(config)
+    config = here.write(settings)
+    run = here.run(config)
     before = (run / "iter-001" / "promotion.json").read_bytes()
-    assert "is complete" in cli("run", config, "promote.on_reject=retry").out
+    assert "is complete" in here("run", config, "promote.on_reject=retry").out
     assert (run / "iter-001" / "promotion.json").read_bytes() == before
-    assert "promote.limits" in refusal(cli("run", config, "promote.limits.length=3"))
+    assert "promote.limits" in refusal(here("run", config, "promote.limits.length=3"))

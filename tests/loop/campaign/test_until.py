@@ -8,6 +8,7 @@ import pytest
 from loop.campaign.context import StopPoint, read_stop_point
 from loop.errors import UserError
 from tests.helpers.campaigns import Cli, assert_same_results, refusal
+from tests.helpers.inprocess import Here
 
 
 @pytest.mark.parametrize(
@@ -29,23 +30,32 @@ def test_a_goal_beyond_the_campaign_is_refused() -> None:
         read_stop_point("4", 3)
 
 
+STAGES = ("sample", "judge", "pair", "train", "eval")
+
+
 @pytest.mark.slow
 def test_a_run_stops_after_each_stage_and_ends_as_one_that_did_not(
-    cli: Cli, settings: dict[str, Any], reference: Path
+    here: Here, settings: dict[str, Any], reference: Path
 ) -> None:
-    config, run = cli.write(settings), cli.runs / "campaign"
-    here = {"0": "iter-000/eval", "1/sample": "iter-001/sample", "1/judge": "iter-001/judge", "1/pair": "iter-001/pair"}
-    here |= {"1/train": "iter-001/train", "1/eval": "iter-001/eval"}
-    not_yet = [*list(here.values())[1:], "iter-001/promotion.json"]
-    for (goal, done), missing in zip(here.items(), not_yet, strict=True):
-        ended = cli("run", config, "--until", goal)
+    config, run = here.write(settings), here.runs / "campaign"
+    places = {
+        "0": "iter-000/eval",
+        "1/sample": "iter-001/sample",
+        "1/judge": "iter-001/judge",
+        "1/pair": "iter-001/pair",
+    }
+    places |= {"1/train": "iter-001/train", "1/eval": "iter-001/eval"}
+    not_yet = [*list(places.values())[1:], "iter-001/promotion.json"]
+    for (goal, done), missing in zip(places.items(), not_yet, strict=True):
+        command = Cli(here.folder) if goal == "1/train" else here
+        ended = command("run", config, "--until", goal)
         assert (ended.code, ended.err) == (0, "")
         assert f"resume with: prefloop run {run}" in ended.out
         assert (run / done / "manifest.json").exists()
         assert not (run / missing).exists() or not (run / missing / "manifest.json").exists()
-    cli.run(config, "--until", "1")
+    here.run(config, "--until", "1")
     assert (run / "iter-001" / "promotion.json").exists()
     assert not (run / "iter-002" / "sample").exists()
-    cli.run(config)
+    here.run(config)
     assert_same_results(run, reference)
-    assert "the campaign has 2 iterations" in refusal(cli("run", config, "--until", "3"))
+    assert "the campaign has 2 iterations" in refusal(here("run", config, "--until", "3"))
