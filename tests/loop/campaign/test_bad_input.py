@@ -23,6 +23,7 @@ from tests.helpers.campaigns import (
     results,
     times,
 )
+from tests.helpers.inprocess import Here
 from trainer.settings import TrainSettings
 from trainer.spec import RoundSpec
 
@@ -88,13 +89,13 @@ def test_prompts_that_are_all_empty_are_refused_with_the_count(cli: Cli, setting
     assert "empty.jsonl" in told
 
 
-def test_a_model_folder_without_weights_is_refused(cli: Cli, settings: dict[str, Any], toys: Path) -> None:
-    shutil.copytree(toys / "model", cli.folder / "model")
-    (cli.folder / "model" / "model.safetensors").unlink()
-    settings["model"]["base"] = str(cli.folder / "model")
-    told = refusal(cli("run", cli.write(settings)))
+def test_a_model_folder_without_weights_is_refused(here: Here, settings: dict[str, Any], toys: Path) -> None:
+    shutil.copytree(toys / "model", here.folder / "model")
+    (here.folder / "model" / "model.safetensors").unlink()
+    settings["model"]["base"] = str(here.folder / "model")
+    told = refusal(here("run", here.write(settings)))
     assert "no weights (*.safetensors)" in told
-    assert str(cli.folder / "model") in told
+    assert str(here.folder / "model") in told
 
 
 # ---- judges ----
@@ -165,20 +166,20 @@ def test_a_judge_that_fails_is_named_and_the_responses_are_kept_until_it_is_mend
 
 @pytest.mark.slow
 def test_a_campaign_without_any_pair_says_why_and_keeps_the_samples(
-    cli: Cli, settings: dict[str, Any], reference: Path
+    here: Here, settings: dict[str, Any], reference: Path
 ) -> None:
     settings["judge"]["args"] = {"right": 2}  # no length is 2 modulo 2
-    told = refusal(cli("run", cli.write(settings)))
+    told = refusal(here("run", here.write(settings)))
     assert "every prompt was all-wrong (16 of 16)" in told
     assert "raise sampling.temperature" in told
-    run = cli.runs / "campaign"
+    run = here.runs / "campaign"
     sampled = sorted((run / "iter-001" / "sample").glob("*.parquet"))
     assert [p.read_bytes() for p in sampled] == [
         p.read_bytes() for p in sorted((reference / "iter-001" / "sample").glob("*.parquet"))
     ]
     before = times(run, "iter-*/*/*.parquet")
     settings["pairs"] |= {"correct_at": 0.0}  # of eval too, so the evaluation that is finished forbids it
-    assert "pairs.correct_at" in refusal(cli("run", cli.write(settings)))
+    assert "pairs.correct_at" in refusal(here("run", here.write(settings)))
     assert times(run, "iter-*/*/*.parquet") == before
 
 
@@ -215,43 +216,43 @@ DAMAGE = {
 
 @pytest.mark.slow
 def test_damaged_files_are_refused_by_name_and_repair_makes_just_them_again(
-    cli: Cli, settings: dict[str, Any], reference: Path
+    here: Here, settings: dict[str, Any], reference: Path
 ) -> None:
-    config, run, before = cli.write(settings), copy_run(reference, cli), times(reference)
+    config, run, before = here.write(settings), copy_run(reference, here), times(reference)
     for name, hurt in DAMAGE.items():
         hurt(run / name)
-        told = refusal(cli("run", config))
+        told = refusal(here("run", config))
         assert f"{run / name} is damaged" in told
         assert "--repair" in told
         shutil.copy2(reference / name, run / name)
     for name, hurt in DAMAGE.items():
         hurt(run / name)
-    cli.run(config, "--repair")
+    here.run(config, "--repair")
     assert_same_results(run, reference)
     again = {*DAMAGE, "iter-001/judge/shard-001.parquet"}  # verdicts go with the responses they are about
     kept = [name for name in before if "shard-" in name and name not in again]
     assert {name: times(run)[name] for name in kept} == {name: before[name] for name in kept}
-    assert cli("run", config, "--verify").code == 0
+    assert here("run", config, "--verify").code == 0
 
 
 @pytest.mark.slow
-def test_silent_damage_is_found_by_verify(cli: Cli, settings: dict[str, Any], reference: Path) -> None:
-    run = copy_run(reference, cli)
+def test_silent_damage_is_found_by_verify(here: Here, settings: dict[str, Any], reference: Path) -> None:
+    run = copy_run(reference, here)
     flip(run / "iter-001" / "sample" / "shard-001.parquet", keep_time=True)
-    told = refusal(cli("run", cli.write(settings), "--verify"))
+    told = refusal(here("run", here.write(settings), "--verify"))
     assert "shard-001.parquet is damaged (its content has changed)" in told
 
 
 @pytest.mark.slow
 def test_a_damaged_shard_of_an_unfinished_stage_is_made_again(
-    cli: Cli, settings: dict[str, Any], reference: Path
+    here: Here, settings: dict[str, Any], reference: Path
 ) -> None:
-    run = copy_run(reference, cli)
+    run = copy_run(reference, here)
     for name in ("sample", "judge"):
         (run / "iter-002" / name / "manifest.json").unlink()
     flip(run / "iter-002" / "sample" / "shard-001.parquet")
     cut(run / "iter-002" / "judge" / "shard-003.parquet")
-    cli.run(cli.write(settings))
+    here.run(here.write(settings))
     assert_same_results(run, reference)
 
 

@@ -11,7 +11,8 @@ from loop.store.model_folder import weights_hash
 from loop.store.run_folder import RunFolder
 from loop.view.status import collect
 from tests.helpers import tiny
-from tests.helpers.campaigns import Cli, events, read, rows
+from tests.helpers.campaigns import events, read, rows
+from tests.helpers.inprocess import Here
 
 ITERATIONS = (1, 2)
 
@@ -174,13 +175,13 @@ def test_a_candidate_loads_in_an_engine_and_answers_as_it_was_evaluated(referenc
 
 
 @pytest.mark.slow
-def test_a_rejected_candidate_leaves_the_incumbent_in_place(cli: Cli, settings: dict[str, Any]) -> None:
+def test_a_rejected_candidate_leaves_the_incumbent_in_place(here: Here, settings: dict[str, Any]) -> None:
     settings["promote"] = {"rule": "better"}
     settings["train"] |= {"learning_rate": 1e-6, "lora": {"rank": 2}}
     settings["pairs"] = {"rule": "best_vs_worst"}
     settings |= {"reference": "initial"}
     settings["per_iteration"] = {2: {"sampling.temperature": 1.3}}
-    run = cli.run(cli.write(settings))
+    run = here.run(here.write(settings))
     base = read(run / "iter-000" / "promotion.json")["policy"]
     for k in ITERATIONS:
         promotion = read(run / f"iter-{k:03d}" / "promotion.json")

@@ -28,6 +28,7 @@ from loop.workers.reward_service import read_run
 from loop.workers.train_service import read_preferences
 from tests.helpers import tiny
 from tests.helpers.campaigns import Cli, assert_same_results, copy_run, events, read, refusal, rows
+from tests.helpers.inprocess import Here
 
 pytestmark = pytest.mark.slow
 ASKING = tiny.TEMPLATE.replace("a:", "{% if add_generation_prompt %}a:{% endif %}")
@@ -134,11 +135,11 @@ def test_models_are_measured_by_the_preferences_that_were_held_out(parts: Path) 
 
 
 def test_a_killed_campaign_on_given_pairs_ends_the_same(
-    parts: Path, settings_of_parts: dict[str, Any], cli: Cli
+    parts: Path, settings_of_parts: dict[str, Any], here: Here
 ) -> None:
-    config = cli.write(settings_of_parts)
-    cli.pause_at("*/iter-001/pair/.pairs*", config).kill()
-    assert_same_results(cli.run(config), parts)
+    config = here.write(settings_of_parts)
+    here.pause_at("*/iter-001/pair/.pairs*", config).kill()
+    assert_same_results(here.run(config), parts)
 
 
 def test_show_and_export_know_given_pairs(parts: Path, tmp_path: Path) -> None:
@@ -173,9 +174,9 @@ def test_report_status_and_notebook_tell_of_preferences(parts: Path) -> None:
     assert {event["stage"] for event in events(parts, "alarm")} <= {"train"}
 
 
-def test_another_order_of_finished_parts_is_refused(parts: Path, cli: Cli) -> None:
-    copy_run(parts, cli)
-    said = refusal(cli("run", str(cli.runs / "campaign"), "prompts.order=hard_to_easy"))
+def test_another_order_of_finished_parts_is_refused(parts: Path, here: Here) -> None:
+    copy_run(parts, here)
+    said = refusal(here("run", str(here.runs / "campaign"), "prompts.order=hard_to_easy"))
     assert 'prompts.order was "easy_to_hard" and is now "hard_to_easy"' in said
 
 
@@ -263,7 +264,7 @@ def test_the_second_pass_goes_by_the_solve_rates_of_the_first(reference: Path) -
     assert third.made_from == fourth.made_from != {}
 
 
-def test_other_pairs_to_replay_in_a_finished_iteration_are_refused(beside: Path, cli: Cli) -> None:
-    copy_run(beside, cli)
-    said = refusal(cli("run", str(cli.runs / "campaign"), "per_iteration.3.pairs.replay={1: 0.4}"))
+def test_other_pairs_to_replay_in_a_finished_iteration_are_refused(beside: Path, here: Here) -> None:
+    copy_run(beside, here)
+    said = refusal(here("run", str(here.runs / "campaign"), "per_iteration.3.pairs.replay={1: 0.4}"))
     assert "pairs.replay was" in said

@@ -23,6 +23,7 @@ from loop.workers.pool import WorkerPool
 from loop.workers.sampling_service import SampleTask
 from loop.workers.shards import Shard
 from tests.helpers.campaigns import Cli, events, read, refusal, rows
+from tests.helpers.inprocess import Here
 
 WAITING = 3
 
@@ -51,10 +52,10 @@ def parity(row: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_run_waits_for_labels_and_goes_on_with_them(cli: Cli, human_judge: dict[str, Any], reference: Path) -> None:
-    config, run = cli.write(human_judge), cli.runs / "campaign"
+def test_a_run_waits_for_labels_and_goes_on_with_them(here: Here, human_judge: dict[str, Any], reference: Path) -> None:
+    config, run = here.write(human_judge), here.runs / "campaign"
     folder = run / "iter-001" / "judge"
-    ended = cli("run", config)
+    ended = here("run", config)
     assert ended.code == WAITING, ended.err
     assert ended.err.strip().startswith(
         "prefloop: Iteration 1 is waiting for human labels: 64 responses to label. Open"
@@ -65,7 +66,7 @@ def test_a_run_waits_for_labels_and_goes_on_with_them(cli: Cli, human_judge: dic
     assert [row["response"] for row in sheet] == [row["text"] for row in sampled]
 
     put(folder, [parity(row) for row in sheet])
-    cli.run(config)
+    here.run(config)
     scores = [(v["response_id"], v["score"]) for v in rows(*sorted(folder.glob("*.parquet")))]
     theirs = rows(*sorted((reference / "iter-001" / "judge").glob("*.parquet")))
     assert scores == [(v["response_id"], v["score"]) for v in theirs]
@@ -75,7 +76,7 @@ def test_a_run_waits_for_labels_and_goes_on_with_them(cli: Cli, human_judge: dic
     assert read(run / "iter-001" / "eval" / "manifest.json")["inputs"]["judge"]["name"].endswith(":Parity")
 
     put(folder, [parity(row) | {"label": "right"} for row in sheet])
-    assert "labels was" in refusal(cli("run", config))
+    assert "labels was" in refusal(here("run", config))
 
 
 # ---- the same inside the driver, on the samples of the reference campaign ----

@@ -24,6 +24,7 @@ from tests.helpers.campaigns import (
     rows,
     times,
 )
+from tests.helpers.inprocess import Here
 
 STAGES = {
     "evaluation of the base model": "os.link:*/iter-000/eval/.test-000.parquet.partial*",
@@ -161,14 +162,14 @@ def test_a_finished_run_is_left_as_it_is(cli: Cli, settings: dict[str, Any], ref
 
 @pytest.mark.slow
 def test_more_iterations_and_later_settings_continue_a_finished_run(
-    cli: Cli, settings: dict[str, Any], reference: Path
+    here: Here, settings: dict[str, Any], reference: Path
 ) -> None:
-    run, before, written = copy_run(reference, cli), results(reference), times(reference, "iter-*/**/*")
+    run, before, written = copy_run(reference, here), results(reference), times(reference, "iter-*/**/*")
     settings |= {"iterations": 4}
-    assert "prompts.train" in refusal(cli("run", cli.write(settings)))  # a fourth slice needs more than 48 prompts
+    assert "prompts.train" in refusal(here("run", here.write(settings)))  # a fourth slice needs more than 48 prompts
     assert results(run) == before
     settings |= {"iterations": 3, "per_iteration": {3: {"train.learning_rate": 5e-5}}}
-    cli.run(cli.write(settings))
+    here.run(here.write(settings))
     assert before.items() <= results(run).items()
     assert written.items() <= times(run, "iter-*/**/*").items()
     assert read(run / "iter-003" / "train" / "manifest.json")["inputs"]["train.learning_rate"] == 5e-5
@@ -192,15 +193,15 @@ def test_a_run_may_go_on_with_more_training_processes(cli: Cli, settings: dict[s
 
 @pytest.mark.slow
 def test_settings_of_an_unfinished_stage_may_change_and_the_lineage_says_so(
-    cli: Cli, settings: dict[str, Any], reference: Path
+    here: Here, settings: dict[str, Any], reference: Path
 ) -> None:
-    run = copy_run(reference, cli)
+    run = copy_run(reference, here)
     for name in ("train", "eval"):
         shutil.rmtree(run / "iter-002" / name)
     (run / "iter-002" / "promotion.json").unlink()
-    cli.pause_at("os.rename:*/iter-002/train/work/checkpoint-000003.partial", cli.write(settings)).kill()
-    config = cli.write(settings | {"per_iteration": {2: {"train.learning_rate": 5e-5}}})
-    cli.run(config)
+    here.pause_at("os.rename:*/iter-002/train/work/checkpoint-000003.partial", here.write(settings)).kill()
+    config = here.write(settings | {"per_iteration": {2: {"train.learning_rate": 5e-5}}})
+    here.run(config)
     assert read(run / "iter-002" / "train" / "manifest.json")["inputs"]["train.learning_rate"] == 5e-5
     assert "resumed" not in str(read(run / "iter-002" / "train" / "manifest.json")["counts"]["notes"])
     starts = read(run / "lineage.json")["starts"]
@@ -210,23 +211,23 @@ def test_settings_of_an_unfinished_stage_may_change_and_the_lineage_says_so(
 
 @pytest.mark.slow
 def test_a_judge_may_change_until_its_first_stage_is_finished(
-    cli: Cli, settings: dict[str, Any], reference: Path
+    here: Here, settings: dict[str, Any], reference: Path
 ) -> None:
-    judge = cli.folder / "own.py"
+    judge = here.folder / "own.py"
     judge.write_text(tiny.PARITY, encoding="utf-8")
     settings["judge"]["name"] = f"{judge}:Parity"
-    config, run = cli.write(settings), cli.runs / "campaign"
-    cli.pause_at("os.link:*/iter-000/eval/.test-verdicts-000.parquet.partial*", config).kill()
+    config, run = here.write(settings), here.runs / "campaign"
+    here.pause_at("os.link:*/iter-000/eval/.test-verdicts-000.parquet.partial*", config).kill()
     first = rows(run / "iter-000" / "eval" / "gate-verdicts-000.parquet")
     judge.write_text(tiny.PARITY + "# another opinion\n", encoding="utf-8")
-    running = cli.start("run", config)
+    running = here.start("run", config)
     running.wait_for("the evaluation", (run / "iter-000" / "eval" / "manifest.json").exists)
     running.kill()
     again = rows(*sorted(run.glob("iter-000/eval/*verdicts*.parquet")))
     assert len({row["version"] for row in again}) == 1
     assert first[0]["version"] != again[0]["version"]
     judge.write_text(tiny.PARITY + "# a third one\n", encoding="utf-8")
-    told = refusal(cli("run", config))
+    told = refusal(here("run", config))
     assert "judge" in told
     assert "iteration 0, stage eval" in told
 
@@ -246,10 +247,10 @@ REFUSED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("change", REFUSED)
 def test_a_change_that_would_invalidate_finished_work_is_refused(
-    cli: Cli, settings: dict[str, Any], reference: Path, change: str
+    here: Here, settings: dict[str, Any], reference: Path, change: str
 ) -> None:
-    run, before = copy_run(reference, cli), results(reference)
-    told = refusal(cli("run", cli.write(settings), change))
+    run, before = copy_run(reference, here), results(reference)
+    told = refusal(here("run", here.write(settings), change))
     for words in REFUSED[change]:
         assert words in told
     assert results(run) == before

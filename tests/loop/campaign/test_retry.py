@@ -101,13 +101,21 @@ PLACES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_attempts_are_kept_with_their_numbers_and_survive_kills(here: Here, retried: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "places",
+    [
+        pytest.param(("train of the retry", "evaluation of a candidate", "decision"), marks=pytest.mark.slow),
+        pytest.param(tuple(PLACES), marks=pytest.mark.soak, id="every place"),
+    ],
+)
+def test_attempts_are_kept_with_their_numbers_and_survive_kills(
+    here: Here, retried: dict[str, Any], places: tuple[str, ...]
+) -> None:
     config, run = here.write(retried), here.runs / "campaign"
     whole = here.run(config, "--name", "whole")
-    for pattern in PLACES.values():
-        here.pause_at(pattern, config).kill()
+    for place in places:
+        here.pause_at(PLACES[place], config).kill()
     shown = here("status", "campaign")
     assert "attempt 2" in shown.out, shown.out + shown.err
     here.run(config)
