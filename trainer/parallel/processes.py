@@ -93,12 +93,17 @@ def run_together(size: int, work: Work, *, sharded: bool, logs: Path, report: Re
             f"train.processes is {size}, but this machine has {gpus} GPUs, and each process needs one of its own. "
             f"Set train.processes={gpus} or fewer."
         )
+    members: list[Member] = []
+
+    def ask_members() -> None:
+        for member in members:
+            member.process.terminate()
+
     with tempfile.TemporaryDirectory(prefix="prefloop-") as folder:
-        members: list[Member] = []
         try:
             for rank in range(size):
                 members.append(_start(rank, size, work, sharded, Path(folder) / "meeting", logs))
-            with stoppable(lambda: [member.process.terminate() for member in members]):
+            with stoppable(ask_members):
                 return _listen(members, report)
         finally:
             for member in members:
