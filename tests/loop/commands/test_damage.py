@@ -90,12 +90,13 @@ def test_several_damaged_files_of_a_stage_are_mended_at_once(run: Path, whole: P
 
 
 @pytest.mark.parametrize("name", ["iter-001/pair/manifest.json", "iter-001/promotion.json", "prompts/manifest.json"])
-def test_a_changed_digit_in_a_record_is_found_by_verify_and_mended(run: Path, name: str) -> None:
+def test_a_changed_digit_in_a_record_is_found_by_verify_and_mended(run: Path, whole: Path, name: str) -> None:
     content = (run / name).read_text(encoding="utf-8")
     digit = next(c for c in content if c.isdigit() and c != "9")
     (run / name).write_text(content.replace(digit, "9", 1), encoding="utf-8")
     assert f"{name} is damaged (it is not as it was written)" in command("run", run, "--verify").err
     assert command("run", run, "--repair").code == 0
+    assert_same_results(run, whole)
 
 
 @pytest.mark.parametrize("stage", ["sample", "judge"])
