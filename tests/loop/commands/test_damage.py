@@ -99,6 +99,13 @@ def test_a_changed_digit_in_a_record_is_found_by_verify_and_mended(run: Path, wh
     assert_same_results(run, whole)
 
 
+def test_a_lost_manifest_of_a_round_is_made_again_without_what_describes_its_model(run: Path, whole: Path) -> None:
+    (run / "iter-001/train/manifest.json").unlink()
+    assert command("run", run, "--repair").code == 0
+    assert command("run", run, "--verify").code == 0
+    assert_same_results(run, whole)
+
+
 @pytest.mark.parametrize("stage", ["sample", "judge"])
 def test_pairs_are_not_exported_without_all_shards_behind_them(run: Path, tmp_path: Path, stage: str) -> None:
     gone = run / "iter-001" / stage / "shard-001.parquet"
