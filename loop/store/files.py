@@ -130,9 +130,12 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines. UserError if it is damaged."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
         raise damaged(path, str(error)) from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise damaged(path, "a line is no JSON object")
+    return rows
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -99,6 +99,14 @@ def test_a_changed_digit_in_a_record_is_found_by_verify_and_mended(run: Path, wh
     assert_same_results(run, whole)
 
 
+@pytest.mark.parametrize(("name", "how"), [("model/tokenizer.json", "empty"), ("steps.jsonl", "a list")])
+def test_a_report_names_a_damaged_file_of_a_round(run: Path, tmp_path: Path, name: str, how: str) -> None:
+    hurt(run / "iter-001" / "train" / name, how)
+    done = command("report", run, "--out", tmp_path / "report.html")
+    assert done.code == 2
+    assert f"{run / 'iter-001' / 'train' / name} is damaged" in done.err
+
+
 def test_a_lost_manifest_of_a_round_is_made_again_without_what_describes_its_model(run: Path, whole: Path) -> None:
     (run / "iter-001/train/manifest.json").unlink()
     assert command("run", run, "--repair").code == 0
