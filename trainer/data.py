@@ -180,9 +180,10 @@ def _group_of(pair: Pair) -> Ranked:
 
 
 def check_data(
-    data: PreferenceData, *, vocabulary: int, context: int | None, may_be_empty: bool = False
+    data: PreferenceData, *, vocabulary: int, context: int | None, may_be_empty: bool = False, source: str = ""
 ) -> CheckedData:
-    """Drop and count relations that cannot be trained on. TrainerError if data contradict, or none is left."""
+    """Drop and count relations that cannot be trained on. TrainerError if data contradict, or none is left; it names
+    the file or run that they were read from, their `source`."""
     groups = _by_id(data.groups)
     responses = {group.id: _responses_by_id(group) for group in data.groups}
     kept, dropped = [], Counter[str]()
@@ -194,7 +195,7 @@ def check_data(
         else:
             kept.append(relation)
     if not kept and not may_be_empty:
-        raise TrainerError(_nothing_left(len(data.relations), data.kind, dropped))
+        raise TrainerError(_nothing_left(len(data.relations), data.kind, dropped, source))
     _check_vocabulary(kept, groups, responses, vocabulary)
     return CheckedData(PreferenceData(data.groups, tuple(kept)), dict(sorted(dropped.items())))
 
@@ -269,8 +270,13 @@ def _check_ids(ids: Sequence[int], vocabulary: int, where: str) -> None:
         )
 
 
-def _nothing_left(total: int, kind: Kind, dropped: Counter[str]) -> str:
+def _nothing_left(total: int, kind: Kind, dropped: Counter[str], source: str) -> str:
+    if total == 0 and source:
+        return f"{source} holds nothing to train on: it has no rows."
     if total == 0:
         return "There is no pair to train on: the pairing stage made none. Its counts say why."
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+    if source:
+        what = "examples" if kind == "singles" else kind
+        return f"None of the {total} {what} in {source} can be trained on: {reasons}. Correct them or name other data."
     return f"None of the {total} {kind} can be trained on: {reasons}. Change sampling or pairing."

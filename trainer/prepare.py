@@ -94,7 +94,8 @@ def mix_in(
             )
         return None, None
     vocabulary, context = read_limits(spec.policy)
-    checked = check_data(examples, vocabulary=vocabulary, context=context)
+    source = spec.settings.mix.path if spec.settings.mix is not None else ""
+    checked = check_data(examples, vocabulary=vocabulary, context=context, source=source)
     with running.clock.part("plan"):
         return checked, plan_mix(checked.data, spec.settings, steps=steps, seed=spec.seed)
 

@@ -125,7 +125,8 @@ def run_steps(learner: Learner, optimizer: torch.optim.Optimizer, job: StepsJob,
             log.write((json.dumps(metrics) + "\n").encode())
             log.flush()
             job.running.report({"phase": "train", "done": number + 1, "total": job.end} | metrics)
-            due, stop = job.checkpoint_is_due(number + 1), is_asked() and number + 1 < job.total
+            asked = any(team.gather(is_asked()))  # so that all processes stop after the same step
+            due, stop = job.checkpoint_is_due(number + 1), asked and number + 1 < job.total
             if due or stop:
                 with clock.part("checkpoint"):
                     if due and job.keep is not None:

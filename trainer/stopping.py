@@ -1,6 +1,6 @@
 """Ends training early, after a step and its checkpoint, in a process that was asked to stop."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,8 @@ class _State:
     steps: bool = False
     """Whether optimizer steps are being made."""
     asked: bool = False
+    tell: Callable[[], None] | None = None
+    """Asks the processes that make the steps for this one."""
 
 
 _STATE = _State()
@@ -24,6 +26,8 @@ _STATE = _State()
 def ask_to_stop() -> bool:
     """Ask the training of this process to stop after the current step; whether it is making steps."""
     _STATE.asked = _STATE.steps
+    if _STATE.steps and _STATE.tell is not None:
+        _STATE.tell()
     return _STATE.steps
 
 
@@ -33,10 +37,10 @@ def is_asked() -> bool:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Inside, steps are made that `is_asked` ends."""
-    _STATE.steps = True
+def stoppable(tell: Callable[[], None] | None = None) -> Iterator[None]:
+    """Inside, steps are made that `is_asked` ends; other processes that make them are asked by `tell`."""
+    _STATE.steps, _STATE.tell = True, tell
     try:
         yield
     finally:
-        _STATE.steps = _STATE.asked = False
+        _STATE.steps, _STATE.asked, _STATE.tell = False, False, None

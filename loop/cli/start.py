@@ -3,6 +3,7 @@
 The wheel has a copy of this file outside the packages, as `prefloop.py`: it also runs when `loop` itself is replaced.
 """
 
+import signal
 import sys
 from importlib.util import find_spec
 
@@ -45,6 +46,8 @@ def explain(package: str, file: str | None) -> str:
 
 def main() -> None:
     """Run the command, or say why it cannot run here."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback before `listen`
     if replaced := replaced_packages():
         causes = " Also, ".join(explain(package, file) for package, file in replaced.items())
         print(f"\nprefloop cannot start: {causes}", file=sys.stderr)

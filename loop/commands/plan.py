@@ -261,13 +261,15 @@ def _print_checked(checked: Json) -> None:
     """What `--check` has found, a line each."""
     print()
     texts = {
-        **checked,
+        **{what: found for what, found in checked.items() if what != "notes"},
         "libraries": ", ".join(f"{name} {version}" for name, version in checked["libraries"].items()),
         "prompts": describe_counts(checked["prompts"]),
         "first_prompt": " ".join(f"{message['role']}: {message['content']}" for message in checked["first_prompt"]),
     }
     for what, text in texts.items():
         print(f"checked {what.replace('_', ' ')}: {one_line(text)}")
+    for note in checked.get("notes", ()):
+        print(f"note: {one_line(note)}")
 
 
 def _print_iteration(it: IterationPlan) -> None:

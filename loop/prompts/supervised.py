@@ -47,9 +47,9 @@ def read_mix(path: str, renderer: Renderer) -> PreferenceData:
 
 def _conversation(row: dict[str, Any], where: str) -> tuple[list[Message], list[Message]]:
     """The prompt's messages and the assistant's turn that answers them."""
-    if "messages" not in row:
+    if row.get("messages") is None and "prompt" in row:
         prompt = turns_of(row["prompt"], "user", f"{where}, column 'prompt'")
-        return prompt, turns_of(row["response"], "assistant", f"{where}, column 'response'")
+        return prompt, turns_of(row.get("response"), "assistant", f"{where}, column 'response'")
     turns = turns_of(row["messages"], "user", f"{where}, column 'messages'")
     if turns and (len(turns) == 1 or turns[-1]["role"] != "assistant"):
         raise UserError(

@@ -47,7 +47,10 @@ def token_texts(data: RunData) -> TokenTexts:
         return lambda token: f"[{token}]"
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing else
+        raise tables.damaged(path, str(error)) from error
 
     @cache
     def text(token: int) -> str:

@@ -130,17 +130,24 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines. UserError if it is damaged."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return _objects(path, [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
     except ValueError as error:
         raise damaged(path, str(error)) from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete rows of a file of JSON lines that may still be written to; empty if there is no file."""
+    """The complete rows of a file of JSON lines that may still be written to; empty if there is no file. UserError if a
+    row is no object."""
     if not path.exists():
         return []
     rows = [read_line(line) for line in path.read_bytes().split(b"\n")[:-1]]
-    return [row for row in rows if row is not None]
+    return _objects(path, [row for row in rows if row is not None])
+
+
+def _objects(path: Path, rows: list[Any]) -> list[dict[str, Any]]:
+    if not all(isinstance(row, dict) for row in rows):
+        raise damaged(path, "a line is no JSON object")
+    return rows
 
 
 def read_line(line: bytes) -> Any:

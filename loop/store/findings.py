@@ -21,7 +21,7 @@ class Findings:
         try:
             return check(*arguments)
         except (UserError, JudgeError, TrainerError, ValueError) as error:
-            text = " ".join(str(error).split())
+            text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
             if text not in self.problems:
                 self.problems.append(text)
         return None

@@ -34,6 +34,7 @@ IDENTITY = (
 )
 """The files that decide how a model answers; notes such as README.md are not among them."""
 DOWNLOADED = (*IDENTITY, "*.json", "*.txt")
+MERGE = "It holds a LoRA adapter; merge it into its base model first (PEFT: merge_and_unload)."
 NOT_DOWNLOADED = ("*/*", "consolidated*")
 """Subfolders and second copies of the weights in other formats."""
 
@@ -88,12 +89,9 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"There is no model folder {folder}.")
     if not (folder / "config.json").is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        hint = (
-            " It holds a LoRA adapter; merge it into its base model first (PEFT: merge_and_unload)." if adapter else ""
-        )
+        hint = f" {MERGE}" if _holds_adapter(folder) else ""
         raise UserError(f"The model folder {folder} has no config.json, so it is no Hugging Face model.{hint}")
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_"))
     if not weights:
         raise UserError(_no_weights(folder))
     for path in weights:
@@ -107,10 +105,16 @@ def check_folder(folder: Path) -> None:
         )
 
 
+def _holds_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
 def _no_weights(folder: Path) -> str:
     others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
     ggufs = [name for name in others if name.endswith(".gguf")]
-    if ggufs:
+    if _holds_adapter(folder):
+        advice = MERGE
+    elif ggufs:
         advice = f"To start from its GGUF file, set model.base={folder / ggufs[0]}."
     elif others:
         advice = (

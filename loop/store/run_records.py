@@ -17,7 +17,7 @@ Json = dict[str, Any]
 """A JSON object whose keys the program does not read."""
 Counts = dict[str, dict[str, list[int | float]]]
 """metric -> prompt id -> [successes, trials]"""
-Numbers = dict[str, float | None]
+Numbers = dict[str, int | float | None]
 """Measurements by name; None where it was not possible."""
 
 

@@ -181,12 +181,14 @@ class JudgeService:
 
 def check_prompts(judge: Judge, prompts: Sequence[PromptRow]) -> Findings:
     """Try the judge on every prompt before anything is sampled; of the problems the first stands for all."""
-    found = Findings()
+    found, first = Findings(), ""
     for row in prompts:
-        found.look(judge.check_prompt, as_prompt(row))
-    count = len(found.problems)
-    if count > 1:
-        found.problems = [f"{found.problems[0]} {count - 1} other prompts have the same kind of problem."]
+        prompt = as_prompt(row)
+        found.look(judge.check_prompt, prompt)
+        first = first or (f" The prompt begins with {prompt.text[:60]!r}." if found.problems else "")
+    if (count := len(found.problems)) > 1:
+        first += f" {count - 1} other prompts have the same kind of problem."
+    found.problems = [f"{problem}{first}" for problem in found.problems[:1]]
     return found
 
 

@@ -16,6 +16,7 @@ from loop.prompts.preferences import PAIRS, read_pairs_of
 from loop.prompts.row import PromptRow
 from loop.prompts.supervised import read_mix
 from loop.store.findings import Findings
+from trainer.data import check_data
 from trainer.losses.terms import LossTerm
 from trainer.model_folder import load_tokenizer
 from trainer.settings import LoraSettings
@@ -33,7 +34,7 @@ def check_named(policy: Path, configs: Sequence[Config], prompts: dict[str, list
     for lora in distinct(config.train.lora for config in configs if config.train.lora is not None):
         found.look(check_lora, policy, lora)
     for path in distinct(config.train.mix.path for config in configs if config.train.mix is not None):
-        _with_renderer(found, configs[0], tokenizer, partial(read_mix, path))
+        _with_renderer(found, configs[0], tokenizer, partial(check_mix, found, path))
     for offline in distinct(config.pairs.offline for config in configs if config.pairs.offline is not None):
         source = found.look(read_pairs_of, offline, "pairs.offline", {})
         if source is not None:
@@ -53,6 +54,18 @@ def distinct(values: Iterator[Any]) -> list[Any]:
         if value not in found:
             found.append(value)
     return found
+
+
+def check_mix(found: Findings, path: str, renderer: Renderer) -> None:
+    """UserError or TrainerError unless a file of supervised examples can be trained on; counts what is left out."""
+    examples = read_mix(path, renderer)
+    vocabulary = max(renderer.tokenizer.get_vocab().values(), default=-1) + 1
+    dropped = check_data(examples, vocabulary=vocabulary, context=None, source=path).dropped
+    if dropped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        found.notes.append(
+            f"{path}: {sum(dropped.values())} of {len(examples.relations)} examples are left out ({reasons})"
+        )
 
 
 def check_loss(term: LossTerm) -> None:

@@ -80,12 +80,13 @@ class Worker:
         with interrupt.postponed():
             self._pipe, theirs = context.Pipe()
             self._sign = context.RawValue(Sign)
-            self._process = context.Process(
+            process = context.Process(
                 target=entry.main,
                 args=(theirs, self._sign, self.service, self.arguments, self.log, os.getpid(), frozenset(REMEMBERED)),
                 name=f"prefloop-{self.name}",
             )
-            self._process.start()
+            process.start()
+            self._process = process
             theirs.close()
         self.starts += 1
         self.on_event("worker_started", worker=self.name, pid=self._process.pid, starts=self.starts)

@@ -2,10 +2,11 @@
 sampled token ids; pairs from a file are tokenised here."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from loop.config.reward_settings import FilePairs, HubPairs, RewardConfig, RunPairs
 from loop.config.types import did_you_mean
@@ -13,7 +14,7 @@ from loop.errors import UserError
 from loop.prompts.chat_template import ChatFormat, Renderer
 from loop.prompts.data_files import read_rows
 from loop.prompts.preferences import Conversations, PairReader
-from loop.prompts.sources import read_hub
+from loop.prompts.sources import read_hub, unused
 from loop.store.model_folder import check_folder, resolve_base, weights_hash
 from loop.store.run_folder import RunFolder
 from loop.store.run_state import PairCounts
@@ -92,7 +93,15 @@ def _joined(parts: Sequence[PreferenceData]) -> PreferenceData:
     return PreferenceData(tuple(groups.values()), tuple(pair for part in parts for pair in part.relations))
 
 
-def read_pairs(data: FilePairs | HubPairs, renderer: Renderer, tick: Tick) -> PreferenceData:
+class ReadPairs(NamedTuple):
+    """The pairs of a file or data set."""
+
+    data: PreferenceData
+    notes: tuple[str, ...]
+    """What is worth knowing about them: what is not used, dropped, repeated or changed by the template."""
+
+
+def read_pairs(data: FilePairs | HubPairs, renderer: Renderer, tick: Tick) -> ReadPairs:
     """One pair per row; rows with the same prompt share a group. UserError names the row that cannot be read."""
     if isinstance(data, FilePairs):
         name, rows = read_rows(data.path, "data.path")
@@ -107,7 +116,9 @@ def read_pairs(data: FilePairs | HubPairs, renderer: Renderer, tick: Tick) -> Pr
         made.add(f"row {number}", where, reader.conversations(row, where), reader.margin(row, where))
         if number % TICK_EVERY == 0:
             tick(number, len(rows))
-    return made.data
+    used = {data.prompt_column, data.chosen_column, data.rejected_column}
+    changed = filter(None, [renderer.note()])
+    return ReadPairs(made.data, (*unused(name, rows, used), *changed, *made.notes))
 
 
 @dataclass(slots=True)
@@ -117,6 +128,8 @@ class _PairSet:
     renderer: Renderer
     groups: dict[tuple[int, ...], tuple[str, dict[tuple[int, ...], str]]] = field(default_factory=dict)
     pairs: list[Pair] = field(default_factory=list)
+    found: Counter[str] = field(default_factory=Counter)
+    seen: set[tuple[str, ...]] = field(default_factory=set)
 
     def add(self, id: str, where: str, talk: Conversations, margin: float | None) -> None:
         """Add a row's pair; the trainer drops and counts empty ones."""
@@ -130,7 +143,16 @@ class _PairSet:
         ]
         sides = zip(ids, ("chosen", "rejected"), strict=True)
         chosen, rejected = (responses.setdefault(tokens, f"{id}, {side}") for tokens, side in sides)
+        self.found["end with a turn of another role and count as empty"] += talk.fault == "pairs_with_other_turns"
+        self.found["are repeated"] += (group, chosen, rejected) in self.seen
+        self.found["are given in both directions"] += (group, rejected, chosen) in self.seen and chosen != rejected
+        self.seen.add((group, chosen, rejected))
         self.pairs.append(Pair(group, chosen, rejected, margin=margin))
+
+    @property
+    def notes(self) -> list[str]:
+        """Counts of pairs that are probably not meant."""
+        return [f"{count} pairs {what}" for what, count in self.found.items() if count]
 
     @property
     def data(self) -> PreferenceData:
@@ -155,7 +177,7 @@ class RewardService:
 
         base = find_base(config)
         tokenizer = load_tokenizer(base)
-        data = self._read(config, tokenizer, report)
+        data, notes = self._read(config, tokenizer, report)
         folder = set_padding(tokenizer, data, base=base, own=work / "tokenizer")
         spec = RewardSpec(
             base=base,
@@ -167,15 +189,17 @@ class RewardService:
             settings=config.train,
             seed=config.seed,
             threads=config.threads,
+            source=source_of(config.data),
             described=described(config),
+            notes=notes,
         )
         return train_reward(spec, data, report=lambda progress: report(**progress))
 
-    def _read(self, config: RewardConfig, tokenizer: Any, report: Report) -> PreferenceData:
+    def _read(self, config: RewardConfig, tokenizer: Any, report: Report) -> ReadPairs:
         report(phase="read", done=0, total=0)
         if isinstance(config.data, RunPairs):
             _check_same_tokens(tokenizer, base_of(run_of(config.data)), config)
-            return read_run(config.data)
+            return ReadPairs(read_run(config.data), ())
         chat = ChatFormat(config.chat_template_kwargs, config.special_tokens, config.on_template_change)
         renderer = Renderer(tokenizer, chat, config.data.chat)
         return read_pairs(config.data, renderer, lambda done, total: report(phase="read", done=done, total=total))
@@ -217,6 +241,13 @@ def set_padding(tokenizer: Any, data: PreferenceData, *, base: Path, own: Path) 
     tokenizer.padding_side = "right"
     tokenizer.save_pretrained(own)
     return own
+
+
+def source_of(data: RunPairs | FilePairs | HubPairs) -> str:
+    """Where the pairs are from."""
+    if isinstance(data, RunPairs):
+        return data.run
+    return data.path if isinstance(data, FilePairs) else data.dataset
 
 
 def described(config: RewardConfig) -> str:

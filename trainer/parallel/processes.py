@@ -21,6 +21,7 @@ from tqdm import tqdm
 from trainer.errors import TrainerError
 from trainer.parallel.team import Team
 from trainer.spec import Report
+from trainer.stopping import Stopped, ask_to_stop, is_asked, stoppable
 
 PATIENCE = 3.0
 """Seconds to wait for an earlier cause after an exception in one process."""
@@ -64,11 +65,17 @@ class Member:
             kind, content = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(5)
+            if is_asked():
+                raise Stopped from None
             raise TrainerError(_describe_death(self)) from None
         if kind == "report":
             report(content)
         elif kind == "refused":
             raise TrainerError(content)
+        elif kind == "stopped":
+            self.done = True
+            if self.rank == 0:  # it has written the checkpoint
+                raise Stopped
         elif kind == "failed":
             what, raised_at = content
             text = f"{what} (in {self.name}; end of its log {self.log}:\n{_log_tail(self.log)})"
@@ -79,19 +86,25 @@ class Member:
 
 def run_together(size: int, work: Work, *, sharded: bool, logs: Path, report: Report) -> Any:
     """Run `work` in `size` processes; the leader's result. TrainerError as raised, or if one died or GPUs are missing;
-    ProcessError for any other exception."""
+    ProcessError for any other exception; Stopped if this process was asked to stop."""
     gpus = torch.cuda.device_count()
     if 0 < gpus < size:
         raise TrainerError(
             f"train.processes is {size}, but this machine has {gpus} GPUs, and each process needs one of its own. "
             f"Set train.processes={gpus} or fewer."
         )
+    members: list[Member] = []
+
+    def ask_members() -> None:
+        for member in members:
+            member.process.terminate()
+
     with tempfile.TemporaryDirectory(prefix="prefloop-") as folder:
-        members: list[Member] = []
         try:
             for rank in range(size):
                 members.append(_start(rank, size, work, sharded, Path(folder) / "meeting", logs))
-            return _listen(members, report)
+            with stoppable(ask_members):
+                return _listen(members, report)
         finally:
             for member in members:
                 member.process.kill()
@@ -149,6 +162,7 @@ def _member(rank: int, size: int, work: Work, sharded: bool, meeting: Path, log:
     _end_with_caller()
     _write_to(log)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller handles Ctrl-C
+    signal.signal(signal.SIGTERM, lambda *_: None if ask_to_stop() else os._exit(1))
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, about which Python would warn when this process is ended
 
     def report(event: dict[str, Any]) -> None:
@@ -160,6 +174,8 @@ def _member(rank: int, size: int, work: Work, sharded: bool, meeting: Path, log:
 
         with joined(rank, size, sharded=sharded, meeting=meeting) as team:
             result = work(team=team, report=report)
+    except Stopped:
+        pipe.send(("stopped", None))
     except TrainerError as error:
         pipe.send(("refused", str(error)))
     except Exception as error:  # noqa: BLE001  the process boundary: any failure is reported to the caller

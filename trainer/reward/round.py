@@ -49,8 +49,12 @@ class RewardSpec:
     settings: RewardSettings
     seed: int
     threads: int | None
+    source: str = ""
+    """The file, data set or run with the pairs, for messages."""
     described: str = ""
     """Base model and data in a few words, for the model card."""
+    notes: tuple[str, ...] = ()
+    """What is worth knowing about the data, for the summary."""
 
     @property
     def identity(self) -> Identity:
@@ -78,10 +82,10 @@ def train_reward(spec: RewardSpec, data: PreferenceData, *, report: Report) -> R
         return finished
     running = _start(spec, report)
     checked = _check(spec, data)
-    model = _load(running)
     readable = with_end(checked.data)
+    trained, held_out = hold_out(readable, spec.settings.held_out, seed=spec.seed, source=spec.source)
+    model = _load(running)
     layout, gap = _choose_layout(running, model, readable)
-    trained, held_out = hold_out(readable, spec.settings.held_out, seed=spec.seed)
     plan, measured = _plans(running, trained, held_out, layout)
     context = RewardContext(RewardScorer(model), trained, running.arithmetic, layout, spec.settings.centre)
     before = _measure(running, context, held_out, measured)
@@ -121,18 +125,20 @@ def with_end(data: PreferenceData) -> PreferenceData:
     return replace(data, groups=tuple(map(ended, data.groups)))
 
 
-def hold_out(data: PreferenceData, share: float, *, seed: int) -> tuple[PreferenceData, PreferenceData | None]:
-    """Training data, and whole prompts with at least this share of pairs (None for 0). TrainerError if none would
-    train."""
+def hold_out(
+    data: PreferenceData, share: float, *, seed: int, source: str = ""
+) -> tuple[PreferenceData, PreferenceData | None]:
+    """Training data, and whole prompts with at least this share of pairs (None for 0). TrainerError names the `source`
+    of the pairs if none would train."""
     if share == 0:
         return data, None
     trained, measured = data.split(share * len(data.relations), seed=f"held out {seed}")
     if not trained.relations:
         prompts = len({pair.prompt_id for pair in data.relations})
         raise TrainerError(
-            f"Holding out a share of {share:g} of the {len(data.relations)} pairs as whole prompts leaves nothing to "
-            f"train on: they belong to {prompts} prompt{'s' * (prompts > 1)}. Give pairs of more prompts, or "
-            "set held_out to 0."
+            f"Holding out a share of {share:g} of the {len(data.relations)} pairs{source and f' in {source}'} as whole "
+            f"prompts leaves nothing to train on: they belong to {prompts} prompt{'s' * (prompts > 1)}. Give pairs of "
+            "more prompts, or set held_out to 0."
         )
     return trained, measured
 
@@ -154,14 +160,14 @@ def _start(spec: RewardSpec, report: Report) -> _Running:
     use_huge_pages()
     torch.manual_seed(spec.seed)
     spec.work.mkdir(parents=True, exist_ok=True)
-    return _Running(spec, report, choose_arithmetic(spec.settings.as_round), Clock(), [])
+    return _Running(spec, report, choose_arithmetic(spec.settings.as_round), Clock(), [*spec.notes])
 
 
 def _check(spec: RewardSpec, data: PreferenceData) -> CheckedData:
     if data.kind != "pairs":
         raise TrainerError(f"A reward model is trained on pairs, but the data are {data.kind}.")
     vocabulary, context = read_limits(spec.base)
-    checked = check_data(data, vocabulary=vocabulary, context=context)
+    checked = check_data(data, vocabulary=vocabulary, context=context, source=spec.source)
     check_padding(checked.data, spec.pad_id)
     return checked
 

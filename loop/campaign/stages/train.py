@@ -11,6 +11,7 @@ from loop.campaign.stages.evaluate import eval_shards, results
 from loop.measure.signal import late_mean
 from loop.prompts.chat_template import chat_format
 from loop.prompts.supervised import mix_digest
+from loop.report.model_card import CARD, METRICS
 from loop.seeds import seed_for
 from loop.store.files import read_rows
 from loop.store.model_folder import weights_hash
@@ -137,7 +138,8 @@ def finish_training(
     campaign: Campaign, folder: StageFolder, inputs: Json, result: TrainResult, selected: Selected | None, wall: float
 ) -> Manifest:
     """Write the manifest of a trained round, and delete its checkpoints."""
-    files = [path for path in folder.model.rglob("*") if path.is_file()] + [folder.steps]
+    described = [folder.model / name for name in (CARD, METRICS)]  # an earlier manifest was lost; they are made anew
+    files = [path for path in folder.model.rglob("*") if path.is_file() and path not in described] + [folder.steps]
     summary = result.summary.model_dump() | {"notes": list(result.summary.notes)}
     parts = summary.pop("seconds")  # over all starts whose work was kept, so their sum can exceed this start's time
     seconds = {"wall": max(wall, sum(parts.values())), **parts}

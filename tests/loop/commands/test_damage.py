@@ -90,12 +90,28 @@ def test_several_damaged_files_of_a_stage_are_mended_at_once(run: Path, whole: P
 
 
 @pytest.mark.parametrize("name", ["iter-001/pair/manifest.json", "iter-001/promotion.json", "prompts/manifest.json"])
-def test_a_changed_digit_in_a_record_is_found_by_verify_and_mended(run: Path, name: str) -> None:
+def test_a_changed_digit_in_a_record_is_found_by_verify_and_mended(run: Path, whole: Path, name: str) -> None:
     content = (run / name).read_text(encoding="utf-8")
     digit = next(c for c in content if c.isdigit() and c != "9")
     (run / name).write_text(content.replace(digit, "9", 1), encoding="utf-8")
     assert f"{name} is damaged (it is not as it was written)" in command("run", run, "--verify").err
     assert command("run", run, "--repair").code == 0
+    assert_same_results(run, whole)
+
+
+@pytest.mark.parametrize(("name", "how"), [("model/tokenizer.json", "empty"), ("steps.jsonl", "a list")])
+def test_a_report_names_a_damaged_file_of_a_round(run: Path, tmp_path: Path, name: str, how: str) -> None:
+    hurt(run / "iter-001" / "train" / name, how)
+    done = command("report", run, "--out", tmp_path / "report.html")
+    assert done.code == 2
+    assert f"{run / 'iter-001' / 'train' / name} is damaged" in done.err
+
+
+def test_a_lost_manifest_of_a_round_is_made_again_without_what_describes_its_model(run: Path, whole: Path) -> None:
+    (run / "iter-001/train/manifest.json").unlink()
+    assert command("run", run, "--repair").code == 0
+    assert command("run", run, "--verify").code == 0
+    assert_same_results(run, whole)
 
 
 @pytest.mark.parametrize("stage", ["sample", "judge"])

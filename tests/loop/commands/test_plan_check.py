@@ -1,13 +1,14 @@
 """What a config names is resolved before the first token is sampled, and everything that is wrong is told at once."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from loop.commands.plan import make_plan
+from loop.commands.plan import make_plan, print_plan
 from loop.config.load import load_config
 from loop.errors import UserError
 from loop.store.run_folder import RunFolder
@@ -155,6 +156,34 @@ def test_all_wrong_names_are_told_in_one_list(shared: Path, tmp_path: Path) -> N
     assert text.startswith("8 things in the config cannot be used:\n  1. ")
 
 
+EMPTY = [
+    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}]},
+    {"prompt": "q", "response": "  "},
+]
+
+
+def test_a_mix_without_a_text_is_refused_and_empty_examples_are_counted(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = lines(tmp_path / "mix.jsonl", EMPTY)
+    given = settings(shared, train={"mix": {"path": path}})
+    words = f"None of the 2 examples in {path} can be trained on: 1 empty prompt, 1 empty response. Correct them"
+    assert words in refusal(tmp_path, given, check=True)
+    lines(tmp_path / "mix.jsonl", [*EMPTY, {"prompt": "q", "response": "a", "system": "b"}])
+    print_plan(plan(tmp_path, given, check=True))
+    note = f"note: {path}: 2 of 3 examples are left out (1 empty prompt, 1 empty response)"
+    assert note in capsys.readouterr().out.splitlines()
+
+
+def test_what_a_template_does_to_blanks_is_shown_as_it_is(shared: Path, tmp_path: Path) -> None:
+    shutil.copytree(shared / "model", tmp_path / "trims")
+    template = tiny.TEMPLATE.replace("m['content']", "m['content'] | trim").replace("a:", "{% if true %}a:{% endif %}")
+    (tmp_path / "trims" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    path = lines(tmp_path / "mix.jsonl", [{"prompt": "q", "response": "    return 1\n"}])
+    given = settings(shared, model={"base": str(tmp_path / "trims")}, train={"mix": {"path": path}})
+    assert r"row 1: '    return 1\n' becomes 'return 1" in refusal(tmp_path, given, check=True)
+
+
 @pytest.mark.parametrize("judge", ["exact", "contains", "number", "gsm8k", "math", "regex"])
 def test_every_target_is_tried_on_the_judge_before_anything_is_sampled(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge: str
@@ -165,6 +194,7 @@ def test_every_target_is_tried_on_the_judge_before_anything_is_sampled(
     given = settings(shared, prompts=data) | {"judge": {"name": judge, "args": args}}
     text = refusal(tmp_path, given, check=True)
     assert "has no target" in text or "its target is None" in text
+    assert "The prompt begins with '17 + 1 ='" in text
     with pytest.raises(UserError, match="target"):
         run_it(monkeypatch, tmp_path)
     assert not list((tmp_path / "runs").glob("*/iter_*/*/*.parquet"))

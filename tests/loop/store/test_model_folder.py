@@ -55,6 +55,9 @@ def test_a_folder_without_weights_says_how_to_get_them(folder: Path) -> None:
     assert f'AutoModelForCausalLM.from_pretrained("{folder}").save_pretrained' in refusal(folder)
     (folder / "tiny.gguf").touch()
     assert f"set model.base={folder}/tiny.gguf" in refusal(folder)
+    (folder / "adapter_config.json").write_text("{}")
+    save_file(WEIGHTS, folder / "adapter_model.safetensors")
+    assert "has no weights (*.safetensors). It holds a LoRA adapter; merge it" in refusal(folder)
 
 
 def test_cut_off_weights_are_refused(folder: Path) -> None:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from loop.config.reward_settings import PairsSource, RunPairs
 from loop.errors import UserError
-from loop.prompts.chat_template import Renderer
+from loop.prompts.chat_template import ChatFormat, Renderer
 from loop.store import tables
 from loop.store.files import to_json, write_file
 from loop.store.run_folder import RunFolder
@@ -75,7 +75,7 @@ def read(tmp_path: Path, tokenizer: Any) -> Read:
         text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
         path.write_text(text, encoding="utf-8")
         config = SOURCE.validate_python({"source": "file", "path": str(path), **keys})
-        return read_pairs(config, Renderer(tokenizer, chat=config.chat), lambda *_: None)
+        return read_pairs(config, Renderer(tokenizer, chat=config.chat), lambda *_: None).data
 
     return reading
 
@@ -178,6 +178,30 @@ def test_rows_with_the_same_prompt_share_a_group_and_equal_answers_are_one_respo
     assert group.responses[-1].token_ids == ()  # dropped and counted by the trainer
 
 
+def test_what_is_probably_not_meant_is_noted(tmp_path: Path, tokenizer: Any) -> None:
+    turns = [assistant("a"), user("thanks")]
+    rows = [GOOD, GOOD, GOOD | {"chosen": GOOD["rejected"], "rejected": GOOD["chosen"], "system": "be nice"}]
+    rows.append({"prompt": [user("q")], "chosen": turns, "rejected": [assistant("b")]})
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = SOURCE.validate_python({"source": "file", "path": str(path)})
+    assert read_pairs(config, Renderer(tokenizer), lambda *_: None).notes == (
+        f"{path}: the column 'system' is not used",
+        "1 pairs end with a turn of another role and count as empty",
+        "1 pairs are repeated",
+        "1 pairs are given in both directions",
+    )
+
+
+def test_answers_that_a_template_changes_are_counted(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n", encoding="utf-8")
+    config = SOURCE.validate_python({"source": "file", "path": str(path)})
+    tokenizer.chat_template = CHATML.replace("| trim", "| replace('4', 'four') | replace('5', 'five')")
+    (note,) = read_pairs(config, Renderer(tokenizer, ChatFormat(on_change="drop")), lambda *_: None).notes
+    assert "changes 2 given answers, which are dropped" in note
+
+
 def test_csv_and_parquet_and_margins(read: Read, tokenizer: Any, tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -189,7 +213,7 @@ def test_csv_and_parquet_and_margins(read: Read, tokenizer: Any, tmp_path: Path)
     pq.write_table(pa.table({"q": ["2+2?"], "good": ["4"], "bad": ["5"], "by": [2]}), path)
     names = {"prompt_column": "q", "chosen_column": "good", "rejected_column": "bad", "margin_column": "by"}
     config = SOURCE.validate_python({"source": "file", "path": str(path), **names})
-    data = read_pairs(config, Renderer(tokenizer), lambda *_: None)
+    data = read_pairs(config, Renderer(tokenizer), lambda *_: None).data
     assert texts(tokenizer, data) == [ANSWERED]
     assert data.relations[0].margin == 2.0
 

@@ -1,6 +1,7 @@
 """Workers that crash, hang, fail or lose their driver: noticed, named, replaced; their work is done again or given up
 in one paragraph."""
 
+import errno
 import os
 import re
 import shutil
@@ -214,6 +215,19 @@ def test_a_worker_leaves_ctrl_c_to_its_driver_from_its_first_moment_on(make_work
 def test_a_log_that_cannot_be_opened_stops_no_work(make_worker: Callable[..., Worker], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert call(make_worker(log=tmp_path / "file" / "toy.log"), job("add", a=1, b=2))[0] == 3
+
+
+def test_a_process_that_cannot_be_started_is_the_systems_error(
+    make_worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr("multiprocessing.util.spawnv_passfds", full)
+    worker = make_worker()
+    with pytest.raises(BlockingIOError):
+        worker.submit(job("add", a=1, b=2))
+    worker.close()
 
 
 def test_a_process_that_was_killed_while_idle_is_replaced(make_worker: Callable[..., Worker]) -> None:

@@ -32,6 +32,7 @@ from trainer.round import train_round
 from trainer.settings import LoraSettings, TrainSettings
 from trainer.spec import RoundSpec
 from trainer.steps import StepsJob
+from trainer.stopping import Stopped, ask_to_stop
 from trainer.tree.rows import plan_rows
 
 pytestmark = pytest.mark.slow
@@ -185,6 +186,25 @@ def test_two_processes_go_on_where_one_was_stopped(make_spec: Spec, toy_data: Pr
     both = make_spec("broken", **changes, processes=2, distribute="fsdp")
     assert train_round(both, toy_data, report=silent).notes == ("2 processes, fsdp", "resumed at step 2")
     assert_same_result(whole, both)
+
+
+def test_two_processes_that_are_asked_to_stop_write_a_checkpoint_together(
+    make_spec: Spec, toy_data: PreferenceData
+) -> None:
+    spec = make_spec("ended", **SMOOTH | {"epochs": 4, "max_steps": 16, "checkpoint_every": 0, "processes": 2})
+    asked: list[bool] = []
+
+    def ask(event: dict[str, Any]) -> None:
+        if event["phase"] == "train" and event["done"] == 1 and not asked:
+            asked.append(ask_to_stop())
+
+    with pytest.raises(Stopped):
+        train_round(spec, toy_data, report=ask)
+    assert asked == [True]
+    assert not multiprocessing.active_children()
+    (checkpoint,) = spec.work.glob("checkpoint-*")
+    steps = int(checkpoint.name.rpartition("-")[2])  # no `.partial`
+    assert len((spec.work / "steps.jsonl").read_bytes().splitlines()) == steps < 16
 
 
 # argv: a pickle with spec and data. Prints the pids of its processes in the midst of training, then is killed.
