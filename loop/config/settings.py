@@ -17,7 +17,7 @@ from loop.config.pairs_section import PairsConfig
 from loop.config.paths import JudgeArguments, JudgeName, ModelName
 from loop.config.promote_section import PromoteConfig, ReferenceRule, StartRule
 from loop.config.prompts_section import PreferencePrompts, PromptsConfig
-from loop.config.sampling_section import SamplingConfig
+from loop.config.sampling_section import DecodingOptions, SamplingConfig
 from loop.config.section import Section, Share
 from loop.config.types import OnTemplateChange, SpecialTokens, did_you_mean
 from trainer.settings import LocalPath, TrainSettings
@@ -196,13 +196,16 @@ class JudgeConfig(Section):
         return self
 
 
-class EvalConfig(Section):
-    """How the base model and every candidate are measured on the gate and test prompts."""
+class EvalConfig(DecodingOptions):
+    """How the base model and every candidate are measured on the gate and test prompts. Of the options of `sampling`,
+    only `stop_token_ids` hold here, too."""
 
     samples: PositiveInt = 4
     """Sampled responses per prompt, in addition to the greedy one; more narrow the intervals."""
     temperature: PositiveFloat = 0.8
     """Temperature of the sampled responses."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the most likely tokens that together have this probability; 1 allows all."""
     max_tokens: PositiveInt | None = None
     """Longest response in tokens; null takes the value of `sampling` in the first iteration."""
     judge: JudgeConfig | None = None
@@ -265,6 +268,16 @@ class Config(Section):
         if judge is None or judge.thinking is not None or self.judge is None:
             return judge or self.judge
         return judge.model_copy(update={"thinking": self.judge.thinking})
+
+    @property
+    def eval_options(self) -> DecodingOptions:
+        """Options of the evaluation's responses. What ends a response while sampling ends it there, too."""
+        return self.eval.decoding.model_copy(update={"stop_token_ids": self.eval_stops})
+
+    @property
+    def eval_stops(self) -> list[int]:
+        """The further tokens that end a response wherever a model is measured."""
+        return [*dict.fromkeys([*self.sampling.stop_token_ids, *self.eval.stop_token_ids])]
 
     @property
     def human_judge(self) -> bool:

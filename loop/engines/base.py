@@ -11,6 +11,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Protocol
 
+from loop.config.sampling_section import PLAIN, DecodingOptions
 from loop.config.settings import EngineConfig
 from loop.errors import UserError
 
@@ -27,12 +28,13 @@ class Request:
     max_tokens: int
     schema: Mapping[str, Any] | None = None
     """JSON schema that the text must follow; only for engines that are `structured`."""
+    options: DecodingOptions = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What was sampled: ids end with the stop token iff finish_reason is "stop"; `logprobs` are the model's own, in
-    nats."""
+    """What was sampled: ids end with a stop token iff finish_reason is "stop"; `logprobs` are the model's own in nats,
+    at temperature 1 and without the request's options."""
 
     token_ids: list[int]
     text: str

@@ -15,6 +15,7 @@ from typing import Any
 
 from loop.config.settings import EngineConfig
 from loop.engines.base import Completion, Progress, Request, package_version, thought_tags, with_tags
+from loop.errors import UserError
 from trainer.model_folder import loading, stop_ids
 
 SMALL_BLOCK = 32
@@ -76,15 +77,24 @@ class VllmEngine:
     def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
         """One generate call over the list, with raw log-probs of the sampled tokens. It starts with an empty prefix
         cache, so that a shard does not depend on earlier calls."""
-        self.llm.reset_prefix_cache()
-        params = [_sampling_params(request) for request in requests]
-        prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests]
-        outputs = self.llm.generate(prompts, params, use_tqdm=_reporter(progress))
-        return [self._completion(output.outputs[0]) for output in outputs]
+        from vllm.exceptions import VLLMValidationError
 
-    def _completion(self, output: Any) -> Completion:
+        self.llm.reset_prefix_cache()
+        prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests]
+        try:
+            params = [_sampling_params(request) for request in requests]
+            outputs = self.llm.generate(prompts, params, use_tqdm=_reporter(progress))
+        except (TypeError, ValueError, VLLMValidationError) as error:
+            if not any(request.options.extra for request in requests):
+                raise
+            why = " ".join(str(error).split())
+            raise UserError(f"vLLM refuses the options of sampling.extra or eval.extra: {why}") from error
+        return [self._completion(r, output.outputs[0]) for r, output in zip(requests, outputs, strict=True)]
+
+    def _completion(self, request: Request, output: Any) -> Completion:
         tokens = list(output.token_ids)
-        text = with_tags(output.text, tokens, self.tokenizer, self.tags)
+        shown = tokens[:-1] if tokens[-1] in request.options.stop_token_ids else tokens  # as in vLLM's own text
+        text = with_tags(output.text, shown, self.tokenizer, self.tags)
         logprobs = [step[token].logprob for step, token in zip(output.logprobs, tokens, strict=True)]
         reason = None if output.stop_reason is None else str(output.stop_reason)
         return Completion(tokens, text, output.finish_reason, reason, logprobs)
@@ -110,7 +120,7 @@ def _sampling_params(request: Request) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    held = {}
+    held = request.options.model_dump(exclude={"extra"}, exclude_defaults=True) | request.options.extra
     if request.schema is not None:  # without whitespace between the parts, which a model could write for ever
         held["structured_outputs"] = StructuredOutputsParams(json=dict(request.schema), disable_any_whitespace=True)
     return SamplingParams(
