@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from loop.config.engine_section import EngineConfig
 from loop.config.pairs_section import PairsConfig
 from loop.config.paths import JudgeArguments, JudgeName, ModelName
 from loop.config.promote_section import PromoteConfig, ReferenceRule, StartRule
@@ -117,30 +118,6 @@ class ModelConfig(Section):
         if taken := sorted({"add_generation_prompt", "continue_final_message", "tokenize", "return_dict"} & set(given)):
             raise ValueError(f"{', '.join(taken)} cannot be given, prefloop sets it itself")
         return given
-
-
-class EngineConfig(Section):
-    """What generates the responses."""
-
-    kind: Literal["auto", "vllm", "transformers"] = "auto"
-    """`auto` is vllm if it is installed, otherwise transformers."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the sampling weights; `auto` is bfloat16 for vllm, float32 for transformers."""
-    max_model_len: PositiveInt = 1024
-    """Longest prompt plus response in tokens; higher needs more memory."""
-    batch: PositiveInt = 128
-    """Responses generated at the same time; higher is faster until memory or cores are exhausted."""
-    memory_gib: PositiveFloat = 2.0
-    """KV-cache space of vllm on a CPU, in GiB."""
-    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
-    """Share of a GPU's memory that vllm takes while it samples."""
-    idle: Literal["auto", "keep", "sleep"] = "auto"
-    """While the trainer works: `sleep` frees the GPU's memory, `keep` does not; `auto` sleeps on a GPU and keeps on a
-    CPU."""
-    stall_seconds: PositiveFloat = 900.0
-    """A worker that reports nothing for this many seconds is stopped and replaced, and its shard is tried again."""
-    retries: NonNegativeInt = 2
-    """How often a shard is tried again after its worker crashed or stalled."""
 
 
 class ThinkingTags(Section):

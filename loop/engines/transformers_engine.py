@@ -19,7 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from loop.config.settings import EngineConfig
+from loop.config.engine_section import EngineConfig
 from loop.engines.base import Completion, Progress, Request, thought_tags, with_tags
 from trainer.model_folder import load_tokenizer, load_whole, stop_ids
 

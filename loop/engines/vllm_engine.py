@@ -5,6 +5,7 @@ repeats exactly there.
 """
 
 import io
+import json
 import logging
 import os
 import shutil
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loop.config.settings import EngineConfig
+from loop.config.engine_section import EngineConfig
 from loop.engines.base import Completion, Progress, Request, package_version, thought_tags, with_tags
 from loop.errors import UserError
 from trainer.model_folder import loading, stop_ids
@@ -21,7 +22,7 @@ from trainer.model_folder import loading, stop_ids
 SMALL_BLOCK = 32
 """Tokens per cache block on a CPU, vLLM's minimum: responses share the full blocks of their prompt, and prompts are
 often shorter than the default of 128. A quarter faster on prompts of 45 tokens with 8 responses each."""
-SETTINGS = "engine.max_model_len, engine.batch, engine.memory_gib (CPU) and engine.gpu_memory_share (GPU)"
+SETTINGS = "engine.max_model_len, engine.batch, engine.memory_gib (CPU), engine.gpu_memory_share (GPU) and engine.args"
 """What to check if vLLM cannot start."""
 
 
@@ -31,7 +32,8 @@ class VllmEngine:
     structured = True
 
     def __init__(self, folder: Path, settings: EngineConfig) -> None:
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the worker itself is the process
+        if settings.gpus == 1:
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the worker itself is the process
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.memory_gib))))
         if not _can_compile():
@@ -54,6 +56,7 @@ class VllmEngine:
             "generation_config": "vllm",
             "seed": 0,
             **self._device_settings(settings),
+            **settings.args,
         }
         self.llm = loading(f"the model in {folder}", lambda: LLM(str(folder), **options), "vLLM", SETTINGS)
         self.tokenizer = self.llm.get_tokenizer()
@@ -67,12 +70,18 @@ class VllmEngine:
             "batch": settings.batch,
             "device": "cuda" if self.on_gpu else "cpu",
             "threads": torch.get_num_threads(),
+            **_named_choices(settings),
         }
 
     def _device_settings(self, settings: EngineConfig) -> dict[str, Any]:
         if not self.on_gpu:
             return {"block_size": SMALL_BLOCK}
-        return {"gpu_memory_utilization": settings.gpu_memory_share, "enable_sleep_mode": settings.idle != "keep"}
+        return {
+            "gpu_memory_utilization": settings.gpu_memory_share,
+            "enable_sleep_mode": settings.idle != "keep",
+            "tensor_parallel_size": settings.tensor_parallel,
+            "pipeline_parallel_size": settings.pipeline_parallel,
+        }
 
     def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
         """One generate call over the list, with raw log-probs of the sampled tokens. It starts with an empty prefix
@@ -114,6 +123,12 @@ class VllmEngine:
         """Undo `sleep`."""
         if self.on_gpu:
             self.llm.wake_up()
+
+
+def _named_choices(settings: EngineConfig) -> dict[str, Any]:
+    """What a user chose of vLLM beyond the usual, as JSON has it, for the engine's identity."""
+    names = ("tensor_parallel", "pipeline_parallel", "args")
+    return {name: json.loads(json.dumps(getattr(settings, name))) for name in names if settings.changes(name)}
 
 
 def _sampling_params(request: Request) -> Any:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from judges.context import Generate, Messages, Reply, Usage
+from loop.config.engine_section import EngineConfig
 from loop.config.sampling_section import PLAIN, DecodingOptions
-from loop.config.settings import EngineConfig
 from loop.engines.base import Completion, Engine, Request, make_engine, take_threads
 from loop.engines.option_checks import check_tokens
 from loop.prompts.chat_template import ChatFormat, render

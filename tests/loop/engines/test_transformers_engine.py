@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from loop.config.engine_section import EngineConfig
 from loop.config.sampling_section import DecodingOptions
-from loop.config.settings import EngineConfig
 from loop.engines.base import Completion, Request, chosen_engine
 from loop.engines.transformers_engine import TransformersEngine
 from loop.errors import UserError

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from loop.config.engine_section import EngineConfig
 from loop.config.sampling_section import PLAIN, DecodingOptions
-from loop.config.settings import EngineConfig
 from loop.engines.base import Completion, Request
 from loop.engines.transformers_engine import TransformersEngine
 from loop.errors import UserError
