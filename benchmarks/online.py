@@ -204,7 +204,7 @@ def scorer_of() -> Any:
 
 def right(model: Path, job: Job, folder: Path) -> list[float]:
     """For each held-out prompt, whether (1.0) or not the model answers rightly, greedily and in fp32."""
-    from loop.config.settings import EngineConfig
+    from loop.config.engine_section import EngineConfig
     from loop.engines.base import Request
     from loop.engines.transformers_engine import TransformersEngine
     from loop.prompts.chat_template import ChatFormat, render

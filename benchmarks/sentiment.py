@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, DistilBertConfig, DistilBertForSequenceClassification
 
-from loop.config.settings import EngineConfig
+from loop.config.engine_section import EngineConfig
 from loop.engines.base import Request
 from loop.engines.transformers_engine import TransformersEngine
 from loop.store.model_folder import resolve_base

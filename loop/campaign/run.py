@@ -21,6 +21,7 @@ from loop.campaign.stages.reference import first_reference, update_average
 from loop.campaign.stages.sample import record_given_prompts, sample_and_judge, widened
 from loop.campaign.stages.take_prompts import take_prompts
 from loop.config.load import LoadedConfig, diff, refuse_comparing
+from loop.engines.option_checks import option_problems
 from loop.errors import StoppedAtUntil
 from loop.prompts.row import PromptRow
 from loop.redact import remember_secrets
@@ -103,6 +104,7 @@ def work(campaign: Campaign) -> None:
     warn_of_lost_caches(campaign)
     describe_models(run)
     new = is_new(campaign)
+    Findings(option_problems(campaign.loaded.each)).refuse()
     if new:
         read = run.prompts().manifest() is not None  # then the data's own files are no longer needed
         Findings([text for text in missing(campaign.loaded) if not (read and text.startswith("prompts."))]).refuse()

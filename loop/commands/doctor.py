@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.text import Text
 
 from loop.commands.doctor_checks import Finding, Stream, TemplateCheck, Token, made_up_pair, trained_pair
+from loop.config.engine_section import EngineConfig
 from loop.config.load import LoadedConfig
-from loop.config.settings import EngineConfig
 from loop.engines.base import chosen_engine
 from loop.errors import UserError
 from loop.format import visible

@@ -19,8 +19,9 @@ from judges.trial.report import TrialReport, report
 from judges.trial.trial import Outcome, try_cases
 from judges.types import USUAL, Thinking
 from judges.versions import fingerprint
+from loop.config.engine_section import EngineConfig
 from loop.config.load import load_config
-from loop.config.settings import EngineConfig, JudgeConfig
+from loop.config.settings import JudgeConfig
 from loop.config.yaml_text import parse_yaml
 from loop.engines.judge_engine import asked_for, judge_engine
 from loop.errors import UserError

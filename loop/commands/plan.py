@@ -11,6 +11,7 @@ from loop.config.load import LoadedConfig, diff, refuse_comparing
 from loop.config.rule_table import RULES
 from loop.config.settings import Config, JudgeConfig
 from loop.engines.base import chosen_engine
+from loop.engines.option_checks import option_problems
 from loop.format import one_line
 from loop.measure.power import describe_gate, gate_of
 from loop.redact import setting_text
@@ -95,7 +96,7 @@ def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> Plan:
 
         checked = check_for_real(loaded)
     else:
-        Findings(missing(loaded)).refuse()
+        Findings([*missing(loaded), *option_problems(loaded.each)]).refuse()
     judge, eval_judge = (_built_in(settings) for settings in (config.judge, config.eval_judge))
     refuse_comparing(loaded, judge is not None and judge.compares)
     two = config.eval_judge != config.judge
@@ -179,7 +180,7 @@ def describe_sampling(config: Config, k: int, sampler: str, reference: str) -> s
     half = f", one half of them from {reference}" if s.from_reference else ""
     return (
         f"{s.n} responses to {prompts_of(config) or 'all'} prompts from {sampler}{half}, "
-        f"temperature {s.temperature:g}, at most {s.max_tokens} tokens"
+        f"temperature {s.temperature:g}, at most {s.max_tokens} tokens{s.describe()}"
         f"{describe_slices(config)}{sampling.describe_adaptive(config)}{sampling.describe_widen(config, k)}"
     )
 

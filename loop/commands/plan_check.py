@@ -11,6 +11,7 @@ from loop.campaign.stages.limits import check_limit_files
 from loop.config.load import LoadedConfig
 from loop.config.settings import Config, JudgeConfig
 from loop.engines.base import chosen_engine
+from loop.engines.option_checks import option_problems
 from loop.errors import UserError
 from loop.prompts.sets import PromptSets, build_prompt_sets
 from loop.prompts.thinking import find_thinking
@@ -27,7 +28,7 @@ from trainer.model_folder import check_model
 def check_for_real(loaded: LoadedConfig) -> Json:
     """Import what a run needs, build and test the judges, open the data, resolve every name. UserError lists all that
     is wrong."""
-    config, found = loaded.base, Findings(missing(loaded))
+    config, found = loaded.base, Findings([*missing(loaded), *option_problems(loaded.each)])
     configs = loaded.each
     versions = found.look(_versions, config)
     checked: dict[str, str] = {}

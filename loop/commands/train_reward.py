@@ -7,8 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from loop.config.engine_section import EngineConfig
 from loop.config.reward_settings import RewardConfig
-from loop.config.settings import EngineConfig
 from loop.format import duration
 from loop.store.run_folder import locked
 from loop.view.display import Display, train_progress

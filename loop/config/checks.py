@@ -41,6 +41,13 @@ def _check_lengths(config: Config) -> None:
             f"max_tokens ({longest}) leaves no room for a prompt within engine.max_model_len "
             f"({config.engine.max_model_len}); raise engine.max_model_len or lower max_tokens"
         )
+    for name, section in (("sampling", config.sampling), ("eval", config.eval)):
+        most = section.max_tokens or config.sampling.max_tokens
+        if section.min_tokens > most:
+            raise ValueError(
+                f"{name}.min_tokens ({section.min_tokens}) is more than the max_tokens ({most}) at which a response is "
+                "cut off; lower it, or raise max_tokens"
+            )
 
 
 def _check_labels(config: Config) -> None:

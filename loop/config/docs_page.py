@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from loop.config.reward_settings import RewardConfig
 from loop.config.settings import PER_ITERATION_SECTIONS, Config
-from loop.config.types import models_of, of_field, tags_of
+from loop.config.types import models_of, of_field, own_first, tags_of
 
 INTRODUCTION = """\
 # Configuration
@@ -103,7 +103,7 @@ def _section(name: str, field: FieldInfo) -> Iterator[str]:
         return
     yield f"## `{name}`\n\n{field.description}\n"
     if len(models) == 1:
-        yield from _keys(name, models[0].model_fields)
+        yield from _keys(name, own_first(models[0]))
         return
     bases = [base for base in models[0].__mro__[1:] if issubclass(base, BaseModel)]
     common = next(base for base in bases if all(issubclass(model, base) for model in models))

@@ -13,7 +13,17 @@ from pydantic_core import ErrorDetails
 from loop.config.checks import check, fill_metric
 from loop.config.schedule import Raw, changing_iterations, resolve, schedules
 from loop.config.settings import PER_ITERATION_SECTIONS, Config
-from loop.config.types import did_you_mean, field_at, model_behind, models_of, of_field, places_of, tags_of, takes_list
+from loop.config.types import (
+    did_you_mean,
+    field_at,
+    model_behind,
+    models_of,
+    of_field,
+    own_first,
+    places_of,
+    tags_of,
+    takes_list,
+)
 
 
 def validate(plain: Raw) -> Config:
@@ -166,7 +176,7 @@ def value_at(plain: Any, path: list[str]) -> Any:
 
 def _expected(field: FieldInfo) -> str:
     if models := models_of(field):
-        keys = list(models[0].model_fields) if len(models) == 1 else []
+        keys = list(own_first(models[0])) if len(models) == 1 else []
         return f"{of_field(field)}{' with the keys ' + ', '.join(keys) if keys else ''}"
     return of_field(field).replace("`", "")
 

@@ -1,10 +1,64 @@
-"""Config section `sampling`: how responses are sampled; docs/signal.md explains `adaptive` and `widen`."""
+"""Config section `sampling`: how responses are sampled. docs/signal.md explains `adaptive` and `widen`, and
+docs/sampling.md the options that change which tokens are sampled."""
 
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from loop.config.section import Section
+from loop.config.section import Section, Share
+
+
+class DecodingOptions(Section):
+    """Which tokens may be sampled, and where a response ends. Log-probs are recorded without any of it: they are the
+    model's own."""
+
+    top_k: NonNegativeInt = 0
+    """Sample from this many most likely tokens only; 0 allows all."""
+    min_p: Share = 0.0
+    """Sample from tokens with at least this share of the most likely token's probability; 0 allows all."""
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Above 1, tokens that the prompt or the response already has become less likely; below 1 more likely."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Subtracted once from the logit of every token that the response already has."""
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Subtracted from a token's logit for each time that the response already has it."""
+    min_tokens: NonNegativeInt = 0
+    """A response ends after at least this many tokens."""
+    stop_token_ids: list[NonNegativeInt] = []
+    """Tokens that end a response, in addition to the model's own end tokens. They stay in its tokens, not in its
+    text."""
+    logit_bias: dict[NonNegativeInt, Annotated[float, Field(ge=-100, le=100)]] = {}
+    """Added to the logits of tokens, by token id; -100 all but rules a token out."""
+    bad_words: list[Annotated[str, Field(pattern=r"\S")]] = []
+    """Words that no response may contain, as the tokenizer splits them."""
+    extra: dict[str, Any] = {}
+    """Further vLLM SamplingParams by name, e.g. `{allowed_token_ids: [5, 6]}`; only for the vllm engine."""
+
+    @property
+    def decoding(self) -> "DecodingOptions":
+        """These options alone."""
+        return DecodingOptions(**{name: getattr(self, name) for name in DecodingOptions.model_fields})
+
+    def given(self) -> dict[str, Any]:
+        """The options that differ from their defaults, as JSON has them: the only ones that a shard or a manifest
+        records."""
+        values = self.model_dump(mode="json", include=set(DecodingOptions.model_fields))
+        return {name: value for name, value in values.items() if DecodingOptions.changes(self, name)}
+
+    def describe(self) -> str:
+        """The options that differ from their defaults, for a plan: ", top_k 40"; empty if none does."""
+        return "".join(f", {name} {value}" for name, value in self.given().items())
+
+
+PLAIN = DecodingOptions()
+"""Nothing is changed."""
 
 
 class AdaptiveSettings(Section):
@@ -49,7 +103,7 @@ class WidenSettings(Section):
         return self
 
 
-class SamplingConfig(Section):
+class SamplingConfig(DecodingOptions):
     """How responses are sampled from the policy."""
 
     n: PositiveInt = 8
@@ -84,7 +138,9 @@ class SamplingConfig(Section):
     def recorded(self) -> dict[str, Any]:
         """What decides the samples, by dotted key, as a manifest records it; `widen` is recorded by the values it
         gave."""
-        deciding = self.model_dump(mode="json", exclude={"widen", "exact"})
+        deciding = (
+            self.model_dump(mode="json", exclude={"widen", "exact", *DecodingOptions.model_fields}) | self.given()
+        )
         return {f"sampling.{key}": value for key, value in deciding.items()}
 
     @model_validator(mode="after")

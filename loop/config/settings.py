@@ -13,11 +13,12 @@ from pydantic import (
     model_validator,
 )
 
+from loop.config.engine_section import EngineConfig
 from loop.config.pairs_section import PairsConfig
 from loop.config.paths import JudgeArguments, JudgeName, ModelName
 from loop.config.promote_section import PromoteConfig, ReferenceRule, StartRule
 from loop.config.prompts_section import PreferencePrompts, PromptsConfig
-from loop.config.sampling_section import SamplingConfig
+from loop.config.sampling_section import DecodingOptions, SamplingConfig
 from loop.config.section import Section, Share
 from loop.config.types import OnTemplateChange, SpecialTokens, did_you_mean
 from trainer.settings import LocalPath, TrainSettings
@@ -119,30 +120,6 @@ class ModelConfig(Section):
         return given
 
 
-class EngineConfig(Section):
-    """What generates the responses."""
-
-    kind: Literal["auto", "vllm", "transformers"] = "auto"
-    """`auto` is vllm if it is installed, otherwise transformers."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the sampling weights; `auto` is bfloat16 for vllm, float32 for transformers."""
-    max_model_len: PositiveInt = 1024
-    """Longest prompt plus response in tokens; higher needs more memory."""
-    batch: PositiveInt = 128
-    """Responses generated at the same time; higher is faster until memory or cores are exhausted."""
-    memory_gib: PositiveFloat = 2.0
-    """KV-cache space of vllm on a CPU, in GiB."""
-    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
-    """Share of a GPU's memory that vllm takes while it samples."""
-    idle: Literal["auto", "keep", "sleep"] = "auto"
-    """While the trainer works: `sleep` frees the GPU's memory, `keep` does not; `auto` sleeps on a GPU and keeps on a
-    CPU."""
-    stall_seconds: PositiveFloat = 900.0
-    """A worker that reports nothing for this many seconds is stopped and replaced, and its shard is tried again."""
-    retries: NonNegativeInt = 2
-    """How often a shard is tried again after its worker crashed or stalled."""
-
-
 class ThinkingTags(Section):
     """The tags around a model's thought."""
 
@@ -196,13 +173,16 @@ class JudgeConfig(Section):
         return self
 
 
-class EvalConfig(Section):
-    """How the base model and every candidate are measured on the gate and test prompts."""
+class EvalConfig(DecodingOptions):
+    """How the base model and every candidate are measured on the gate and test prompts. Of the options of `sampling`,
+    only `stop_token_ids` hold here, too."""
 
     samples: PositiveInt = 4
     """Sampled responses per prompt, in addition to the greedy one; more narrow the intervals."""
     temperature: PositiveFloat = 0.8
     """Temperature of the sampled responses."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the most likely tokens that together have this probability; 1 allows all."""
     max_tokens: PositiveInt | None = None
     """Longest response in tokens; null takes the value of `sampling` in the first iteration."""
     judge: JudgeConfig | None = None
@@ -265,6 +245,16 @@ class Config(Section):
         if judge is None or judge.thinking is not None or self.judge is None:
             return judge or self.judge
         return judge.model_copy(update={"thinking": self.judge.thinking})
+
+    @property
+    def eval_options(self) -> DecodingOptions:
+        """Options of the evaluation's responses. What ends a response while sampling ends it there, too."""
+        return self.eval.decoding.model_copy(update={"stop_token_ids": self.eval_stops})
+
+    @property
+    def eval_stops(self) -> list[int]:
+        """The further tokens that end a response wherever a model is measured."""
+        return [*dict.fromkeys([*self.sampling.stop_token_ids, *self.eval.stop_token_ids])]
 
     @property
     def human_judge(self) -> bool:

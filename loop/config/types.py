@@ -30,7 +30,7 @@ def readable(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return shown if len(args) == 1 else f"one of {shown}"
     if origin in (list, tuple):
         item = readable(args[0])
-        return f"a list of {'sections' if item == 'a section' else item.removeprefix('a ')}"
+        return f"a list of {_plural(item)}"
     if origin is dict or annotation is dict:
         return "a mapping"
     if annotation is type(None):
@@ -38,6 +38,11 @@ def readable(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "a section"
     return " ".join([PLAIN.get(annotation, str(annotation)), *_bounds(annotation, metadata)])
+
+
+def _plural(item: str) -> str:
+    """Several of what a description names, e.g. "whole numbers of at least 0"."""
+    return item.removeprefix("a ").replace("section", "sections").replace("number", "numbers")
 
 
 def _bounds(kind: Any, metadata: Sequence[Any]) -> list[str]:
@@ -79,6 +84,12 @@ def models_of(field: FieldInfo) -> list[type[BaseModel]]:
     parts = list(alternatives(field.annotation))
     parts += [item for part in parts if get_origin(part) is list for item in get_args(part)]
     return [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+
+
+def own_first(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The section's fields, with those that it shares with another section last."""
+    names = sorted(model.model_fields, key=lambda name: name not in model.__annotations__)
+    return {name: model.model_fields[name] for name in names}
 
 
 def model_behind(field: FieldInfo, value: Any) -> type[BaseModel] | None:

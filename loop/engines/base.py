@@ -11,7 +11,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Protocol
 
-from loop.config.settings import EngineConfig
+from loop.config.engine_section import EngineConfig
+from loop.config.sampling_section import PLAIN, DecodingOptions
 from loop.errors import UserError
 
 
@@ -27,12 +28,13 @@ class Request:
     max_tokens: int
     schema: Mapping[str, Any] | None = None
     """JSON schema that the text must follow; only for engines that are `structured`."""
+    options: DecodingOptions = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What was sampled: ids end with the stop token iff finish_reason is "stop"; `logprobs` are the model's own, in
-    nats."""
+    """What was sampled: ids end with a stop token iff finish_reason is "stop"; `logprobs` are the model's own in nats,
+    at temperature 1 and without the request's options."""
 
     token_ids: list[int]
     text: str
@@ -89,12 +91,29 @@ ENGINES = {
     "transformers": "loop.engines.transformers_engine:TransformersEngine",
 }
 """The class of each `engine.kind`, imported only when it is used."""
+DEVICES = Path("/dev")
+"""Where NVIDIA's driver shows the GPUs of this machine, or of this container."""
 
 
 def make_engine(policy: Path, settings: EngineConfig) -> Engine:
     """The engine that the settings name."""
     engine: Engine = resolve_name(ENGINES[chosen_engine(settings)])(policy, settings)
     return engine
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a process started here may use, by the names that CUDA_VISIBLE_DEVICES takes; empty without any.
+    They are found without torch, which a plan does not load and which has to be told the GPUs before."""
+    there = [path for path in DEVICES.glob("nvidia*") if path.name.removeprefix("nvidia").isdecimal()]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None or not there:
+        return [str(number) for number in range(len(there))]
+    found: list[str] = []
+    for name in map(str.strip, named.split(",")):
+        if name in ("", "-1") or name in found:  # CUDA ignores what follows
+            break
+        found.append(name)
+    return found
 
 
 def cores() -> int:

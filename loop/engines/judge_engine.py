@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from judges.context import LocalModel, ModelRef
 from judges.contract import Judge
-from loop.config.settings import EngineConfig
-from loop.engines.base import chosen_engine
+from loop.config.engine_section import EngineConfig
+from loop.engines.option_checks import engine_problems
 from loop.errors import UserError
 
 MODEL_LEN = 4096
@@ -40,8 +40,10 @@ def asked_for(judge: Judge) -> LocalModel | None:
 
 
 def judge_engine(model: LocalModel, base: EngineConfig) -> JudgeEngine:
-    """The campaign's engine settings, overridden by the judge's own. UserError if those are wrong."""
-    given = {"max_model_len": min(MODEL_LEN, places_of(model.found) or MODEL_LEN), **model.settings}
+    """The campaign's engine settings without what fits its own model only, overridden by the judge's own. UserError if
+    those are wrong."""
+    longest = min(MODEL_LEN, places_of(model.found) or MODEL_LEN)
+    given = {"max_model_len": longest, "args": {}, "tensor_parallel": 1, "pipeline_parallel": 1, **model.settings}
     if "kind" in given:
         raise UserError("judge.args.engine_settings: kind cannot be given; judge.args.engine names it.")
     try:
@@ -51,7 +53,8 @@ def judge_engine(model: LocalModel, base: EngineConfig) -> JudgeEngine:
         raise UserError(
             f"judge.args.engine_settings is wrong: {problems}. Its keys are those of the section engine, without kind."
         ) from error
-    chosen_engine(settings)
+    if problem := next(iter(engine_problems(settings, "judge.args.engine_settings")), None):
+        raise UserError(problem)
     if model.reply_tokens >= settings.max_model_len:
         raise UserError(
             f"judge.args.max_tokens={model.reply_tokens} leaves no room for a question: its engine takes "

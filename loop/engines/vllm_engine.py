@@ -5,6 +5,7 @@ repeats exactly there.
 """
 
 import io
+import json
 import logging
 import os
 import shutil
@@ -13,14 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loop.config.settings import EngineConfig
+from loop.config.engine_section import EngineConfig
 from loop.engines.base import Completion, Progress, Request, package_version, thought_tags, with_tags
+from loop.errors import UserError
 from trainer.model_folder import loading, stop_ids
 
 SMALL_BLOCK = 32
 """Tokens per cache block on a CPU, vLLM's minimum: responses share the full blocks of their prompt, and prompts are
 often shorter than the default of 128. A quarter faster on prompts of 45 tokens with 8 responses each."""
-SETTINGS = "engine.max_model_len, engine.batch, engine.memory_gib (CPU) and engine.gpu_memory_share (GPU)"
+SETTINGS = "engine.max_model_len, engine.batch, engine.memory_gib (CPU), engine.gpu_memory_share (GPU) and engine.args"
 """What to check if vLLM cannot start."""
 
 
@@ -30,7 +32,8 @@ class VllmEngine:
     structured = True
 
     def __init__(self, folder: Path, settings: EngineConfig) -> None:
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the worker itself is the process
+        if settings.gpus == 1:
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the worker itself is the process
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.memory_gib))))
         if not _can_compile():
@@ -53,6 +56,7 @@ class VllmEngine:
             "generation_config": "vllm",
             "seed": 0,
             **self._device_settings(settings),
+            **settings.args,
         }
         self.llm = loading(f"the model in {folder}", lambda: LLM(str(folder), **options), "vLLM", SETTINGS)
         self.tokenizer = self.llm.get_tokenizer()
@@ -66,25 +70,40 @@ class VllmEngine:
             "batch": settings.batch,
             "device": "cuda" if self.on_gpu else "cpu",
             "threads": torch.get_num_threads(),
+            **_named_choices(settings),
         }
 
     def _device_settings(self, settings: EngineConfig) -> dict[str, Any]:
         if not self.on_gpu:
             return {"block_size": SMALL_BLOCK}
-        return {"gpu_memory_utilization": settings.gpu_memory_share, "enable_sleep_mode": settings.idle != "keep"}
+        return {
+            "gpu_memory_utilization": settings.gpu_memory_share,
+            "enable_sleep_mode": settings.idle != "keep",
+            "tensor_parallel_size": settings.tensor_parallel,
+            "pipeline_parallel_size": settings.pipeline_parallel,
+        }
 
     def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
         """One generate call over the list, with raw log-probs of the sampled tokens. It starts with an empty prefix
         cache, so that a shard does not depend on earlier calls."""
-        self.llm.reset_prefix_cache()
-        params = [_sampling_params(request) for request in requests]
-        prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests]
-        outputs = self.llm.generate(prompts, params, use_tqdm=_reporter(progress))
-        return [self._completion(output.outputs[0]) for output in outputs]
+        from vllm.exceptions import VLLMValidationError
 
-    def _completion(self, output: Any) -> Completion:
+        self.llm.reset_prefix_cache()
+        prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests]
+        try:
+            params = [_sampling_params(request) for request in requests]
+            outputs = self.llm.generate(prompts, params, use_tqdm=_reporter(progress))
+        except (TypeError, ValueError, VLLMValidationError) as error:
+            if not any(request.options.extra for request in requests):
+                raise
+            why = " ".join(str(error).split())
+            raise UserError(f"vLLM refuses the options of sampling.extra or eval.extra: {why}") from error
+        return [self._completion(r, output.outputs[0]) for r, output in zip(requests, outputs, strict=True)]
+
+    def _completion(self, request: Request, output: Any) -> Completion:
         tokens = list(output.token_ids)
-        text = with_tags(output.text, tokens, self.tokenizer, self.tags)
+        shown = tokens[:-1] if tokens[-1] in request.options.stop_token_ids else tokens  # as in vLLM's own text
+        text = with_tags(output.text, shown, self.tokenizer, self.tags)
         logprobs = [step[token].logprob for step, token in zip(output.logprobs, tokens, strict=True)]
         reason = None if output.stop_reason is None else str(output.stop_reason)
         return Completion(tokens, text, output.finish_reason, reason, logprobs)
@@ -106,11 +125,17 @@ class VllmEngine:
             self.llm.wake_up()
 
 
+def _named_choices(settings: EngineConfig) -> dict[str, Any]:
+    """What a user chose of vLLM beyond the usual, as JSON has it, for the engine's identity."""
+    names = ("tensor_parallel", "pipeline_parallel", "args")
+    return {name: json.loads(json.dumps(getattr(settings, name))) for name in names if settings.changes(name)}
+
+
 def _sampling_params(request: Request) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    held = {}
+    held = request.options.model_dump(exclude={"extra"}, exclude_defaults=True) | request.options.extra
     if request.schema is not None:  # without whitespace between the parts, which a model could write for ever
         held["structured_outputs"] = StructuredOutputsParams(json=dict(request.schema), disable_any_whitespace=True)
     return SamplingParams(

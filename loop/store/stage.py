@@ -16,7 +16,11 @@ REPEATED = ("train", "eval", "guard")
 """Stages that a retry of a round goes through again."""
 OPTIONAL = ("ease", "reference", "guard")
 """Stages that only some settings ask for."""
-MADE_WITH = ("engine.threads", "engine.batch", "engine.device", "engine.version", "threads")
+MADE_WITH = (
+    *(f"engine.{key}" for key in ("threads", "batch", "device", "version")),
+    *(f"engine.{key}" for key in ("tensor_parallel", "pipeline_parallel", "args")),
+    "threads",
+)
 """Inputs of a stage that are recorded and do not invalidate it when they change."""
 FURTHER = "shard-more"
 """Prefix of the shards of the second phase of adaptive sampling, whose names sort after those of the first."""

@@ -99,7 +99,9 @@ def describe_evaluation(config: Config) -> str:
     }[config.promote.rule]
     answers = "how often the held-out pairs' chosen answers gain more on the base model than the rejected ones"
     if config.eval_judge is not None:
-        sampled = f"{config.eval.samples} sampled responses (temperature {config.eval.temperature:g})"
+        top_p = "" if config.eval.top_p == 1 else f", top_p {config.eval.top_p:g}"
+        how = f"temperature {config.eval.temperature:g}{top_p}{config.eval_options.describe()}"
+        sampled = f"{config.eval.samples} sampled responses ({how})"
         answers = f"1 greedy and {sampled} per prompt"
     return f"{answers}; {rule}{describe_limits(config)}{describe_rejection(config)}"
 

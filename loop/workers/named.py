@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.config.settings import Config
+from loop.engines.option_checks import check_tokens
 from loop.errors import UserError
 from loop.pairing.data_answers import AnswerText, given_pairs, texts_of, wanted
 from loop.prompts.chat_template import Renderer, chat_format, render
@@ -29,6 +30,8 @@ def check_named(policy: Path, configs: Sequence[Config], prompts: dict[str, list
     """Check what the iterations' configs name, with the base model's tokenizer. Nothing is loaded or sampled."""
     found = Findings()
     tokenizer = load_tokenizer(policy)
+    for options in distinct(one for config in configs for one in (config.sampling.decoding, config.eval_options)):
+        found.look(check_tokens, options, tokenizer)
     for term in distinct(term for config in configs for term in config.train.terms):
         found.look(check_loss, term)
     for lora in distinct(config.train.lora for config in configs if config.train.lora is not None):

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from judges.context import Generate, Messages, Reply, Usage
-from loop.config.settings import EngineConfig
+from loop.config.engine_section import EngineConfig
+from loop.config.sampling_section import PLAIN, DecodingOptions
 from loop.engines.base import Completion, Engine, Request, make_engine, take_threads
+from loop.engines.option_checks import check_tokens
 from loop.prompts.chat_template import ChatFormat, render
 from loop.prompts.row import PromptRow
 from loop.seeds import seed_for
@@ -42,6 +44,7 @@ class SampleTask:
     reference: Path | None = None
     """The model that samples the second half of a prompt's responses; None: the policy samples all."""
     reference_hash: str = ""
+    options: DecodingOptions = PLAIN
 
     @property
     def own(self) -> int:
@@ -70,6 +73,7 @@ class SampleTask:
             "max_tokens": self.max_tokens,
             "seed_words": self.seed_words,
             "policy_hash": self.policy_hash,
+            **self.options.given(),
             **({} if self.spans is None else {"spans": self.spans}),
         }
 
@@ -117,13 +121,14 @@ class EngineService:
         made_with = named_identity(engine.identity)
         if self.exact and self.before is not None:
             refuse_mixing(self.before, made_with)
+        check_tokens(task.options, engine.tokenizer)
         report(done=0)
         planned, too_long = self._plan(task, engine)
         generating = time.perf_counter()
         completions = self._completions(task, planned, report)
         generated = time.perf_counter()
         rows = [_row(task, p, i, r, c) for (p, i, r), c in zip(planned, completions, strict=True)]
-        _check_stops(rows, task, engine.stop_ids)
+        _check_stops(rows, task, engine.stop_ids.union(task.options.stop_token_ids))
         write_file(
             task.path, to_bytes(rows, RESPONSES, {"spec": task.spec | made_with, "too_long": too_long}), replace=False
         )
@@ -207,12 +212,19 @@ class EngineService:
         room = self.settings.max_model_len - task.max_tokens
         rendered = [(p, indices, render(engine.tokenizer, p, self.chat)) for p, indices in task.wanted]
         fitting = [(p, indices, ids) for p, indices, ids in rendered if len(ids) <= room]
-        planned = [
-            (p, i, Request(ids, seed_for(*task.seed_words, p.id, i), task.temperatures[i], task.top_p, task.max_tokens))
-            for p, indices, ids in fitting
-            for i in indices
-        ]
+        planned = [(p, i, self._request(task, p, i, ids)) for p, indices, ids in fitting for i in indices]
         return planned, len(rendered) - len(fitting)
+
+    def _request(self, task: SampleTask, prompt: PromptRow, index: int, ids: Sequence[int]) -> Request:
+        """The request for one response."""
+        return Request(
+            ids,
+            seed_for(*task.seed_words, prompt.id, index),
+            task.temperatures[index],
+            task.top_p,
+            task.max_tokens,
+            options=task.options,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from loop.campaign.context import Campaign, Iteration
+from loop.campaign.context import Campaign, Iteration, keys
 from loop.campaign.stages.answer_log_probs import score, tokenise
 from loop.campaign.stages.sample import engine_inputs, judge_usage, label_seconds, response_counts
+from loop.config.sampling_section import DecodingOptions
 from loop.config.settings import Config
 from loop.measure.evaluation import Names, measure, measure_preferences, read_answers, read_evaluation
 from loop.pairing.data_answers import GivenPair, answers_of, given_pairs
@@ -68,6 +70,8 @@ def eval_stage(it: Iteration, model: Model, attempt: int = 1) -> Evaluation:
         "eval.samples": config.eval.samples,
         "eval.temperature": config.eval.temperature,
         "eval.max_tokens": eval_tokens(config),
+        **({} if config.eval.top_p == 1 else keys("eval", config.eval, ("top_p",))),
+        **{f"eval.{name}": value for name, value in config.eval_options.given().items()},
         "pairs.correct_at": config.pairs.correct_at,
         "promote.confidence": config.promote.confidence,
         **engine_inputs(config),
@@ -111,7 +115,9 @@ def eval_tokens(config: Config) -> int:
 def eval_shards(config: Config, folder: StageFolder, model: Model, name: str, rows: list[PromptRow]) -> list[Shard]:
     """The shards of one prompt set: one greedy and `eval.samples` sampled responses per prompt."""
     temperatures = (0.0, *(config.eval.temperature,) * config.eval.samples)
-    return shards_to_measure(config, folder, model, name, rows, temperatures, "eval", f"the evaluation of {model}")
+    shards = shards_to_measure(config, folder, model, name, rows, temperatures, "eval", f"the evaluation of {model}")
+    top_p, options = config.eval.top_p, config.eval_options
+    return [replace(shard, task=replace(shard.task, top_p=top_p, options=options)) for shard in shards]
 
 
 def shards_to_measure(
@@ -124,7 +130,8 @@ def shards_to_measure(
     purpose: str,
     what: str,
 ) -> list[Shard]:
-    """The shards of what a model is measured on, with the same seeds for all models; `what` names it in messages."""
+    """The shards of what a model is measured on, with the same seeds for all models; nothing is cut from the sampled
+    distribution. `what` names it in messages."""
     size = shard_size(config, len(temperatures))
     tasks = [
         SampleTask(
@@ -137,6 +144,7 @@ def shards_to_measure(
             seed_words=(config.seed, purpose, name),
             policy=model.path,
             policy_hash=model.hash,
+            options=DecodingOptions(stop_token_ids=config.eval_stops),
         )
         for number, start in enumerate(range(0, len(rows), size))
     ]

@@ -93,6 +93,7 @@ def limits_stage(it: Iteration, candidate: Model, attempt: int) -> Numbers:
     inputs = {
         "seed": config.seed,
         "eval.max_tokens": eval_tokens(campaign.base),
+        **({"eval.stop_token_ids": stops} if (stops := campaign.base.eval_stops) else {}),
         "promote.limits": sorted(limits.measures),
         **engine_inputs(config),
         "made from": {"prompts": campaign.prompts_digest, "policy": candidate.hash, "base": initial.hash, **files},

@@ -193,6 +193,7 @@ def one_shard(it: Iteration, sources: Sources, number: int, rows: Sequence[Promp
         policy_hash=sources.policy.hash,
         reference=sources.reference.path if sources.reference else None,
         reference_hash=sources.reference.hash if sources.reference else "",
+        options=sampling.decoding,
     )
     return Shard(task, it.folder("judge").shard(number))
 

@@ -164,7 +164,7 @@ def test_metrics_jsonl_holds_the_iterations_of_status(reference: Path) -> None:
 
 
 def test_a_candidate_loads_in_an_engine_and_answers_as_it_was_evaluated(reference: Path) -> None:
-    from loop.config.settings import EngineConfig
+    from loop.config.engine_section import EngineConfig
     from loop.engines.base import Request
     from loop.engines.transformers_engine import TransformersEngine
 

@@ -15,6 +15,7 @@ from loop.store import tables
 from loop.store.run_folder import RunFolder
 from loop.view.status import collect
 from loop.workers.made_with import made_with, mixed
+from tests.helpers import tiny
 from tests.helpers.campaigns import assert_same_results, events, read
 from tests.helpers.inprocess import InProcess, Killed, run_here
 
@@ -140,3 +141,25 @@ def test_a_stage_of_two_machines_names_both(tmp_path: Path) -> None:
         path.write_bytes(tables.to_bytes([], tables.RESPONSES, {"spec": BEFORE | {"engine.threads": threads}}))
     found = made_with_of(paths)
     assert found == {"engine.threads": [1, 4], "engine.batch": 16, "engine.device": "cpu", "engine.version": "5.0"}
+
+
+def test_a_changed_option_of_sampling_or_evaluation_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small: dict[str, Any]
+) -> None:
+    asked = {"top_k": 40, "stop_token_ids": [18, 19], "logit_bias": {17: -3}}
+    given = small | {"sampling": small["sampling"] | asked, "eval": {"samples": 1, "min_tokens": 2}}
+    run = run_here(monkeypatch, tmp_path, given)
+    run_here(monkeypatch, tmp_path, given)
+    shard = tables.read(run / "iter-001" / "sample" / "shard-000.parquet")
+    ends = {
+        ids[-1]
+        for ids, why in zip(*shard.select(["token_ids", "finish_reason"]).to_pydict().values(), strict=True)
+        if why == "stop"
+    }
+    assert ends <= {18, 19, tiny.EOS} != ends - {tiny.EOS}
+    tokens = tables.read(run / "iter-000" / "eval" / "gate-000.parquet")["token_ids"].to_pylist()
+    assert min(map(len, tokens)) >= 3
+    for section, key, value in (("sampling", "top_k", 41), ("eval", "min_tokens", 3)):
+        changed = given | {section: given[section] | {key: value}}
+        with pytest.raises(UserError, match=rf"{section}\.{key} was {given[section][key]} and is now {value}"):
+            run_here(monkeypatch, tmp_path, changed)

@@ -17,9 +17,9 @@ from loop.campaign.stages.online import cut
 from loop.campaign.stages.online_record import of_slices
 from loop.commands.fork import fork
 from loop.commands.plan import make_plan
+from loop.config.engine_section import EngineConfig
 from loop.config.fit import prompts_per_slice
 from loop.config.load import load_config
-from loop.config.settings import EngineConfig
 from loop.engines.base import number_format
 from loop.errors import UserError
 from loop.store.run_folder import RunFolder

@@ -77,6 +77,7 @@ CHEAP: dict[str, tuple[dict[str, Any], str]] = {
         {"promote": {"limits": {"perplexity_ratio": 1.2, "text": "/no/l.txt"}}},
         "promote.limits.text: there is no file /no/l.txt",
     ),
+    "vllm's parameters": ({"eval": {"extra": {"top_k": 3}}}, "the transformers engine has none of them"),
     "later iterations": ({"train": {"mix": [None, {"path": "/no/2.jsonl"}]}}, "there is no file /no/2.jsonl"),
 }
 
@@ -91,6 +92,10 @@ CONTRADICTIONS = [
     ({"sampling": {"n": 1}}, "compares responses to one prompt, and sampling.n is 1"),
     ({"prompts": {"template": "the same"}}, "it names no column, so every prompt would be the same"),
     ({"model": {"base": " "}}, "the name is empty"),
+    ({"sampling": {"min_tokens": 13}}, "sampling.min_tokens (13) is more than the max_tokens (12)"),
+    ({"eval": {"min_tokens": 9, "max_tokens": 8}}, "eval.min_tokens (9) is more than the max_tokens (8)"),
+    ({"sampling": {"logit_bias": {3: 101}}}, "sampling.logit_bias.3 is 101: Input should be less"),
+    ({"sampling": {"bad_words": [" "]}}, "sampling.bad_words"),
 ]
 
 
@@ -122,6 +127,11 @@ DEEP: dict[str, tuple[Any, str]] = {
     "judge's class": ({"judge": {"name": "SHARED/judge.py:Parityy"}}, "has no 'Parityy'"),
     "context": ({"engine": {"max_model_len": 4096}}, "engine.max_model_len=4096 is more than the 512 positions"),
     "every prompt too long": ({"engine": {"max_model_len": 16}}, "Every train prompt is too long: the shortest of"),
+    "stop token": (
+        {"sampling": {"stop_token_ids": [258]}},
+        "the token 258, but the model has the tokens 0 to 257",
+    ),
+    "biased token": ({"sampling": {"logit_bias": {999: 1}}}, "logit_bias names the token 999"),
     "tracker": ({"trackers": {"names": ["no_module:Tracker"]}}, "trackers.names: 'no_module:Tracker' cannot be used"),
     "adapters on a tied head": ({"train": {"lora": {"target_modules": ["lm_head"]}}}, "which has the same weight"),
     "adapters on no layer": ({"train": {"lora": {"target_modules": ["q_proj", "qkv"]}}}, "it has no layer qkv"),

@@ -186,7 +186,7 @@ def test_an_unknown_key_names_file_key_neighbour_and_known_keys(write: Any) -> N
 
 
 def test_a_key_of_another_section_is_pointed_to(write: Any) -> None:
-    assert "did you mean sampling.top_p?" in refusal(write("top_p: 0.9"))
+    assert "did you mean sampling.top_p or eval.top_p?" in refusal(write("top_p: 0.9"))
 
 
 def test_a_key_that_another_source_left_behind_says_how_to_replace_the_section(write: Any) -> None:

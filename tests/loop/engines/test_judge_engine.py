@@ -14,7 +14,8 @@ import pytest
 from judges import JudgeError, build_judge, fingerprint
 from judges.context import JudgeContext, LocalModel, ModelRef
 from loop.commands.judge_test import named_judge, run_test
-from loop.config.settings import EngineConfig, JudgeConfig
+from loop.config.engine_section import EngineConfig
+from loop.config.settings import JudgeConfig
 from loop.engines.judge_engine import asked_for, judge_engine
 from loop.engines.transformers_engine import TransformersEngine
 from loop.errors import UserError

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loop.config.settings import EngineConfig
+from loop.config.engine_section import EngineConfig
+from loop.config.sampling_section import DecodingOptions
 from loop.engines.base import Completion, Request, chosen_engine
 from loop.engines.transformers_engine import TransformersEngine
 from loop.errors import UserError
@@ -201,3 +203,83 @@ def test_of_the_models_generation_settings_only_end_tokens_count(
         assert sampled() == expected, given
     path.write_text(json.dumps(plain | {"eos_token_id": [tiny.EOS, expected[0].token_ids[0]]}))
     assert sampled()[0].token_ids == expected[0].token_ids[:1]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "repetition_penalty": {"repetition_penalty": 1.7},
+    "presence_penalty": {"presence_penalty": 1.5},
+    "frequency_penalty": {"frequency_penalty": 1.1},
+    "logit_bias": {"logit_bias": {tiny.EOS: -100, 65: 4.0}},
+    "min_tokens": {"min_tokens": 9},
+    "bad_words": {"bad_words": ["3", "x"]},
+    "stop_token_ids": {"stop_token_ids": [18, 249]},
+}
+
+
+TOKENS_OF_WORDS = {"3": 18, "x": 87}
+
+
+def changed_by_hand(logits_V: torch.Tensor, prompt: list[int], made: list[int], given: DecodingOptions) -> torch.Tensor:
+    """What the options do to the logits, written out token by token."""
+    for token in range(len(logits_V)):
+        value = float(logits_V[token]) + given.logit_bias.get(token, 0.0)
+        if token in prompt + made:
+            value = value / given.repetition_penalty if value > 0 else value * given.repetition_penalty
+        value -= given.frequency_penalty * made.count(token) + given.presence_penalty * (token in made)
+        ends = token == tiny.EOS or token in given.stop_token_ids
+        banned = token in (TOKENS_OF_WORDS[word] for word in given.bad_words)
+        logits_V[token] = float("-inf") if banned or (ends and len(made) < given.min_tokens) else value
+    return logits_V
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_change_the_logits_as_by_hand_and_log_probs_stay_the_models_own(
+    make_engine: Callable[..., TransformersEngine], models: list[Path], name: str
+) -> None:
+    given = DecodingOptions(**OPTIONS[name])
+    plain = requests(temperature=0)
+    wanted = [replace(request, options=given) if i % 4 else request for i, request in enumerate(plain)]
+    without, found = run(make_engine(batch=16), plain), run(make_engine(batch=16), wanted)
+    model = AutoModelForCausalLM.from_pretrained(models[0], dtype=torch.float32)
+    for place, prompt in enumerate(PROMPTS):
+        assert found[4 * place] == without[4 * place], "a neighbour's options do not count"
+        completion = found[4 * place + 1]
+        made: list[int] = []
+        for token, logprob in zip(completion.token_ids, completion.logprobs, strict=True):
+            with torch.no_grad():
+                logits_V = model(torch.tensor([[*prompt, *made]])).logits[0, -1]
+            assert logprob == pytest.approx(float(torch.log_softmax(logits_V, -1)[token]), abs=1e-4)
+            assert token == int(changed_by_hand(logits_V.clone(), prompt, made, given).argmax())
+            made.append(token)
+        stops = {tiny.EOS, *given.stop_token_ids}
+        assert (completion.finish_reason == "stop") == (made[-1] in stops)
+        assert stops.isdisjoint(made[:-1])
+        assert len(made) == 10 or made[-1] in stops
+    assert [c.token_ids for c in found] != [c.token_ids for c in without], "or the option does nothing here"
+
+
+def test_a_stop_token_that_was_asked_for_stays_out_of_the_text(make_engine: Callable[..., TransformersEngine]) -> None:
+    engine = make_engine()
+    drawn = zip(requests(1.2), run(engine, requests(1.2)), strict=True)
+    request, plain = next((r, c) for r, c in drawn if len({*c.token_ids[:5]}) == 5 and max(c.token_ids[:5]) < tiny.PAD)
+    stop = plain.token_ids[3]
+    found = run(engine, [replace(request, options=DecodingOptions(stop_token_ids=[stop]))])[0]
+    assert found.token_ids == plain.token_ids[:4]
+    assert (found.finish_reason, found.stop_reason) == ("stop", str(stop))
+    assert found.text == engine.tokenizer.decode(plain.token_ids[:3]) != plain.text
+
+
+@pytest.mark.parametrize("given", [{"top_k": 3}, {"min_p": 0.3}, {"top_k": 40, "min_p": 0.05}])
+def test_cuts_leave_the_tokens_that_they_name(
+    make_engine: Callable[..., TransformersEngine], models: list[Path], given: dict[str, Any]
+) -> None:
+    temperature = 1.4
+    logprobs_V = logprobs_TV(models[0], list(PROMPTS[0]))[-1]
+    scores = (logprobs_V / temperature).softmax(-1)
+    left = set(range(len(scores))) if "top_k" not in given else set(scores.topk(given["top_k"]).indices.tolist())
+    left &= {i for i, share in enumerate(scores.tolist()) if share >= given.get("min_p", 0) * float(scores.max())}
+    options = DecodingOptions(**given)
+    wanted = [Request(PROMPTS[0], seed, temperature, 1.0, 1, options=options) for seed in range(600)]
+    found = {completion.token_ids[0] for completion in run(make_engine(batch=600), wanted)}
+    assert found <= left
+    assert len(found) > min(len(left), 12) / 2

@@ -8,9 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loop.config.settings import EngineConfig
+from loop.config.engine_section import EngineConfig
+from loop.config.sampling_section import PLAIN, DecodingOptions
 from loop.engines.base import Completion, Request
 from loop.engines.transformers_engine import TransformersEngine
+from loop.errors import UserError
 from loop.prompts.chat_template import ChatFormat
 from loop.prompts.row import PromptRow
 from loop.store.model_folder import weights_hash
@@ -55,11 +57,16 @@ def prompts(start: int, count: int) -> tuple[PromptRow, ...]:
 
 
 def sample(
-    engine: Worker, model: Path, path: Path, asked: tuple[PromptRow, ...], temperatures: tuple[float, ...]
+    engine: Worker,
+    model: Path,
+    path: Path,
+    asked: tuple[PromptRow, ...],
+    temperatures: tuple[float, ...],
+    options: DecodingOptions = PLAIN,
 ) -> list[dict[str, Any]]:
     """The rows of a shard."""
     found = weights_hash(model)
-    task = SampleTask(path.name, path, asked, temperatures, 1.0, 12, (0, 1, "train"), model, found)
+    task = SampleTask(path.name, path, asked, temperatures, 1.0, 12, (0, 1, "train"), model, found, options=options)
     call(engine, Job(f"sampling {path.name}", "sample", {"task": task}))
     return rows(path)
 
@@ -106,6 +113,50 @@ def test_logprobs_of_sampled_tokens_are_the_models_own_before_temperature(
         expected_T = torch.log_softmax(logits_TV, -1).gather(1, torch.tensor(answer)[:, None])[:, 0]
         assert row["logprobs"] == pytest.approx(expected_T.tolist(), abs=1e-3)
         assert (answer[-1] == tiny.EOS) == (row["finish_reason"] == "stop")
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"min_tokens": 9, "repetition_penalty": 1.7},
+    {"min_tokens": 9, "presence_penalty": 1.5, "frequency_penalty": 0.7},
+    {"logit_bias": {tiny.EOS: -100, 65: 4.0}},
+    {"min_tokens": 9},
+    {"bad_words": ["T", "x"]},
+    {"stop_token_ids": [51, 249]},
+]
+
+
+def test_options_change_the_tokens_as_with_transformers_and_log_probs_stay_the_models_own(
+    engine: Worker, models: list[Path], tmp_path: Path
+) -> None:
+    plain = sample(engine, models[0], tmp_path / "plain", prompts(0, 16), (0.0,))
+    seen = [[row["token_ids"] for row in plain]]
+    for turn, given in enumerate(OPTIONS):
+        options = DecodingOptions(**given)
+        found = sample(engine, models[0], tmp_path / f"shard-{turn}", prompts(0, 16), (0.0,), options)
+        wanted = [Request(row["prompt_token_ids"], row["seed"], 0.0, 1.0, 12, options=options) for row in found]
+        ours = transformers_says(models[0], wanted)
+        for name in ("token_ids", "finish_reason", "stop_reason"):
+            assert [row[name] for row in found] == [getattr(completion, name) for completion in ours], given
+        for row, completion in zip(found, ours, strict=True):
+            assert row["logprobs"] == pytest.approx(completion.logprobs, abs=1e-3)
+        seen.append([row["token_ids"] for row in found])
+        assert seen.count(seen[-1]) == 1, given
+    for given in ({"top_k": 1}, {"min_p": 1.0}):  # one token is left, the most likely one
+        found = sample(engine, models[0], tmp_path / "cut", prompts(0, 16), (1.0,), DecodingOptions(**given))
+        assert [row["token_ids"] for row in found] == [row["token_ids"] for row in plain], given
+        (tmp_path / "cut").unlink()
+    allowed = DecodingOptions(extra={"allowed_token_ids": [5, 6]})
+    found = sample(engine, models[0], tmp_path / "extra", prompts(0, 4), (1.0,), allowed)
+    assert {token for row in found for token in row["token_ids"]} <= {5, 6}
+    with pytest.raises(UserError, match=r"vLLM refuses the options of sampling\.extra.*out-of-vocab"):
+        sample(
+            engine,
+            models[0],
+            tmp_path / "no",
+            prompts(0, 4),
+            (1.0,),
+            DecodingOptions(extra={"allowed_token_ids": [999]}),
+        )
 
 
 @pytest.mark.timeout(600)

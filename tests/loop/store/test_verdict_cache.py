@@ -15,7 +15,8 @@ import pytest
 
 from judges.context import Usage
 from judges.types import JudgeError
-from loop.config.settings import EngineConfig, JudgeConfig
+from loop.config.engine_section import EngineConfig
+from loop.config.settings import JudgeConfig
 from loop.errors import UserError
 from loop.prompts.chat_template import ChatFormat
 from loop.prompts.row import PromptRow

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from judges import JudgeError, build_judge
-from loop.config.settings import EngineConfig
+from loop.config.engine_section import EngineConfig
 from loop.engines.vllm_engine import VllmEngine
 from loop.workers.entry import failure, is_users
 from loop.workers.log_prob_service import tokenizer_of
