@@ -8,14 +8,15 @@ The modules of a round (`round.py` lists its steps, a supervised phase first):
   learner.py      everything that changes in a round   relations.py      from responses to relations
   step.py         the gradients of an optimizer step   step_rows.py      forward passes over a step's rows
   steps.py        all steps, log and checkpoints       watched_pairs.py  relations that are only watched
-  optimizer.py    AdamW and its learning rate          checkpoint.py     resuming after a kill
+  optimizer.py    optimizer and learning rate          checkpoint.py     resuming after a kill
   spec.py         a round's identity, shared state     prepare.py        all that comes before the first step
   summary.py      what a round reports                 diagnostics.py    a step's numbers, their sums and means
   stops.py        when to stop a round                 memory.py         large pages, peak memory
   model.py        models from and to folders, formats  mix.py            supervised examples in every step
   candidates.py   models to choose from, mean models   score.py          log-probs outside a round
   files.py        write, flush, rename                 errors.py         the exception for users
-  model_folder.py checks a model folder before anything uses it
+  choices.py      optimizers and schedules by name
+  layout_proof.py what probes found, kept for later    model_folder.py  checks a model folder before its use
 
 Subpackages:
   losses/    pure functions, one table

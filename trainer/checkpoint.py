@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from trainer.errors import TrainerError
 from trainer.files import PARTIAL, fresh_partial, publish_folder, read_json, write_json
 from trainer.learner import Learner
+from trainer.optimizer import Optimizer
 from trainer.parallel.team import ALONE, Team
 from trainer.settings import Identity
 
@@ -34,13 +35,13 @@ def save_checkpoint(
     position: Position,
     identity: Identity,
     learner: Learner,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     team: Team = ALONE,
 ) -> None:
     """Write `work/checkpoint-<steps>` with whole tensors, then remove older ones; every process must call this."""
     parameters = learner.parameters()
     weights = team.collect(parameters)
-    moments = team.collect(_flatten(optimizer.state_dict()["state"], list(parameters)))
+    moments = team.collect(optimizer.states())
     moving = team.collect(learner.live.state()) if learner.live is not None and learner.live.moves else None
     if not team.leads:
         return
@@ -83,7 +84,7 @@ def find_checkpoint(work: Path, identity: Identity, team: Team = ALONE) -> Path 
     return folders[-1]
 
 
-def load_checkpoint(folder: Path, learner: Learner, optimizer: torch.optim.Optimizer, team: Team = ALONE) -> Position:
+def load_checkpoint(folder: Path, learner: Learner, optimizer: Optimizer, team: Team = ALONE) -> Position:
     """Restore weights, optimizer, moving reference, running statistics and random state; return the position."""
     weights = load_file(folder / "weights.safetensors")
     parameters = learner.parameters()
@@ -91,9 +92,7 @@ def load_checkpoint(folder: Path, learner: Learner, optimizer: torch.optim.Optim
         for name, parameter in parameters.items():
             parameter.copy_(team.part(weights[name], like=parameter))
     flat = load_file(folder / "optimizer.safetensors")
-    groups = optimizer.state_dict()["param_groups"]
-    moments = {label: _part_of_moment(label, value, parameters, team) for label, value in flat.items()}
-    optimizer.load_state_dict({"state": _unflatten(moments, list(parameters)), "param_groups": groups})
+    optimizer.load({label: _part_of_moment(label, value, parameters, team) for label, value in flat.items()})
     torch.set_rng_state(load_file(folder / "rng.safetensors")["torch"])
     if learner.live is not None and learner.live.moves:
         held = learner.live.parameters
@@ -119,17 +118,4 @@ def _part_of_moment(
     label: str, value: torch.Tensor, parameters: dict[str, torch.nn.Parameter], team: Team
 ) -> torch.Tensor:
     """This process's part: the optimizer's tensors are sharded like its weights, its step counts are not."""
-    return team.part(value, like=parameters[label.rsplit("|", 1)[0]]) if value.dim() else value
-
-
-def _flatten(state: dict[int, dict[str, torch.Tensor]], names: list[str]) -> dict[str, torch.Tensor]:
-    return {f"{names[index]}|{key}": value for index, entry in state.items() for key, value in entry.items()}
-
-
-def _unflatten(flat: dict[str, torch.Tensor], names: list[str]) -> dict[int, dict[str, torch.Tensor]]:
-    index = {name: at for at, name in enumerate(names)}
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for label, value in flat.items():
-        name, key = label.rsplit("|", 1)
-        state.setdefault(index[name], {})[key] = value
-    return state
+    return team.part(value, like=parameters[label.partition("|")[0]]) if value.dim() else value

@@ -9,6 +9,13 @@ from typing import Any
 PARTIAL = ".partial"
 
 
+def default_cache() -> Path:
+    """Folder of what is made once for all runs: $PREFLOOP_CACHE, else prefloop's folder in the user's cache."""
+    if chosen := os.environ.get("PREFLOOP_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prefloop"
+
+
 def fresh_partial(target: Path) -> Path:
     """An empty folder next to `target` to write into; what a killed attempt left there is removed."""
     partial = target.with_name(target.name + PARTIAL)

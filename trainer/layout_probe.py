@@ -36,7 +36,7 @@ class Gaps(NamedTuple):
 
 def probe_rows(scorer: RowScorer, data: PreferenceData, *, device: torch.device, seed: int, row_tokens: int) -> Gaps:
     """Errors of tree rows and plain rows on this model. Raises TrainerError if it cannot score plain rows at all."""
-    trees = sample_trees(data, seed, tokens=row_tokens if _counts_places(scorer.model, row_tokens) else 0)
+    trees = sample_trees(data, seed, tokens=row_tokens if counts_places(scorer.model, row_tokens) else 0)
     rows = (encode_plain_row([(prompt, [ids])]) for prompt, responses in trees for ids in responses)
     try:
         alone = [_token_logprobs(scorer, row, device) for row in rows]
@@ -100,7 +100,7 @@ def sample_trees(data: PreferenceData, seed: int, *, tokens: int = 0) -> list[Tr
     return chosen
 
 
-def _counts_places(model: Any, row_tokens: int) -> bool:
+def counts_places(model: Any, row_tokens: int) -> bool:
     """Whether the model may count places in a row of that length instead of positions."""
     window = narrowest_window(model)
     return model.config.get_text_config()._attn_implementation != NAME or (window is not None and window < row_tokens)

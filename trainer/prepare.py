@@ -13,7 +13,8 @@ import torch
 from trainer.adapters import try_adapters
 from trainer.data import CheckedData, PreferenceData, PromptGroup, Response, Single, as_kind, check_data
 from trainer.errors import TrainerError
-from trainer.layout_probe import Gaps, choose_layout, how_wrong, probe_rows
+from trainer.layout_probe import Gaps, choose_layout, how_wrong
+from trainer.layout_proof import proven_gaps
 from trainer.learner import LIVE, Learner, LiveReference, ValueNetwork
 from trainer.memory import use_huge_pages
 from trainer.mix import MixPlan, plan_mix
@@ -127,7 +128,8 @@ def layout_of(running: Running, model: Any, data: PreferenceData) -> tuple[Layou
 def _probe(running: Running, model: Any, data: PreferenceData) -> Gaps:
     spec, device = running.spec, running.arithmetic.device
     with running.clock.part("plan"):
-        return probe_rows(RowScorer(model), data, device=device, seed=spec.seed, row_tokens=spec.settings.row_tokens)
+        rows = spec.settings.row_tokens
+        return proven_gaps(RowScorer(model), data, device=device, seed=spec.seed, row_tokens=rows, team=running.team)
 
 
 def plan(running: Running, data: PreferenceData, layout: Layout) -> Plan:

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 
 from trainer.data import PreferenceData, PromptGroup, Single
-from trainer.layout_probe import choose_layout, probe_rows
+from trainer.layout_probe import choose_layout
+from trainer.layout_proof import proven_gaps
 from trainer.model import choose_arithmetic, load_model, read_limits
 from trainer.scorer import RowScorer, to_batch
 from trainer.settings import TrainSettings
@@ -56,6 +57,6 @@ class ResponseScorer:
         """Trees if a probe shows them to be correct for this model at this sequence length, where windows matter."""
         if data.longest > self._probed:
             device, row_tokens = self.arithmetic.device, self.settings.row_tokens
-            gaps = probe_rows(self.scorer, data, device=device, seed=0, row_tokens=row_tokens)
+            gaps = proven_gaps(self.scorer, data, device=device, seed=0, row_tokens=row_tokens)
             self._layout, self._probed = choose_layout(gaps, "auto", folder=self.folder), data.longest
         return self._layout

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from trainer.choices import OPTIMIZERS, SCHEDULES, Arguments, chosen
 from trainer.losses.terms import LossTerm, terms_of
 
 ONLY_HOW = frozenset({"checkpoint_every", "stop_at_norm_ratio", "processes", "distribute"})
@@ -23,6 +24,8 @@ OF_WHOLE_ROUNDS = {
 }
 """Fields of `TrainSettings` that need the pairs of the whole round before its first step, and why; not for
 `sync_every`."""
+ADDED_LATER = frozenset({"optimizer"})
+"""Fields that are not part of a round's identity at their defaults: rounds from before they existed keep theirs."""
 Identity = dict[str, Any]
 """What decides the weights of a training, by name; trainings whose identities are equal have the same result."""
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -107,9 +110,14 @@ class TrainSettings(BaseModel):
     nll_weight: float | None = Field(default=None, ge=0)
     """Shorthand: weight of the chosen response's mean token loss, added to `loss` (null: 1 with `dpo_nll`, else 0)."""
     learning_rate: float = Field(default=1e-6, gt=0)
-    """Peak learning rate of AdamW; LoRA usually wants about ten times more."""
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """Learning rate after the warm-up: constant, or decayed to 0 at the end of the round."""
+    """Peak learning rate; LoRA usually wants about ten times more."""
+    optimizer: str | dict[str, Any] = "adamw"
+    """`adamw`, `adamw_8bit`, `muon`, `sgd` or `adafactor` (docs/training.md); with arguments
+    `{name: sgd, momentum: 0.9}`."""
+    schedule: str | dict[str, Any] = "linear"
+    """Learning rate after the warm-up, by the names of transformers: `constant`, `linear`, `cosine`,
+    `cosine_with_restarts`, `cosine_with_min_lr`, `polynomial`, `inverse_sqrt` or `warmup_stable_decay`; with arguments
+    `{name: cosine_with_restarts, num_cycles: 3}`."""
     warmup_share: float = Field(default=0.1, ge=0, le=1)
     """Share of the round's steps in which the learning rate rises linearly to its peak."""
     epochs: int = Field(default=1, ge=1)
@@ -131,7 +139,7 @@ class TrainSettings(BaseModel):
     """Stop the round and save the batch if the gradient norm exceeds both `max_grad_norm` and this many times the
     median of the last 64 steps (from the ninth step on); higher tolerates more, null never stops."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay of AdamW; higher pulls weights towards 0."""
+    """Weight decay, decoupled but for sgd; higher pulls weights towards 0."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of AdamW's mean of gradients; higher smooths over more steps."""
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -176,6 +184,16 @@ class TrainSettings(BaseModel):
         return terms_of(self.loss, beta=self.beta, nll_weight=self.nll_weight)
 
     @property
+    def chosen_optimizer(self) -> tuple[str, Arguments]:
+        """Its name, and every argument."""
+        return chosen(self.optimizer, OPTIMIZERS, "optimizer")
+
+    @property
+    def chosen_schedule(self) -> tuple[str, Arguments]:
+        """Its name, and every argument."""
+        return chosen(self.schedule, SCHEDULES, "schedule")
+
+    @property
     def online(self) -> bool:
         """Whether the sampler gets new weights inside the round."""
         return self.sync_every != "round"
@@ -184,6 +202,9 @@ class TrainSettings(BaseModel):
     def deciding(self) -> Identity:
         """What decides the candidate's weights, as plain values."""
         values = self.model_dump(mode="json", exclude={*ONLY_HOW, "select"})
+        for name in ADDED_LATER:
+            if values[name] == type(self).model_fields[name].default:
+                del values[name]
         chosen = {"select": self.select, "checkpoint_every": self.checkpoint_every}
         return values if self.select == "last" else values | chosen
 
@@ -191,6 +212,17 @@ class TrainSettings(BaseModel):
     def _refuse_impossible(self) -> "TrainSettings":
         """ValueError for an unknown loss, and for combinations that cannot be trained."""
         assert self.terms
+        (optimizer, _), (_, schedule) = self.chosen_optimizer, self.chosen_schedule
+        if schedule.get("lr_end", 0) >= self.learning_rate:
+            raise ValueError(
+                f"the schedule ends at lr_end {schedule['lr_end']:g}, which is not below the learning_rate of "
+                f"{self.learning_rate:g}; set a lower lr_end"
+            )
+        if self.distribute == "fsdp" and not OPTIMIZERS[optimizer].sharded:
+            raise ValueError(
+                f"the optimizer {optimizer} cannot be used with distribute fsdp, which would split the matrices that "
+                "it updates as a whole; use adamw or sgd, or distribute ddp"
+            )
         if self.select == "best" and not self.checkpoint_every:
             raise ValueError("select is best, but checkpoint_every is 0, so there is nothing to choose from; raise it")
         given = [name for name in OF_WHOLE_ROUNDS if getattr(self, name) != type(self).model_fields[name].default]

@@ -10,15 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
 from trainer.checkpoint import Position, find_checkpoint, load_checkpoint, save_checkpoint
 from trainer.data import PreferenceData
 from trainer.errors import TrainerError
 from trainer.learner import Learner
 from trainer.memory import peak_memory_gb
 from trainer.mix import MixPlan, add_mix, mix_context
-from trainer.optimizer import learning_rate, make_optimizer
+from trainer.optimizer import Optimizer, learning_rate, make_optimizer
 from trainer.parallel.team import ALONE, Team
 from trainer.reference import Reference
 from trainer.scorer import RowScorer
@@ -104,13 +102,13 @@ class StepsJob:
 
 def train_steps(learner: Learner, job: StepsJob) -> int:
     """Run all remaining optimizer steps; return the number of the first one."""
-    optimizer = make_optimizer(learner.parameters().values(), job.spec.settings)
+    optimizer = make_optimizer(learner, job.spec.settings)
     start = resume(learner, optimizer, job.spec.work, job.identity, job.running.clock, job.running.team)
     run_steps(learner, optimizer, job, start)
     return start.steps
 
 
-def run_steps(learner: Learner, optimizer: torch.optim.Optimizer, job: StepsJob, start: Position) -> Position:
+def run_steps(learner: Learner, optimizer: Optimizer, job: StepsJob, start: Position) -> Position:
     """Run the planned steps from `start` on; return the position after them."""
     plan, spec, clock, team = job.planned, job.spec, job.running.clock, job.running.team
     scorer, arithmetic, in_slices = RowScorer(learner.model), job.running.arithmetic, bool(job.slice.seen)
@@ -158,9 +156,7 @@ def _watch(context: StepContext, job: StepsJob, number: int) -> StepMetrics:
     return {} if probe is None or number % job.spec.settings.probe_every else {"probe": probe.measure(context)}
 
 
-def _step(
-    context: StepContext, job: StepsJob, optimizer: torch.optim.Optimizer, watch: NormWatch, number: int
-) -> StepMetrics:
+def _step(context: StepContext, job: StepsJob, optimizer: Optimizer, watch: NormWatch, number: int) -> StepMetrics:
     """Make one optimizer step; return its log line. A bad step saves its batch and raises TrainerError."""
     plan, spec, start = job.planned.plan, job.spec, time.perf_counter()
     at = number - job.slice.before
@@ -179,7 +175,7 @@ def _step(
         norm = clip_gradients(list(parameters.values()), spec.settings.max_grad_norm, number=number, prompts=names)
         known["gradient_norm"] = norm
         watch.check(norm, number=number, prompts=names)
-        update(optimizer, rate)
+        optimizer.step(rate)
         if number + 1 == job.end or job.checkpoint_is_due(number + 1):
             check_weights(parameters, number=number, prompts=names)
     if learner.live is not None:
@@ -217,16 +213,8 @@ def _mixed(
         return add_mix(numbers, mix_context(context, mix), mix, number=number, tick=tick)
 
 
-def update(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Update the weights at this learning rate, and drop the gradients."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
 def resume(
-    learner: Learner, optimizer: torch.optim.Optimizer, work: Path, identity: Identity, clock: Clock, team: Team = ALONE
+    learner: Learner, optimizer: Optimizer, work: Path, identity: Identity, clock: Clock, team: Team = ALONE
 ) -> Position:
     """Restore the newest checkpoint and return its position; the start if there is none."""
     folder = find_checkpoint(work, identity, team)

@@ -14,6 +14,7 @@ from judges.resolve import did_you_mean
 from loop.config.load import LoadedConfig
 from loop.config.paths import path_type
 from loop.config.settings import Config, JudgeConfig
+from trainer.choices import not_installed
 from trainer.settings import absolute
 
 
@@ -21,7 +22,8 @@ def missing(loaded: LoadedConfig) -> list[str]:
     """One paragraph for everything that is not there, or that this machine does not have."""
     found = dict.fromkeys(_beyond(loaded))
     for config in loaded.each:
-        found |= dict.fromkeys([*_files(config, ""), *_losses(config), *_model("model.base", config.model.base)])
+        found |= dict.fromkeys([*_files(config, ""), *_losses(config), *_optimizer(config)])
+        found |= dict.fromkeys(_model("model.base", config.model.base))
         if config.reference_path is not None:
             found |= dict.fromkeys(_model("reference_path", config.reference_path))
     for key, judge in (("judge", loaded.base.judge), ("eval.judge", loaded.base.eval.judge)):
@@ -57,6 +59,11 @@ def _losses(config: Config) -> Iterator[str]:
         file = term.name.rpartition(":")[0]
         if file.endswith(".py") and not Path(file).is_file():
             yield f"train.loss: there is no file {file}; correct the path."
+
+
+def _optimizer(config: Config) -> Iterator[str]:
+    if problem := not_installed(config.train.chosen_optimizer[0]):
+        yield problem
 
 
 def _model(key: str, name: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ from judges.context import ModelRef
 from loop.errors import UserError, explain_obstacle, is_obstacle
 from loop.store.files import sha256_of, take_lock
 from trainer.errors import TrainerError
+from trainer.files import default_cache
 from trainer.model_folder import check_model
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tiktoken.model")
@@ -66,13 +67,6 @@ def find_model(name: str) -> ModelRef:
     except (UserError, TrainerError) as error:
         raise UserError(str(error).replace("model.base", "judge.args.model")) from error
     return ModelRef(folder, weights_hash(folder))
-
-
-def default_cache() -> Path:
-    """Folder of converted models: $PREFLOOP_CACHE, else prefloop's folder in the user's cache."""
-    if chosen := os.environ.get("PREFLOOP_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prefloop"
 
 
 def weights_hash(folder: Path) -> str:

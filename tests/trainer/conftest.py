@@ -17,6 +17,12 @@ VOCABULARY = 97
 
 
 @pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test makes its own proofs of layouts, its processes included."""
+    monkeypatch.setenv("PREFLOOP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

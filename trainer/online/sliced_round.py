@@ -134,7 +134,7 @@ class SlicedRound:
         model = cast_weights(model, running.arithmetic)
         self.reference, live = self._load_reference(model, data)
         self.learner = prepare.learner_of(running, model, live)
-        self.optimizer = make_optimizer(self.learner.parameters().values(), running.spec.settings)
+        self.optimizer = make_optimizer(self.learner, running.spec.settings)
         self.position = resume(self.learner, self.optimizer, running.spec.work, self.identity, running.clock)
         if self.steps:
             self.seen = SliceProgress(**self.position.slices)

@@ -20,7 +20,7 @@ from trainer.learner import Learner
 from trainer.losses.primitives import ell
 from trainer.model import Arithmetic
 from trainer.objective import Objective
-from trainer.optimizer import learning_rate, make_optimizer
+from trainer.optimizer import Optimizer, learning_rate, make_optimizer
 from trainer.reward.model import RewardScorer
 from trainer.reward.summary import RewardMetrics
 from trainer.scorer import to_batch
@@ -28,7 +28,7 @@ from trainer.settings import Identity, TrainSettings
 from trainer.spec import Report
 from trainer.step import clip_gradients
 from trainer.step_rows import prompts_of
-from trainer.steps import STEPS, checkpoint_is_due, open_log, resume, update
+from trainer.steps import STEPS, checkpoint_is_due, open_log, resume
 from trainer.stopping import Stopped, is_asked, stoppable
 from trainer.stops import BadStep, check_weights, keep_batch
 from trainer.summary import Clock, StepMetrics
@@ -64,7 +64,7 @@ class RewardJob:
 def train_reward_steps(job: RewardJob, *, clock: Clock, report: Report) -> int:
     """Run all remaining optimizer steps; return the number of the first one."""
     learner, total = Learner(job.context.scorer.model, Objective(())), len(job.plan.order)
-    optimizer = make_optimizer(learner.parameters().values(), job.settings)
+    optimizer = make_optimizer(learner, job.settings)
     start = resume(learner, optimizer, job.work, job.identity, clock)
     with open_log(job.work / STEPS, start.log_bytes) as log, stoppable():
         for number in range(start.steps, total):
@@ -84,9 +84,7 @@ def train_reward_steps(job: RewardJob, *, clock: Clock, report: Report) -> int:
     return start.steps
 
 
-def _step(
-    job: RewardJob, number: int, optimizer: torch.optim.Optimizer, learner: Learner, report: Report
-) -> StepMetrics:
+def _step(job: RewardJob, number: int, optimizer: Optimizer, learner: Learner, report: Report) -> StepMetrics:
     """Make one optimizer step; return its line of the log."""
     started, total = time.perf_counter(), len(job.plan.order)
     step = job.plan.steps[job.plan.order[number]]
@@ -98,7 +96,7 @@ def _step(
         norm = clip_gradients(list(learner.parameters().values()), most, number=number, prompts=names)
         known["gradient_norm"] = norm
         rate = learning_rate(number, total, job.settings)
-        update(optimizer, rate)
+        optimizer.step(rate)
         if number + 1 == total or checkpoint_is_due(number + 1, total, job.settings.checkpoint_every):
             check_weights(learner.parameters(), number=number, prompts=names)
     numbers = {"gradient_norm": norm, "learning_rate": rate, "pairs": step.relations}

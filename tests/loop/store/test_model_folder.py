@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from loop.errors import UserError
 from loop.store import model_folder as models
-from loop.store.model_folder import check_folder, convert_gguf, default_cache, resolve_base, weights_hash
+from loop.store.model_folder import check_folder, convert_gguf, resolve_base, weights_hash
+from trainer.files import default_cache
 
 WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
