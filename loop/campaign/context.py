@@ -218,11 +218,18 @@ def refuse_changes(folder: StageFolder, then: dict[str, Any], now: dict[str, Any
         for key in changed
         if key != "made from"
     )
-    earlier = f"fork the run before it (`prefloop fork RUN@{folder.iteration - 1} NEW`), " if folder.iteration else ""
+    earlier = f"fork the run before it (`prefloop fork RUN@{point_before(folder)} NEW`), " if folder.iteration else ""
     raise UserError(
         f"{folder} is finished, and these settings would invalidate it: {settings}. Set them back, change "
         f"them for later iterations only (per_iteration), {earlier}or start a new run with --name."
     )
+
+
+def point_before(folder: StageFolder) -> str:
+    """The last point before a stage at which a run can be forked."""
+    k, stages = folder.iteration, list(STAGES)
+    at = stages.index(folder.stage) if folder.stage in stages else 0
+    return f"{k}/{stages[at - 1]}" if at else str(k - 1)
 
 
 def keys(section: str, values: Any, names: tuple[str, ...]) -> dict[str, Any]:

@@ -8,10 +8,26 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from loop.config.load import shipped_configs
 from loop.errors import UserError
 from loop.redact import redacted
+from loop.store.run_folder import RunFolder
+
+
+def complete_run(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of runs, for the shell's completion."""
+    runs = context.params.get("runs") or "runs"
+    return [name for name in RunFolder.names_in(Path(runs)) if name.startswith(incomplete)]
+
+
+def complete_source(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of shipped configs, recipes and runs, for the shell's completion, which adds files itself."""
+    shipped = [name for name in shipped_configs() if name.startswith(incomplete)]
+    return [*shipped, *complete_run(context, incomplete)]
+
 
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.", envvar="PREFLOOP_RUNS")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.", autocompletion=complete_run)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. `train.beta=0.2`.")

@@ -56,13 +56,23 @@ class Parent:
     run: str
     """Folder of the run that was forked."""
     iteration: int
-    """The last iteration that was taken over."""
+    """The last iteration of which anything was taken over."""
     time: float
     policy: ModelRecord
     """The incumbent after that iteration."""
     digests: dict[str, str]
     """Digests of the manifests that were taken over, by stage."""
     changes: tuple[Change, ...]
+    stage: str = ""
+    """The last stage of that iteration that was taken over; empty if all were."""
+
+    def __str__(self) -> str:
+        return f"{self.place} of {self.run}"
+
+    @property
+    def place(self) -> str:
+        """The iteration, or its stage."""
+        return f"{f'stage {self.stage} of ' if self.stage else ''}iteration {self.iteration}"
 
     def as_json(self) -> Json:
         """Plain values."""

@@ -19,6 +19,9 @@ from loop.store.stage import STAGES, StageFolder
 ALARMS = 3
 """Number of latest warnings shown."""
 
+STALLED_AFTER = 300.0
+"""Seconds without any change after which a run seems to stand still."""
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
