@@ -29,6 +29,7 @@ from loop.store.files import (
     append_line,
     has_its_checksum,
     is_readable,
+    last_rows,
     read_lines,
     take_lock,
     to_json,
@@ -229,6 +230,10 @@ class RunFolder:
     def event(self, what: str, **details: Any) -> None:
         """Append a line to events.jsonl, without secrets."""
         append_line(self.events, {"time": round(time.time(), 3), "event": what, **redacted(details)})
+
+    def latest_events(self) -> Iterator[Event]:
+        """The lines of events.jsonl, the last one first. UserError if one has another shape."""
+        return (as_record(line, Event, self.events) for line in last_rows(self.events))
 
     def read_events(self) -> list[Event]:
         """The lines of events.jsonl. UserError if one has another shape."""

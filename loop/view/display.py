@@ -17,6 +17,8 @@ from loop.view.progress import Snapshot, Work
 
 LINE_EVERY = 15.0
 """Seconds between two progress lines of a stage where there is no terminal."""
+SHORTEST = 0.5
+"""Seconds that a rate is measured over at least."""
 
 
 class Bar:
@@ -24,7 +26,8 @@ class Bar:
 
     def __init__(self, title: str, total: int, unit: str, changed: Callable[["Bar"], None]) -> None:
         self.title, self.total, self.unit, self.changed = title, total, unit, changed
-        self.started = time.monotonic()
+        self.started = self.counted = time.monotonic()
+        """When the rates begin to count, and when tokens were counted last."""
         self.done = self.first = self.tokens = 0
         self.before = 0  # of an online stage: done in the slices before the current one
         self.shards: tuple[int, int] | None = None
@@ -33,15 +36,17 @@ class Bar:
     @property
     def work(self) -> Work:
         """The numbers to show."""
-        seconds, since = max(time.monotonic() - self.started, 1e-9), self.done - self.first
+        seconds, since = time.monotonic() - self.started, self.done - self.first
+        known = seconds >= SHORTEST and since > (self.total or 0) // 100  # with less, a rate would be wild
+        counted = self.counted - self.started
         return Work(
             title=self.title,
             unit=self.unit,
             done=self.done,
             total=self.total or None,
             shards=self.shards,
-            per_second=since / seconds if since > (self.total or 0) // 100 else None,  # too few to measure a rate
-            tokens_per_second=self.tokens / seconds if self.tokens else None,
+            per_second=since / seconds if known else None,
+            tokens_per_second=self.tokens / counted if self.tokens and counted >= SHORTEST else None,
             note=self.waiting or self.detail,
         )
 
@@ -53,8 +58,9 @@ class Bar:
         self.changed(self)
 
     def count(self, *, tokens: int = 0, shards: tuple[int, int] | None = None, detail: str = "") -> None:
-        """Add generated or read tokens; update finished shards (of all) and other details."""
-        self.tokens += tokens
+        """Add the tokens of a finished shard or step; update finished shards (of all) and other details."""
+        if tokens:
+            self.tokens, self.counted = self.tokens + tokens, time.monotonic()
         self.shards = shards or self.shards
         self.detail = detail or self.detail
 
@@ -63,11 +69,11 @@ class Bar:
         self.waiting = text
         self.changed(self)
 
-    def resume_at(self, done: int, total: int | None = None) -> None:
-        """Set what was already done; the rate counts from here."""
-        if done or not self.before:
-            self.first, self.started = self.before + done, time.monotonic()
+    def resume_at(self, done: int, total: int | None = None, *, ago: float = 0.0) -> None:
+        """Set what was already done; the rates count from here, or from `ago` seconds before."""
         self.set(done, total)
+        if done or not self.before:
+            self.first, self.started, self.tokens = self.done, time.monotonic() - ago, 0
 
 
 class Display:
@@ -153,8 +159,9 @@ def train_progress(bar: Bar, planned: Callable[[int], None]) -> Callable[[dict[s
         if new and message["phase"] != "train":
             bar.note(PHASES.get(message["phase"], message["phase"]))
         if message.get("phase") in ("warm start", "train"):
-            if new:
-                bar.resume_at(max(0, message["done"] - 1), message["total"])
+            if new:  # the first step of this process begins, or has just ended
+                ended = "tokens" in message
+                bar.resume_at(message["done"] - ended, message["total"], ago=message["seconds"] if ended else 0.0)
                 planned(message["total"])
             if "tokens" in message:
                 bar.count(tokens=message["tokens"], detail=f"loss {message['loss']:.3f}")
