@@ -94,7 +94,9 @@ class Campaign:
         if self.working:
             return
         self.working = True
-        record_settings(self.run, self.loaded, self.versions)
+        for change in record_settings(self.run, self.loaded, self.versions):
+            old, new = (setting_text(value, change.key) for value in (change.old, change.new))
+            self.display.say(f"{change.key} was {old} and is now {new}")
 
     def bar(self, folder: StageFolder, title: str, total: int, unit: str) -> AbstractContextManager[Bar]:
         """Open the progress bar of a stage that starts now, and log the start in the events for `watch`."""
@@ -242,5 +244,5 @@ def sound_alarms(campaign: Campaign, k: int, stage: Stage) -> None:
     history = [numbers_of(campaign.run, i) for i in range(1, k + 1)]
     for alarm in alarms(history, campaign.base.alarms):
         if alarm.stage == stage:
-            campaign.display.say(f"  alarm: {alarm.text}")
+            campaign.display.say(f"  alarm: {alarm.text}", "warning")
             campaign.run.event("alarm", iteration=k, **asdict(alarm))

@@ -14,11 +14,26 @@ from rich.console import Console
 from judges.types import JudgeError
 from loop import interrupt
 from loop.cli.judge_commands import judge_app
-from loop.cli.options import AsJson, Commands, Overrides, RunName, Runs, complete_run, complete_source, print_json
+from loop.cli.options import (
+    AsJson,
+    Commands,
+    LogFormat,
+    Overrides,
+    Quiet,
+    RunName,
+    Runs,
+    Timestamps,
+    Verbose,
+    complete_run,
+    complete_source,
+    output_of,
+    print_json,
+)
 from loop.cli.steer_commands import mount
 from loop.errors import AwaitingLabels, UserError, explain_obstacle, is_obstacle
 from loop.format import visible
 from loop.redact import redacted
+from loop.store.run_state import SCHEMA
 from trainer.errors import TrainerError
 
 app = typer.Typer(
@@ -82,6 +97,16 @@ def run(
         str | None, typer.Option(metavar="ITER|ITER/STAGE", help="Stop after this point, e.g. `2` or `2/pair`.")
     ] = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    timestamps: Timestamps = False,
+    log_format: LogFormat = "text",
+    log_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The log; default is `logs/run.log` in the run folder.")
+    ] = None,
+    metrics_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the run's numbers here, in the OpenMetrics text format.")
+    ] = None,
 ) -> None:
     """Run a campaign, or continue it where it stopped.
 
@@ -97,11 +122,15 @@ def run(
 
     folder, loaded = locate(config, overrides or [], name, runs, toy=toy, repair=repair)
     goal = None if until is None else read_stop_point(until, loaded.iterations)
-    display = Display(quiet=as_json)
+    output = output_of(quiet, verbose, timestamps, log_format, log_file, metrics_file)
+    display = Display(output, to_stderr=as_json)
     if not as_json:
         display.say(f"{'continuing' if folder.exists() else 'starting'} {folder} from {loaded.source}")
     state = run_campaign(folder, loaded, display, verify=verify, repair=repair, until=goal)
-    print_json(state.as_json()) if as_json else print_status(state, Console())
+    if as_json:
+        print_json(state.as_json())
+    elif output.prints("info") and not output.json_lines:
+        print_status(state, Console())
 
 
 @app.command(epilog="Examples: `prefloop plan quickstart` · `prefloop plan my.yaml sampling.n=16 --check`")
@@ -144,7 +173,8 @@ def list_runs(runs: Runs = Path("runs"), as_json: AsJson = False) -> None:
     from loop.view.run_list import print_runs, summaries
 
     found = summaries(runs)
-    print_json({"runs": [one.as_json() for one in found]}) if as_json else print_runs(found, runs, Console())
+    plain = {"schema": SCHEMA, "runs": [one.as_json() for one in found]}
+    print_json(plain) if as_json else print_runs(found, runs, Console())
 
 
 @app.command(epilog="Examples: `prefloop watch quickstart` · `prefloop watch runs/my-1 --once`")
@@ -206,7 +236,7 @@ def train_reward(
     from loop.view.display import Display
 
     settings = load_reward_config(config, overrides or [])
-    summary = run_reward(settings, Display(quiet=as_json))
+    summary = run_reward(settings, Display(to_stderr=as_json))
     found = {"out": settings.out, **summary.model_dump()}
     print_json(found) if as_json else print_reward(summary, settings.out, Console())
 

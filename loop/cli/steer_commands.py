@@ -7,7 +7,20 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from loop.cli.options import AsJson, Overrides, RunName, Runs, complete_run, complete_source, print_json
+from loop.cli.options import (
+    AsJson,
+    LogFormat,
+    Overrides,
+    Quiet,
+    RunName,
+    Runs,
+    Timestamps,
+    Verbose,
+    complete_run,
+    complete_source,
+    output_of,
+    print_json,
+)
 from loop.errors import UserError
 from loop.format import in_bytes
 
@@ -143,6 +156,10 @@ def sweep(
     toy: Annotated[bool, typer.Option("--toy", help="Run all of them at toy size: minutes, no network.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs.")] = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    timestamps: Timestamps = False,
+    log_format: LogFormat = "text",
 ) -> None:
     """Run one campaign per combination of values, one at a time, and compare them; rerun to continue."""
     from loop.commands.sweep import plan_sweep, print_summary, print_sweep, refuse_stopped, run_sweep, summary
@@ -156,7 +173,8 @@ def sweep(
     if dry_run:
         print_json([member.as_json() for member in members]) if as_json else print_sweep(members)
         return
-    outcomes = run_sweep(members, Display(quiet=as_json))
+    output = output_of(quiet, verbose, timestamps, log_format)
+    outcomes = run_sweep(members, Display(output, to_stderr=as_json))
     found = summary(outcomes, runs)
     metric = members[0].loaded.base.promote.metric
     print_json(found.as_json()) if as_json else print_summary(found.comparison, metric, Console())

@@ -27,6 +27,7 @@ from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
 from loop.store.stage import OPTIONAL, STAGES, StageFolder
 from loop.view.display import Display
+from loop.view.run_log import Level
 from loop.view.status import collect, write_metrics
 from loop.workers.pool import WorkerPool
 
@@ -66,7 +67,7 @@ class ReadOnlyCampaign(Campaign):
 class Silent(Display):
     """Prints nothing."""
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, level: Level = "info", details: Json | None = None) -> None:
         """Leave it out."""
 
 
@@ -151,7 +152,7 @@ def check_forkable(origin: Origin, before: LoadedConfig, loaded: LoadedConfig) -
             f"trained in turns. Fork {parent.name}@{k}/train, or {parent.name}@{k - 1}."
         )
     _check_whole(origin, loaded)
-    display = Silent(quiet=True)
+    display = Silent(to_stderr=True)
     until = StopPoint(k, stage) if stage else None
     campaign = ReadOnlyCampaign(parent, loaded, WorkerPool(parent, loaded.base, display), display, until=until)
     campaign.judge = _judge(before.base.judge, loaded.base.judge, parent.stage(1, "judge"))

@@ -121,8 +121,9 @@ def settings_of(run: RunFolder, overrides: Sequence[str] = ()) -> LoadedConfig:
         ) from error
 
 
-def record_settings(run: RunFolder, loaded: LoadedConfig, versions: dict[str, str]) -> None:
-    """Make today's settings the run's, and note when they or the versions differ from the last start's."""
+def record_settings(run: RunFolder, loaded: LoadedConfig, versions: dict[str, str]) -> tuple[Change, ...]:
+    """Make today's settings the run's, note when they or the versions differ from the last start's, and return the
+    changed settings."""
     if not run.exists():
         run.write_format()
     known = read_lineage(run)
@@ -132,6 +133,7 @@ def record_settings(run: RunFolder, loaded: LoadedConfig, versions: dict[str, st
         start = Start(round(time.time(), 3), str(loaded.source), changes, versions)
         write_lineage(run, replace(known, name=run.name, starts=(*known.starts, start)))
     write_file(run.config, to_yaml(loaded.raw).encode("utf-8"))
+    return changes
 
 
 def read_lineage(run: RunFolder) -> Lineage:

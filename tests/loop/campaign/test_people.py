@@ -96,7 +96,7 @@ class Bench:
         run = RunFolder(cli.runs / "bench")
         shutil.copytree(reference / "prompts", run.prompts().path)
         shutil.copytree(reference / "iter-001" / "sample", run.stage(1, "sample").path)
-        display = Display(quiet=True)
+        display = Display(to_stderr=True)
         self.campaign = Campaign(run, loaded, WorkerPool(run, loaded.base, display), display, verify=False)
         models = ModelRoles(*[Model(run.root, "hash", 0)] * 3)
         self.it = Iteration(self.campaign, 1, loaded.base, models, {})

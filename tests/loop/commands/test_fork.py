@@ -115,7 +115,7 @@ def test_a_fork_of_a_fork_reads_the_verdicts_of_both_and_names_its_parent(cli: C
     assert parent_of_grandchild is not None
     assert parent_of_grandchild.run == str(child.root)
     assert inherited_caches(grandchild) == (child.verdict_cache, parent.verdict_cache)
-    pool = WorkerPool(grandchild, load_config(grandchild.config).base, Display(quiet=True))
+    pool = WorkerPool(grandchild, load_config(grandchild.config).base, Display(to_stderr=True))
     cache = VerdictCache(pool.judge.judging["cache"], pool.judge.judging["parents"])
     assert [cache.get(key) for key in ("a", "b", "c")] == ["from the parent", "from the child", None]
     assert cache.spent("judge") == Usage()
