@@ -88,7 +88,7 @@ def run_prefloop(job: Job, folder: Path) -> Job:
     from loop.view.display import Display
 
     run = RunFolder(folder / "run")
-    run_campaign(run, campaign_of(job, folder), Display(quiet=True))
+    run_campaign(run, campaign_of(job, folder), Display(to_stderr=True))
     manifests = {name: run.stage(1, name).manifest() for name in ("sample", "pair", "train")}
     made = {name: manifest for name, manifest in manifests.items() if manifest is not None}
     seconds = {name: manifest.seconds for name, manifest in made.items()}

@@ -1,4 +1,4 @@
-"""Formats numbers for people (shares, differences with their intervals, durations), and texts for a terminal."""
+"""Formats numbers for people (shares, differences with their intervals, durations, sizes), and texts for a terminal."""
 
 import math
 
@@ -62,6 +62,13 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def in_bytes(size: int) -> str:
+    """1.5 GB, 12.0 MB, 3 kB."""
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{-(-size // 1000)} kB"
 
 
 def clock(seconds: float, *, hours: bool = True) -> str:

@@ -105,7 +105,12 @@ class External(Judge):
 
 def read_labels(judge: External, sheet: Sequence[Item], lines: str, where: str) -> dict[str, Label]:
     """The labels in JSON lines by item id. JudgeError for an unknown item, an edited text, a bad or second label."""
-    items = {item.id: item.row for item in sheet}
+    return read_labels_of_rows(judge, [item.row for item in sheet], lines, where)
+
+
+def read_labels_of_rows(judge: External, rows: Sequence[dict[str, Any]], lines: str, where: str) -> dict[str, Label]:
+    """As `read_labels`, for the items as the sheet's file holds them."""
+    items = {str(row["id"]): row for row in rows}
     labels: dict[str, Label] = {}
     seen_at: dict[str, int] = {}
     for number, line in enumerate(lines.split("\n"), 1):

@@ -94,7 +94,9 @@ class Campaign:
         if self.working:
             return
         self.working = True
-        record_settings(self.run, self.loaded, self.versions)
+        for change in record_settings(self.run, self.loaded, self.versions):
+            old, new = (setting_text(value, change.key) for value in (change.old, change.new))
+            self.display.say(f"{change.key} was {old} and is now {new}")
 
     def bar(self, folder: StageFolder, title: str, total: int, unit: str) -> AbstractContextManager[Bar]:
         """Open the progress bar of a stage that starts now, and log the start in the events for `watch`."""
@@ -218,11 +220,18 @@ def refuse_changes(folder: StageFolder, then: dict[str, Any], now: dict[str, Any
         for key in changed
         if key != "made from"
     )
-    earlier = f"fork the run before it (`prefloop fork RUN@{folder.iteration - 1} NEW`), " if folder.iteration else ""
+    earlier = f"fork the run before it (`prefloop fork RUN@{point_before(folder)} NEW`), " if folder.iteration else ""
     raise UserError(
         f"{folder} is finished, and these settings would invalidate it: {settings}. Set them back, change "
         f"them for later iterations only (per_iteration), {earlier}or start a new run with --name."
     )
+
+
+def point_before(folder: StageFolder) -> str:
+    """The last point before a stage at which a run can be forked."""
+    k, stages = folder.iteration, list(STAGES)
+    at = stages.index(folder.stage) if folder.stage in stages else 0
+    return f"{k}/{stages[at - 1]}" if at else str(k - 1)
 
 
 def keys(section: str, values: Any, names: tuple[str, ...]) -> dict[str, Any]:
@@ -235,5 +244,5 @@ def sound_alarms(campaign: Campaign, k: int, stage: Stage) -> None:
     history = [numbers_of(campaign.run, i) for i in range(1, k + 1)]
     for alarm in alarms(history, campaign.base.alarms):
         if alarm.stage == stage:
-            campaign.display.say(f"  alarm: {alarm.text}")
+            campaign.display.say(f"  alarm: {alarm.text}", "warning")
             campaign.run.event("alarm", iteration=k, **asdict(alarm))

@@ -23,6 +23,7 @@ from loop.campaign.stages.take_prompts import take_prompts
 from loop.config.load import LoadedConfig, diff, refuse_comparing
 from loop.engines.option_checks import option_problems
 from loop.errors import StoppedAtUntil
+from loop.measure.metric_names import iteration_metrics
 from loop.prompts.row import PromptRow
 from loop.redact import remember_secrets
 from loop.report.model_card import describe_model, describe_models
@@ -60,7 +61,12 @@ def run_campaign(
     missing. Finished work is kept in every case."""
     run.check_format()
     remember_secrets(loaded.raw)
-    with run.locked(), closing(prepared(run, loaded, display, verify=verify, repair=repair)) as pool:
+    run.heard = display.event
+    with (
+        run.locked(),
+        display.log.open_at(run.log("run")),
+        closing(prepared(run, loaded, display, verify=verify, repair=repair)) as pool,
+    ):
         campaign = Campaign(run, loaded, pool, display, verify=verify, until=until)
         display.look = partial(look, run, loaded)
         try:
@@ -245,9 +251,11 @@ def refresh(campaign: Campaign, k: int) -> None:
         return
     state = collect(campaign.run)
     write_metrics(campaign.run, state)
-    campaign.display.say(iteration_line(state, k))
+    done = next(it for it in state.iterations if it.iteration == k)
+    campaign.display.say(iteration_line(state, k), details={"iteration": k, "metrics": iteration_metrics(done)})
     if 0 < k < campaign.loaded.iterations:
         campaign.display.say(f"  {time_left(look(campaign.run, campaign.loaded), None)}")
+    campaign.display.evaluated(done)
     refresh_report(campaign)
 
 
@@ -259,4 +267,4 @@ def refresh_report(campaign: Campaign) -> None:
         write_report(campaign.run)
     except Exception as error:  # noqa: BLE001  a broken report must not end a campaign
         problem = f"{type(error).__name__}: {error}"
-        campaign.display.say(f"  warning: the report could not be written ({problem}); retry with `prefloop report`")
+        campaign.display.warn(f"the report could not be written ({problem}); retry with `prefloop report`")

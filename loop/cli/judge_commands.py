@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from loop.cli.options import AsJson, print_json
+from loop.cli.options import AsJson, RunName, Runs, print_json
 
 judge_app = typer.Typer(
     name="judge",
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="List, write and test judges.",
+    help="List, write and test judges, and hand people's labels to a run.",
     epilog="Start with: `prefloop judge list`, then `prefloop judge new my-judge`.",
 )
 
@@ -49,6 +49,24 @@ def new(
     from loop.commands.judge_new import what_next, write_judge
 
     print(what_next(write_judge(name, kind, folder)))
+
+
+@judge_app.command(epilog="Examples: `prefloop judge label my labels.jsonl` · `prefloop run my`")
+def label(
+    run: RunName,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Labels: the page's download, or a filled-in sheet.")],
+    runs: Runs = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Check people's labels and hand them to a run that waits for them.
+
+    Several files add up; two different labels of one item are refused.
+    """
+    from loop.commands.judge_label import print_labels, take_labels
+    from loop.store.locate import find_run
+
+    taken = take_labels(find_run(run, runs), file)
+    print_json(taken.as_json()) if as_json else print_labels(taken)
 
 
 @judge_app.command(

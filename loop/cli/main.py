@@ -3,6 +3,7 @@
 import signal
 import sys
 from dataclasses import asdict
+from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -13,20 +14,35 @@ from rich.console import Console
 from judges.types import JudgeError
 from loop import interrupt
 from loop.cli.judge_commands import judge_app
-from loop.cli.options import AsJson, Commands, Overrides, Runs, print_json
+from loop.cli.options import (
+    AsJson,
+    Commands,
+    LogFormat,
+    Overrides,
+    Quiet,
+    RunName,
+    Runs,
+    Timestamps,
+    Verbose,
+    complete_run,
+    complete_source,
+    output_of,
+    print_json,
+)
 from loop.cli.steer_commands import mount
 from loop.errors import AwaitingLabels, UserError, explain_obstacle, is_obstacle
 from loop.format import visible
 from loop.redact import redacted
+from loop.store.run_state import SCHEMA
 from trainer.errors import TrainerError
 
 app = typer.Typer(
     name="prefloop",
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Iterative preference training: sample, judge, pair, train, evaluate, promote, repeat.",
     epilog="Start with: `prefloop plan quickstart`, then `prefloop run quickstart`.",
 )
@@ -37,7 +53,12 @@ WAITING = 3
 """Exit code of a run that waits until people have labelled its responses (judge `external`)."""
 
 Source = Annotated[
-    str, typer.Argument(metavar="CONFIG|RUN", help="A YAML file, a shipped config's name, or an existing run.")
+    str,
+    typer.Argument(
+        metavar="CONFIG|RUN",
+        help="A YAML file, a shipped config's name, or an existing run's folder or name.",
+        autocompletion=complete_source,
+    ),
 ]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run; default is the config's name.")]
 Toy = Annotated[
@@ -45,8 +66,24 @@ Toy = Annotated[
 ]
 
 
+def print_version(wanted: bool) -> None:
+    """Print the version and exit."""
+    if wanted:
+        print(f"prefloop {version('prefloop')}")
+        raise typer.Exit
+
+
+@app.callback()
+def prefloop(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of `prefloop` itself."""
+
+
 @app.command(
-    epilog="Examples: `prefloop run quickstart` · `prefloop run my.yaml seed=1 --name my-1` · `prefloop run runs/my-1`"
+    epilog="Examples: `prefloop run quickstart` · `prefloop run my.yaml seed=1 --name my-1` · `prefloop run my-1`"
 )
 def run(
     config: Source,
@@ -60,11 +97,22 @@ def run(
         str | None, typer.Option(metavar="ITER|ITER/STAGE", help="Stop after this point, e.g. `2` or `2/pair`.")
     ] = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    timestamps: Timestamps = False,
+    log_format: LogFormat = "text",
+    log_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The log; default is `logs/run.log` in the run folder.")
+    ] = None,
+    metrics_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the run's numbers here, in the OpenMetrics text format.")
+    ] = None,
 ) -> None:
     """Run a campaign, or continue it where it stopped.
 
     CONFIG is your own file or a shipped config: `quickstart`, `gsm8k`, or a published algorithm `recipes/NAME`
-    (`prefloop recipes` lists them).
+    (`prefloop recipes` lists them). RUN continues a run with its own settings; a config of the same name goes before,
+    and `runs/NAME` always means the run.
     """
     from loop.campaign.context import read_stop_point
     from loop.campaign.run import run_campaign
@@ -74,11 +122,15 @@ def run(
 
     folder, loaded = locate(config, overrides or [], name, runs, toy=toy, repair=repair)
     goal = None if until is None else read_stop_point(until, loaded.iterations)
-    display = Display(quiet=as_json)
+    output = output_of(quiet, verbose, timestamps, log_format, log_file, metrics_file)
+    display = Display(output, to_stderr=as_json)
     if not as_json:
         display.say(f"{'continuing' if folder.exists() else 'starting'} {folder} from {loaded.source}")
     state = run_campaign(folder, loaded, display, verify=verify, repair=repair, until=goal)
-    print_json(state.as_json()) if as_json else print_status(state, Console())
+    if as_json:
+        print_json(state.as_json())
+    elif output.prints("info") and not output.json_lines:
+        print_status(state, Console())
 
 
 @app.command(epilog="Examples: `prefloop plan quickstart` · `prefloop plan my.yaml sampling.n=16 --check`")
@@ -102,7 +154,7 @@ def plan(
 
 @app.command(epilog="Examples: `prefloop status quickstart` · `prefloop status runs/my-1 --json`")
 def status(
-    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    run: RunName,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -115,9 +167,19 @@ def status(
     print_json(state.as_json()) if as_json else print_status(state, Console())
 
 
+@app.command(name="runs", epilog="Examples: `prefloop runs` · `prefloop runs --runs /shared/runs --json`")
+def list_runs(runs: Runs = Path("runs"), as_json: AsJson = False) -> None:
+    """List the runs: state, iteration, accuracy, disk space, last change."""
+    from loop.view.run_list import print_runs, summaries
+
+    found = summaries(runs)
+    plain = {"schema": SCHEMA, "runs": [one.as_json() for one in found]}
+    print_json(plain) if as_json else print_runs(found, runs, Console())
+
+
 @app.command(epilog="Examples: `prefloop watch quickstart` · `prefloop watch runs/my-1 --once`")
 def watch(
-    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    run: RunName,
     runs: Runs = Path("runs"),
     once: Annotated[bool, typer.Option("--once", help="Show one frame and exit.")] = False,
 ) -> None:
@@ -130,7 +192,10 @@ def watch(
 
 @app.command(epilog="Examples: `prefloop show quickstart@1` · `prefloop show runs/my-1@2 --set test --limit 3`")
 def show(
-    run: Annotated[str, typer.Argument(metavar="RUN@K", help="A run and one of its iterations.")],
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN@K", help="A run and one of its iterations.", autocompletion=complete_run),
+    ],
     runs: Runs = Path("runs"),
     cache: Annotated[
         bool, typer.Option("--cache", help="Show RUN's verdict cache instead: judge answers, calls and tokens.")
@@ -171,7 +236,7 @@ def train_reward(
     from loop.view.display import Display
 
     settings = load_reward_config(config, overrides or [])
-    summary = run_reward(settings, Display(quiet=as_json))
+    summary = run_reward(settings, Display(to_stderr=as_json))
     found = {"out": settings.out, **summary.model_dump()}
     print_json(found) if as_json else print_reward(summary, settings.out, Console())
 

@@ -7,17 +7,31 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from loop.cli.options import AsJson, Overrides, Runs, print_json
+from loop.cli.options import (
+    AsJson,
+    LogFormat,
+    Overrides,
+    Quiet,
+    RunName,
+    Runs,
+    Timestamps,
+    Verbose,
+    complete_run,
+    complete_source,
+    output_of,
+    print_json,
+)
 from loop.errors import UserError
+from loop.format import in_bytes
 
 EXAMPLES = {
-    "fork": ("fork my@1 my-hot per_iteration.2.sampling.temperature=1.2", "fork my@0 my-simpo train.loss=simpo"),
+    "fork": ("fork my@1 my-hot per_iteration.2.sampling.temperature=1.2", "fork my@1/pair my-simpo train.loss=simpo"),
     "compare": ("compare my my-hot", "compare my@0 my@1 my-hot@2 --limit 3 --json"),
     "sweep": ("sweep my.yaml train.beta=0.1,0.3 seed=0,1", "sweep my.yaml train.loss=dpo,simpo --dry-run"),
     "export": ("export my@3 --model models/my", "export my@1 --pairs pairs.jsonl"),
     "prune": ("prune my", "prune my --no-keep-promoted --keep-last 2 --yes"),
     "recipes": ("recipes", "run recipes/sppo --toy"),
-    "doctor": ("doctor", "doctor my.yaml", "doctor runs/my --json"),
+    "doctor": ("doctor", "doctor my.yaml train.lora.rank=16", "doctor runs/my --json"),
     "report": ("report my", "report my my-hot --out comparison.html", "report my --serve"),
 }
 """Examples shown in the help of each command."""
@@ -31,25 +45,37 @@ def mount(app: typer.Typer) -> None:
 
 
 def fork(
-    run: Annotated[str, typer.Argument(metavar="RUN@K", help="A run and a finished iteration (0: the base model).")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN@K[/STAGE]",
+            help="A run and a finished iteration (0: the base model), or a finished stage of it.",
+            autocompletion=complete_run,
+        ),
+    ],
     new: Annotated[str, typer.Argument(metavar="NEW", help="Name (or folder) of the new run.")],
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Start a new run from an iteration of another run, with changed settings."""
+    """Start a new run from an iteration of another run, or from one of its stages, with changed settings."""
     from loop.commands.fork import fork as make_fork
     from loop.commands.fork import print_forked
-    from loop.store.locate import find_run_at, new_run
+    from loop.store.locate import find_stage_at, new_run
 
-    parent, iteration = find_run_at(run, runs)
-    done = make_fork(parent, iteration, new_run(new, runs), overrides or [])
+    parent, iteration, stage = find_stage_at(run, runs)
+    done = make_fork(parent, iteration, new_run(new, runs), overrides or [], stage=stage)
     print_json(done.as_json()) if as_json else print_forked(done)
 
 
 def compare(
     entrants: Annotated[
-        list[str], typer.Argument(metavar="RUN[@K] RUN[@K]...", help="Runs (their incumbents) or single iterations.")
+        list[str],
+        typer.Argument(
+            metavar="RUN[@K] RUN[@K]...",
+            help="Runs (their incumbents) or single iterations.",
+            autocompletion=complete_run,
+        ),
     ],
     runs: Runs = Path("runs"),
     limit: Annotated[int, typer.Option(min=0, help="Number of examples of disagreement.")] = 5,
@@ -64,7 +90,7 @@ def compare(
 
 
 def prune(
-    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    run: RunName,
     runs: Runs = Path("runs"),
     keep_best: Annotated[bool, typer.Option(help="Keep the weights with the best gate score.")] = True,
     keep_promoted: Annotated[bool, typer.Option(help="Keep the weights of every promoted iteration.")] = True,
@@ -73,7 +99,7 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Delete weights and leftovers that nothing needs; the run can still be resumed and reported."""
-    from loop.commands.prune import Rules, in_bytes, plan_prune, print_plan, remove
+    from loop.commands.prune import Rules, plan_prune, print_plan, remove
     from loop.store.locate import find_run
 
     folder = find_run(run, runs)
@@ -92,7 +118,10 @@ def prune(
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN@K", help="A run and one of its iterations.")],
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN@K", help="A run and one of its iterations.", autocompletion=complete_run),
+    ],
     runs: Runs = Path("runs"),
     model: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the model and its card here.")] = None,
     pairs: Annotated[
@@ -127,6 +156,10 @@ def sweep(
     toy: Annotated[bool, typer.Option("--toy", help="Run all of them at toy size: minutes, no network.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs.")] = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    timestamps: Timestamps = False,
+    log_format: LogFormat = "text",
 ) -> None:
     """Run one campaign per combination of values, one at a time, and compare them; rerun to continue."""
     from loop.commands.sweep import plan_sweep, print_summary, print_sweep, refuse_stopped, run_sweep, summary
@@ -140,7 +173,8 @@ def sweep(
     if dry_run:
         print_json([member.as_json() for member in members]) if as_json else print_sweep(members)
         return
-    outcomes = run_sweep(members, Display(quiet=as_json))
+    output = output_of(quiet, verbose, timestamps, log_format)
+    outcomes = run_sweep(members, Display(output, to_stderr=as_json))
     found = summary(outcomes, runs)
     metric = members[0].loaded.base.promote.metric
     print_json(found.as_json()) if as_json else print_summary(found.comparison, metric, Console())
@@ -159,15 +193,21 @@ def recipes(as_json: AsJson = False) -> None:
 
 def doctor(
     source: Annotated[
-        str | None, typer.Argument(metavar="[CONFIG|RUN]", help="A YAML file, a shipped config's name, or a run.")
+        str | None,
+        typer.Argument(
+            metavar="[CONFIG|RUN]",
+            help="A YAML file, a shipped config's name, or a run.",
+            autocompletion=complete_source,
+        ),
     ] = None,
+    overrides: Overrides = None,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """Check versions, devices, engine and the tokens of one pair; exits with 1 on an error."""
     from loop.commands.doctor import examine, print_report
 
-    found = examine(source, runs)
+    found = examine(source, runs, overrides or [])
     print_json(found.as_json()) if as_json else print_report(found, Console(soft_wrap=True, highlight=False))
     if any(finding.level == "error" for finding in found.findings):
         raise typer.Exit(1)
@@ -175,7 +215,12 @@ def doctor(
 
 def report(
     entrants: Annotated[
-        list[str], typer.Argument(metavar="RUN [RUN[@K]...]", help="One run, or several to compare with the first.")
+        list[str],
+        typer.Argument(
+            metavar="RUN [RUN[@K]...]",
+            help="One run, or several to compare with the first.",
+            autocompletion=complete_run,
+        ),
     ],
     runs: Runs = Path("runs"),
     out: Annotated[

@@ -85,9 +85,9 @@ class Diagnosis:
         return plain | plain.pop("policy", {})
 
 
-def examine(source: str | None, runs: Path) -> Diagnosis:
-    """Examine this machine, and a config or run if one is named. UserError."""
-    run, loaded = _located(source, runs) if source is not None else (None, None)
+def examine(source: str | None, runs: Path, overrides: Sequence[str] = ()) -> Diagnosis:
+    """Examine this machine, and a config or run with changed settings if one is named. UserError."""
+    run, loaded = _located(source, overrides, runs) if source is not None else (None, None)
     engine, findings = _engine(loaded.base.engine if loaded is not None else EngineConfig())
     policy = gap = None
     if loaded is not None:
@@ -96,10 +96,10 @@ def examine(source: str | None, runs: Path) -> Diagnosis:
     return Diagnosis(versions(), devices(), engine, policy, gap, findings)
 
 
-def _located(source: str, runs: Path) -> tuple[RunFolder | None, LoadedConfig]:
+def _located(source: str, overrides: Sequence[str], runs: Path) -> tuple[RunFolder | None, LoadedConfig]:
     """A run by name or folder comes first, then a config."""
     named = RunFolder(runs / source)
-    run, loaded = locate(str(named) if named.exists() else source, [], None, runs)
+    run, loaded = locate(str(named) if named.exists() else source, overrides, None, runs)
     return (run if run.exists() else None), loaded
 
 

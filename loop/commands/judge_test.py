@@ -131,7 +131,7 @@ def run_test(
     judge.bind(replace(context, on_item=timer(JudgeConfig.model_fields["seconds_per_response"].default)))
     judge.ready()
     cases = read_cases(data, chosen.thinking)[:limit]
-    display = Display(quiet=quiet)
+    display = Display(to_stderr=quiet)
     if (model := asked_for(judge)) is not None:
         judge.bind(replace(judge.context, generate=start_engine(model, display), weights=model.found.digest))
     responses = sum(len(case.responses) for case in cases)

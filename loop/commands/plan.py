@@ -20,6 +20,7 @@ from loop.store.lineage import settings_of
 from loop.store.missing import missing
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
+from loop.store.run_state import SCHEMA
 from loop.store.stage import STAGES
 from loop.view.describe import (
     NamedJudge,
@@ -85,7 +86,7 @@ class Plan:
         for key, calls in (("judge_calls", self.judge_calls), ("eval_judge_calls", self.eval_judge_calls)):
             plain[key] = [one.as_json() for one in calls]
         optional = ("judge_calls", "eval_judge_calls", "checked")
-        return {key: value for key, value in plain.items() if value or key not in optional}
+        return {"schema": SCHEMA} | {key: value for key, value in plain.items() if value or key not in optional}
 
 
 def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> Plan:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loop.errors import UserError
+from loop.format import in_bytes
 from loop.measure.evaluation import read_evaluation
 from loop.store.files import to_json, write_file
 from loop.store.lineage import settings_of
@@ -152,10 +153,3 @@ def print_plan(run: RunFolder, plan: PrunePlan) -> None:
         also = f" ({in_bytes(shared)} more are shared with a fork and stay there)" if shared else ""
         print(f"remove  {removal.what}: {in_bytes(removal.bytes(shared=False))}{also}")
     print(f"{in_bytes(plan.freed)} would be freed in {run}." if plan.removals else f"Nothing to remove in {run}.")
-
-
-def in_bytes(size: int) -> str:
-    """1.5 GB, 12.0 MB, 3 kB."""
-    if size >= 1e9:
-        return f"{size / 1e9:.1f} GB"
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{-(-size // 1000)} kB"

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from judges.types import JudgeError
 from loop.campaign.run import run_campaign
-from loop.commands.fork import fork, unfinished
+from loop.commands.fork import Origin, fork
 from loop.config.load import LoadedConfig, load_config
 from loop.errors import AwaitingLabels, UserError
 from loop.format import points_with_interval
@@ -161,7 +161,7 @@ def run_sweep(members: Sequence[Member], display: Display) -> list[Outcome]:
 def take_base(member: Member, others: Sequence[RunFolder]) -> RunFolder | None:
     """Make the member a fork of the first of these runs whose base evaluation holds for it; that run, or None."""
     for other in others:
-        if other.exists() and not unfinished(other, 0):
+        if other.exists() and not Origin(other, 0).missing:
             try:
                 fork(other, 0, member.run, member.overrides)
             except UserError:  # its settings decide the base evaluation: it makes one of its own

@@ -136,6 +136,11 @@ def find_config(source: str | Path, shipped: Mapping[str, Path]) -> Path:
     )
 
 
+def is_config(source: str) -> bool:
+    """Whether a file or a shipped config has this name."""
+    return Path(source).expanduser().is_file() or source in shipped_configs()
+
+
 def read_sections(path: Path, root: type[BaseModel], required: str) -> Raw:
     """The file's keys and values; messages name the `required` sections."""
     try:

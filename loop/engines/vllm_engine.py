@@ -25,6 +25,14 @@ often shorter than the default of 128. A quarter faster on prompts of 45 tokens 
 SETTINGS = "engine.max_model_len, engine.batch, engine.memory_gib (CPU), engine.gpu_memory_share (GPU) and engine.args"
 """What to check if vLLM cannot start."""
 
+OF_WEIGHTS = "vllm.model_executor.models.utils"
+"""The logger with a warning per weight at each load: that it is rounded to the engine's precision."""
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a message of that logger is worth a line. A level would not do: vLLM resets it when it starts."""
+    return not str(record.msg).startswith("Attempted to load weight %s with dtype")
+
 
 class VllmEngine:
     """vLLM inside this process; `load_policy` swaps the weights in place, in a fraction of a second."""
@@ -41,7 +49,7 @@ class VllmEngine:
         import torch
         from vllm import LLM
 
-        logging.getLogger("vllm.model_executor").setLevel(logging.ERROR)  # a warning per weight at each reload
+        logging.getLogger(OF_WEIGHTS).addFilter(is_news)
         self.on_gpu = torch.cuda.is_available()
         dtype = "bfloat16" if settings.dtype == "auto" else settings.dtype
         options = {

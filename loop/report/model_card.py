@@ -71,7 +71,7 @@ def _lineage(run: RunFolder, k: int) -> str:
             for c in parent.changes
         )
         changed = "; ".join(changes) or "nothing changed"
-        lines.append(f"- The run is a fork of iteration {parent.iteration} of `{publishable(parent.run)}` ({changed}).")
+        lines.append(f"- The run is a fork of {parent.place} of `{publishable(parent.run)}` ({changed}).")
     for i in range(1, k + 1):
         decision = run.decision(i)
         if decision is None:

@@ -150,6 +150,12 @@ def _objects(path: Path, rows: list[Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def last_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The complete rows of a file of JSON lines, the last one first; nothing if there is no file."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    yield from (row for line in reversed(lines) if isinstance(row := read_line(line), dict))
+
+
 def read_line(line: bytes) -> Any:
     """The value of a line of JSON; None if it is none."""
     with suppress(ValueError):

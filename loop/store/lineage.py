@@ -56,13 +56,23 @@ class Parent:
     run: str
     """Folder of the run that was forked."""
     iteration: int
-    """The last iteration that was taken over."""
+    """The last iteration of which anything was taken over."""
     time: float
     policy: ModelRecord
     """The incumbent after that iteration."""
     digests: dict[str, str]
     """Digests of the manifests that were taken over, by stage."""
     changes: tuple[Change, ...]
+    stage: str = ""
+    """The last stage of that iteration that was taken over; empty if all were."""
+
+    def __str__(self) -> str:
+        return f"{self.place} of {self.run}"
+
+    @property
+    def place(self) -> str:
+        """The iteration, or its stage."""
+        return f"{f'stage {self.stage} of ' if self.stage else ''}iteration {self.iteration}"
 
     def as_json(self) -> Json:
         """Plain values."""
@@ -111,8 +121,9 @@ def settings_of(run: RunFolder, overrides: Sequence[str] = ()) -> LoadedConfig:
         ) from error
 
 
-def record_settings(run: RunFolder, loaded: LoadedConfig, versions: dict[str, str]) -> None:
-    """Make today's settings the run's, and note when they or the versions differ from the last start's."""
+def record_settings(run: RunFolder, loaded: LoadedConfig, versions: dict[str, str]) -> tuple[Change, ...]:
+    """Make today's settings the run's, note when they or the versions differ from the last start's, and return the
+    changed settings."""
     if not run.exists():
         run.write_format()
     known = read_lineage(run)
@@ -122,6 +133,7 @@ def record_settings(run: RunFolder, loaded: LoadedConfig, versions: dict[str, st
         start = Start(round(time.time(), 3), str(loaded.source), changes, versions)
         write_lineage(run, replace(known, name=run.name, starts=(*known.starts, start)))
     write_file(run.config, to_yaml(loaded.raw).encode("utf-8"))
+    return changes
 
 
 def read_lineage(run: RunFolder) -> Lineage:

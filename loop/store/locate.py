@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from loop.config.load import LoadedConfig, load_config
+from loop.config.load import LoadedConfig, is_config, load_config
 from loop.config.types import did_you_mean
 from loop.errors import UserError
 from loop.format import visible
 from loop.store.lineage import settings_of
 from loop.store.run_folder import RunFolder
+from loop.store.stage import STAGES
 
 LONGEST_NAME = 200
 """Bytes of a name: file systems allow 255, and a file that is being written has a longer one."""
@@ -23,10 +24,10 @@ def locate(
     toy: bool = False,
     repair: bool = False,
 ) -> tuple[RunFolder, LoadedConfig]:
-    """The run that `source` means, and its settings: an existing run by folder, or a config by file or shipped name.
-    With `repair`, a damaged run.json is written again."""
-    existing = RunFolder(Path(source))
-    if existing.was_started():
+    """The run that `source` means, and its settings: an existing run by folder, a config by file or shipped name, or
+    else an existing run by name. With `repair`, a damaged run.json is written again."""
+    existing = existing_run(source, runs)
+    if existing is not None:
         if toy:
             raise UserError(f"{source} is an existing run, whose size cannot change; --toy needs a config.")
         if name is not None:
@@ -39,6 +40,21 @@ def locate(
     run = RunFolder(runs / check_name(name if name is not None else loaded.name, "a run"))
     run.check_format(repair=repair)
     return run, loaded
+
+
+def existing_run(source: str, runs: Path) -> RunFolder | None:
+    """The run in the folder `source`, or the run of that name if no config has it: a command means the same whether
+    its run was started or not. UserError if neither is there and a run has a similar name."""
+    folder = RunFolder(Path(source))
+    if folder.was_started():
+        return folder
+    if is_config(source):
+        return None
+    if (named := RunFolder(runs / source)).was_started():
+        return named
+    if similar := did_you_mean(source, RunFolder.names_in(runs)):
+        raise UserError(f"There is no config {source}, and no run of that name in {runs}/{similar}")
+    return None
 
 
 def find_run(run: str, runs: Path) -> RunFolder:
@@ -85,6 +101,16 @@ def check_name(name: str, what: str) -> str:
         shown = name if len(name) <= 40 else f"{name[:40]}…"
         raise UserError(f"{shown!r} cannot be the name of {what}: {wrong[0]}. Choose another one, e.g. my-1.")
     return name
+
+
+def find_stage_at(text: str, runs: Path) -> tuple[RunFolder, int, str]:
+    """The run, iteration and stage that `RUN@K/STAGE` names; the stage is empty for the whole iteration."""
+    at, _, stage = text.rpartition("@")[2].partition("/")
+    folder, iteration = find_run_at(f"{text.rpartition('@')[0]}@{at}", runs)
+    stages = STAGES if iteration else ("eval",)
+    if stage and stage not in stages:
+        raise UserError(f"{text!r} names no stage of iteration {iteration}; its stages are {', '.join(stages)}.")
+    return folder, iteration, stage if iteration else ""
 
 
 def find_run_at(text: str, runs: Path) -> tuple[RunFolder, int]:

@@ -15,7 +15,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -29,6 +29,7 @@ from loop.store.files import (
     append_line,
     has_its_checksum,
     is_readable,
+    last_rows,
     read_lines,
     take_lock,
     to_json,
@@ -70,6 +71,8 @@ class RunFolder:
         self.report = root / "report.html"
         self.verdict_cache = root / "cache" / "verdicts.sqlite"
         """Verdicts that cost money or minutes; forks of this run read it."""
+        self.heard: Callable[[str, Json], None] = lambda what, details: None
+        """Called with every new event."""
         self.named_reference = root / "iter-000" / "reference.json"
         """What `reference: path` resolved to."""
 
@@ -228,7 +231,13 @@ class RunFolder:
 
     def event(self, what: str, **details: Any) -> None:
         """Append a line to events.jsonl, without secrets."""
-        append_line(self.events, {"time": round(time.time(), 3), "event": what, **redacted(details)})
+        shown = redacted(details)
+        append_line(self.events, {"time": round(time.time(), 3), "event": what, **shown})
+        self.heard(what, shown)
+
+    def latest_events(self) -> Iterator[Event]:
+        """The lines of events.jsonl, the last one first. UserError if one has another shape."""
+        return (as_record(line, Event, self.events) for line in last_rows(self.events))
 
     def read_events(self) -> list[Event]:
         """The lines of events.jsonl. UserError if one has another shape."""

@@ -18,6 +18,8 @@ from loop.store.run_records import (
 )
 
 T = TypeVar("T")
+SCHEMA = 1
+"""Version of the JSON that commands print; raised when a key is renamed, removed or changes its meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,4 +223,4 @@ class RunState:
         iterations = [one.as_json() for one in self.iterations]
         plain = asdict(replace(self, parent=None, iterations=(), gains=None))
         del plain["gains"]
-        return plain | {"parent": parent, "iterations": iterations} | gains
+        return {"schema": SCHEMA} | plain | {"parent": parent, "iterations": iterations} | gains

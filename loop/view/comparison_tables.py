@@ -43,7 +43,7 @@ def _who(entrant: EntrantSummary) -> str:
     model = f"the model of iteration {entrant.iteration}" if entrant.iteration else "the base model"
     role = ", its incumbent" if entrant.incumbent else ""
     parent = entrant.parent
-    origin = f"; forked from iteration {parent.iteration} of {parent.run}" if parent else ""
+    origin = f"; forked from {parent}" if parent else ""
     return f"{entrant.name}: {model}{role}{origin}"
 
 

@@ -12,6 +12,8 @@ BAR = (8, 40)
 """Fewest and most columns of a bar; on a terminal with less room there is no bar."""
 NARROW, ALARM_LINES = 20, 4
 """Width below which alarms are cut instead of wrapped, and the most lines of one alarm."""
+SHORT_NAME = 8
+"""Characters of a run's name that stay on a narrow terminal."""
 ASCII = str.maketrans("━┄…–", "=.~-")
 """Replacements for a terminal that has only ASCII."""
 MARKS = {"finished": "x", "started": ">", "waiting": " "}
@@ -26,7 +28,7 @@ class Line(NamedTuple):
 
 def frame(snapshot: Snapshot | None, work: Work | None, *, width: int, ascii_only: bool = False) -> list[Line]:
     """All lines, none longer than `width`. Without a snapshot only the work is shown."""
-    lines = [] if snapshot is None else [Line(title(snapshot, work), "bold"), Line(stages(snapshot))]
+    lines = [] if snapshot is None else [Line(title(snapshot, work, width), "bold"), Line(stages(snapshot))]
     if work is not None:
         lines.append(Line(bar(work, width), "cyan"))
     if snapshot is not None:
@@ -36,11 +38,12 @@ def frame(snapshot: Snapshot | None, work: Work | None, *, width: int, ascii_onl
     return [line._replace(text=shorten(line.text, width).translate(plain)) for line in lines]
 
 
-def title(snapshot: Snapshot, work: Work | None) -> str:
-    """quickstart, iteration 2 of 3: about 14 min 05 s left"""
+def title(snapshot: Snapshot, work: Work | None, width: int) -> str:
+    """quickstart, iteration 2 of 3: about 14 min 05 s left; a long name is cut rather than the time."""
     where = f"iteration {snapshot.iteration} of {snapshot.planned}" if snapshot.iteration else "the base model"
     again = f", attempt {snapshot.attempt}" if snapshot.attempt > 1 else ""
-    return f"{snapshot.name}, {where}{again}: {time_left(snapshot, work)}"
+    rest = f", {where}{again}: {time_left(snapshot, work)}"
+    return shorten(snapshot.name, max(SHORT_NAME, width - len(rest))) + rest
 
 
 def time_left(snapshot: Snapshot, work: Work | None) -> str:

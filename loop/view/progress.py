@@ -3,8 +3,9 @@
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,11 +14,13 @@ from loop.config.load import LoadedConfig
 from loop.store.files import read_lines
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Event, Json, Numbers, SetMetrics, as_record
-from loop.store.run_state import IterationState
 from loop.store.stage import STAGES, StageFolder
 
 ALARMS = 3
 """Number of latest warnings shown."""
+
+STALLED_AFTER = 300.0
+"""Seconds without any change after which a run seems to stand still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,28 +73,38 @@ class Snapshot:
     alarms: tuple[Notice, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluatedIteration:
+    """What the live view takes from a row of metrics.jsonl, which is an IterationState."""
+
+    iteration: int
+    finished: bool
+    seconds: dict[str, dict[str, float]]
+    test: SetMetrics | None
+
+
 def look(run: RunFolder, loaded: LoadedConfig) -> Snapshot:
     """The current state of the run."""
     planned = loaded.iterations
     k = iteration_in_progress(run, planned)
-    events = run.read_events()
-    states = [as_record(row, IterationState, run.metrics) for row in read_lines(run.metrics)]
+    rows = [as_record(row, EvaluatedIteration, run.metrics) for row in read_lines(run.metrics)]
     return Snapshot(
         name=run.name,
         planned=planned,
         iteration=k,
         attempt=run.attempts(k),
-        complete=run.promotion(planned).exists() or stopped_by_rejection(events),
-        stages=stage_states(run, k),
-        scores=tuple((state.iteration, scores_on_test_set(state.test)) for state in states if state.test is not None),
-        typical=typical_seconds(states),
-        alarms=alarms_in(events),
+        complete=run.promotion(planned).exists() or stopped_by_rejection(run),
+        stages=stages_now(run, k),
+        scores=tuple((row.iteration, scores_on_test_set(row.test)) for row in rows if row.test is not None),
+        typical=typical_seconds(rows),
+        alarms=alarms_in(run.latest_events()),
     )
 
 
-def stopped_by_rejection(events: Sequence[Event]) -> bool:
+def stopped_by_rejection(run: RunFolder) -> bool:
     """Whether a rejected candidate has ended the campaign (`promote.on_reject: stop`)."""
-    return bool(events) and events[-1].event == "campaign_stopped"
+    last = next(run.latest_events(), None)
+    return last is not None and last.event == "campaign_stopped"
 
 
 def iteration_in_progress(run: RunFolder, planned: int) -> int:
@@ -111,6 +124,15 @@ def stage_states(run: RunFolder, k: int) -> dict[str, str]:
     return found
 
 
+def stages_now(run: RunFolder, k: int) -> dict[str, str]:
+    """As `stage_states`; the stages in progress have started even if they have written nothing yet."""
+    states, current = stage_states(run, k), stage_in_progress(run.latest_events())
+    if current is not None and current.iteration == k:
+        begun = {current.stage, *re.findall(r"\w+", current.title)}  # an online iteration goes through four in turns
+        states |= {stage: "started" for stage, state in states.items() if stage in begun and state == "waiting"}
+    return states
+
+
 def scores_on_test_set(test: SetMetrics) -> Numbers:
     """The accuracies in the live view."""
     if test.preference_accuracy is not None:
@@ -118,7 +140,7 @@ def scores_on_test_set(test: SetMetrics) -> Numbers:
     return {"sampled": test.sampled_accuracy.value, "greedy": test.greedy_accuracy.value}
 
 
-def typical_seconds(states: Sequence[IterationState]) -> dict[str, float]:
+def typical_seconds(states: Sequence[EvaluatedIteration]) -> dict[str, float]:
     """Mean wall time of each stage over the finished iterations; empty before there is one."""
     finished = [state.seconds for state in states if state.iteration and state.finished]
     if not finished:
@@ -128,14 +150,14 @@ def typical_seconds(states: Sequence[IterationState]) -> dict[str, float]:
     }
 
 
-def alarms_in(events: Sequence[Event]) -> tuple[Notice, ...]:
-    """The last warnings and lost workers."""
-    found = [
+def alarms_in(latest_first: Iterable[Event]) -> tuple[Notice, ...]:
+    """The last warnings and lost workers, in their order."""
+    found = (
         Notice(event.time, event.text or f"the {event.worker} worker was lost at {event.job}: {event.why}")
-        for event in events
+        for event in latest_first
         if event.event in ("warning", "worker_lost")
-    ]
-    return tuple(found[-ALARMS:])
+    )
+    return tuple(islice(found, ALARMS))[::-1]
 
 
 def seconds_left(snapshot: Snapshot, work: Work | None) -> float | None:
@@ -187,40 +209,49 @@ def read_writer(run: RunFolder) -> Writer | None:
 def last_sign(run: RunFolder) -> float:
     """When the run last changed, in seconds since 1970: events, logs, and the files of the stage in progress."""
     files = [run.events, *run.root.glob("logs/*")]
-    if started := stage_in_progress(run.read_events()):
+    if started := stage_in_progress(run.latest_events()):
         folder = run.root / started.folder
         files += [folder, *folder.glob("*"), StageFolder(folder, "", 0).running_steps]
     return max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
 
 
-def stage_in_progress(events: Sequence[Event]) -> Event | None:
+def stage_in_progress(latest_first: Iterable[Event]) -> Event | None:
     """The event that started the current stage; None between two stages."""
-    for event in reversed(events):
-        if event.event == "stage_started":
-            return event
+    found = current_stage(latest_first)
+    return found[-1] if found else None
+
+
+def current_stage(latest_first: Iterable[Event]) -> list[Event]:
+    """The events of the current stage, of which the last one here started it; none between two stages."""
+    found = []
+    for event in latest_first:
         if event.event in ("stage_finished", "campaign_finished", "campaign_stopped", "campaign_interrupted"):
-            return None
-    return None
+            break
+        found.append(event)
+        if event.event == "stage_started":
+            return found
+    return []
 
 
 def work_in_progress(run: RunFolder) -> Work | None:
     """Progress of the current work."""
-    events = run.read_events()
-    started = stage_in_progress(events)
-    if started is None:
+    events = current_stage(run.latest_events())
+    if not events:
         return None
+    started = events[-1]
     folder = StageFolder(run.root / started.folder, started.stage, started.iteration)
     if started.unit == "steps":
-        planned = [event.total for event in events[events.index(started) :] if event.event == "stage_planned"]
-        return trained(started, read_lines(folder.running_steps), planned[-1] if planned else None)
-    return sampled(started, folder.responses)
+        planned = next((event.total for event in events if event.event == "stage_planned"), None)
+        return trained(started, read_lines(folder.running_steps), planned)
+    ready = next((event.time for event in events if event.event == "engine_ready"), started.time)
+    return sampled(started, ready, folder.responses)
 
 
-def sampled(started: Event, shards: Sequence[Path]) -> Work:
-    """Responses in whole shards; the rate is that of the shards written since the stage began."""
+def sampled(started: Event, ready: float, shards: Sequence[Path]) -> Work:
+    """Responses in whole shards; the rate is that of the shards written since the engine was ready."""
     rows = {path: pq.read_metadata(path) for path in shards}
-    new = [path for path in shards if path.stat().st_mtime > started.time]
-    seconds = max((path.stat().st_mtime - started.time for path in new), default=0.0)
+    new = [path for path in shards if path.stat().st_mtime > ready]
+    seconds = max((path.stat().st_mtime - ready for path in new), default=0.0)
     return Work(
         title=started.title,
         unit=started.unit,

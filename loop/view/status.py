@@ -15,7 +15,7 @@ from loop.store.run_records import Gain, Numbers, read_record
 from loop.store.run_state import IterationState, PairCounts, RunState, TimeSplit, TrainCounts
 from loop.store.stage import REPEATED, STAGES
 from loop.store.verdict_cache import spent_in
-from loop.view.progress import stage_states
+from loop.view.progress import stage_states, stages_now
 
 
 def collect(run: RunFolder) -> RunState:
@@ -25,6 +25,8 @@ def collect(run: RunFolder) -> RunState:
     loaded = settings_of(run)
     confidence = loaded.base.promote.confidence
     iterations = with_alarms([iteration_state(run, k) for k in run.iterations()], loaded.base.alarms)
+    if iterations and not iterations[-1].finished:
+        iterations[-1] = replace(iterations[-1], stages=stages_now(run, iterations[-1].iteration))
     best = max((it.incumbent for it in iterations if it.incumbent is not None), default=0)
     known = {it.iteration: it for it in iterations}
     return RunState(

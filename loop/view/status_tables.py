@@ -79,7 +79,7 @@ def print_status(state: RunState, console: Console) -> None:
 def _summary(state: RunState) -> Iterator[str]:
     """Where the run comes from, and how far it has got."""
     if state.parent is not None:
-        yield f"Forked from iteration {state.parent.iteration} of {state.parent.run}."
+        yield f"Forked from {state.parent}."
     best = state.incumbent
     against = ". Its test results against the base model's:" if best else "."
     yield f"Incumbent: {f'iteration {best}' if best else 'the base model'}{against}"

@@ -14,12 +14,19 @@ from loop.store.lineage import settings_of
 from loop.store.run_folder import RunFolder
 from loop.view.display import LINE_EVERY, drawn_frame, is_live
 from loop.view.frame import frame
-from loop.view.progress import Notice, Snapshot, Work, last_sign, look, read_writer, work_in_progress
+from loop.view.progress import (
+    STALLED_AFTER,
+    Notice,
+    Snapshot,
+    Work,
+    last_sign,
+    look,
+    read_writer,
+    work_in_progress,
+)
 
 LOOK_EVERY = 1.0
 """Seconds between two reads of the folder."""
-STALLED_AFTER = 300.0
-"""Seconds without any change after which the view warns."""
 COMPLETE, STOPPED = 0, 1
 """Exit codes of a watch that has seen the campaign's end."""
 

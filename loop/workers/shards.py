@@ -106,6 +106,8 @@ class ShardQueue:
     totals: ShardTotals = field(default_factory=ShardTotals)
     sampled_at: float = 0.0
     """When the last shard was sampled."""
+    starting: bool = False
+    """Whether the engine is being started."""
 
     def work(self) -> ShardTotals:
         """Sample and judge the shards that are not finished; totals of these."""
@@ -159,9 +161,13 @@ class ShardQueue:
 
         def show(progress: Progress) -> None:
             if "note" in progress:
+                self.starting = True
                 self.bar.note(progress["note"])
-            else:
-                self.bar.set(before + progress["done"])
+                return
+            if self.starting:
+                self.starting = False
+                self.on_event("engine_ready")
+            self.bar.set(before + progress["done"])
 
         self.engine.submit(Job(f"sampling {shard.task.name}", "sample", {"task": shard.task}, show))
 
@@ -183,7 +189,8 @@ class ShardQueue:
         shard = self.to_sample.popleft()
         if self.judge is not None:
             self.to_judge.append(shard)
-        self.bar.count(tokens=result.tokens, shards=self._progress)
+        detail = "judging the rest" if self.to_judge and not self.to_sample else ""
+        self.bar.count(tokens=result.tokens, shards=self._progress, detail=detail)
         self.bar.set(self._sampled)
 
     def _finish_judging(self, job: Job) -> None:

@@ -86,7 +86,7 @@ def run_here(
     config = folder / f"{name}.yaml"
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     run = RunFolder(folder / "runs" / name)
-    run_campaign(run, load_config(config), Display(quiet=True))
+    run_campaign(run, load_config(config), Display(to_stderr=True))
     return run.root
 
 

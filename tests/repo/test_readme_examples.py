@@ -142,7 +142,7 @@ def test_every_command_line_is_one_that_prefloop_understands(line: str, tmp_path
 def test_every_command_in_the_text_exists(page: str) -> None:
     for name, rest in re.findall(r"`prefloop ([a-z][a-z-]*)([^`]*)`", PAGES[page]):
         assert name in COMMANDS, f"prefloop {name}"
-        assert set(re.findall(r"--[a-z]+", rest)) <= flags(name, rest.split()) | {"--help"}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= flags(name, rest.split()) | {"--help"}
 
 
 def test_every_make_target_exists() -> None:

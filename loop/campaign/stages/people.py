@@ -12,6 +12,7 @@ from judges.run import judge_groups
 from loop.campaign.context import Iteration
 from loop.errors import AwaitingLabels, UserError
 from loop.store.files import sha256_of, write_file
+from loop.store.run_folder import RunFolder
 from loop.store.stage import StageFolder
 from loop.workers.judge_service import read_groups, write_verdicts
 from loop.workers.shards import Shard
@@ -31,7 +32,7 @@ def label_by_people(it: Iteration, shards: Sequence[Shard]) -> str | None:
     labels = read_labels(judge, sheet, _text(found, folder.labels), str(folder.labels)) if found else {}
     if len(labels) < len(sheet) and (found is None or judge.missing == "wait"):
         campaign.run.event("waiting_for_people", iteration=it.k, to_label=len(sheet), labelled=len(labels))
-        raise AwaitingLabels(_what_to_do(judge, folder, len(sheet), len(labels)))
+        raise AwaitingLabels(_what_to_do(campaign.run, judge, folder, len(sheet), len(labels)))
     for shard, part in zip(shards, groups, strict=True):
         verdicts = [verdict for row in judge_groups(judge.labelled(labels), part) for verdict in row]
         notes = {"judge": campaign.judge}
@@ -62,12 +63,12 @@ def _text(content: bytes, path: Path) -> str:
         raise UserError(f"{path} is not a text file in UTF-8: {error.reason} at byte {error.start}.") from error
 
 
-def _what_to_do(judge: External, folder: StageFolder, wanted: int, labelled: int) -> str:
+def _what_to_do(run: RunFolder, judge: External, folder: StageFolder, wanted: int, labelled: int) -> str:
     things = "pairs" if judge.ask == "pair" else "responses"
     so_far = f" ({labelled} done)" if labelled else ""
     without = " To continue without the missing labels, set judge.args.missing=abstain." if labelled else ""
     return (
         f"Iteration {folder.iteration} is waiting for human labels: {wanted} {things} to label{so_far}. Open "
-        f"{folder.label_page} in a browser, or fill in `label` in {folder.to_label}; save the labels as "
-        f"{folder.labels} and run the same command again.{without}"
+        f"{folder.label_page} in a browser, or fill in `label` in {folder.to_label}; hand the labels over with "
+        f"`prefloop judge label {run} FILE`, or save them as {folder.labels}, and run the same command again.{without}"
     )

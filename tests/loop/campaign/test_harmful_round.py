@@ -65,14 +65,14 @@ def config(toys: Path, _settings: dict[str, Any], tmp_path_factory: pytest.TempP
 def pool(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerPool]:
     """Workers for all the campaigns of this file."""
     run = RunFolder(tmp_path_factory.mktemp("pool"))
-    with closing(WorkerPool(run, load_config(config).base, Display(quiet=True))) as pool:
+    with closing(WorkerPool(run, load_config(config).base, Display(to_stderr=True))) as pool:
         yield pool
 
 
 def campaign(run: RunFolder, config: Path, pool: WorkerPool, *changes: str) -> dict[str, Any]:
     """Work until nothing is left to do; the state and the last decision."""
     with run.locked():
-        work(Campaign(run, load_config(config, changes), pool, Display(quiet=True)))
+        work(Campaign(run, load_config(config, changes), pool, Display(to_stderr=True)))
     return collect(run).as_json() | {"last": read_json(run.promotion(2))}
 
 

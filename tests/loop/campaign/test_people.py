@@ -10,10 +10,11 @@ import pytest
 from judges import JudgeError
 from loop.campaign.context import Campaign, Iteration, ModelRoles
 from loop.campaign.stages.people import label_by_people, labels_of
+from loop.commands.judge_label import take_labels
 from loop.commands.plan_check import check_judge
 from loop.config.load import load_config
 from loop.config.settings import JudgeConfig
-from loop.errors import AwaitingLabels
+from loop.errors import AwaitingLabels, UserError
 from loop.prompts.row import read_table
 from loop.store import tables
 from loop.store.model_refs import Model
@@ -44,6 +45,11 @@ def put(folder: Path, labels: list[dict[str, Any]]) -> None:
     """What people do with the file that they have downloaded."""
     text = "".join(json.dumps(row) + "\n" for row in labels)
     (folder / "labels.jsonl").write_text(text, encoding="utf-8")
+
+
+def put_in(file: Path, labels: list[dict[str, Any]]) -> None:
+    """A file of labels."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in labels), encoding="utf-8")
 
 
 def parity(row: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +97,7 @@ class Bench:
         run = RunFolder(cli.runs / "bench")
         shutil.copytree(reference / "prompts", run.prompts().path)
         shutil.copytree(reference / "iter-001" / "sample", run.stage(1, "sample").path)
-        display = Display(quiet=True)
+        display = Display(to_stderr=True)
         self.campaign = Campaign(run, loaded, WorkerPool(run, loaded.base, display), display, verify=False)
         models = ModelRoles(*[Model(run.root, "hash", 0)] * 3)
         self.it = Iteration(self.campaign, 1, loaded.base, models, {})
@@ -151,6 +157,34 @@ def test_other_labels_are_other_verdicts_until_the_stage_is_finished(
         won = {v["response_id"] for v in bench.verdicts() if v["score"] == 1}
         assert won == {row["id"].split()[label == "second"] for row in sheet}
     assert len(digests) == 2
+
+
+def test_labels_of_several_files_are_handed_to_the_run_that_waits(
+    cli: Cli, human_judge: dict[str, Any], reference: Path
+) -> None:
+    bench = Bench(cli, human_judge, reference)
+    sheet = bench.sheet()
+    run = bench.campaign.run
+    bench.campaign.begin_work()  # which writes the settings
+    files = [cli.folder / name for name in ("one.jsonl", "two.jsonl", "other.jsonl")]
+    put_in(files[0], [parity(row) for row in sheet[:10]])
+    put_in(files[1], [parity(row) for row in sheet[5:]])
+    first, second = take_labels(run, files[0]), take_labels(run, files[1])
+    assert (first.labelled, first.added, first.items) == (10, 10, len(sheet))
+    assert (second.labelled, second.added) == (len(sheet), len(sheet) - 10)
+    assert lines(bench.folder.labels) == [parity(row) for row in sheet]
+    assert bench.label() == labels_of(bench.folder)
+    changed = {"right": "wrong", "wrong": "right"}[parity(sheet[0])["label"]]
+    put_in(files[2], [parity(sheet[0]) | {"label": changed}])
+    with pytest.raises(JudgeError, match=r"labels\.jsonl with .*other\.jsonl: lines 1 and .* contradict each other"):
+        take_labels(run, files[2])
+    put_in(files[2], [parity(sheet[0]) | {"check": "0"}])
+    with pytest.raises(JudgeError, match=r"other\.jsonl, line 1: check of .* was edited"):
+        take_labels(run, files[2])
+    assert lines(bench.folder.labels) == [parity(row) for row in sheet]
+    bench.folder.to_label.unlink()
+    with pytest.raises(UserError, match="waits for no labels"):
+        take_labels(run, files[0])
 
 
 def test_an_edited_text_is_refused_by_file_and_line(cli: Cli, human_judge: dict[str, Any], reference: Path) -> None:

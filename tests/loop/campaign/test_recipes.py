@@ -125,8 +125,8 @@ def run_toy(name: str, model: Path, folder: Path, *changes: str) -> RunFolder:
     """Run a recipe at toy size on the tiny model; its run folder."""
     fixed = [f"model.base={model}", "threads=1", "train.precision=fp32", "eval.samples=1"]
     loaded, run = load_config(name, [*fixed, *changes], toy=True), RunFolder(folder / "run")
-    with run.locked(), closing(WorkerPool(run, loaded.base, Display(quiet=True))) as pool:
-        work(Campaign(run, loaded, pool, Display(quiet=True)))
+    with run.locked(), closing(WorkerPool(run, loaded.base, Display(to_stderr=True))) as pool:
+        work(Campaign(run, loaded, pool, Display(to_stderr=True)))
     return run
 
 
@@ -166,7 +166,7 @@ def test_a_sweep_over_beta_gives_the_points_of_reward_and_kl(toys: Path, tmp_pat
     changes = ["train.beta=0.1,1", f"model.base={toys / 'model'}", "threads=1", "train.precision=fp32"]
     members = plan_sweep("recipes/dpo-sentiment", changes, None, tmp_path, toy=True)
     assert [member.run.name for member in members] == ["dpo-sentiment-toy-beta=0.1", "dpo-sentiment-toy-beta=1"]
-    told = summary(run_sweep(members, Display(quiet=True)), tmp_path)
+    told = summary(run_sweep(members, Display(to_stderr=True)), tmp_path)
     assert [outcome.stopped for outcome in told.outcomes] == [None, None]
     assert told.comparison is not None
     assert len(told.comparison.entrants) == 2

@@ -45,6 +45,8 @@ COMMANDS = {
     "judge new": ("mine",),
     "judge test": ("exact", "--data", "l-label.jsonl"),
     "judge list": (),
+    "judge label": ("made", "l-label.jsonl"),
+    "runs": (),
 }
 """Every command with arguments that would do."""
 
@@ -97,6 +99,7 @@ RUN_COMMANDS: dict[str, tuple[str, ...]] = {
     "run": ("RUN",),
     "plan": ("RUN",),
     "doctor": ("RUN",),
+    "judge label": ("RUN", "l-label.jsonl"),
 }
 NO_RUNS = {
     "nowhere": ("nowhere",),

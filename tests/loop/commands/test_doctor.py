@@ -133,6 +133,8 @@ def test_a_config_without_a_run_shows_its_first_prompt(cli: Cli, settings: dict[
     assert told["engine"]["chosen"] == "transformers"
     assert told["versions"]["torch"]
     assert not cli.runs.exists()
+    changed = examine(str(cli.write(settings)), cli.runs, ["engine.kind=vllm"]).as_json()
+    assert changed["engine"]["why"] == "engine.kind is vllm"
 
 
 def test_a_gap_that_is_too_wide_is_a_warning(cli: Cli, reference: Path) -> None:

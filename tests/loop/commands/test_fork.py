@@ -14,9 +14,11 @@ from loop.config.load import load_config
 from loop.errors import UserError
 from loop.store import files
 from loop.store.lineage import inherited_caches, read_lineage
+from loop.store.locate import find_stage_at
 from loop.store.run_folder import RunFolder
 from loop.store.verdict_cache import VerdictCache
 from loop.view.display import Display
+from loop.view.status import collect
 from loop.workers.pool import WorkerPool
 from tests.helpers.campaigns import Cli, copy_run, read, refusal, results, times
 
@@ -113,7 +115,7 @@ def test_a_fork_of_a_fork_reads_the_verdicts_of_both_and_names_its_parent(cli: C
     assert parent_of_grandchild is not None
     assert parent_of_grandchild.run == str(child.root)
     assert inherited_caches(grandchild) == (child.verdict_cache, parent.verdict_cache)
-    pool = WorkerPool(grandchild, load_config(grandchild.config).base, Display(quiet=True))
+    pool = WorkerPool(grandchild, load_config(grandchild.config).base, Display(to_stderr=True))
     cache = VerdictCache(pool.judge.judging["cache"], pool.judge.judging["parents"])
     assert [cache.get(key) for key in ("a", "b", "c")] == ["from the parent", "from the child", None]
     assert cache.spent("judge") == Usage()
@@ -187,7 +189,7 @@ def test_a_damaged_parent_is_refused_whatever_its_sizes_and_times_say(
     if harm != "remove":
         path.write_bytes(content)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(UserError, match=rf"cannot be forked at iteration 1.*{path.name}.*--repair"):
+    with pytest.raises(UserError, match=rf"parent@1 cannot be forked: .*{path.name}.*--repair"):
         fork(parent, 1, new, [])
     assert not new.root.exists()
 
@@ -209,6 +211,47 @@ def test_mistakes_are_one_paragraph(cli: Cli, parent: RunFolder) -> None:
             fork(parent, 1, RunFolder(cli.runs / name), [])
     with pytest.raises(UserError, match="begins with 2 finished ones"):
         fork(parent, 2, RunFolder(cli.runs / "new"), ["iterations=1"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        ("sample", "per_iteration.2.pairs.per_prompt=3"),
+        ("pair", "per_iteration.2.train.beta=0.4"),
+        ("eval", "per_iteration.2.promote.rule=better"),
+    ],
+)
+def test_a_fork_from_a_stage_takes_over_what_comes_before_and_may_change_what_follows(
+    parent: RunFolder, new: RunFolder, stage: str, change: str
+) -> None:
+    done = fork(parent, 2, new, [change], stage=stage)
+    stages = ["sample", "judge", "pair", "train", "eval"]
+    taken = stages[: stages.index(stage) + 1]
+    assert [name for name in stages if new.stage(2, name).manifest()] == taken
+    assert new.promotion(1).exists()
+    assert not new.promotion(2).exists()
+    assert times(new.root, "iter-001/**/*") == times(parent.root, "iter-001/**/*")
+    origin = read_lineage(new).parent
+    assert origin is not None
+    assert (str(origin), done.as_json()["stage"]) == (f"stage {stage} of iteration 2 of {parent.root}", stage)
+    assert collect(new).incumbent == 1
+
+
+def test_a_fork_from_a_stage_refuses_what_would_change_that_stage(parent: RunFolder, new: RunFolder) -> None:
+    with pytest.raises(UserError, match=r"iteration 2, stage pair is finished.*pairs\.per_prompt.*RUN@2/judge NEW"):
+        fork(parent, 2, new, ["per_iteration.2.pairs.per_prompt=3"], stage="pair")
+    parent.stage(2, "judge").manifest_path.unlink()
+    with pytest.raises(UserError, match=r"Stage pair of iteration 2 of .*stage judge missing"):
+        fork(parent, 2, new, [], stage="pair")
+
+
+def test_a_stage_is_named_after_its_iteration(cli: Cli, parent: RunFolder) -> None:
+    assert find_stage_at("parent@2/pair", cli.runs)[1:] == (2, "pair")
+    assert find_stage_at(f"{parent.root}@2", cli.runs)[1:] == (2, "")
+    assert find_stage_at("parent@0/eval", cli.runs)[1:] == (0, "")
+    for wrong in ("parent@1/promote", "parent@0/pair"):
+        with pytest.raises(UserError, match=r"names no stage of iteration .; its stages are"):
+            find_stage_at(wrong, cli.runs)
 
 
 def test_a_lost_verdict_cache_is_told_before_anything_is_paid_again(

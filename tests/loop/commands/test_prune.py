@@ -9,11 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from loop.cli.main import app
-from loop.commands.fork import check_forkable, fork
-from loop.commands.prune import PrunePlan, Rules, in_bytes, kept_iterations, plan_prune, remove
+from loop.commands.fork import Origin, check_forkable, fork
+from loop.commands.prune import PrunePlan, Rules, kept_iterations, plan_prune, remove
 from loop.config.load import load_config
 from loop.config.yaml_text import to_yaml
 from loop.errors import UserError
+from loop.format import in_bytes
 from loop.store.files import read_json, write_file
 from loop.store.model_refs import averages
 from loop.store.run_folder import RunFolder
@@ -80,7 +81,7 @@ def test_only_weights_and_leftovers_go_and_status_says_the_same_as_before(run: R
 def test_a_pruned_run_is_whole_is_forked_and_goes_on(cli: Cli, run: RunFolder) -> None:
     remove(run, plan_prune(run, INCUMBENT_ONLY))
     loaded = load_config(run.config)
-    check_forkable(run, 2, loaded, loaded)  # hashes everything and takes the walk of a resume
+    check_forkable(Origin(run, 2), loaded, loaded)  # hashes everything and takes the walk of a resume
     child = RunFolder(cli.runs / "child")
     fork(run, 2, child, [])
     assert weights(child) == [2]

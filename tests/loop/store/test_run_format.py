@@ -73,7 +73,7 @@ def test_what_opens_a_run_without_a_command_refuses_it_too(old: Path) -> None:
     for opened in (
         lambda: RunView.open(old),
         lambda: run_of(RunPairs(source="run", run=str(old))),
-        lambda: run_campaign(run, loaded, Display(quiet=True)),
+        lambda: run_campaign(run, loaded, Display(to_stderr=True)),
     ):
         with pytest.raises(UserError, match=r"no format number in run\.json"):
             opened()

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from loop.format import duration
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Event
 from loop.view import display as display_module
-from loop.view.display import Bar, Display, is_live
+from loop.view.display import Bar, Display, is_live, train_progress
 from loop.view.frame import bar, frame, time_left
 from loop.view.progress import (
     Notice,
@@ -189,12 +190,14 @@ def test_lines_come_now_and_then_and_hold_no_control_characters(monkeypatch: pyt
     with shown.bar("sample", 64, "responses") as stage:
         stage.note("starting the engine")
         stage.resume_at(16)
+        stage.started -= 10
         stage.count(tokens=480, shards=(1, 4))
         stage.set(32)
     shown.warn("it said \x1b[31mred\x07")
     text = shown.console.file.getvalue()  # type: ignore[attr-defined]
     assert "  sample: starting the engine\n" in text
     assert re.search(r"  sample: 32/64 responses, .* left, .*/s, \d+ tokens/s, shard 2 of 4\n", text)
+    assert " 48 tokens/s" in text
     assert text.endswith("  warning: it said ␛[31mred␇\n")
     assert "\x1b" not in text
 
@@ -217,6 +220,53 @@ def test_the_rate_does_not_count_the_start_of_an_engine() -> None:
     stage.started -= 10
     stage.set(20)
     assert stage.work.per_second == pytest.approx(2.0, rel=0.01)
+
+
+def a_step(done: int, *, ended: bool, seconds: float = 2.0) -> dict[str, Any]:
+    """What the trainer reports when a step is done, or within it."""
+    message = {"phase": "train", "done": done, "total": 36}
+    return message | ({"tokens": 900, "loss": 1.033, "seconds": seconds} if ended else {})
+
+
+def test_nothing_is_wild_when_the_first_step_of_a_restarted_round_is_done() -> None:
+    stage = Bar("train", 0, "steps", lambda _: None)
+    show = train_progress(stage, lambda _: None)
+    show({"phase": "load", "done": 0, "total": 1})
+    show(a_step(20, ended=False))  # a sign of life from within the first step of this process
+    show(a_step(20, ended=False))
+    assert (stage.work.done, stage.work.per_second, stage.work.tokens_per_second) == (20, None, None)
+    stage.started -= 2.0
+    show(a_step(21, ended=True))
+    assert stage.work.per_second == pytest.approx(0.5, rel=0.05)
+    assert stage.work.tokens_per_second == pytest.approx(450, rel=0.05)
+    assert stage.work.seconds_left == pytest.approx(30, rel=0.05)
+
+
+def test_a_step_that_is_reported_at_its_end_alone_counts_with_its_own_seconds() -> None:
+    stage = Bar("train", 0, "steps", lambda _: None)
+    train_progress(stage, lambda _: None)(a_step(1, ended=True))
+    assert stage.work.per_second == pytest.approx(0.5, rel=0.05)
+    assert stage.work.tokens_per_second == pytest.approx(450, rel=0.05)
+
+
+def test_tokens_per_second_are_those_of_whole_shards() -> None:
+    stage = Bar("sample", 100, "responses", lambda _: None)
+    stage.resume_at(0)
+    stage.started -= 10
+    stage.set(25)
+    stage.count(tokens=5000, shards=(1, 4))
+    stage.started -= 10  # half of the next shard is done, and its tokens are not known yet
+    stage.counted -= 10
+    stage.set(40)
+    assert stage.work.tokens_per_second == pytest.approx(500, rel=0.05)
+    assert stage.work.per_second == pytest.approx(2.0, rel=0.05)
+
+
+def test_a_long_name_is_cut_rather_than_the_time_left() -> None:
+    lines = frame(replace(SNAPSHOT, name="sweep-beta=0.1-learning_rate=1e-06-seed=1"), WORK, width=60)
+    assert len(lines[0].text) <= 60
+    assert lines[0].text.endswith("…, iteration 2 of 4: about 8 min 52 s left")
+    assert lines[1].text == "[x] sample [x] judge [x] pair [>] train [ ] eval"
 
 
 # ---- from outside ----
@@ -260,6 +310,23 @@ def test_shards_of_an_unfinished_stage_are_counted(run: RunFolder) -> None:
     assert work.per_second == pytest.approx(len(stored) / 10, rel=0.05)
     tokens = sum(len(row["token_ids"]) for row in stored)
     assert work.tokens_per_second == pytest.approx(tokens / 10, rel=0.05)
+    run.event("engine_ready")  # and from then on the rates count
+    for path in shards[:-1]:
+        os.utime(path, (time.time() + 5, time.time() + 5))
+    work = work_in_progress(run)
+    assert work is not None
+    assert work.tokens_per_second == pytest.approx(tokens / 5, rel=0.05)
+
+
+def test_a_stage_is_marked_before_it_has_written_anything(run: RunFolder) -> None:
+    shutil.rmtree(run.stage(2, "sample").path.parent)
+    loaded = load_config(run.config)
+    assert set(look(run, loaded).stages.values()) == {"waiting"}
+    run.event("stage_started", stage="sample", iteration=2, folder="iter-002/sample", title="sample and judge")
+    marked = {"sample": "started", "judge": "started", "pair": "waiting", "train": "waiting", "eval": "waiting"}
+    assert look(run, loaded).stages == marked
+    run.event("stage_finished", stage="sample", iteration=2, seconds={})
+    assert set(look(run, loaded).stages.values()) == {"waiting"}
 
 
 def test_steps_of_an_unfinished_round_are_counted_and_half_a_line_is_not(run: RunFolder) -> None:
@@ -281,8 +348,8 @@ def test_steps_of_an_unfinished_round_are_counted_and_half_a_line_is_not(run: Ru
 def test_between_two_stages_nothing_is_worked_on() -> None:
     started, planned, finished = (Event(0.0, what) for what in ("stage_started", "stage_planned", "stage_finished"))
     assert stage_in_progress([]) is None
-    assert stage_in_progress([started, planned]) == started
-    assert stage_in_progress([started, finished]) is None
+    assert stage_in_progress([planned, started]) == started
+    assert stage_in_progress([finished, started]) is None
 
 
 def test_a_watch_sees_a_running_a_silent_and_a_dead_writer(run: RunFolder) -> None:
