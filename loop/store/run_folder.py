@@ -15,7 +15,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -72,6 +72,8 @@ class RunFolder:
         """Verdicts that cost money or minutes; forks of this run read it."""
         self.named_reference = root / "iter-000" / "reference.json"
         """What `reference: path` resolved to."""
+        self.on_event: Callable[[Event], None] | None = None
+        """Called with every event that this process logs."""
 
     def __str__(self) -> str:
         return self._shown
@@ -227,8 +229,11 @@ class RunFolder:
         return is_readable(partial(read_record, path, kind))
 
     def event(self, what: str, **details: Any) -> None:
-        """Append a line to events.jsonl, without secrets."""
-        append_line(self.events, {"time": round(time.time(), 3), "event": what, **redacted(details)})
+        """Append a line to events.jsonl, without secrets, and pass it to `on_event`."""
+        line = {"time": round(time.time(), 3), "event": what, **redacted(details)}
+        append_line(self.events, line)
+        if self.on_event is not None:
+            self.on_event(as_record(line, Event, self.events))
 
     def read_events(self) -> list[Event]:
         """The lines of events.jsonl. UserError if one has another shape."""

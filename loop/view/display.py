@@ -74,7 +74,7 @@ class Display:
     """The terminal or log. With `quiet` only messages are shown, on stderr, because stdout is for JSON."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(soft_wrap=True, highlight=False, stderr=quiet)
+        self.console = Console(soft_wrap=True, highlight=False, stderr=quiet, force_jupyter=False)
         self.quiet = quiet
         self.look: Callable[[], Snapshot | None] = lambda: None
         """Reads the state of the campaign; called when a stage begins."""

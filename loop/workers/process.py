@@ -4,10 +4,14 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
 import os
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from loop import interrupt
@@ -70,7 +74,7 @@ class Worker:
             return
         context = multiprocessing.get_context("spawn")
         multiprocessing.resource_tracker.ensure_running()  # starting it would end the blocking of signals
-        with interrupt.postponed():
+        with interrupt.postponed(), _no_main_module():
             self._pipe, theirs = context.Pipe()
             self._sign = context.RawValue(Sign)
             self._process = context.Process(
@@ -187,6 +191,22 @@ class Worker:
             patience = PATIENCE if self.job is None or self._stopping else 0.0
             self._process.join(min(patience, interrupt.seconds_left()))
             self.kill()
+
+
+_MAIN_MODULE = threading.Lock()
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Inside, a new process does not import the driver's main module: a script that starts a campaign would start it
+    again in every worker."""
+    with _MAIN_MODULE:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def wait(workers: list[Worker], timeout: float = 1.0) -> list[tuple[Worker, Job]]:
