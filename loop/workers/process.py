@@ -5,10 +5,14 @@ import multiprocessing.connection
 import multiprocessing.resource_tracker
 import os
 import signal
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from loop import interrupt
@@ -77,7 +81,7 @@ class Worker:
             return
         context = multiprocessing.get_context("spawn")
         multiprocessing.resource_tracker.ensure_running()  # starting it would end the blocking of signals
-        with interrupt.postponed():
+        with interrupt.postponed(), _no_main_module():
             self._pipe, theirs = context.Pipe()
             self._sign = context.RawValue(Sign)
             process = context.Process(
@@ -204,6 +208,22 @@ def describe_exit(code: int | None) -> str:
     if code is not None and code < 0:
         return f"the process was ended by {signal.Signals(-code).name}"
     return f"the process ended with code {code}"
+
+
+_MAIN_MODULE = threading.Lock()
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Inside, a new process does not import the driver's main module: a script that starts a campaign would start it
+    again in every worker."""
+    with _MAIN_MODULE:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def wait(workers: list[Worker], timeout: float = 1.0) -> list[tuple[Worker, Job]]:

@@ -29,6 +29,7 @@ MAY: dict[str, set[str]] = {
         *("config", "store", "prompts", "engines", "measure", "view", "report", "workers", "trackers", "campaign"),
         *("judges", "trainer"),
     },
+    "api": {"config", "store", "view", "report", "campaign", "commands"},
     "cli": {"config", "store", "view", "report", "campaign", "commands", "judges", "trainer"},
 }
 """Debts: `workers` imports `view` for the progress bar; `view` and `report` import the settings of `trainer`."""

@@ -9,7 +9,7 @@ import pytest
 import typer.main
 import yaml
 
-from judges import Group, Judge, Prompt, Response, Verdict, judge_groups
+from judges import Group, Judge, Prompt, Response, Verdict, judge_groups, self_test
 from judges.resolve import build_judge
 from loop.cli.main import app
 from loop.config.load import LoadedConfig, load_config, shipped_configs
@@ -20,12 +20,18 @@ GUIDES = (
     "README.md",
     "docs/campaign.md",
     "docs/data.md",
+    "docs/faq.md",
+    "docs/gpu.md",
     "docs/judge-command.md",
     "docs/recipes.md",
     "docs/reward-models.md",
     "docs/signal.md",
+    "docs/sizing.md",
     "docs/steering.md",
     "docs/supervised.md",
+    "docs/troubleshooting.md",
+    "docs/tutorial.md",
+    "docs/upgrade.md",
     "docs/watch.md",
 )
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in GUIDES}
@@ -93,6 +99,15 @@ def test_the_custom_judge_calls_what_it_cannot_read_wrong_and_says_why(custom: J
 
 def test_the_custom_judge_abstains_where_nothing_is_known(custom: Judge) -> None:
     assert [v.kind for v in verdicts(custom, None, '{"answer": null}')] == ["abstain"]
+
+
+def test_the_files_of_the_tutorial_are_those_on_its_page() -> None:
+    page, folder = PAGES["docs/tutorial.md"], ROOT / "docs" / "tutorial"
+    assert blocks(page, "python")[0] == (folder / "short_answer.py").read_text(encoding="utf-8")
+    assert blocks(page, "yaml")[0] == (folder / "capitals.yaml").read_text(encoding="utf-8")
+    assert self_test(build_judge("short_answer.py:ShortAnswer", {}, base_dir=folder)) == 2
+    rows = (folder / "capitals.csv").read_text(encoding="utf-8").splitlines()
+    assert (rows[:3], len(rows)) == (blocks(page, "text")[0].splitlines(), 111)
 
 
 # ---- YAML and commands ----

@@ -20,9 +20,9 @@ from loop.report.model_card import model_card
 from loop.store.model_refs import Model
 from loop.store.run_folder import RunFolder
 from loop.view.frame import scores
-from loop.view.notebook import RunView
 from loop.view.progress import look
 from loop.view.prompt_records import collect_prompts
+from loop.view.run_view import RunView
 from loop.workers.measure_service import read_logps
 from loop.workers.reward_service import read_run
 from loop.workers.train_service import read_preferences
@@ -164,7 +164,7 @@ def test_report_status_and_notebook_tell_of_preferences(parts: Path) -> None:
     assert "nothing is sampled: the pairs come from the data" in page
     campaign = RunView.open(parts)
     assert campaign.metrics()[2].to_arrow()["eval/test/preference"].to_pylist() == [value]
-    assert campaign.samples().iterations == []
+    assert campaign.responses().iterations == []
     for row in campaign.pairs().to_arrow().to_pylist():
         first, second = map(int, row["prompt"].removesuffix(" =").split(" + "))
         assert row["chosen"] == str(first + second) != row["rejected"]

@@ -10,7 +10,7 @@ import pytest
 HEAVY = ("torch", "transformers", "vllm", "datasets", "peft", "accelerate", "reasoning_gym")
 LIGHT_MODULES = (
     *("judges", "judges.contract", "judges.resolve", "trainer", "trainer.settings"),
-    *("loop", "loop.cli.main", "loop.view.notebook", "loop.trackers.driver"),
+    *("loop", "loop.cli.main", "loop.view.run_view", "loop.trackers.driver"),
 )
 REPORT = "import json, sys; print(json.dumps(sorted(set(sys.modules) & set({heavy!r}))))"
 COMMAND = """

@@ -13,7 +13,7 @@ from loop.errors import UserError
 from loop.store.files import read_json, to_json, write_file
 from loop.store.run_folder import FORMAT, RunFolder
 from loop.view.display import Display
-from loop.view.notebook import RunView
+from loop.view.run_view import RunView
 from loop.workers.reward_service import run_of
 from tests.helpers.campaigns import Cli, copy_run, refusal, times
 

@@ -326,3 +326,24 @@ def test_a_judge_that_hangs_is_noticed_by_name_and_its_shard_judged_by_a_new_one
     assert re.fullmatch(r"it was still at response \S+ after 5 s", loss["why"])
     for path in sorted(folder.glob("*.parquet")):
         assert (run / "iter-002" / "judge" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_workers_do_not_import_the_script_that_starts_them(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from loop.workers.process import Job, Worker, call\n"
+        "arguments = {'marker': Path('marker')}\n"
+        "worker = Worker('toy', 'tests.helpers.services:Toy', arguments, Path('log'), 60.0, 0, lambda *_, **__: None)\n"
+        "print(call(worker, Job('a sum', 'add', {'a': 1, 'b': 2}))[0], __name__)\n"
+        "worker.close()\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "3 __main__\n"), done.stderr

@@ -9,7 +9,8 @@ import pytest
 from loop.errors import UserError
 from loop.store.files import read_json
 from loop.store.run_folder import RunFolder
-from loop.view.notebook import Rows, RunView, look_up, of_dicts
+from loop.view.rows import Rows, look_up, of_dicts
+from loop.view.run_view import RunView
 from tests.helpers.campaigns import rows, times
 
 
@@ -20,7 +21,7 @@ def campaign(reference: Path) -> RunView:
 
 def test_metrics_have_a_row_per_iteration(campaign: RunView, reference: Path) -> None:
     frame = campaign.metrics().to_pandas()
-    assert frame["iteration"].tolist() == campaign.iterations == [0, 1, 2]
+    assert frame["iteration"].tolist() == list(campaign.iterations) == [0, 1, 2]
     state = [json.loads(line) for line in (reference / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert frame["eval/test/sampled"].tolist() == [it["test"]["sampled_accuracy"]["value"] for it in state]
     assert frame["promote/gain"].isna().tolist() == [True, False, False]
@@ -39,8 +40,8 @@ def test_steps_have_a_row_per_optimizer_step(campaign: RunView) -> None:
 @pytest.mark.parametrize(("which", "begun"), [("train", [1, 2]), ("gate", [0, 1, 2]), ("test", [0, 1, 2])])
 def test_samples_are_the_responses_with_prompt_and_verdict(campaign: RunView, which: str, begun: list[int]) -> None:
     run = RunFolder(campaign.path)
-    samples = campaign.samples(which)  # type: ignore[arg-type]
-    assert samples.iterations == begun
+    found = campaign.responses(which)  # type: ignore[arg-type]
+    assert found.iterations == begun
     asked = {
         row["id"]: json.loads(row["messages"])[-1]["content"] for row in rows(run.prompts().path / f"{which}.parquet")
     }
@@ -48,7 +49,7 @@ def test_samples_are_the_responses_with_prompt_and_verdict(campaign: RunView, wh
         shards = run.judged_shards(k, which)
         stored, judged = (rows(*paths) for paths in zip(*shards, strict=True))
         verdicts = {row["response_id"]: row for row in judged}
-        table = samples[k].to_arrow().to_pylist()
+        table = found[k].to_arrow().to_pylist()
         assert [row["response"] for row in table] == [row["text"] for row in stored]
         assert [row["tokens"] for row in table] == [len(row["token_ids"]) for row in stored]
         assert [row["score"] for row in table] == [verdicts[row["response_id"]]["score"] for row in stored]
@@ -56,7 +57,7 @@ def test_samples_are_the_responses_with_prompt_and_verdict(campaign: RunView, wh
 
 
 def test_pairs_carry_the_texts_that_their_ids_name(campaign: RunView) -> None:
-    texts = {row["response_id"]: row for row in campaign.samples().to_arrow().to_pylist()}
+    texts = {row["response_id"]: row for row in campaign.responses().to_arrow().to_pylist()}
     table = campaign.pairs().to_arrow().to_pylist()
     assert len(table) == sum(len(rows(RunFolder(campaign.path).stage(k, "pair").pairs)) for k in (1, 2)) > 0
     for row in table:
@@ -75,7 +76,7 @@ def test_what_is_not_judged_yet_has_no_verdict(reference: Path, tmp_path: Path) 
     shutil.copytree(reference, tmp_path / "run")
     (tmp_path / "run" / "iter-002" / "judge" / "shard-001.parquet").unlink()
     half = RunView.open(tmp_path / "run")
-    kinds = half.samples()[2].to_pandas()["kind"]
+    kinds = half.responses()[2].to_pandas()["kind"]
     assert kinds.isna().sum() == 16
     assert len(half.verdicts()[2].to_arrow()) == len(kinds) - 16
 
@@ -119,7 +120,7 @@ def test_a_campaign_is_shown_in_a_few_lines_and_nothing_is_written(campaign: Run
     for table in (
         campaign.metrics(),
         campaign.steps(),
-        campaign.samples(),
+        campaign.responses(),
         campaign.verdicts("test"),
         campaign.pairs(),
     ):
@@ -137,8 +138,8 @@ def test_a_run_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_guide_does_what_it_says(campaign: RunView) -> None:
-    page = (Path(__file__).resolve().parents[3] / "docs" / "notebook.md").read_text(encoding="utf-8")
-    _, lines = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    page = (Path(__file__).resolve().parents[3] / "docs" / "api.md").read_text(encoding="utf-8")
+    lines = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[2]
     for line in lines.splitlines():
         assert len(eval(line, {"campaign": campaign})) > 0
     for name in re.findall(r"`campaign\.(\w+)", page):

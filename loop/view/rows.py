@@ -1,27 +1,17 @@
-"""Tables of a run for notebooks: Arrow tables with texts as well as ids, one per shard, read on demand."""
+"""Rows of a run as Arrow tables, with texts as well as ids, one per shard, read on demand."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from loop.config.settings import Config
 from loop.errors import UserError
-from loop.measure.metric_names import ITERATION, iteration_metrics, step_metrics
 from loop.prompts.row import read_table
 from loop.store import tables
-from loop.store.files import read_lines
-from loop.store.lineage import settings_of
-from loop.store.locate import find_run
 from loop.store.run_folder import RunFolder
-from loop.store.run_records import Json, plain
 from loop.store.run_state import PairCounts
-from loop.view.frame import time_left
-from loop.view.progress import look
-from loop.view.status import iteration_state
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +87,7 @@ def _asked(path: Path) -> pa.Table:
     return pa.table({"prompt_id": table["id"], "prompt": asked} | {n: table[n] for n in ("messages", "target")})
 
 
-def sample_batches(run: RunFolder, k: int, which: str) -> Iterator[pa.Table]:
+def response_batches(run: RunFolder, k: int, which: str) -> Iterator[pa.Table]:
     """Responses with their prompts and verdicts; of a shard that is not judged yet the verdicts are null."""
     prompts = _asked(run.prompts().path / f"{which}.parquet")
     for responses, verdicts in run.judged_shards(k, which):
@@ -118,7 +108,7 @@ def sample_batches(run: RunFolder, k: int, which: str) -> Iterator[pa.Table]:
 def verdict_batches(run: RunFolder, k: int, which: str) -> Iterator[pa.Table]:
     """Verdicts with the texts that were judged."""
     names = ["iteration", "set", "prompt_id", "response_id", *JUDGED, "prompt", "target", "response"]
-    for batch in sample_batches(run, k, which):
+    for batch in response_batches(run, k, which):
         yield batch.filter(pc.is_valid(batch["kind"])).select(names)
 
 
@@ -156,95 +146,3 @@ def _scored(path: Path) -> pa.Table:
 
 def _verdicts(path: Path) -> pa.Table:
     return tables.read(path) if path.exists() else tables.VERDICTS.empty_table()
-
-
-Which = Literal["train", "gate", "test"]
-
-
-class RunView:
-    """Read access to a run. Rows are read on demand, iteration by iteration."""
-
-    def __init__(self, run: RunFolder) -> None:
-        self._run = run
-
-    @classmethod
-    def open(cls, run: str | Path, runs: str | Path = "runs") -> "RunView":
-        """A run by its folder, or by its name in the folder `runs`. UserError if there is none."""
-        return cls(find_run(str(run), Path(runs)))
-
-    def __repr__(self) -> str:
-        snapshot = look(self._run, settings_of(self._run))
-        lines = [f"Campaign {self.name} in {self.path}: {time_left(snapshot, None)}"]
-        for k, scores in snapshot.scores:
-            known = ", ".join(f"{name} {value:.1%}" for name, value in scores.items() if value is not None)
-            lines.append(f"  iteration {k}: test {known}")
-        return "\n".join(lines)
-
-    @property
-    def name(self) -> str:
-        """The name of the run."""
-        return self._run.name
-
-    @property
-    def path(self) -> Path:
-        """Its folder."""
-        return self._run.root
-
-    @property
-    def iterations(self) -> list[int]:
-        """The iterations that have begun; 0 is the base model."""
-        return self._run.iterations()
-
-    def settings(self, iteration: int = 1) -> Config:
-        """The settings of an iteration."""
-        return settings_of(self._run).at(iteration)
-
-    def decision(self, iteration: int) -> Json | None:
-        """The decision on an iteration and the reason; None until it is made."""
-        found = self._run.decision(iteration) if iteration else None
-        return None if found is None else plain(found)
-
-    def model(self, iteration: int) -> Path:
-        """The folder of the model that an iteration has trained; of iteration 0 the base model's."""
-        if iteration == 0:
-            return self.path / self._run.base().policy.path  # absolute, if it lies elsewhere
-        return self._run.latest(iteration, "train").model
-
-    def metrics(self) -> Rows:
-        """One row per evaluated iteration, under the names of docs/watch.md."""
-        found = [k for k in self.iterations if self._run.latest(k, "eval").manifest()]
-        return self._rows("metrics", found, self._metrics)
-
-    def steps(self) -> Rows:
-        """One row per optimizer step, of the round in progress too."""
-        return self._rows("steps", [k for k in self.iterations if k], self._steps)
-
-    def samples(self, which: Which = "train") -> Rows:
-        """Responses with their prompts and verdicts: to the training prompts, or to those of the evaluation."""
-        return self._rows(f"{which} samples", self._sampled(which), partial(sample_batches, which=which))
-
-    def verdicts(self, which: Which = "train") -> Rows:
-        """Verdicts with the texts that were judged."""
-        return self._rows(f"{which} verdicts", self._sampled(which), partial(verdict_batches, which=which))
-
-    def pairs(self) -> Rows:
-        """Pairs with their texts and scores."""
-        return self._rows("pairs", [k for k in self.iterations if self._run.stage(k, "pair").manifest()], pair_batches)
-
-    def _rows(self, what: str, iterations: list[int], read: Callable[[RunFolder, int], Iterator[pa.Table]]) -> Rows:
-        return Rows(what, {k: partial(read, self._run, k) for k in iterations})
-
-    def _sampled(self, which: Which) -> list[int]:
-        return [k for k in self.iterations if self._run.judged_shards(k, which)]
-
-    @staticmethod
-    def _metrics(run: RunFolder, k: int) -> Iterator[pa.Table]:
-        state = iteration_state(run, k)
-        yield of_dicts([iteration_metrics(state) | {"reason": state.reason}])
-
-    @staticmethod
-    def _steps(run: RunFolder, k: int) -> Iterator[pa.Table]:
-        for attempt in range(1, run.attempts(k) + 1):
-            lines = read_lines(run.stage(k, "train", attempt).step_log)
-            place = {ITERATION: k, "attempt": attempt}
-            yield of_dicts([place | {"step": line["step"]} | step_metrics(line) for line in lines])

@@ -1,0 +1,1 @@
+"""The Python interface: what `from loop import ...` offers (docs/api.md)."""
