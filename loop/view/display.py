@@ -116,14 +116,9 @@ class Display:
 
     def event(self, line: Json) -> None:
         """A line of events.jsonl, for those who want to see everything."""
-        shown = [
-            f"{name}={value}"
-            for name, value in line.items()
-            if name not in ("time", "event") and value not in ("", None)
-        ]
-        self.say(
-            " ".join([f"  event {line['event']}", *shown]), "debug", {k: v for k, v in line.items() if k != "time"}
-        )
+        details = {name: value for name, value in line.items() if name != "time"}
+        shown = [f"{name}={value}" for name, value in details.items() if name != "event" and value not in ("", None)]
+        self.say(" ".join([f"  event {line['event']}", *shown]), "debug", details)
         self.on_event(line)
 
     @contextmanager

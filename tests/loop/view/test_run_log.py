@@ -32,7 +32,7 @@ def printed(output: Output) -> str:
     shown = Display(output)
     shown.console = Console(file=io.StringIO(), soft_wrap=True, highlight=False, width=200)
     shown.say("\niteration 1 of 2\n  sampling", details={"iteration": 1})
-    shown.event("worker_started", {"worker": "engine", "text": "of the event", "level": 7})
+    shown.event({"time": 1.5, "event": "worker_started", "worker": "engine", "text": "of the event", "level": 7})
     shown.warn("it is late")
     with shown.bar("train", 4, "steps") as stage:
         stage.note("loading")
@@ -77,7 +77,7 @@ def test_the_log_gets_everything_and_also_what_ended_the_run(tmp_path: Path) -> 
 
     def work() -> None:
         with shown.log.open_at(default):
-            shown.event("stage_started", {"stage": "pair"})
+            shown.event({"time": 1.5, "event": "stage_started", "stage": "pair"})
             shown.say("the key is sk-very-secret-key\x1b[2J")
             raise ValueError("no pairs\nat all")
 
