@@ -7,11 +7,12 @@ from judges.contract import Judge
 from judges.registry import BUILT_IN
 from judges.resolve import build_judge
 from loop.commands import plan_sampling as sampling
+from loop.config.engine_section import EngineConfig
 from loop.config.fit import prompts_per_slice
 from loop.config.load import LoadedConfig, diff, refuse_comparing
 from loop.config.rule_table import RULES
 from loop.config.settings import Config, JudgeConfig
-from loop.engines.base import chosen_engine
+from loop.engines.base import chosen_engine, environments
 from loop.engines.option_checks import option_problems
 from loop.format import one_line
 from loop.measure.power import describe_gate, gate_of
@@ -65,6 +66,8 @@ class Plan:
     """Where the run would begin."""
     model: str
     engine: str
+    replicas: str
+    """How many engines there are, and what each takes; empty for one that finds its threads itself."""
     prompts: str
     judge: NamedJudge | None
     """None if the data say which answer is better."""
@@ -89,7 +92,7 @@ class Plan:
         plain = asdict(self) | {"trackers": list(self.trackers)}
         for key, calls in (("judge_calls", self.judge_calls), ("eval_judge_calls", self.eval_judge_calls)):
             plain[key] = [one.as_json() for one in calls]
-        optional = ("judge_calls", "eval_judge_calls", "checked")
+        optional = ("judge_calls", "eval_judge_calls", "checked", "replicas")
         return {"schema": SCHEMA} | {key: value for key, value in plain.items() if value or key not in optional}
 
 
@@ -112,6 +115,7 @@ def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> Plan:
         resume=where_it_resumes(run, loaded),
         model=config.model.base,
         engine=chosen_engine(config.engine),
+        replicas=describe_replicas(config.engine),
         prompts=describe_prompts(config),
         judge=_named(config.judge),
         eval_judge=_named(config.eval_judge),
@@ -123,6 +127,22 @@ def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> Plan:
         eval_judge_calls=[sampling.judge_calls(loaded, one, trains=False) for one in paid_eval],
         checked=checked,
     )
+
+
+def describe_replicas(settings: EngineConfig) -> str:
+    """ "2 replicas, each with 1 thread and 2 GiB of KV cache": what each engine takes; empty for a single one that
+    finds its threads itself."""
+    places, vllm = environments(settings, None), chosen_engine(settings) == "vllm"
+    if places == [{}]:
+        return ""
+    gpus, threads = places[0].get("CUDA_VISIBLE_DEVICES"), places[0].get("OMP_NUM_THREADS")
+    if gpus is None:
+        what = f"{threads} thread{'s' * (threads != '1')}"
+        cache = f" and {settings.memory_gib:g} GiB of KV cache" if vllm else ""
+    else:
+        what = f"{settings.gpus} GPU{'s' * (settings.gpus > 1)}"
+        cache = f", of whose memory it takes {settings.gpu_memory_share:.0%}" if vllm else ""
+    return f"{len(places)} replica{'s' * (len(places) > 1)}, each with {what}{cache}"
 
 
 def _paid(judge: Judge | None) -> list[Judge]:
@@ -248,7 +268,7 @@ def print_plan(plan: Plan) -> None:
 def plan_lines(plan: Plan) -> Iterator[str]:
     """The plan for a person, line by line."""
     yield f"{plan.config} → {plan.run}: {plan.resume}.\n"
-    yield f"model    {plan.model}, sampled with the {plan.engine} engine"
+    yield f"model    {plan.model}, sampled with the {plan.engine} engine{plan.replicas and ': '}{plan.replicas}"
     yield f"prompts  {plan.prompts}"
     yield f"judge    {describe_judge(plan.judge)}"
     yield from (f"         {sampling.describe_calls(calls)}" for calls in plan.judge_calls)

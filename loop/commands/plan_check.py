@@ -1,16 +1,21 @@
 """`plan --check`: resolve everything that the config names, as a run would. No model is loaded, nothing is sampled."""
 
 import importlib
+import math
+import os
 from pathlib import Path
+
+from safetensors import safe_open
 
 from judges.context import JudgeContext
 from judges.contract import Judge
 from judges.resolve import build_judge
 from judges.trial.selftest import self_test
 from loop.campaign.stages.limits import check_limit_files
+from loop.config.engine_section import EngineConfig
 from loop.config.load import LoadedConfig
 from loop.config.settings import Config, JudgeConfig
-from loop.engines.base import chosen_engine
+from loop.engines.base import chosen_engine, number_format, replicas_of, visible_gpus
 from loop.engines.option_checks import option_problems
 from loop.errors import UserError
 from loop.prompts.sets import PromptSets, build_prompt_sets
@@ -23,6 +28,9 @@ from loop.trackers.tracker_service import find_tracker
 from loop.workers.judge_service import check_prompts, timer, try_examples
 from loop.workers.named import check_named
 from trainer.model_folder import check_model
+
+LIBRARIES_GIB = 1.5
+"""Memory of an engine's process besides weights and KV cache: measured with vLLM on a CPU and a model of 135M."""
 
 
 def check_for_real(loaded: LoadedConfig) -> Json:
@@ -52,6 +60,8 @@ def check_for_real(loaded: LoadedConfig) -> Json:
         found.problems += named.problems
         found.notes += named.notes
         _check_targets(found, config, sets)
+    if folder is not None:
+        checked["engines"] = found.look(check_memory, config.engine, folder)
     found.refuse()
     notes = {"notes": [*sets.notes, *found.notes]} if sets.notes or found.notes else {}
     first = {"prompts": sets.counts, "first_prompt": sets.train[0].messages}
@@ -61,6 +71,35 @@ def check_for_real(loaded: LoadedConfig) -> Json:
 def _versions(config: Config) -> dict[str, str]:
     libraries = ["torch", "transformers", *(["vllm"] if chosen_engine(config.engine) == "vllm" else [])]
     return {name: importlib.import_module(name).__version__ for name in libraries}
+
+
+def check_memory(settings: EngineConfig, folder: Path) -> str:
+    """What the engines of a CPU need, roughly: their weights, vLLM's KV cache, and the libraries. UserError if this
+    machine has less."""
+    replicas, vllm = replicas_of(settings), chosen_engine(settings) == "vllm"
+    if visible_gpus():
+        return f"{replicas} on GPUs; their memory is not estimated"
+    bytes_each = 4 if number_format(settings) == "float32" else 2
+    weights = parameters_of(folder) * bytes_each / 2**30
+    each = weights + (settings.memory_gib if vllm else 0) + LIBRARIES_GIB
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    needs = f"{replicas} of about {each:.1f} GiB (weights {weights:.1f}{f', KV cache {settings.memory_gib:g}' * vllm})"
+    if replicas * each > machine:
+        raise UserError(
+            f"The engines need about {replicas * each:.1f} GiB: {needs}; this machine has {machine:.1f} GiB. Lower "
+            "engine.replicas or engine.memory_gib."
+        )
+    return needs
+
+
+def parameters_of(folder: Path) -> int:
+    """Number of weights in the files of a model folder, read from their headers."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "np") as weights:
+            names = weights.keys()
+            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    return total
 
 
 def _find_base(config: Config) -> Path:

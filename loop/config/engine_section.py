@@ -25,6 +25,12 @@ class EngineConfig(Section):
     idle: Literal["auto", "keep", "sleep"] = "auto"
     """While the trainer works: `sleep` frees the GPU's memory, `keep` does not; `auto` sleeps on a GPU and keeps on a
     CPU."""
+    replicas: PositiveInt | Literal["auto"] = "auto"
+    """Engines that sample at the same time, each with the model and a KV cache of its own; `auto` is as many as the
+    GPUs allow, and 1 on a CPU. Results do not depend on it if `threads` is set."""
+    threads: PositiveInt | None = None
+    """CPU threads of one engine; null divides the machine's cores among the replicas. Other threads can give other
+    responses for the same seeds."""
     tensor_parallel: PositiveInt = 1
     """GPUs among which vllm divides each layer, for a model too large for one."""
     pipeline_parallel: PositiveInt = 1

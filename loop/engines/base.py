@@ -116,6 +116,26 @@ def visible_gpus() -> list[str]:
     return found
 
 
+def replicas_of(settings: EngineConfig) -> int:
+    """How many engines sample at the same time."""
+    if settings.replicas == "auto":
+        return max(1, len(visible_gpus()) // settings.gpus)
+    return settings.replicas
+
+
+def environments(settings: EngineConfig, threads: int | None) -> list[dict[str, str]]:
+    """The environment variables of each replica's process: its GPUs, and on a CPU its threads. A single engine keeps
+    what it finds, unless `engine.threads` is set. `threads` are those that the run's first samples were made with."""
+    replicas, gpus = replicas_of(settings), visible_gpus()
+    if replicas > 1 and gpus:
+        starts = range(0, replicas * settings.gpus, settings.gpus)
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[start : start + settings.gpus])} for start in starts]
+    each = settings.threads
+    if each is None and replicas > 1:
+        each = threads if threads and threads * replicas <= cores() else cores() // replicas
+    return [{} if each is None else {"OMP_NUM_THREADS": str(each)} for _ in range(replicas)]
+
+
 def cores() -> int:
     """How many CPU threads a process of this machine may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -43,9 +43,12 @@ def judge_engine(model: LocalModel, base: EngineConfig) -> JudgeEngine:
     """The campaign's engine settings without what fits its own model only, overridden by the judge's own. UserError if
     those are wrong."""
     longest = min(MODEL_LEN, places_of(model.found) or MODEL_LEN)
-    given = {"max_model_len": longest, "args": {}, "tensor_parallel": 1, "pipeline_parallel": 1, **model.settings}
+    own = {"max_model_len": longest, "args": {}, "tensor_parallel": 1, "pipeline_parallel": 1, "replicas": 1}
+    given = {**own, "threads": None, **model.settings}
     if "kind" in given:
         raise UserError("judge.args.engine_settings: kind cannot be given; judge.args.engine names it.")
+    if given["replicas"] != 1:
+        raise UserError("judge.args.engine_settings: a judge has one engine; remove replicas.")
     try:
         settings = EngineConfig(**{**base.model_dump(), **given, "kind": model.kind})
     except ValidationError as error:

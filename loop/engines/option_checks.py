@@ -12,7 +12,7 @@ from loop.config.engine_section import EngineConfig
 from loop.config.sampling_section import DecodingOptions
 from loop.config.settings import Config
 from loop.config.types import did_you_mean
-from loop.engines.base import chosen_engine, visible_gpus
+from loop.engines.base import chosen_engine, cores, replicas_of, visible_gpus
 from loop.errors import UserError
 
 SAMPLING_PARAMETERS = ("sampling_params.py", "SamplingParams")
@@ -86,6 +86,7 @@ def option_problems(configs: Sequence[Config]) -> list[str]:
 def engine_problems(settings: EngineConfig, key: str = "engine") -> Iterator[str]:
     """One paragraph for each of the engine's settings that this machine or its vLLM cannot take; UserError if the
     engine is not installed. `key` is where they are written."""
+    yield from _too_many(settings, key)
     kind, gpus = chosen_engine(settings), len(visible_gpus())
     named = [name for name in ("tensor_parallel", "pipeline_parallel", "args") if settings.changes(name)]
     if kind != "vllm":
@@ -106,6 +107,20 @@ def engine_problems(settings: EngineConfig, key: str = "engine") -> Iterator[str
             yield f"{key}.args: vLLM's engine has no argument {name!r}{did_you_mean(name, sorted(known)) or '.'}"
         elif name == "enable_chunked_prefill" and value and not gpus:
             yield f"{key}.args: enable_chunked_prefill breaks the seeds of responses on a CPU; remove it."
+
+
+def _too_many(settings: EngineConfig, key: str) -> Iterator[str]:
+    """What the replicas need and this machine does not have."""
+    replicas, threads, gpus = replicas_of(settings), settings.threads or 1, len(visible_gpus())
+    named = f"{key}.replicas={replicas}" if replicas > 1 else ""
+    if gpus:
+        if replicas * settings.gpus > gpus and replicas > 1:
+            each = f" on {settings.gpus} GPUs each" if settings.gpus > 1 else ""
+            yield f"{named}{each} need {replicas * settings.gpus} GPUs, and this machine has {gpus}; lower it."
+    elif replicas * threads > cores():
+        each = f"{key}.threads={threads}" if settings.threads else "1 thread each"
+        what = " with ".join(filter(None, [named, each]))
+        yield f"{what} needs {replicas * threads} cores, and this machine has {cores()}; lower it."
 
 
 def _extra_problems(key: str, extra: dict[str, Any], engine: str) -> Iterator[str]:

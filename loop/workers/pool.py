@@ -1,10 +1,12 @@
-"""Worker pool of a campaign: one worker each for engine, judge and trainer."""
+"""Worker pool of a campaign: the engines, and one worker each for judge and trainer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from judges.context import ModelRef
 from loop.config.settings import Config, JudgeConfig
+from loop.engines.base import environments
 from loop.engines.judge_engine import JudgeEngine, judge_engine
 from loop.prompts.chat_template import ChatFormat, chat_format
 from loop.store.lineage import inherited_caches
@@ -15,34 +17,43 @@ from loop.view.display import Bar, Display
 from loop.workers.entry import Arguments
 from loop.workers.judge_service import PreparedJudge
 from loop.workers.made_with import first_made_with, mixed
-from loop.workers.process import Job, Worker, call
+from loop.workers.process import Job, Worker, call, call_all
 from loop.workers.shards import JudgeHandle, Shard, ShardQueue, ShardTotals
+
+ENGINE_SERVICE = "loop.workers.sampling_service:EngineService"
 
 
 class WorkerPool:
-    """The workers: engine, judge (two if the evaluation has its own), trainer, and engines of judges' own models. Each
-    starts with its first job and stays until the campaign ends."""
+    """The workers: the policy's engines, judge (two if the evaluation has its own), trainer, and engines of judges' own
+    models. Each starts with its first job and stays until the campaign ends."""
 
     def __init__(self, run: RunFolder, config: Config, display: Display) -> None:
         self.before = first_made_with(run)
         threads = run.base().threads if run.promotion(0).exists() else None
         engine = {"settings": config.engine, "chat": chat_format(config.model), "threads": threads}
         engine |= {"before": self.before, "exact": config.sampling.exact}
+        places = environments(config.engine, (self.before or {}).get("engine.threads"))
         self.run, self.config, self.display = run, config, display
         self.initial: ModelRef | None = None
         self.warned = ""
         self.judge_engines: list[tuple[JudgeEngine, Worker]] = []
-        self.engine = self._worker("engine", "loop.workers.sampling_service:EngineService", engine)
+        self.replicas = [
+            self._worker(f"engine-{number}" if len(places) > 1 else "engine", ENGINE_SERVICE, engine, place)
+            for number, place in enumerate(places, 1)
+        ]
         self.judge = self.eval_judge = self._judge("judge", config.judge) if config.judge is not None else None
         if config.eval_judge is not None and config.eval_judge != config.judge:
             self.eval_judge = self._judge("eval-judge", config.eval_judge)
         self.trainer = self._worker("trainer", "loop.workers.online_service:OnlineTrainService", {"threads": threads})
 
-    def _worker(self, name: str, service: str, arguments: Arguments) -> Worker:
-        settings = self.config.engine
-        return Worker(
-            name, service, arguments, self.run.log(name), settings.stall_seconds, settings.retries, self._event
-        )
+    def _worker(
+        self, name: str, service: str, arguments: Arguments, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> Worker:
+        settings, log = self.config.engine, self.run.log(name)
+        if (threads := environment.get("OMP_NUM_THREADS")) is not None:
+            arguments = arguments | {"threads": int(threads)}
+        patience = (settings.stall_seconds, settings.retries)
+        return Worker(name, service, arguments, log, *patience, self._event, environment)
 
     def _judge(self, name: str, settings: JudgeConfig) -> JudgeHandle:
         run = self.run
@@ -81,17 +92,17 @@ class WorkerPool:
 
     @property
     def engines(self) -> list[Worker]:
-        """The policy's engine, and those of judges."""
-        return [self.engine, *(worker for _, worker in self.judge_engines)]
+        """The policy's engines, and those of judges."""
+        return [*self.replicas, *(worker for _, worker in self.judge_engines)]
 
     def prepare(self, judge: JudgeHandle, correct_at: float) -> Json:
         """Test a judge, decide where it judges, and return its fingerprint."""
         job = Job(f"the self-test of the {judge.worker.name}", "prepare", {"correct_at": correct_at})
         prepared: PreparedJudge = call(judge.worker, job)
         judge.measures, judge.compares = "log_probs" in prepared.needs, prepared.compares
-        judge.engine = self.engine if "generate" in prepared.needs else None
+        judge.engines = self.replicas if "generate" in prepared.needs else ()
         if (model := prepared.local_model) is not None:
-            judge.engine, judge.model = self._engine_for(judge_engine(model, self.config.engine)), model.found
+            judge.engines, judge.model = [self._engine_for(judge_engine(model, self.config.engine))], model.found
             self._try_examples(judge, correct_at)
         judge.fingerprint = prepared.fingerprint
         return judge.fingerprint
@@ -103,7 +114,7 @@ class WorkerPool:
         assert judge.model is not None
         model = {"model": judge.model.folder, "model_hash": judge.model.digest}
         details = {"correct_at": correct_at, "judging": judge.judging, **model}
-        call(judge.place, Job(f"the labelled examples of the {judge.worker.name}", "try_examples", details))
+        call(judge.places[0], Job(f"the labelled examples of the {judge.worker.name}", "try_examples", details))
 
     def _engine_for(self, wanted: JudgeEngine) -> Worker:
         """The engine of a judge's own model; judges that ask for the same one share it."""
@@ -112,14 +123,12 @@ class WorkerPool:
                 return worker
         arguments = {"settings": wanted.settings, "chat": ChatFormat(wanted.chat_template_kwargs)}
         name = f"judge-engine{f'-{len(self.judge_engines) + 1}' if self.judge_engines else ''}"
-        self.judge_engines.append(
-            (wanted, self._worker(name, "loop.workers.sampling_service:EngineService", arguments))
-        )
+        self.judge_engines.append((wanted, self._worker(name, ENGINE_SERVICE, arguments)))
         return self.judge_engines[-1][1]
 
     def label(self, shards: Sequence[Shard], judge: JudgeHandle | None, bar: Bar) -> ShardTotals:
         """Sample and judge every shard that is not finished; without a judge, only sample."""
-        totals = ShardQueue(shards, self.engine, judge, self.initial, bar, self.run.event).work()
+        totals = ShardQueue(shards, self.replicas, judge, self.initial, bar, self.run.event).work()
         self.before = self.before or totals.made_with
         if totals.made_with and (changed := mixed(self.before, totals.made_with)) and changed != self.warned:
             self.warned = changed
@@ -129,10 +138,7 @@ class WorkerPool:
 
     def train(self, job: Job) -> Any:
         """Run a training job while engines and judges leave the device to it."""
-        for worker in self.engines:
-            if worker.running:
-                call(worker, Job("giving back the device's memory", "sleep", {}))
-        for worker in self.judges:
-            if worker.running:
-                call(worker, Job("giving back the device's memory", "rest", {}))
+        users = [(worker, "sleep") for worker in self.engines] + [(worker, "rest") for worker in self.judges]
+        name = "giving back the device's memory"
+        call_all([(worker, Job(name, method, {})) for worker, method in users if worker.running])
         return call(self.trainer, job)

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +59,8 @@ class Worker:
     stall_seconds: float
     retries: int
     on_event: Callable[..., None]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables of the process, in addition to the driver's."""
     starts: int = 0
     job: Job | None = None
     _process: Any = None
@@ -81,7 +83,7 @@ class Worker:
             return
         context = multiprocessing.get_context("spawn")
         multiprocessing.resource_tracker.ensure_running()  # starting it would end the blocking of signals
-        with interrupt.postponed(), _no_main_module():
+        with interrupt.postponed(), _no_main_module(), _environment(self.environment):
             self._pipe, theirs = context.Pipe()
             self._sign = context.RawValue(Sign)
             process = context.Process(
@@ -235,10 +237,28 @@ def wait(workers: list[Worker], timeout: float = 1.0) -> list[tuple[Worker, Job]
 
 def call(worker: Worker, job: Job) -> Any:
     """Run one job to its end and return its result."""
-    worker.submit(job)
-    while not job.done:
-        wait([worker])
+    call_all([(worker, job)])
     return job.result
+
+
+def call_all(jobs: Sequence[tuple[Worker, Job]]) -> None:
+    """Run one job on each worker at the same time, to the end of all."""
+    for worker, job in jobs:
+        worker.submit(job)
+    while not all(job.done for _, job in jobs):
+        wait([worker for worker, _ in jobs])
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """A process that is started inside finds these variables from its first moment, before it loads any library."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def last_lines(log: Path, count: int = 12) -> str:

@@ -78,23 +78,24 @@ class JudgeHandle:
     """Whether it measures log-probs."""
     compares: bool = False
     """Whether it judges a prompt's responses against each other."""
-    engine: Worker | None = None
-    """The engine that answers its questions; it judges there."""
+    engines: Sequence[Worker] = ()
+    """The engines that answer its questions; it judges in any of them."""
     model: ModelRef | None = None
     """The model that answers in that engine; None: the policy that sampled the shard."""
 
     @property
-    def place(self) -> Worker:
+    def places(self) -> Sequence[Worker]:
         """Where it judges."""
-        return self.engine or self.worker
+        return self.engines or (self.worker,)
 
 
 @dataclass(slots=True)
 class ShardQueue:
-    """Samples shards one after the other and judges each finished one while the next is being sampled."""
+    """Samples shards, each by the next engine that is free, and judges the finished ones while others are being
+    sampled. What a shard holds does not depend on who makes it, or when."""
 
     shards: Sequence[Shard]
-    engine: Worker
+    engines: Sequence[Worker]
     judge: JudgeHandle | None
     """None: the shards are only sampled."""
     initial: ModelRef | None
@@ -103,6 +104,10 @@ class ShardQueue:
     on_event: Callable[..., None]
     to_sample: deque[Shard] = field(default_factory=deque)
     to_judge: deque[Shard] = field(default_factory=deque)
+    sampling: dict[str, tuple[Shard, int]] = field(default_factory=dict)
+    """By engine, the shard that it samples and how many responses of it are finished."""
+    sampled: int = 0
+    """Responses in the sampled shards."""
     totals: ShardTotals = field(default_factory=ShardTotals)
     sampled_at: float = 0.0
     """When the last shard was sampled."""
@@ -113,32 +118,27 @@ class ShardQueue:
         """Sample and judge the shards that are not finished; totals of these."""
         self._find_missing()
         self.bar.count(shards=self._progress)
-        self.bar.resume_at(self._sampled)
+        self.bar.resume_at(self.sampled)
         self.sampled_at = time.perf_counter()
         while self.to_sample or self.to_judge or any(worker.job for worker in self._workers):
             self._submit()
-            for _, job in wait(self._workers):
+            for worker, job in wait(self._workers):
                 if job.method == "label":
                     self._finish_judging(job)
                 else:
-                    self._finish_sampling(job.result)
+                    self._finish_sampling(worker, job.result)
         self.totals.seconds["judge_after_sampling"] = time.perf_counter() - self.sampled_at
         return self.totals
 
     @property
     def _workers(self) -> list[Worker]:
-        judging = self.engine if self.judge is None else self.judge.place
-        return [self.engine] if judging is self.engine else [self.engine, judging]
+        judging = () if self.judge is None else self.judge.places
+        return [*self.engines, *(worker for worker in judging if worker not in self.engines)]
 
     @property
     def _progress(self) -> tuple[int, int]:
         """Sampled shards, of how many."""
-        return len(self.shards) - len(self.to_sample), len(self.shards)
-
-    @property
-    def _sampled(self) -> int:
-        """Responses in the sampled shards."""
-        return sum(s.task.responses for s in self.shards) - sum(s.task.responses for s in self.to_sample)
+        return len(self.shards) - len(self.to_sample) - len(self.sampling), len(self.shards)
 
     def _find_missing(self) -> None:
         """Find the shards to sample and those that only lack verdicts; remove those made with other settings."""
@@ -146,18 +146,22 @@ class ShardQueue:
             if not is_sampled(shard.task):
                 shard.verdicts.unlink(missing_ok=True)
                 self.to_sample.append(shard)
-            elif self.judge is not None and not is_current(shard.verdicts, "judge", self.judge.fingerprint):
+                continue
+            self.sampled += shard.task.responses
+            if self.judge is not None and not is_current(shard.verdicts, "judge", self.judge.fingerprint):
                 self.to_judge.append(shard)
 
     def _submit(self) -> None:
         """Give idle workers their next shard; a judge that asks the policy waits until sampling is finished."""
-        if self.to_sample and not self.engine.job:
-            self._submit_sampling(self.to_sample[0])
-        if self.judge is not None and self.to_judge and not self.judge.place.job:
-            self._submit_judging(self.to_judge[0], self.judge)
+        for engine in self.engines:
+            if self.to_sample and not engine.job:
+                self._submit_sampling(engine, self.to_sample.popleft())
+        for worker in () if self.judge is None else self.judge.places:
+            if self.judge is not None and self.to_judge and not worker.job:
+                self._submit_judging(worker, self.to_judge.popleft(), self.judge)
 
-    def _submit_sampling(self, shard: Shard) -> None:
-        before = self._sampled
+    def _submit_sampling(self, engine: Worker, shard: Shard) -> None:
+        self.sampling[engine.name] = (shard, 0)
 
         def show(progress: Progress) -> None:
             if "note" in progress:
@@ -167,35 +171,39 @@ class ShardQueue:
             if self.starting:
                 self.starting = False
                 self.on_event("engine_ready")
-            self.bar.set(before + progress["done"])
+            self.sampling[engine.name] = (shard, progress["done"])
+            self._show_responses()
 
-        self.engine.submit(Job(f"sampling {shard.task.name}", "sample", {"task": shard.task}, show))
+        engine.submit(Job(f"sampling {shard.task.name}", "sample", {"task": shard.task}, show))
 
-    def _submit_judging(self, shard: Shard, judge: JudgeHandle) -> None:
+    def _show_responses(self) -> None:
+        self.bar.set(self.sampled + sum(done for _, done in self.sampling.values()))
+
+    def _submit_judging(self, worker: Worker, shard: Shard, judge: JudgeHandle) -> None:
         task = JudgeTask(shard.task.name, shard.task.path, shard.verdicts, shard.task.prompts)
         policy = ModelRef(shard.task.policy, shard.task.policy_hash)
         details: Arguments = {"task": task}
         if judge.measures:
             assert self.initial is not None, "a judge that measures comes after the base model was found"
             details["roles"] = Roles(policy, self.initial)
-        if judge.engine is not None:
+        if judge.engines:
             model = judge.model or policy
             details |= {"policy": model.folder, "policy_hash": model.digest, "judging": judge.judging}
-        judge.place.submit(Job(f"judging {task.name}", "label", details))
+        worker.submit(Job(f"judging {task.name}", "label", details))
 
-    def _finish_sampling(self, result: SampledShard) -> None:
+    def _finish_sampling(self, engine: Worker, result: SampledShard) -> None:
         self.totals.add_sampled(result)
         self.sampled_at = time.perf_counter()
-        shard = self.to_sample.popleft()
+        shard, _ = self.sampling.pop(engine.name)
+        self.sampled += shard.task.responses
         if self.judge is not None:
             self.to_judge.append(shard)
-        detail = "judging the rest" if self.to_judge and not self.to_sample else ""
+        detail = "judging the rest" if self.to_judge and not self.to_sample and not self.sampling else ""
         self.bar.count(tokens=result.tokens, shards=self._progress, detail=detail)
-        self.bar.set(self._sampled)
+        self._show_responses()
 
     def _finish_judging(self, job: Job) -> None:
         self.totals.add_judged(job.result)
-        self.to_judge.popleft()
         if job.result.remembered:
             self.on_event("verdicts_remembered", job=job.name, calls=job.result.remembered)
 

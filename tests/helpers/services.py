@@ -30,6 +30,10 @@ class Toy:
         print(f"adding {a} and {b}")
         return a + b, self.calls, os.getpid()
 
+    def variable(self, report: Report, name: str) -> str | None:
+        """A variable of this process's environment."""
+        return os.environ.get(name)
+
     def crash_once(self, report: Report) -> str:
         """As a segmentation fault would."""
         if self._first():

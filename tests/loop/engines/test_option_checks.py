@@ -3,6 +3,7 @@ those that are given, and nothing else."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from loop.config.engine_section import EngineConfig
 from loop.config.sampling_section import DecodingOptions, SamplingConfig
 from loop.config.settings import Config
 from loop.engines import base, option_checks
-from loop.engines.base import visible_gpus
+from loop.engines.base import environments, visible_gpus
 from loop.engines.option_checks import engine_problems, option_problems
 from loop.engines.vllm_engine import _named_choices
 from loop.store.stage import MADE_WITH
@@ -136,6 +137,43 @@ def test_an_engine_on_more_gpus_than_there_are_is_refused(give_gpus: Callable[..
     assert "engine.pipeline_parallel is for vllm" in engine(kind="transformers", pipeline_parallel=2)
 
 
+@pytest.mark.usefixtures("vllm")
+def test_more_replicas_or_threads_than_the_machine_has_are_refused(
+    monkeypatch: pytest.MonkeyPatch, give_gpus: Callable[..., None]
+) -> None:
+    give_gpus(0)
+    monkeypatch.setattr(option_checks, "cores", lambda: 4)
+    assert engine(replicas=4) == engine(replicas=2, threads=2) == engine() == ""
+    assert "engine.replicas=5 with 1 thread each needs 5 cores, and this machine has 4" in engine(replicas=5)
+    expected = "engine.replicas=2 with engine.threads=3 needs 6 cores, and this machine has 4"
+    assert expected in engine(replicas=2, threads=3, kind="transformers")
+    assert "engine.threads=5 needs 5 cores" in engine(threads=5)
+    give_gpus(4)
+    assert engine(replicas=2, tensor_parallel=2) == engine(replicas=64 // 16) == engine() == ""
+    expected = "engine.replicas=3 on 2 GPUs each need 6 GPUs, and this machine has 4"
+    assert expected in engine(replicas=3, tensor_parallel=2)
+
+
+def test_each_replica_gets_gpus_or_threads_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, give_gpus: Callable[..., None]
+) -> None:
+    def places(**given: Any) -> list[dict[str, str]]:
+        return environments(EngineConfig(**given), None)
+
+    monkeypatch.setattr(base, "cores", lambda: 8)
+    give_gpus(0)
+    assert places() == [{}], "a single engine finds its threads as ever"
+    assert places(threads=3) == [{"OMP_NUM_THREADS": "3"}]
+    assert places(replicas=2) == 2 * [{"OMP_NUM_THREADS": "4"}]
+    assert places(replicas=2, threads=1) == 2 * [{"OMP_NUM_THREADS": "1"}]
+    assert environments(EngineConfig(replicas=3), 2) == 3 * [{"OMP_NUM_THREADS": "2"}], "as the run's first samples"
+    assert environments(EngineConfig(replicas=3), 4) == 3 * [{"OMP_NUM_THREADS": "2"}], "not beyond the cores"
+    give_gpus(6, "5,4,3,1,0")
+    assert places(tensor_parallel=2) == [{"CUDA_VISIBLE_DEVICES": "5,4"}, {"CUDA_VISIBLE_DEVICES": "3,1"}]
+    assert places(replicas=1) == [{}]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places()] == ["5", "4", "3", "1", "0"]
+
+
 def test_what_was_chosen_of_vllm_is_part_of_the_engines_identity() -> None:
     assert _named_choices(EngineConfig()) == {}
     chosen = EngineConfig(tensor_parallel=2, args={"compilation_config": {1: (2, 3)}})
@@ -144,7 +182,8 @@ def test_what_was_chosen_of_vllm_is_part_of_the_engines_identity() -> None:
 
 
 def test_the_names_are_those_of_the_installed_vllm() -> None:
-    pytest.importorskip("vllm", reason="vllm is not installed")
+    if find_spec("vllm") is None:
+        pytest.skip("vllm is not installed")
     known = option_checks.names_in_vllm(*option_checks.ENGINE_ARGUMENTS)
     assert known is not None
     assert {*option_checks.KEYS_OF_ARGUMENTS, *option_checks.REFUSED_ARGUMENTS, "kv_cache_dtype"} <= known

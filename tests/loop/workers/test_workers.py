@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from loop.errors import UserError
-from loop.workers.process import Job, Worker, call, wait
+from loop.workers.process import Job, Worker, call, call_all, wait
 from tests.helpers.campaigns import Cli, assert_same_results, copy_run, descendants, events, is_alive
 
 ROOT = Path(__file__).parents[3]
@@ -250,6 +250,15 @@ def test_two_workers_work_at_the_same_time(make_worker: Callable[..., Worker]) -
     while len(done) < 2:
         done += [worker for worker, _ in wait(workers)]
     assert {worker.name for worker in done} == {"one", "two"}
+
+
+def test_a_worker_has_an_environment_of_its_own(make_worker: Callable[..., Worker]) -> None:
+    workers = [make_worker(name=name, environment={"CUDA_VISIBLE_DEVICES": name}) for name in ("2,3", "GPU-8f3a")]
+    jobs = [(worker, job("variable", name="CUDA_VISIBLE_DEVICES")) for worker in workers]
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    call_all(jobs)
+    assert [done.result for _, done in jobs] == ["2,3", "GPU-8f3a"]
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
 
 
 DRIVER = """
