@@ -191,7 +191,7 @@ def test_a_failing_report_warns_and_stops_nothing(made: RunFolder, monkeypatch: 
     said: list[str] = []
 
     class Display:
-        def say(self, line: str) -> None:
+        def warn(self, line: str) -> None:
             said.append(line)
 
     class Campaign:
@@ -202,7 +202,7 @@ def test_a_failing_report_warns_and_stops_nothing(made: RunFolder, monkeypatch: 
 
     monkeypatch.setattr(page, "write_report", fail)
     walk.refresh_report(Campaign())  # type: ignore[arg-type]
-    assert "warning: the report could not be written (ZeroDivisionError: a figure of nothing)" in said[0]
+    assert "the report could not be written (ZeroDivisionError: a figure of nothing)" in said[0]
 
 
 # ---- campaigns at any point ----
