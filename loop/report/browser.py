@@ -52,7 +52,10 @@ def token_texts(data: RunData) -> TokenTexts:
             return None
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_file(str(path))
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise tables.damaged(path, str(error)) from error
 
     @cache
     def text(token: int) -> str:
