@@ -250,7 +250,7 @@ def refresh(campaign: Campaign, k: int) -> None:
     state = collect(campaign.run, campaign.loaded)
     keep_states(campaign.run, state)
     write_metrics(campaign.run, state)
-    done = next(it for it in state.iterations if it.iteration == k)
+    done = state.state_of(k)
     campaign.display.say(iteration_line(state, k), details={"iteration": k, "metrics": iteration_metrics(done)})
     if 0 < k < campaign.loaded.iterations:
         campaign.display.say(f"  {time_left(look(campaign.run, campaign.loaded), None)}")

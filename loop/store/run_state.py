@@ -223,6 +223,10 @@ class RunState:
     gains: dict[str, Gain] | None = None
     """By test metric, incumbent against base model; None before a promotion."""
 
+    def state_of(self, iteration: int) -> IterationState:
+        """The state of one iteration, which must be there."""
+        return next(it for it in self.iterations if it.iteration == iteration)
+
     def as_json(self) -> Json:
         """Plain values."""
         parent = None if self.parent is None else self.parent.as_json()
