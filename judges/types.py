@@ -89,6 +89,10 @@ class Group:
     responses: tuple[Response, ...]
 
 
+NOT_ASKED = "not asked"
+"""Part of an abstention that says nothing about the response, because people were not asked about it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A verdict on one response, built by `Verdict.of`, `Verdict.abstain` or `Verdict.error`. `extracted` is the answer

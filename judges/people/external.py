@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import PositiveInt, PrivateAttr, model_validator
 
 from judges.contract import Judge
-from judges.types import Group, JudgeError, Prompt, Response, Verdict
+from judges.types import NOT_ASKED, Group, JudgeError, Prompt, Response, Verdict
 
 Label = str | float
 """One of `WORDS`, or a score."""
@@ -166,29 +166,35 @@ def _label(judge: External, given: Any) -> Label:
 
 def _verdict(label: Label | None) -> Verdict:
     if label is None:
-        return Verdict.abstain("not labelled")
+        return _not_asked("not labelled")
     if isinstance(label, float):
         return Verdict.of(label, why="labelled by a person")
     why = f"labelled {label}"
     return Verdict.abstain(why) if label == "unsure" else Verdict.of(label == "right", why=why)
 
 
+def _not_asked(why: str) -> Verdict:
+    """An abstention that says nothing about the response: nobody has looked at it."""
+    return Verdict("abstain", None, why=why, parts={NOT_ASKED: 1.0})
+
+
 def _win_rates(group: Group, sheet: Sequence[Item], labels: Mapping[str, Label]) -> list[Verdict]:
     """A response's score is the share of its labelled pairs that it won; ties count half."""
     places = {response.id: place for place, response in enumerate(group.responses)}
     beats: dict[str, dict[int, float]] = {response.id: {} for response in group.responses}
+    seen = {response.id for item in sheet if item.id in labels for response in item.responses}
     for item in sheet:
         won = {"first": 1.0, "tie": 0.5, "second": 0.0}.get(str(labels.get(item.id)))
         if won is not None:
             first, second = item.responses
             beats[first.id][places[second.id]] = won
             beats[second.id][places[first.id]] = 1.0 - won
-    return [_win_rate(games) for games in beats.values()]
+    return [_win_rate(games) if id in seen else _not_asked("in no labelled pair") for id, games in beats.items()]
 
 
 def _win_rate(games: dict[int, float]) -> Verdict:
     if not games:
-        return Verdict.abstain("in no labelled pair")
+        return Verdict.abstain("all its pairs are labelled unsure")
     won = sum(games.values())
     parts = {"games": float(len(games))} | {f"beats {rival}": share for rival, share in sorted(games.items())}
     return Verdict.of(won / len(games), f"{won:g}/{len(games)}", f"won {won:g} of {len(games)} pairs", parts=parts)

@@ -21,7 +21,7 @@ from loop.store.model_refs import Model
 from loop.store.run_folder import RunFolder
 from loop.store.stage import MADE_WITH, STAGES, Manifest, StageFolder
 from loop.view.display import Bar, Display
-from loop.view.status import numbers_of
+from loop.view.status import known_state, numbers_of
 from loop.workers.made_with import made_with
 from loop.workers.pool import WorkerPool
 
@@ -241,7 +241,7 @@ def keys(section: str, values: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 def sound_alarms(campaign: Campaign, k: int, stage: Stage) -> None:
     """Raise the alarms of the stage that has just finished."""
-    history = [numbers_of(campaign.run, i) for i in range(1, k + 1)]
+    history = [known_state(campaign.run, i).signal for i in range(1, k)] + [numbers_of(campaign.run, k)]
     for alarm in alarms(history, campaign.base.alarms):
         if alarm.stage == stage:
             campaign.display.say(f"  alarm: {alarm.text}", "warning")

@@ -41,7 +41,7 @@ from loop.view.describe import describe_data
 from loop.view.display import Display
 from loop.view.frame import time_left
 from loop.view.progress import look
-from loop.view.status import collect, write_metrics
+from loop.view.status import collect, keep_states, write_metrics
 from loop.view.status_tables import iteration_line
 from loop.workers.pool import WorkerPool
 from loop.workers.process import Job, call
@@ -249,9 +249,10 @@ def refresh(campaign: Campaign, k: int) -> None:
     """Rewrite metrics.jsonl and the report from the run folder, and print the iteration's line."""
     if not campaign.working:
         return
-    state = collect(campaign.run)
+    state = collect(campaign.run, campaign.loaded)
+    keep_states(campaign.run, state)
     write_metrics(campaign.run, state)
-    done = next(it for it in state.iterations if it.iteration == k)
+    done = state.state_of(k)
     campaign.display.say(iteration_line(state, k), details={"iteration": k, "metrics": iteration_metrics(done)})
     if 0 < k < campaign.loaded.iterations:
         campaign.display.say(f"  {time_left(look(campaign.run, campaign.loaded), None)}")

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
@@ -152,10 +152,11 @@ def plan(
     print_json(planned.as_json()) if as_json else print_plan(planned)
 
 
-@app.command(epilog="Examples: `prefloop status quickstart` · `prefloop status runs/my-1 --json`")
+@app.command(epilog="Examples: `prefloop status quickstart` · `prefloop status my-1 --last 5 --json`")
 def status(
     run: RunName,
     runs: Runs = Path("runs"),
+    last: Annotated[int | None, typer.Option(min=1, help="Show only this many latest iterations.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the iterations, stages, accuracies and times of a run."""
@@ -164,6 +165,7 @@ def status(
     from loop.view.status_tables import print_status
 
     state = collect(find_run(run, runs))
+    state = state if last is None else replace(state, iterations=state.iterations[-last:])
     print_json(state.as_json()) if as_json else print_status(state, Console())
 
 

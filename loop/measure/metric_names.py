@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from loop.measure.alarms import RULES
 from loop.store.run_records import SetMetrics
 from loop.store.run_state import IterationState
 
@@ -43,7 +44,7 @@ OUTCOME_LEVELS = {"worse": -1, "too_few_prompts": 0, "not_worse": 1, "better": 2
 STEP = "train/step"
 """Optimizer steps since the start of the campaign, counted from 0 over all rounds."""
 ITERATION = "iteration"
-GROUPS = ("eval", "sample", "judge", "pair", "promote", "time")
+GROUPS = ("eval", "sample", "judge", "pair", "signal", "alarms", "promote", "time")
 """First parts of the names that have one value per iteration; those of `train` have one per step."""
 
 
@@ -57,7 +58,8 @@ def labelled_metrics(state: IterationState) -> dict[str, float]:
         if counts is not None
     }
     found["pair/prompts"] = state.paired.prompts.get("paired") if state.paired else None
-    return _numbers(found)
+    signal = state.paired.signal if state.paired else {}
+    return _numbers(found | {f"signal/{name}": value for name, value in signal.items()})
 
 
 def eval_metrics(metrics: SetMetrics, name: str) -> dict[str, float]:
@@ -72,7 +74,7 @@ def eval_metrics(metrics: SetMetrics, name: str) -> dict[str, float]:
 
 
 def decided_metrics(state: IterationState) -> dict[str, float]:
-    """Evaluation, decision and times of an iteration."""
+    """Evaluation, decision and times of an iteration, and the signal that training adds."""
     sets = [("gate", state.gate), ("test", state.test)]
     evaluated = [eval_metrics(metrics, name) for name, metrics in sets if metrics is not None]
     found: dict[str, float | None] = {}
@@ -83,8 +85,17 @@ def decided_metrics(state: IterationState) -> dict[str, float]:
         found |= {"promote/promoted": state.promoted, "promote/attempts": state.attempts_begun}
     if state.outcome is not None:
         found["promote/outcome"] = OUTCOME_LEVELS[state.outcome]
+    signal = state.paired.signal if state.paired else {}
+    found |= {f"signal/{name}": value for name, value in state.signal.items() if name not in signal}
     found |= {f"time/{part}": seconds for part, seconds in asdict(state.time).items()}
     return {name: value for one in evaluated for name, value in one.items()} | _numbers(found)
+
+
+def alarm_metrics(state: IterationState) -> dict[str, float]:
+    """Which alarms an iteration raises; only of a state that `status.collect` returns, as the others have none."""
+    raised = [alarm.name for alarm in state.alarms]
+    found = {"raised": len(raised), **{name: name in raised for name in RULES}}
+    return _numbers({f"alarms/{name}": value for name, value in found.items()}) if state.iteration else {}
 
 
 def iteration_metrics(state: IterationState) -> dict[str, float]:

@@ -23,6 +23,8 @@ class Tally:
     kinds: Counter[str] = field(default_factory=Counter)
     """Prompts by outcome: mixed, all_right, all_wrong, unscored."""
     verdicts: Counter[str] = field(default_factory=Counter)
+    not_asked: int = 0
+    """Responses that nobody was asked about, which are abstentions, too."""
     lengths: Counter[int] = field(default_factory=Counter)
     truncated: int = 0
     solve_rates: float = 0.0
@@ -48,6 +50,7 @@ class Tally:
         self.kinds[_outcome(right, scored)] += 1
         self.solve_rates += right / scored if scored else 0.0
         self.verdicts.update(response.kind for response in responses)
+        self.not_asked += sum(response.not_asked for response in responses)
         self.lengths.update(response.length for response in responses)
         self.truncated += sum(response.finish_reason == "length" for response in responses)
         self.different += len({response.token_ids_key for response in responses})
@@ -73,7 +76,7 @@ class Tally:
             "length": _share(tokens, responses),
             "length_p95": percentile(self.lengths, 0.95),
             "truncated": _share(self.truncated, responses),
-            "abstained": _share(self.verdicts["abstain"], responses),
+            "abstained": _share(self.verdicts["abstain"] - self.not_asked, responses - self.not_asked),
             "errors": _share(self.verdicts["error"], responses),
         }
 

@@ -49,7 +49,8 @@ def read_judged(responses: Path, verdicts: Path) -> list[tuple[str, list[Judged]
         kind, score, parts = words[id]
         beats = beats_of(parts, members[prompt_id])
         origin = None if first_of_reference is None else index >= first_of_reference
-        groups[prompt_id].append(Judged(id, key, kind, score, finish, length, beats, origin))
+        not_asked = kind == "abstain" and tables.says_not_asked(parts)
+        groups[prompt_id].append(Judged(id, key, kind, score, finish, length, beats, not_asked, origin))
     return list(groups.items())
 
 

@@ -22,6 +22,8 @@ class Judged:
     """Tokens of the answer, without the thought."""
     beats: Mapping[str, float] | None = None
     """From a pairwise judge: the probability of being better than the response of that id; None: it gave scores."""
+    not_asked: bool = False
+    """Whether it abstains because nobody was asked about it (people who label only some responses)."""
     from_reference: bool | None = None
     """Whether the reference sampled it; None where only the policy samples."""
 

@@ -8,8 +8,9 @@ Only one page and one shard's columns are kept in memory.
 import json
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -36,25 +37,32 @@ SAMPLED = ("prompt_id", "response_id", "temperature", "token_ids", "text", "fini
 JUDGED = ("response_id", "kind", "score", "extracted", "why", "well_formed")
 """Columns of a response and of its verdict that a page shows."""
 TokenTexts = Callable[[int], str]
+Prompts = Callable[[str], Mapping[str, PromptRow]]
+"""The prompts of a set by id; they are read when a page is made."""
 Shard = list[tuple[Path, Path]]
 """Files of responses, each with its file of verdicts."""
 
 
 def token_texts(data: RunData) -> TokenTexts:
-    """A function from token id to text, by the tokenizer of the run."""
-    path = next((folder / FILE for folder in _folders(data) if (folder / FILE).exists()), None)
-    if path is None:
-        return lambda token: f"[{token}]"
-    from tokenizers import Tokenizer
+    """A function from token id to text, by the tokenizer of the run, which is read at the first call."""
 
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing else
-        raise tables.damaged(path, str(error)) from error
+    @cache
+    def tokenizer() -> Any:
+        path = next((folder / FILE for folder in _folders(data) if (folder / FILE).exists()), None)
+        if path is None:
+            return None
+        from tokenizers import Tokenizer
+
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise tables.damaged(path, str(error)) from error
 
     @cache
     def text(token: int) -> str:
-        return str(tokenizer.decode([token], skip_special_tokens=False)) or f"[{token}]"
+        found = tokenizer()
+        shown = "" if found is None else str(found.decode([token], skip_special_tokens=False))
+        return shown or f"[{token}]"
 
     return text
 
@@ -84,7 +92,7 @@ class Page:
 class Book:
     """One prompt set of one iteration."""
 
-    def __init__(self, data: RunData, iteration: int, which: str, prompts: Mapping[str, PromptRow], texts: TokenTexts):
+    def __init__(self, data: RunData, iteration: int, which: str, prompts: Prompts, texts: TokenTexts):
         self.data, self.iteration, self.which, self.prompts, self.texts = data, iteration, which, prompts, texts
 
     @property
@@ -140,7 +148,7 @@ class Book:
     def _prompt(self, id: str, group: Sequence[Json], judged: Mapping[str, Json], reasons: Mapping[str, str]) -> Json:
         """A prompt under short names for the script: q text, t target, r responses. In its pairs, -1 stands for a
         response that is not the prompt's own."""
-        row = self.prompts.get(id)
+        row = self.prompts(self.which).get(id)
         places = {response["response_id"]: place for place, response in enumerate(group)}
         trained = [(places.get(c, -1), places.get(r, -1)) for c, r in self._trained.pairs.get(id, [])]
         pairs = [pair for pair in trained if pair != (-1, -1)]  # those are replayed or from the data
@@ -239,12 +247,12 @@ def prompt_text(row: PromptRow | None) -> str:
 
 def books(data: RunData) -> list[Book]:
     """A book for every set of every iteration that has responses, the training sets first."""
-    texts, prompts = token_texts(data), {which: _prompts(data, which) for which in SETS}
+    texts, prompts = token_texts(data), cache(partial(_prompts, data))
     return [
-        Book(data, it.number, which, prompts[which], texts)
+        Book(data, it.number, which, prompts, texts)
         for which in SETS
         for it in data.iterations
-        if data.run.judged_shards(it.number, which)
+        if which in it.sets or data.run.judged_shards(it.number, which)
     ]
 
 

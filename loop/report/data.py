@@ -1,23 +1,28 @@
 """Read the report's numbers from a run folder, at whatever point the campaign is; parts that are missing stay empty."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from loop.config.checks import PREFERENCE
 from loop.config.load import LoadedConfig
 from loop.config.settings import Config
 from loop.report.set_numbers import SetNumbers, set_numbers
 from loop.store.files import read_lines
+from loop.store.kept import computed_once, sources_of
 from loop.store.lineage import Lineage, read_lineage, settings_of
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json, ModelRecord, Numbers, PromotionRecord, SetMetrics
 from loop.store.run_state import IterationState, RunState
 from loop.store.stage import STAGES, Manifest
+from loop.store.tables import digest
 from loop.view.status import collect
 
 SETS = ("train", "gate", "test")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # so that a figure can remember what it made of one
 class IterationData:
     """One iteration (0: the base model)."""
 
@@ -124,22 +129,49 @@ class RunData:
 
 def read_run(run: RunFolder) -> RunData:
     """Everything known of a run. UserError if there is none, or a file of it is damaged."""
-    state, loaded = collect(run), settings_of(run)
-    first = loaded.base
-    iterations = [_iteration(run, it, first) for it in state.iterations]
+    loaded = settings_of(run)
+    state, first = collect(run, loaded), loaded.base
+    iterations = [_known_iteration(run, it, first) for it in state.iterations]
     return RunData(run, loaded, state, read_lineage(run), iterations, {1: first})
 
 
-def _iteration(run: RunFolder, state: IterationState, first: Config) -> IterationData:
-    k = state.iteration
+_FINISHED: dict[tuple[Path, int], tuple[str, IterationData]] = {}
+"""By run and iteration, in this process: the identity of a decided iteration, and its data."""
+NUMBERS = TypeAdapter(dict[str, SetNumbers])
+
+
+def _known_iteration(run: RunFolder, state: IterationState, first: Config) -> IterationData:
+    """The data of an iteration, read once if it is decided; alarms depend on today's thresholds."""
+    k, sources = state.iteration, sources_of(run, state.iteration)
     correct_at, confidence = first.pairs.correct_at, first.promote.confidence
-    sets = {which: set_numbers(run.judged_shards(k, which), correct_at, confidence) for which in SETS}
+    if sources is None:
+        return _iteration(run, state, _numbers(run, k, correct_at, confidence))
+    sources = digest([sources, correct_at, confidence])
+    known = _FINISHED.get((run.root, k))
+    if known is not None and known[0] == sources:
+        same = known[1].state.alarms == state.alarms
+        return known[1] if same else replace(known[1], state=state)
+    path = run.cached_iteration(k, "report")
+    numbers = computed_once(path, sources, NUMBERS, lambda: _numbers(run, k, correct_at, confidence))
+    found = _iteration(run, state, numbers)
+    _FINISHED[run.root, k] = (sources, found)
+    return found
+
+
+def _numbers(run: RunFolder, k: int, correct_at: float, confidence: float) -> dict[str, SetNumbers]:
+    """Of the sets that have been sampled and judged."""
+    found = {which: set_numbers(run.judged_shards(k, which), correct_at, confidence) for which in SETS}
+    return {which: numbers for which, numbers in found.items() if numbers is not None}
+
+
+def _iteration(run: RunFolder, state: IterationState, numbers: dict[str, SetNumbers]) -> IterationData:
+    k = state.iteration
     return IterationData(
         number=k,
         state=state,
         promotion=run.decision(k) if k else None,
         policy=run.policy(k) if run.promotion(k).exists() else None,
         steps=read_lines(run.latest(k, "train").steps),
-        sets={which: found for which, found in sets.items() if found is not None},
+        sets=numbers,
         manifests={stage: found for stage in STAGES if (found := run.latest(k, stage).manifest())},
     )

@@ -3,12 +3,13 @@ gradient over both probability ratios, with the pairs of the last round in it.""
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from markupsafe import Markup
 
 from loop.measure.estimators import dpo_field, thin
-from loop.report.data import RunData
+from loop.report.data import IterationData, RunData
 from loop.report.figure import Figure, Missing, Table, heights, keys_of, table_of
 from loop.report.marks import LEFT, PLOT_X, PLOT_Y, TOP, Point, Series, arrow, chart, element
 from loop.report.scale import Axis, axis
@@ -148,15 +149,21 @@ def thin_column(data: RunData, column: str, scale: float = 1) -> tuple[list[Poin
     spread: list[tuple[float, float] | None] = []
     start = 0
     for it in data.rounds:
-        known = [(start + i, _known(row, column)) for i, row in enumerate(it.steps)]
-        for x, y, low, high in thin([(x, scale * y) for x, y in known if y is not None], budget):
-            points.append((round(x, 1), y))
-            spread.append((low, high))
+        for x, y, low, high in _thinned(it, column, budget):
+            points.append((round(start + x, 1), scale * y))
+            spread.append((scale * low, scale * high))
         if points and points[-1][1] is not None:
             points.append((points[-1][0], None))
             spread.append(None)
         start += len(it.steps)
     return points, spread
+
+
+@lru_cache(maxsize=100_000)
+def _thinned(it: IterationData, column: str, budget: int) -> list[tuple[float, float, float, float]]:
+    """A column of one round; a campaign draws those of finished rounds again after each iteration."""
+    known = [(i, _known(row, column)) for i, row in enumerate(it.steps)]
+    return thin([(float(x), y) for x, y in known if y is not None], budget)
 
 
 def _known(row: Json, column: str) -> float | None:

@@ -4,7 +4,7 @@ A stage is finished when its manifest exists.
 
     runs/NAME/  run.json  campaign.yaml  lineage.json  events.jsonl  metrics.jsonl  lock  logs/
       prompts/{train,gate,test}.parquet
-      cache/verdicts.sqlite  trackers.jsonl  trackers/  report.html  report-data/
+      cache/{verdicts.sqlite,iterations/,report/}  trackers.jsonl  trackers/  report.html  report-data/
       iter-001/{sample,judge,pair,train,eval}/  shard-000.parquet …  manifest.json      promotion.json
       iter-001/attempt-2/{train,eval,guard}/  a retry of the round
       iter-001/{reference,guard}/  the average of `reference: ema`, what the gate's limits measured
@@ -122,6 +122,10 @@ class RunFolder:
     def log(self, worker: str) -> Path:
         """Where a worker's own output goes."""
         return self.root / "logs" / f"{worker}.log"
+
+    def cached_iteration(self, iteration: int, what: str = "iterations") -> Path:
+        """What was computed from a decided iteration, so that it is not read again; for `what` also "report"."""
+        return self.root / "cache" / what / f"{iteration:03d}.json"
 
     def prompts(self) -> StageFolder:
         """The folder of the three prompt sets."""

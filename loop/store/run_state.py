@@ -1,9 +1,11 @@
 """Typed state of a run: what `prefloop status --json` prints and metrics.jsonl keeps, by iteration."""
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Literal, TypeVar
 
 from judges.context import Usage
+from loop.store.files import to_json
 from loop.store.lineage import Parent
 from loop.store.run_records import (
     AttemptRecord,
@@ -127,7 +129,7 @@ class TimeSplit:
     overhead_share: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class IterationState:
     """One iteration (0: the base model) so far."""
 
@@ -157,31 +159,36 @@ class IterationState:
     test: SetMetrics | None
     alarms: tuple[Alarm, ...] = ()
 
-    @property
+    @cached_property
     def sampled(self) -> SampleCounts | None:
         """Counts of the sample stage; None until it is finished, like those below."""
         return self._counted("sample", SampleCounts)
 
-    @property
+    @cached_property
     def judged(self) -> JudgeCounts | None:
         """Counts of the judge stage."""
         return self._counted("judge", JudgeCounts)
 
-    @property
+    @cached_property
     def paired(self) -> PairCounts | None:
         """Counts of the pair stage."""
         return self._counted("pair", PairCounts)
 
-    @property
+    @cached_property
     def trained(self) -> TrainCounts | None:
         """Counts of the train stage, of the last attempt."""
         return self._counted("train", TrainCounts)
 
-    @property
+    @cached_property
     def evaluated(self) -> dict[str, SampleCounts]:
         """Counts of the eval stage, by prompt set; empty until it is finished."""
         where = f"counts of stage eval, iteration {self.iteration}"
         return {name: as_record(one, SampleCounts, where) for name, one in self.counts.get("eval", {}).items()}
+
+    @cached_property
+    def row(self) -> bytes:
+        """Its line of metrics.jsonl."""
+        return to_json(self.as_json()).replace(b"\n", b"").rstrip() + b"\n"
 
     def _counted(self, stage: str, kind: type[T]) -> T | None:
         found = self.counts.get(stage)
@@ -215,6 +222,10 @@ class RunState:
     """Beginning with the base model."""
     gains: dict[str, Gain] | None = None
     """By test metric, incumbent against base model; None before a promotion."""
+
+    def state_of(self, iteration: int) -> IterationState:
+        """The state of one iteration, which must be there."""
+        return next(it for it in self.iterations if it.iteration == iteration)
 
     def as_json(self) -> Json:
         """Plain values."""

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from judges.types import NOT_ASKED
 from loop.errors import UserError, is_obstacle
 
 RESPONSES = pa.schema(
@@ -90,6 +91,11 @@ ANSWERS = pa.schema(
     ]
 )
 """Gold and bad answers from the prompts' data columns, as tokens of the policy."""
+
+
+def says_not_asked(parts: str | None) -> bool:
+    """Whether the parts of an abstention say that nobody was asked about the response."""
+    return parts is not None and f'"{NOT_ASKED}"' in parts
 
 
 def to_bytes(rows: Sequence[dict[str, Any]], schema: pa.Schema, notes: dict[str, Any]) -> bytes:

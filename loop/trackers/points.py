@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from loop.measure.metric_names import ITERATION, STEP, decided_metrics, labelled_metrics, step_metrics
+from loop.measure.metric_names import ITERATION, STEP, alarm_metrics, decided_metrics, labelled_metrics, step_metrics
 from loop.store.files import read_lines
 from loop.store.run_folder import RunFolder
 from loop.store.run_state import TrainCounts
 from loop.store.stage import StageFolder
 from loop.view.prompt_records import collect_prompts
-from loop.view.status import iteration_state
+from loop.view.status import collect, iteration_state
 
 COLUMNS = ("iteration", "prompt", "target", "kind", "response", "cut_off", "verdict", "score", "why")
 LONGEST = 2000
@@ -115,6 +115,7 @@ def steps_of(folder: StageFolder) -> int:
 
 def _decided(run: RunFolder, k: int, sent: Mapping[str, int], samples: int) -> Iterator[Point]:
     if f"{k} decided" not in sent:
-        yield _of_iteration(k, "decided", decided_metrics(iteration_state(run, k)))
+        state = collect(run).state_of(k)
+        yield _of_iteration(k, "decided", decided_metrics(state) | alarm_metrics(state))
     if samples and f"{k} samples" not in sent and run.judged_shards(k, "gate"):
         yield _of_iteration(k, "samples", {}, sample_table(run, k, samples))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from loop.measure.metric_names import iteration_metrics
+from loop.measure.metric_names import alarm_metrics, iteration_metrics
 from loop.store.files import write_file
 from loop.store.run_state import IterationState
 from loop.view.progress import Snapshot, Work, seconds_left
@@ -28,7 +28,7 @@ class MetricsFile:
 
     def evaluated(self, state: IterationState) -> None:
         """Keep the results of an iteration for the next writes."""
-        self.results = iteration_metrics(state)
+        self.results = iteration_metrics(state) | alarm_metrics(state)
 
     def write(self, snapshot: Snapshot | None, work: Work | None, *, now: bool = False) -> None:
         """Rewrite the file if the last time is long enough ago."""

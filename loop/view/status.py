@@ -4,11 +4,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from pydantic import TypeAdapter
+
+from loop.config.load import LoadedConfig
 from loop.config.settings import AlarmsConfig
 from loop.errors import UserError
 from loop.measure.alarms import alarms
 from loop.measure.evaluation import compare, metrics_of, ratio, read_evaluation
-from loop.store.files import to_json, write_file
+from loop.store.files import write_file
+from loop.store.kept import keep, kept, sources_of
 from loop.store.lineage import read_lineage, settings_of
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Gain, Numbers, read_record
@@ -18,13 +22,13 @@ from loop.store.verdict_cache import spent_in
 from loop.view.progress import stage_states, stages_now
 
 
-def collect(run: RunFolder) -> RunState:
-    """The state of a run. UserError if there is none, or a file of it is damaged."""
+def collect(run: RunFolder, loaded: LoadedConfig | None = None) -> RunState:
+    """The state of a run, with its own settings or `loaded`. UserError if there is none, or a file of it is damaged."""
     if not run.exists():
         raise UserError(f"There is no run in {run}. Start one with `prefloop run CONFIG`; runs are kept in runs/.")
-    loaded = settings_of(run)
+    loaded = loaded or settings_of(run)
     confidence = loaded.base.promote.confidence
-    iterations = with_alarms([iteration_state(run, k) for k in run.iterations()], loaded.base.alarms)
+    iterations = with_alarms([known_state(run, k) for k in run.iterations()], loaded.base.alarms)
     if iterations and not iterations[-1].finished:
         iterations[-1] = replace(iterations[-1], stages=stages_now(run, iterations[-1].iteration))
     best = max((it.incumbent for it in iterations if it.incumbent is not None), default=0)
@@ -41,6 +45,24 @@ def collect(run: RunFolder) -> RunState:
         iterations=tuple(iterations),
         gains=gains(known[0], known[best], confidence) if best and {0, best} <= known.keys() else None,
     )
+
+
+STATE = TypeAdapter(IterationState)
+
+
+def known_state(run: RunFolder, k: int) -> IterationState:
+    """As `iteration_state`, perhaps with alarms; that of a decided iteration may have been kept in the run's cache."""
+    sources = sources_of(run, k)
+    known = None if sources is None else kept(run.cached_iteration(k), sources, STATE)
+    return known or iteration_state(run, k)
+
+
+def keep_states(run: RunFolder, state: RunState) -> None:
+    """Keep the states of all decided iterations; only for the process that holds the lock."""
+    for it in state.iterations:
+        sources, path = sources_of(run, it.iteration), run.cached_iteration(it.iteration)
+        if sources is not None and kept(path, sources, STATE) is not it:
+            keep(path, sources, STATE, it)
 
 
 def iteration_state(run: RunFolder, k: int) -> IterationState:
@@ -90,7 +112,8 @@ def with_alarms(iterations: Sequence[IterationState], settings: AlarmsConfig) ->
     found = []
     for it in iterations:
         history += [it.signal] if it.iteration else []
-        found.append(replace(it, alarms=tuple(alarms(history, settings))) if it.iteration else it)
+        raised = tuple(alarms(history, settings)) if it.iteration else ()
+        found.append(it if it.alarms == raised else replace(it, alarms=raised))
     return found
 
 
@@ -129,5 +152,4 @@ def gains(base: IterationState, best: IterationState, confidence: float) -> dict
 
 def write_metrics(run: RunFolder, state: RunState) -> None:
     """Rewrite metrics.jsonl: one row per evaluated iteration."""
-    rows = [it.as_json() for it in state.iterations if it.test is not None]
-    write_file(run.metrics, b"".join(to_json(row).replace(b"\n", b"").rstrip() + b"\n" for row in rows))
+    write_file(run.metrics, b"".join(it.row for it in state.iterations if it.test is not None))

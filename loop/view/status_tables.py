@@ -40,7 +40,7 @@ def with_interval(metric: Interval | None, between: str = " ") -> str:
 
 def iteration_line(state: RunState, k: int) -> str:
     """One evaluated iteration as a summary line."""
-    it = next(it for it in state.iterations if it.iteration == k)
+    it = state.state_of(k)
     assert it.test is not None
     shown = _results(it.test)
     if it.paired is None:

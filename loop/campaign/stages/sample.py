@@ -21,7 +21,7 @@ from loop.store.model_refs import Model
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
 from loop.store.stage import Manifest
-from loop.view.status import numbers_of
+from loop.view.status import known_state
 from loop.workers.sampling_service import SampleTask
 from loop.workers.shards import JudgeHandle, Shard, ShardTotals, shard_size
 
@@ -32,7 +32,7 @@ def widened(run: RunFolder, loaded: LoadedConfig, k: int) -> tuple[Config, str]:
     plain, widen = config.sampling, config.sampling.widen
     if widen is None:
         return config, ""
-    shares = {i: numbers_of(run, i).get("mixed") for i in range(1, k)}
+    shares = {i: known_state(run, i).signal.get("mixed") for i in range(1, k)}
     low = {i: share for i, share in shares.items() if share is not None and share < widen.below}
     sampling = plain.widened(len(low))
     if sampling == plain:

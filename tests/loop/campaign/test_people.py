@@ -15,6 +15,9 @@ from loop.commands.plan_check import check_judge
 from loop.config.load import load_config
 from loop.config.settings import JudgeConfig
 from loop.errors import AwaitingLabels, UserError
+from loop.measure.alarms import alarms
+from loop.measure.signal import Tally
+from loop.pairing.io import judged_groups
 from loop.prompts.row import read_table
 from loop.store import tables
 from loop.store.model_refs import Model
@@ -185,6 +188,26 @@ def test_labels_of_several_files_are_handed_to_the_run_that_waits(
     bench.folder.to_label.unlink()
     with pytest.raises(UserError, match="waits for no labels"):
         take_labels(run, files[0])
+
+
+def test_labels_by_pair_do_not_sound_as_if_the_judge_could_not_tell(
+    cli: Cli, human_judge: dict[str, Any], reference: Path
+) -> None:
+    bench = Bench(cli, human_judge, reference, ask="pair")  # one pair of each prompt's four responses
+    sheet = bench.sheet()
+    labels = ["unsure", *["first"] * (len(sheet) - 1)]
+    put(
+        bench.folder.path,
+        [{"id": r["id"], "check": r["check"], "label": w} for r, w in zip(sheet, labels, strict=True)],
+    )
+    bench.label()
+    assert [v["kind"] for v in bench.verdicts()].count("abstain") == 2 * len(sheet) + 2
+    tally = Tally(1.0)
+    for _ in tally.watch(judged_groups([(shard.task.path, shard.verdicts) for shard in bench.shards])):
+        pass
+    signal = tally.numbers()
+    assert signal["abstained"] == pytest.approx(2 / (2 * len(sheet)))
+    assert "abstained" not in {alarm.name for alarm in alarms([signal], bench.it.config.alarms)}
 
 
 def test_an_edited_text_is_refused_by_file_and_line(cli: Cli, human_judge: dict[str, Any], reference: Path) -> None:

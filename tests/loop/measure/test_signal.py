@@ -1,6 +1,7 @@
 """The numbers of an iteration's signal, worked out by hand, and the alarms over them."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,6 +43,15 @@ def numbers(groups: list[tuple[str, list[Judged]]]) -> dict[str, float | None]:
     tally = Tally(correct_at=1.0)
     assert list(tally.watch(groups)) == groups
     return tally.numbers()
+
+
+def test_responses_that_nobody_was_asked_about_are_no_doubts_of_the_judge() -> None:
+    asked = [response("a", 1.0), response("b", 0.0), response("c", None), response("d", 1.0)]
+    others = [replace(response(f"not asked {i}", None), not_asked=True) for i in range(4)]
+    found = numbers([("p", [*asked, *others])])
+    assert found["abstained"] == 1 / 4
+    assert found["mixed"] == 1
+    assert numbers([("p", others)])["abstained"] is None
 
 
 def test_every_number_is_as_worked_out_by_hand() -> None:

@@ -14,11 +14,13 @@ import pytest
 from loop.config.load import load_config
 from loop.config.settings import TrackersConfig
 from loop.errors import UserError
+from loop.measure.alarms import RULES
 from loop.redact import flat_settings, redacted
 from loop.store.files import append_line, read_json, read_lines
 from loop.store.run_folder import RunFolder
 from loop.trackers.points import COLUMNS, Point, new_points, sample_table
 from loop.trackers.tracker_service import TrackerService, naming, read_sent
+from loop.view.status import collect
 from tests.helpers import own_trackers
 from tests.helpers.campaigns import Cli, copy_run, rows
 
@@ -73,6 +75,14 @@ def test_the_numbers_of_an_iteration_are_those_of_its_files(reference: Path) -> 
     assert values["pair/pairs"] == len(rows(run.stage(2, "pair").pairs))
     assert values["sample/responses"] == 64
     assert values["judge/score"] == 64
+    state = collect(run).state_of(2)
+    signal = {name: value for name, value in state.signal.items() if value is not None}
+    assert {"solve_rate", "mixed", "entropy", "displacement"} <= signal.keys()
+    assert {name: values[f"signal/{name}"] for name in signal} == signal
+    raised = [alarm.name for alarm in state.alarms]
+    assert values["alarms/raised"] == len(raised)
+    assert {name.partition("/")[2] for name in values if name.startswith("alarms/")} == {"raised", *RULES}
+    assert all(values[f"alarms/{name}"] == (name in raised) for name in RULES)
 
 
 def test_a_series_goes_on_behind_the_last_number(reference: Path) -> None:
