@@ -7,13 +7,12 @@ from judges.contract import Judge
 from judges.registry import BUILT_IN
 from judges.resolve import build_judge
 from loop.commands import plan_sampling as sampling
-from loop.config.engine_section import EngineConfig
 from loop.config.fit import prompts_per_slice
 from loop.config.load import LoadedConfig, diff, refuse_comparing
 from loop.config.rule_table import RULES
 from loop.config.settings import Config, JudgeConfig
-from loop.engines.base import chosen_engine, environments
-from loop.engines.option_checks import option_problems
+from loop.engines.base import chosen_engine
+from loop.engines.option_checks import describe_replicas, option_problems
 from loop.format import one_line
 from loop.measure.power import describe_gate, gate_of
 from loop.redact import setting_text
@@ -127,22 +126,6 @@ def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> Plan:
         eval_judge_calls=[sampling.judge_calls(loaded, one, trains=False) for one in paid_eval],
         checked=checked,
     )
-
-
-def describe_replicas(settings: EngineConfig) -> str:
-    """ "2 replicas, each with 1 thread and 2 GiB of KV cache": what each engine takes; empty for a single one that
-    finds its threads itself."""
-    places, vllm = environments(settings, None), chosen_engine(settings) == "vllm"
-    if places == [{}]:
-        return ""
-    gpus, threads = places[0].get("CUDA_VISIBLE_DEVICES"), places[0].get("OMP_NUM_THREADS")
-    if gpus is None:
-        what = f"{threads} thread{'s' * (threads != '1')}"
-        cache = f" and {settings.memory_gib:g} GiB of KV cache" if vllm else ""
-    else:
-        what = f"{settings.gpus} GPU{'s' * (settings.gpus > 1)}"
-        cache = f", of whose memory it takes {settings.gpu_memory_share:.0%}" if vllm else ""
-    return f"{len(places)} replica{'s' * (len(places) > 1)}, each with {what}{cache}"
 
 
 def _paid(judge: Judge | None) -> list[Judge]:

@@ -17,7 +17,8 @@ class EngineConfig(Section):
     max_model_len: PositiveInt = 1024
     """Longest prompt plus response in tokens; higher needs more memory."""
     batch: PositiveInt = 128
-    """Responses generated at the same time; higher is faster until memory or cores are exhausted."""
+    """Responses generated at the same time; higher is faster until memory or cores are exhausted. On a GPU vllm takes
+    512 unless this is changed."""
     memory_gib: PositiveFloat = 2.0
     """KV-cache space of vllm on a CPU, in GiB."""
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85

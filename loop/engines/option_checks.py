@@ -12,7 +12,7 @@ from loop.config.engine_section import EngineConfig
 from loop.config.sampling_section import DecodingOptions
 from loop.config.settings import Config
 from loop.config.types import did_you_mean
-from loop.engines.base import chosen_engine, cores, replicas_of, visible_gpus
+from loop.engines.base import chosen_engine, cores, environments, replicas_of, visible_gpus
 from loop.errors import UserError
 
 SAMPLING_PARAMETERS = ("sampling_params.py", "SamplingParams")
@@ -121,6 +121,22 @@ def _too_many(settings: EngineConfig, key: str) -> Iterator[str]:
         each = f"{key}.threads={threads}" if settings.threads else "1 thread each"
         what = " with ".join(filter(None, [named, each]))
         yield f"{what} needs {replicas * threads} cores, and this machine has {cores()}; lower it."
+
+
+def describe_replicas(settings: EngineConfig) -> str:
+    """ "2 replicas, each with 1 thread and 2 GiB of KV cache": what each engine takes; empty for a single one that
+    finds its threads itself."""
+    places, vllm = environments(settings, None), chosen_engine(settings) == "vllm"
+    if places == [{}]:
+        return ""
+    gpus, threads = places[0].get("CUDA_VISIBLE_DEVICES"), places[0].get("OMP_NUM_THREADS")
+    if gpus is None:
+        what = f"{threads} thread{'s' * (threads != '1')}"
+        cache = f" and {settings.memory_gib:g} GiB of KV cache" if vllm else ""
+    else:
+        what = f"{settings.gpus} GPU{'s' * (settings.gpus > 1)}"
+        cache = f", of whose memory it takes {settings.gpu_memory_share:.0%}" if vllm else ""
+    return f"{len(places)} replica{'s' * (len(places) > 1)}, each with {what}{cache}"
 
 
 def _extra_problems(key: str, extra: dict[str, Any], engine: str) -> Iterator[str]:

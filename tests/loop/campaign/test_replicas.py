@@ -112,7 +112,7 @@ def work(
     monkeypatch.setattr(shards, "wait", wait)
     monkeypatch.setattr(shards, "is_sampled", lambda task: False)
     tasks = [SampleTask(str(i), Path(f"/no/{i}"), (), (0.8,), 1.0, 8, (0,), Path("/no"), "") for i in range(count)]
-    with Display(quiet=True).bar("sample", count, "responses") as bar:
+    with Display(to_stderr=True).bar("sample", count, "responses") as bar:
         wanted = [Shard(task, Path(f"/no/verdicts-{task.name}")) for task in tasks]
         return ShardQueue(wanted, engines, judge, None, bar, lambda *_, **__: None).work()  # type: ignore[arg-type]
 

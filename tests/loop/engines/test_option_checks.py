@@ -15,7 +15,7 @@ from loop.config.settings import Config
 from loop.engines import base, option_checks
 from loop.engines.base import environments, visible_gpus
 from loop.engines.option_checks import engine_problems, option_problems
-from loop.engines.vllm_engine import _named_choices
+from loop.engines.vllm_engine import _named_choices, cpu_options, gpu_options
 from loop.store.stage import MADE_WITH
 from loop.workers.sampling_service import SampleTask
 
@@ -172,6 +172,17 @@ def test_each_replica_gets_gpus_or_threads_of_its_own(
     assert places(tensor_parallel=2) == [{"CUDA_VISIBLE_DEVICES": "5,4"}, {"CUDA_VISIBLE_DEVICES": "3,1"}]
     assert places(replicas=1) == [{}]
     assert [place["CUDA_VISIBLE_DEVICES"] for place in places()] == ["5", "4", "3", "1", "0"]
+
+
+def test_a_gpu_gets_the_arguments_that_suit_one_and_a_cpu_those_that_repeat_exactly() -> None:
+    exact = {"max_num_seqs": 128, "max_num_batched_tokens": 4096, "enable_chunked_prefill": False}
+    assert cpu_options(EngineConfig()) == exact | {"enforce_eager": True, "block_size": 32}
+    assert cpu_options(EngineConfig(max_model_len=9000, batch=7))["max_num_batched_tokens"] == 9000
+    found = gpu_options(EngineConfig(tensor_parallel=2, idle="keep"))
+    expected = {"max_num_seqs": 512, "max_num_batched_tokens": 8192, "enable_chunked_prefill": True}
+    expected |= {"enforce_eager": False, "gpu_memory_utilization": 0.85, "enable_sleep_mode": False}
+    assert found == expected | {"tensor_parallel_size": 2, "pipeline_parallel_size": 1}
+    assert gpu_options(EngineConfig(batch=64))["max_num_seqs"] == 64
 
 
 def test_what_was_chosen_of_vllm_is_part_of_the_engines_identity() -> None:
