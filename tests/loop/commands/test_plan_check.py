@@ -184,6 +184,17 @@ def test_what_a_template_does_to_blanks_is_shown_as_it_is(shared: Path, tmp_path
     assert r"row 1: '    return 1\n' becomes 'return 1" in refusal(tmp_path, given, check=True)
 
 
+def test_a_template_that_writes_the_date_is_noted(shared: Path, tmp_path: Path) -> None:
+    shutil.copytree(shared / "model", tmp_path / "dated")
+    dated = "{% if not date_string %}{% set date_string = strftime_now('%d %b') %}{% endif %}{{ date_string }}"
+    (tmp_path / "dated" / "chat_template.jinja").write_text(dated + tiny.TEMPLATE, encoding="utf-8")
+    model: dict[str, Any] = {"base": str(tmp_path / "dated")}
+    (note,) = plan(tmp_path, settings(shared, model=model), check=True).checked["notes"]
+    assert "writes the date of the day" in note
+    model["chat_template_kwargs"] = {"date_string": "26 Jul 2024"}
+    assert "notes" not in plan(tmp_path, settings(shared, model=model), check=True).checked
+
+
 @pytest.mark.parametrize("judge", ["exact", "contains", "number", "gsm8k", "math", "regex"])
 def test_every_target_is_tried_on_the_judge_before_anything_is_sampled(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge: str
