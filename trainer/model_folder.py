@@ -85,7 +85,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file of the model. TrainerError."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TrainerError(f"{path} is not JSON ({error}); download or copy it again.") from error
     if not isinstance(values, dict):
         raise TrainerError(f"{path} holds {type(values).__name__} instead of a JSON object; download or copy it again.")

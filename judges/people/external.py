@@ -113,7 +113,7 @@ def read_labels(judge: External, sheet: Sequence[Item], lines: str, where: str) 
             continue
         try:
             found = _read_line(judge, items, line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise JudgeError(
                 f"{where}, line {number}: {error}. No label was used; fix the file and run again."
             ) from None

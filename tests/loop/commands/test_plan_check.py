@@ -91,6 +91,7 @@ CONTRADICTIONS = [
     ({"sampling": {"n": 1}}, "compares responses to one prompt, and sampling.n is 1"),
     ({"prompts": {"template": "the same"}}, "it names no column, so every prompt would be the same"),
     ({"model": {"base": " "}}, "the name is empty"),
+    ({"judge": {"thinking": {"close": "</think>"}}}, "judge.thinking.open is missing"),
 ]
 
 
@@ -98,7 +99,9 @@ CONTRADICTIONS = [
 def test_what_cannot_work_is_refused_when_the_config_is_read(
     shared: Path, tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
-    assert words in refusal(tmp_path, settings(shared, **change), check=False)
+    text = refusal(tmp_path, settings(shared, **change), check=False)
+    assert words in text
+    assert "\n\n" not in text
 
 
 def test_an_override_without_a_value_is_refused(shared: Path, tmp_path: Path) -> None:
