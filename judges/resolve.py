@@ -29,6 +29,10 @@ def build_judge(name: str, args: dict[str, Any], *, base_dir: Path | None = None
         return kind(**args)
     except ValidationError as error:
         raise JudgeError(_wrong_arguments(name, kind, error)) from None
+    except (JudgeError, OSError):
+        raise
+    except (Exception, SystemExit) as error:  # the boundary to foreign code
+        raise JudgeError(f"Judge {name!r}: building it failed: {describe(error)}.") from error
 
 
 def judge_class(name: str, *, base_dir: Path | None = None) -> type[Judge]:

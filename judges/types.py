@@ -193,7 +193,10 @@ def describe(error: BaseException, near: str = "") -> str:
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     outside = [frame for frame in frames if "importlib" not in frame[0] and _PACKAGE not in Path(frame[0]).parents]
     at = [frame for frame in frames if frame[0] == near] or outside
-    text = " ".join(str(error).encode("utf-8", "replace").decode().split())[:300]
+    try:
+        text = " ".join(str(error).encode("utf-8", "replace").decode().split())[:300]
+    except Exception:  # noqa: BLE001  a class of the user's
+        text = ""
     where = f" at {Path(at[-1][0]).name}:{at[-1][1]}" if at else ""
     return f"{type(error).__name__}{': ' + text if text else ''}{where}"
 

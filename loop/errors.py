@@ -36,6 +36,10 @@ OBSTACLES = {
     errno.EOPNOTSUPP: _LOCKS,
     errno.EMFILE: ("cannot be opened: this process has too many open files", "raise the limit, e.g. ulimit -n 4096"),
     errno.ENFILE: ("cannot be opened: this machine has too many open files", "end other programs, or wait"),
+    errno.EFBIG: (
+        "would be larger than this user may write",
+        "raise the limit (ulimit -f), or use another file system",
+    ),
     errno.EIO: ("cannot be read or written: the disk reports an error", "check the disk, or name another place"),
     errno.ESTALE: ("has changed on its file server while it was open", "mount the file system again"),
 }

@@ -19,6 +19,10 @@ WRAPPERS = {
 """Beginnings of weight names that a wrapper leaves, and how to save the model without it."""
 PLAIN = {"trust_remote_code": False}
 """For `from_pretrained`, which would otherwise ask at the terminal whether to run code that comes with the model."""
+PLAIN_NUMBERS = ("BF16", "F16", "F32", "F64")
+"""How weights may be stored, as the headers of safetensors files call it."""
+TIED_ROWS = 256
+"""How many rows of embeddings and head are compared."""
 WHOLE = "that its files belong together and are whole"
 
 
@@ -81,7 +85,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file of the model. TrainerError."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TrainerError(f"{path} is not JSON ({error}); download or copy it again.") from error
     if not isinstance(values, dict):
         raise TrainerError(f"{path} holds {type(values).__name__} instead of a JSON object; download or copy it again.")
@@ -127,8 +131,37 @@ def check_fit(folder: Path, config: Any) -> bool:
 
     classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
-    load_whole(kind, folder, device_map={"": "meta"})
+    _check_stored(folder, load_whole(kind, folder, device_map={"": "meta"}))
     return classifies
+
+
+def _check_stored(folder: Path, model: Any) -> None:
+    """TrainerError if weights are stored as anything but plain floating-point numbers, or the head is tied to the
+    embeddings by the config and has weights of its own: some programs would tie it, others not."""
+    from safetensors import safe_open
+
+    names = {id(one): name for name, one in model.named_parameters(remove_duplicate=False)}
+    ends = [getattr(layer, "weight", None) for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+    tied: dict[str, Any] = {names[id(weight)]: None for weight in ends if id(weight) in names}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - no mapping
+                stored = weights.get_slice(name)
+                if name.endswith(".weight") and stored.get_dtype() not in PLAIN_NUMBERS:
+                    raise TrainerError(
+                        f"The weights in {path} are quantised ({name} is stored as {stored.get_dtype()}), and "
+                        f"config.json does not say how; prefloop needs them unquantised. Use the original model."
+                    )
+                if name in tied:
+                    tied[name] = stored[:TIED_ROWS]
+    found = [(name, rows) for name, rows in tied.items() if rows is not None]
+    if model.config.get_text_config().tie_word_embeddings and len(found) > 1 and not found[0][1].equal(found[1][1]):
+        embedding, head = tied
+        raise TrainerError(
+            f"config.json in {folder} ties the head to the embeddings (tie_word_embeddings), but {head} and "
+            f"{embedding} in its weights differ, so it is unclear which model is meant. Set tie_word_embeddings to "
+            f"false there if the head was trained on its own; otherwise remove {head} from the weights."
+        )
 
 
 def read_config(folder: Path) -> Any:

@@ -118,7 +118,7 @@ def read_labels_of_rows(judge: External, rows: Sequence[dict[str, Any]], lines: 
             continue
         try:
             found = _read_line(judge, items, line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise JudgeError(
                 f"{where}, line {number}: {error}. No label was used; fix the file and run again."
             ) from None

@@ -70,7 +70,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Cells]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise JudgeError(f"{path}, line {number} is not JSON ({error}); expected one object per line.") from None
         if not isinstance(row, dict):
             raise JudgeError(f"{path}, line {number} holds {line[:80]}, expected an object. {NEEDED}")

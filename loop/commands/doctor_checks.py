@@ -5,8 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from jinja2 import TemplateError
-
 from loop.errors import UserError
 from loop.prompts.chat_template import ChatFormat, Renderer
 from loop.prompts.preferences import PAIRS
@@ -49,7 +47,7 @@ class TemplateCheck:
             return [Finding("note", text)]
         try:
             return [*self._beginning(), *self._system(), *self._header(), *self._end(), *self._answers()]
-        except TemplateError as error:
+        except Exception as error:  # noqa: BLE001  a template is foreign code
             return [Finding("error", f"the chat template refuses a question of the user: {error}")]
 
     def _beginning(self) -> list[Finding]:
@@ -65,7 +63,7 @@ class TemplateCheck:
         way = "put that text into prompts.template" if self.uses_system else "leave prompts.system empty"
         try:
             text = self._text([{"role": "system", "content": SYSTEM}, USER], asks=True)
-        except TemplateError as error:
+        except Exception as error:  # noqa: BLE001  a template is foreign code
             return [Finding(level, f"the chat template refuses a system message ({error}): {way}")]
         return [] if SYSTEM in text else [Finding(level, f"the chat template drops the system message silently: {way}")]
 

@@ -64,13 +64,13 @@ def all_problems(raw: Raw, where: str, origins: dict[str, str]) -> Iterator[str]
 def texts_of(
     error: ValidationError, plain: Raw, where: str, origins: dict[str, str], root: type[BaseModel]
 ) -> list[str]:
-    """One message per key, although every member of a union reports the mistake."""
+    """One message per key, although every member of a union reports the mistake; none if one lies deeper."""
     texts: dict[str, str] = {}
     for detail in error.errors(include_url=False):
         path = _path(detail["loc"], plain, root)
         key = ".".join(path)
         texts.setdefault(key, f"{_place(key, where, origins)}: {_explain(detail, path, plain, root)}")
-    return list(texts.values())
+    return [text for key, text in texts.items() if not any(inner.startswith(f"{key}.") for inner in texts)]
 
 
 def _place(key: str, where: str, origins: dict[str, str]) -> str:

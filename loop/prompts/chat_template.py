@@ -68,17 +68,15 @@ def encode(tokenizer: Any, text: str, contents: Sequence[str], chat: ChatFormat)
 
 def apply_template(tokenizer: Any, messages: Sequence[Message], chat: ChatFormat, where: str, *, asks: bool) -> str:
     """The chat as the template writes it, with an answer's header if it `asks` for one. UserError names `where`."""
-    from jinja2 import TemplateError
-
     try:
         text: str = tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=asks, tokenize=False, **chat.kwargs
         )
-    except TemplateError as error:
+    except Exception as error:  # a template is foreign code, which raises anything
         roles = ", ".join(message["role"] for message in messages)
         raise UserError(
-            f"The model's chat template refuses {where} (roles: {roles}): {error}. If it knows no system role, put "
-            f"that text into prompts.template instead of prompts.system."
+            f"The model's chat template refuses {where} (roles: {roles}): {str(error).rstrip('.')}. If it knows no "
+            f"system role, put that text into prompts.template instead of prompts.system."
         ) from error
     return text
 

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, overload
 
@@ -66,7 +67,7 @@ def read_rows(path: str, key: str) -> tuple[str, Rows]:
 def read_text(file: Path) -> str:
     """The text of a UTF-8 file, without a byte order mark. ValueError names the line of a byte that is no UTF-8."""
     raw = file.read_bytes()
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in raw[:2]:
         raise ValueError("it is in UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
     try:
         return raw.decode("utf-8-sig")
@@ -94,9 +95,17 @@ def _json(file: Path) -> Rows:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if r"\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(f"{where or f'line {error.lineno}'}: {error.msg}") from error
+    except UnicodeEncodeError as error:
+        half = error.object[error.start].encode("unicode_escape").decode()
+        raise ValueError(
+            f"{where and f'{where} '}holds {half}, half of a character (a surrogate); remove it"
+        ) from error
+    return value
 
 
 def _objects(parsed: Sequence[tuple[str, Any]], stored: Sequence[Any], decode: Callable[[Any], Row]) -> Rows:
@@ -152,12 +161,14 @@ def _csv(file: Path) -> Rows:
 
 
 def _parquet(file: Path) -> Rows:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with file.open("rb") as opened:  # not by its name, which pyarrow reads as an address or a folder of parts
         table = pq.ParquetFile(opened).read()
     names = [name for name in table.column_names if name.strip() and not name.startswith("__index_level_")]
-    table = table.select(names)
+    table = _as_shown(table.select(names))
+    decimals = [field.name for field in table.schema if pa.types.is_decimal(field.type)]
     size = 1024
     blocks = [table.slice(start, size) for start in range(0, table.num_rows, size)]
     kept: dict[int, list[Row]] = {}
@@ -167,9 +178,28 @@ def _parquet(file: Path) -> Rows:
         if block not in kept:
             kept.clear()
             kept[block] = blocks[block].to_pylist()
+            for row in kept[block] if decimals else ():
+                row.update({name: _number(row[name]) for name in decimals})
         return kept[block][at % size]
 
     return Rows(names, range(table.num_rows), decode)
+
+
+def _as_shown(table: Any) -> Any:
+    """The table with columns of 32 bits as the numbers that they show: 0.1, not 0.10000000149."""
+    import pyarrow as pa
+
+    for at, field in enumerate(table.schema):
+        if pa.types.is_float32(field.type):
+            wide = table.column(at).cast(pa.string()).cast(pa.float64())
+            table = table.set_column(at, field.with_type(pa.float64()), wide)
+    return table
+
+
+def _number(value: Decimal | None) -> int | float | None:
+    if value is None or not value.is_finite():
+        return None
+    return int(value) if value == value.to_integral_value() else float(value)
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {".json": _json, ".jsonl": _json, ".csv": _csv, ".parquet": _parquet}

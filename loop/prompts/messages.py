@@ -128,13 +128,16 @@ def _is_nan(value: Any) -> bool:
 
 def plain_columns(source: Source, row: Mapping[str, Any], number: int) -> dict[str, Any]:
     """The row's columns, dates as text; UserError if one of them cannot be stored as JSON."""
-    try:
-        return {str(name): _plain(value) for name, value in row.items()}
-    except TypeError as error:
-        raise UserError(
-            f"{source.name}, row {number + 1}: {error}; prefloop works with texts, numbers, lists and mappings. Remove "
-            f"that column from the data."
-        ) from error
+    columns: dict[str, Any] = {}
+    for name, value in row.items():
+        try:
+            columns[str(name)] = _plain(value)
+        except TypeError as error:
+            raise UserError(
+                f"{source.name}, row {number + 1}, column {name!r}: {error}; prefloop works with texts, numbers, lists "
+                f"and mappings. Remove that column from the data."
+            ) from error
+    return columns
 
 
 def _plain(value: Any) -> Any:
@@ -148,4 +151,4 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, date | time):
         return value.isoformat()
-    raise TypeError(f"a column holds a {type(value).__name__}")
+    raise TypeError(f"it holds a {type(value).__name__}")

@@ -131,7 +131,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines. UserError if it is damaged."""
     try:
         return _objects(path, [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(path, str(error)) from error
 
 
@@ -158,7 +158,7 @@ def last_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def read_line(line: bytes) -> Any:
     """The value of a line of JSON; None if it is none."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         return json.loads(line)
     return None
 
@@ -179,7 +179,7 @@ def read_json(path: Path) -> Any:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise damaged(path, "it is missing") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(path, str(error)) from error
     if isinstance(found, dict):
         found.pop(CHECKSUM, None)

@@ -128,7 +128,7 @@ def _check_whole(path: Path) -> None:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if 0 < length <= size - 8 else {}
         end = 8 + length + max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         end = -1
     if end != size:
         raise UserError(
@@ -143,7 +143,7 @@ def _indexed_files(folder: Path) -> set[str]:
         return set()
     try:
         return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is damaged ({error}); download or copy it again.") from error
 
 

@@ -98,7 +98,7 @@ class RunFolder:
             return
         try:
             found = json.loads(self.about.read_text(encoding="utf-8"))["format"]
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
+        except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
             found = None
         if found is None and repair and self._is_of_this_version():
             self.write_format()

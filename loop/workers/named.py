@@ -44,6 +44,11 @@ def check_named(policy: Path, configs: Sequence[Config], prompts: dict[str, list
             found.notes += source.notes
             rows = [PromptRow(str(at), row["prompt"], None, row) for at, row in enumerate(source.rows)]
             _with_renderer(found, configs[0], tokenizer, partial(check_pairs, rows))
+    if "strftime_now" in str(tokenizer.chat_template) and not configs[0].model.chat_template_kwargs:
+        found.notes.append(
+            "the model's chat template writes the date of the day into prompts (strftime_now), so samples of another "
+            "day differ; set the date in model.chat_template_kwargs (date_string in templates of the Llama family)"
+        )
     fits = found.look(check_prompts, prompts, tokenizer, configs[0])
     if fits is not None:
         _with_renderer(found, configs[0], tokenizer, partial(check_answers, prompts["train"], configs))

@@ -190,6 +190,22 @@ def test_an_entry_point_cannot_replace_a_built_in(monkeypatch: pytest.MonkeyPatc
     assert type(build_judge("gsm8k", {})).__module__ == "judges.rules.gsm8k"
 
 
+BUILDING = {
+    "sys.exit(0)": "building it failed: SystemExit: 0 at mine.py:",
+    "raise KeyError('x')": "building it failed: KeyError: 'x' at mine.py:",
+    "raise Silent": "building it failed: Silent at mine.py:",
+}
+
+
+@pytest.mark.parametrize("line", BUILDING)
+def test_whatever_building_a_judge_raises_is_one_paragraph(tmp_path: Path, line: str) -> None:
+    silent = "import sys\nclass Silent(Exception):\n    def __str__(self): raise ValueError\n"
+    source = silent + LENGTH + f"    def model_post_init(self, context):\n        {line}\n"
+    with pytest.raises(JudgeError) as caught:
+        build_judge(f"{written(tmp_path / 'mine.py', source)}:Length", {})
+    assert BUILDING[line] in str(caught.value)
+
+
 def test_an_interrupt_while_loading_passes_through(tmp_path: Path) -> None:
     written(tmp_path / "stop.py", "raise KeyboardInterrupt\n")
     with pytest.raises(KeyboardInterrupt):

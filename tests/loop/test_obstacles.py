@@ -75,6 +75,7 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         (errno.EOPNOTSUPP, "no locks", "--runs"),
         (errno.ELOOP, "in a circle", "repair the links"),
         (errno.EMFILE, "too many open files", "ulimit"),
+        (errno.EFBIG, "larger than this user may write", "ulimit -f"),
         (errno.EIO, "disk reports an error", "check the disk"),
         (errno.ESTALE, "file server", "mount"),
         (errno.ENOENT, "No such file", "run the same command"),

@@ -126,6 +126,18 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "end token true": (lambda f: edit(f / "generation_config.json", eos_token_id=[True]), "not true"),
     "generation settings are a list": (lambda f: (f / "generation_config.json").write_text("[1]"), "holds list"),
     "tokenizer is damaged": (lambda f: (f / "tokenizer.json").write_text("{"), "cannot load the tokenizer"),
+    "integers": (
+        lambda f: reweigh(f, lambda w: {k: v.to(torch.int8) for k, v in w.items()}),
+        "quantised (model.embed_tokens.weight is stored as I8), and config.json does not say how",
+    ),
+    "eight bits": (
+        lambda f: reweigh(f, lambda w: {k: v.to(torch.float8_e4m3fn) for k, v in w.items()}),
+        "is stored as F8_E4M3",
+    ),
+    "a head of its own": (
+        lambda f: reweigh(f, lambda w: w | {"lm_head.weight": torch.ones(258, 64)}),
+        "but lm_head.weight and model.embed_tokens.weight in its weights differ",
+    ),
     "stray shard": (
         lambda f: (
             edit(f / "model.safetensors.index.json", weight_map={"a": "model-00001-of-00001.safetensors"}),
@@ -145,6 +157,11 @@ def test_folders_that_are_no_plain_model_are_refused(folder: Path, what: str) ->
     change, words = FOLDERS[what]
     change(folder)
     assert words in refusal(folder)
+
+
+def test_a_tied_head_may_be_in_the_weights_twice(folder: Path) -> None:
+    reweigh(folder, lambda w: w | {"lm_head.weight": w["model.embed_tokens.weight"].clone()})
+    check_model(folder)
 
 
 def test_a_tokenizer_of_a_larger_vocabulary_is_refused(folder: Path) -> None:

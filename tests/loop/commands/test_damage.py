@@ -107,6 +107,14 @@ def test_a_report_names_a_damaged_file_of_a_round(run: Path, tmp_path: Path, nam
     assert f"{run / 'iter-001' / 'train' / name} is damaged" in done.err
 
 
+@pytest.mark.parametrize("name", ["run.json", "lineage.json", "iter-001/promotion.json", "iter-001/pair/manifest.json"])
+def test_json_that_is_nested_too_deeply_is_a_damaged_file(run: Path, name: str) -> None:
+    (run / name).write_text("[" * 100_000, encoding="utf-8")
+    done = command("run", run)
+    assert done.code == 2
+    assert name.rpartition("/")[2] in done.err
+
+
 def test_a_lost_manifest_of_a_round_is_made_again_without_what_describes_its_model(run: Path, whole: Path) -> None:
     (run / "iter-001/train/manifest.json").unlink()
     assert command("run", run, "--repair").code == 0

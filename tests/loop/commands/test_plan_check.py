@@ -96,6 +96,7 @@ CONTRADICTIONS = [
     ({"eval": {"min_tokens": 9, "max_tokens": 8}}, "eval.min_tokens (9) is more than the max_tokens (8)"),
     ({"sampling": {"logit_bias": {3: 101}}}, "sampling.logit_bias.3 is 101: Input should be less"),
     ({"sampling": {"bad_words": [" "]}}, "sampling.bad_words"),
+    ({"judge": {"thinking": {"close": "</think>"}}}, "judge.thinking.open is missing"),
 ]
 
 
@@ -103,7 +104,9 @@ CONTRADICTIONS = [
 def test_what_cannot_work_is_refused_when_the_config_is_read(
     shared: Path, tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
-    assert words in refusal(tmp_path, settings(shared, **change), check=False)
+    text = refusal(tmp_path, settings(shared, **change), check=False)
+    assert words in text
+    assert "\n\n" not in text
 
 
 def test_an_override_without_a_value_is_refused(shared: Path, tmp_path: Path) -> None:
@@ -192,6 +195,17 @@ def test_what_a_template_does_to_blanks_is_shown_as_it_is(shared: Path, tmp_path
     path = lines(tmp_path / "mix.jsonl", [{"prompt": "q", "response": "    return 1\n"}])
     given = settings(shared, model={"base": str(tmp_path / "trims")}, train={"mix": {"path": path}})
     assert r"row 1: '    return 1\n' becomes 'return 1" in refusal(tmp_path, given, check=True)
+
+
+def test_a_template_that_writes_the_date_is_noted(shared: Path, tmp_path: Path) -> None:
+    shutil.copytree(shared / "model", tmp_path / "dated")
+    dated = "{% if not date_string %}{% set date_string = strftime_now('%d %b') %}{% endif %}{{ date_string }}"
+    (tmp_path / "dated" / "chat_template.jinja").write_text(dated + tiny.TEMPLATE, encoding="utf-8")
+    model: dict[str, Any] = {"base": str(tmp_path / "dated")}
+    (note,) = plan(tmp_path, settings(shared, model=model), check=True).checked["notes"]
+    assert "writes the date of the day" in note
+    model["chat_template_kwargs"] = {"date_string": "26 Jul 2024"}
+    assert "notes" not in plan(tmp_path, settings(shared, model=model), check=True).checked
 
 
 @pytest.mark.parametrize("judge", ["exact", "contains", "number", "gsm8k", "math", "regex"])

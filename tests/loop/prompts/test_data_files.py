@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,19 @@ def test_a_whole_number_in_a_float_column_stays_whole(tmp_path: Path, name: str)
     assert all(row.columns["target"] is None for row in (*sets.train, *sets.gate, *sets.test) if row.target is None)
 
 
+def test_numbers_of_parquet_are_those_that_it_shows(tmp_path: Path) -> None:
+    columns = {
+        "prompt": pa.array([f"q{i}" for i in range(4)]),
+        "target": pa.array([Decimal("18.00"), Decimal("0.50"), None, Decimal("-3.00")], pa.decimal128(10, 2)),
+        "short": pa.array([0.1, 2.0, None, float("nan")], pa.float32()),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found = targets(build(tmp_path / "a.parquet", target_column="target"))
+    assert found == {"q0": "18", "q1": "0.5", "q2": None, "q3": "-3"}
+    found = targets(build(tmp_path / "a.parquet", target_column="short"))
+    assert found == {"q0": "0.1", "q1": "2", "q2": None, "q3": None}
+
+
 def test_a_message_alone_is_a_prompt_and_other_objects_are_refused(tmp_path: Path) -> None:
     rows: list[Any] = [{"prompt": {"role": "user", "content": f"q{i}"}} for i in range(4)]
     assert set(targets(build(lines(tmp_path / "a.jsonl", rows)))) == {"q0", "q1", "q2", "q3"}
@@ -116,6 +130,10 @@ ENCODINGS = [
     ("a.csv", "prompt\na\né\n".encode("latin-1"), "line 3 is not UTF-8"),
     ("a.jsonl", '{"prompt": "a"}'.encode("utf-16"), "it is in UTF-16"),
     ("a.csv", "prompt\na\n".encode("utf-16"), "it is in UTF-16"),
+    ("a.csv", "prompt\na\n".encode("utf-16-be"), "it is in UTF-16"),
+    ("a.jsonl", '{"prompt": "a"}'.encode("utf-16-le"), "it is in UTF-16"),
+    ("a.jsonl", b'{"prompt": "a"}\n{"prompt": "a\\uD800"}\n', r"line 2 holds \ud800, half of a character"),
+    ("a.json", b'[{"prompt": "a\\udfff"}]', r"holds \udfff, half of a character"),
 ]
 
 

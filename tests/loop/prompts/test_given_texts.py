@@ -103,6 +103,14 @@ def test_an_answer_that_the_template_changes_is_refused_dropped_or_allowed(
     assert repr(text)[1:4] in note
 
 
+@pytest.mark.parametrize(
+    "written", ["{{ range(1000000) | list }}", "{{ 1 / 0 }}", "{{ m['content'] + 1 }}", "{{ m.a.b }}"]
+)
+def test_whatever_a_template_raises_is_a_refusal(tokenizer: Any, written: str) -> None:
+    with pytest.raises(UserError, match="The model's chat template refuses row 1"):
+        answer(tokenizer(written), "x")
+
+
 def test_a_header_that_the_policy_must_write_itself_is_no_change(tokenizer: Any) -> None:
     found = tokenizer(PLAIN)
     found.chat_template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}<eos>{% endfor %}"

@@ -249,7 +249,7 @@ def test_dates_become_text_and_bytes_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table(table), tmp_path / "day.parquet")
     assert build(path=str(tmp_path / "day.parquet")).train[0].columns["day"] == "2026-01-02"
     pq.write_table(pa.table({**table, "image": [b"\x00\xff"] * 8}), tmp_path / "bytes.parquet")
-    assert "a column holds a bytes" in refusal(path=str(tmp_path / "bytes.parquet"))
+    assert "column 'image': it holds a bytes" in refusal(path=str(tmp_path / "bytes.parquet"))
 
 
 def test_files_that_cannot_be_read_are_refused_in_one_paragraph(tmp_path: Path) -> None:
