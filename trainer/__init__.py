@@ -15,7 +15,7 @@ The modules of a round (`round.py` lists its steps, a supervised phase first):
   model.py        models from and to folders, formats  mix.py            supervised examples in every step
   candidates.py   models to choose from, mean models   score.py          log-probs outside a round
   files.py        write, flush, rename                 errors.py         the exception for users
-  choices.py      optimizers and schedules by name
+  choices.py      optimizers and schedules by name     adapters.py       LoRA; merging.py merges it
   layout_proof.py what probes found, kept for later    model_folder.py  checks a model folder before its use
 
 Subpackages:

@@ -1,9 +1,9 @@
-"""LoRA adapters: put on a model, merged for an export, and the export compared with the trained model on one row."""
+"""LoRA adapters: put on a model, and what cannot work refused before the round."""
 
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +14,10 @@ from trainer.errors import TrainerError
 from trainer.model_folder import load_whole
 from trainer.settings import LoraSettings
 
-MOST_GAP = 1e-3
-"""Difference of logits beyond which an export is another model; relative to their spread where that is above 1."""
 ROW = 32
 """Tokens of the row on which models are compared."""
+ADAPTER = "default"
+"""PEFT's name of the only adapter of a model."""
 REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError)
 """Exceptions of PEFT, or of a model with adapters, for a combination that does not work."""
 
@@ -32,27 +32,32 @@ class Adapter(NamedTuple):
     """The weight into which it is merged."""
 
     def delta(self) -> Tensor:
-        """The change that it makes to its weight."""
+        """The product of its two matrices, scaled."""
         (active,) = self.layer.active_adapters
         delta: Tensor = self.layer.get_delta_weight(active)
         return delta
+
+    def merged(self) -> Tensor:
+        """Its weight with the adapter in it."""
+        (active,) = self.layer.active_adapters
+        variant = self.layer.lora_variant[active] if active in getattr(self.layer, "lora_variant", ()) else None
+        if variant is None:
+            return self.weight.data + self.delta()
+        merged: Tensor = variant.merge_safe(self.layer, active, self.weight.data)
+        return merged
 
 
 def add_adapters(model: Any, lora: LoraSettings, *, seed: int) -> Any:
     """The model with new adapters, which change no output. TrainerError if PEFT cannot put them on this model, or an
     export could not hold them."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     torch.manual_seed(seed)
-    listed, advice = lora.target_modules, _advice(model)
-    targets = listed if isinstance(listed, str) else list(listed)
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
-    )
+    advice = _advice(model)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they warn of is refused below
-            adapted = get_peft_model(model, config)
+            adapted = get_peft_model(model, peft_config(lora, empty=next(model.parameters()).is_meta))
     except torch.OutOfMemoryError:
         raise
     except REFUSALS as error:
@@ -60,9 +65,61 @@ def add_adapters(model: Any, lora: LoraSettings, *, seed: int) -> Any:
             f"PEFT cannot put the adapters of train.lora on {type(model).__name__}: {_reason(error)}. {advice}"
         ) from error
     adapters = list(adapters_of(adapted))
-    if fault := _unmatched(adapted, adapters, listed) or _not_linear(adapters) or _tied(adapted, adapters):
+    faults = (
+        *(_unmatched(adapted, adapters, lora), _not_linear(adapters), _tied(adapted, adapters)),
+        _first_weights(adapters, lora),
+    )
+    if fault := next(filter(None, faults), None):
         raise TrainerError(f"train.lora cannot be used on {type(model).__name__}: {fault}. {advice}")
+    keep_still(adapted)
     return adapted
+
+
+def peft_config(lora: LoraSettings, *, empty: bool = False) -> Any:
+    """The settings as PEFT takes them; for an `empty` model without first weights from its layers."""
+    from peft import LoraConfig
+
+    targets = lora.target_modules
+    listed = [targets] if isinstance(targets, str) and targets.isidentifier() else targets
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=listed if isinstance(listed, str) else list(listed),
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=True if empty else lora.init_lora_weights,  # type: ignore[arg-type]
+        modules_to_save=list(lora.modules_to_save) or None,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
+        task_type="CAUSAL_LM",
+    )
+
+
+def keep_still(model: Any) -> None:
+    """Dropout only in training steps (`dropping`), and no cached norms (DoRA), which updates would make stale."""
+    for layer in _layers(model):
+        layer.lora_dropout.eval()
+        layer.lora_magnitude_vector.train()
+
+
+def takes_from_base(model: Any) -> bool:
+    """Whether the model's weights without its adapters are not those of the folder it comes from."""
+    return model.peft_config[ADAPTER].init_lora_weights not in (True, "gaussian", "orthogonal")
+
+
+@contextmanager
+def dropping(model: nn.Module) -> Iterator[None]:
+    """Apply the dropout of adapters inside, backward passes included; nothing happens without any."""
+    layers = [*_layers(model)]
+    before = [layer.training for layer in layers]
+    for layer in layers:
+        layer.training = True
+        layer.lora_dropout.train()
+    yield
+    for layer, training in zip(layers, before, strict=True):
+        layer.training = training
+        layer.lora_dropout.eval()
 
 
 def check_adapters(folder: Path, lora: LoraSettings) -> None:
@@ -81,11 +138,14 @@ def try_adapters(model: Any) -> None:
         raise
     except REFUSALS as error:
         raise TrainerError(f"{kind} fails with the adapters of train.lora: {_reason(error)}. {advice}") from error
-    idle = [a.name for a in adapters_of(model) if any(p.requires_grad and p.grad is None for p in a.layer.parameters())]
+    trained = {a.name: a.layer for a in adapters_of(model)} | wholly_trained(model)
+    idle = [
+        name for name, layer in trained.items() if any(p.requires_grad and p.grad is None for p in layer.parameters())
+    ]
     model.zero_grad()
     if idle:
         raise TrainerError(
-            f"The adapters on {_last_parts(idle)} would not be trained: the code of {kind} reads these weights "
+            f"The adapters on {last_parts(idle)} would not be trained: the code of {kind} reads these weights "
             f"without calling their layers. {advice}"
         )
 
@@ -94,7 +154,7 @@ def adapters_of(model: Any) -> Iterator[Adapter]:
     """The adapters of a model, none of one without. TrainerError for one of a kind that cannot be merged."""
     for name, layer in model.named_modules():
         if hasattr(layer, "lora_A") and hasattr(layer, "active_adapters"):
-            base, plain = layer.get_base_layer(), _plain(name)
+            base, plain = layer.get_base_layer(), plain_name(name)
             weight = getattr(base, getattr(layer, "parameter_name", "weight"), None)
             if not isinstance(weight, nn.Parameter) or not hasattr(layer, "get_delta_weight"):
                 raise TrainerError(
@@ -104,42 +164,12 @@ def adapters_of(model: Any) -> Iterator[Adapter]:
             yield Adapter(plain, layer, weight)
 
 
-@torch.no_grad()
-def merge_adapters(model: Any) -> Any:
-    """The model without its adapters, which are merged into its weights in place. TrainerError if its logits change."""
-    trained = row_logits(model)
-    if hasattr(model, "unload"):
-        for adapter in adapters_of(model):
-            adapter.weight.data += adapter.delta()
-        model = model.unload()
-    model.tie_weights()  # as whoever loads the export will do
-    _check_same(trained, row_logits(model))
-    return model
+def wholly_trained(model: Any) -> dict[str, Any]:
+    """The modules of `modules_to_save`, as PEFT wraps them, by their names without adapters."""
+    from peft.utils import ModulesToSaveWrapper
 
-
-@torch.no_grad()
-def merged_weights(model: Any, *, checked: bool) -> dict[str, Tensor]:
-    """The weights of a model with adapters merged, under their names without adapters; tied ones stay one tensor.
-    TrainerError if an adapter is left over or, with `checked`, if the weights give other logits than the model."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    adapters = {adapter.weight.data_ptr(): adapter for adapter in adapters_of(inner)}
-    seen: dict[tuple[int, torch.Size], Tensor] = {}
-    found = {}
-    for name, tensor in inner.state_dict().items():
-        if ".lora_" in name:
-            continue
-        place = tensor.data_ptr(), tensor.shape
-        if place not in seen:
-            adapter = adapters.pop(tensor.data_ptr(), None)
-            seen[place] = tensor if adapter is None else tensor + adapter.delta()
-        found[name] = seen[place]
-    if adapters:
-        raise TrainerError(f"The adapters on {_last_parts(one.name for one in adapters.values())} were not merged.")
-    if checked:
-        trained = row_logits(model)
-        with nullcontext() if inner is model else model.disable_adapter():
-            _check_same(trained, row_logits(inner, found))
-    return {_plain(name): tensor for name, tensor in found.items()}
+    wrapped = ((name, module) for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper))
+    return {plain_name(name): module for name, module in wrapped}
 
 
 def row_logits(model: Any, weights: dict[str, Tensor] | None = None) -> Tensor:
@@ -152,25 +182,26 @@ def row_logits(model: Any, weights: dict[str, Tensor] | None = None) -> Tensor:
     return logits[0].float()
 
 
-def _check_same(trained_TV: Tensor, exported_TV: Tensor) -> None:
-    """The median over positions counts: rounding alone may send a single token to another expert."""
-    gap = float((trained_TV - exported_TV).abs().amax(dim=1).median())
-    if not gap <= MOST_GAP * max(1.0, float(trained_TV.std())):
-        raise TrainerError(
-            f"The weights to be written are not the trained model: on a row of {len(trained_TV)} tokens its logits "
-            f"differ by {gap:.2g} ({MOST_GAP:g} is allowed). The installed versions of PEFT and transformers do not "
-            "merge or tie the weights of this model correctly: use others, or train it with another train.lora."
-        )
-
-
-def _unmatched(adapted: Any, adapters: list[Adapter], listed: str | tuple[str, ...]) -> str | None:
+def _unmatched(adapted: Any, adapters: list[Adapter], lora: LoraSettings) -> str | None:
     """Names without a layer; those that PEFT translates to a weight of all experts leave its config."""
-    if isinstance(listed, str):
-        return None
-    left = adapted.peft_config["default"].target_modules
+    from peft.utils.other import get_pattern_key
+
     names = [f".{adapter.name}" for adapter in adapters]
-    missing = sorted(t for t in set(listed) & set(left) if not any(name.endswith(f".{t}") for name in names))
-    return f"it has no layer {', '.join(missing)}, which target_modules names" if missing else None
+    if not isinstance(lora.target_modules, str):
+        left = adapted.peft_config[ADAPTER].target_modules
+        missing = sorted(
+            t for t in set(lora.target_modules) & set(left) if not any(name.endswith(f".{t}") for name in names)
+        )
+        if missing:
+            return f"it has no layer {', '.join(missing)}, which target_modules names"
+    saved = [f".{name}" for name in wholly_trained(adapted)]
+    if missing := [one for one in lora.modules_to_save if not any(name.endswith(f".{one}") for name in saved)]:
+        return f"it has no module {', '.join(missing)}, which modules_to_save names"
+    for key, patterns in (("rank_pattern", lora.rank_pattern), ("alpha_pattern", lora.alpha_pattern)):
+        for one in patterns:
+            if not any(get_pattern_key([one], name[1:]) == one for name in names):
+                return f"no layer with an adapter fits {one}, which {key} names"
+    return None
 
 
 def _not_linear(adapters: list[Adapter]) -> str | None:
@@ -186,37 +217,54 @@ def _not_linear(adapters: list[Adapter]) -> str | None:
 
 
 def _tied(adapted: Any, adapters: list[Adapter]) -> str | None:
-    """A weight with an adapter that another layer uses, too."""
+    """A weight with an adapter, or a wholly trained one, that another layer uses, too."""
     holders = defaultdict(list)
     for name, module in adapted.named_modules():
         for parameter in module.parameters(recurse=False):
-            holders[id(parameter)].append(_plain(name))
-    for adapter in adapters:
-        if others := [name for name in holders[id(adapter.weight)] if name != adapter.name]:
+            holders[id(parameter)].append(plain_name(name))
+    trained = [(adapter.name, adapter.weight) for adapter in adapters]
+    for name, module in wholly_trained(adapted).items():
+        trained += [(name, weight) for weight in module.original_module.parameters()]
+    for name, weight in trained:
+        if others := [other for other in holders[id(weight)] if not f"{other}.".startswith(f"{name}.")]:
             return (
-                f"an adapter on {adapter.name} would also change {others[0]}, which has the same weight "
+                f"an adapter on {name} would also change {others[0]}, which has the same weight "
                 "(tie_word_embeddings), once it is merged"
             )
     return None
+
+
+def _first_weights(adapters: list[Adapter], lora: LoraSettings) -> str | None:
+    """Layers from whose weights PEFT cannot take the first ones of an adapter."""
+    bases = [adapter.layer.get_base_layer() for adapter in adapters] if lora.takes_from_base else []
+    others = sorted({type(base).__name__ for base in bases if not isinstance(base, nn.Linear)})
+    words = f"first weights {lora.init_lora_weights} need plain linear layers, which {', '.join(others)} is not"
+    return words if others else None
+
+
+def _layers(model: nn.Module) -> Iterator[Any]:
+    return (module for module in model.modules() if hasattr(module, "lora_dropout") and hasattr(module, "lora_A"))
 
 
 def _advice(model: Any) -> str:
     from transformers.pytorch_utils import Conv1D
 
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and ".lora_" not in n]
-    names = (_plain(name) for name, layer in layers if layer is not model.get_output_embeddings())
+    names = (plain_name(name) for name, layer in layers if layer is not model.get_output_embeddings())
     return (
-        f"Set train.lora.target_modules to other names (its linear layers are {_last_parts(names)}), or train all "
+        f"Set train.lora.target_modules to other names (its linear layers are {last_parts(names)}), or train all "
         "weights (train.lora: null)."
     )
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """The name that a layer or weight has without adapters."""
-    return f"{name}.".replace("base_layer.", "").removeprefix("base_model.model.").removesuffix(".")
+    for wrapper in ("base_layer.", "original_module.", f"modules_to_save.{ADAPTER}."):
+        name = f"{name}.".replace(wrapper, "").removesuffix(".")
+    return name.removeprefix("base_model.model.")
 
 
-def _last_parts(names: Iterable[str]) -> str:
+def last_parts(names: Iterable[str]) -> str:
     return ", ".join(sorted({name.rpartition(".")[2] for name in names}))
 
 

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.adapters import add_adapters, merge_adapters
+from trainer.adapters import add_adapters, keep_still, takes_from_base
 from trainer.errors import TrainerError
+from trainer.merging import merge_adapters
 from trainer.model_folder import load_whole, read_config
 from trainer.settings import TrainSettings
 from trainer.tree.attention import use_tree_attention
@@ -108,6 +109,7 @@ def make_trainable(model: Any, settings: TrainSettings, *, seed: int) -> Any:
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()  # transformers recompute in training mode only; dropout is off anyway
+        keep_still(model)
     return model
 
 
@@ -132,7 +134,7 @@ def rebuild(policy: Path, trained: Mapping[str, Tensor], settings: TrainSettings
 def save_candidate(model: Any, folder: Path, *, policy: Path) -> None:
     """Save full weights (adapters merged, also separately), config, and the policy's tokenizer files byte for byte.
     TrainerError if the model to be saved has other logits than the trained one."""
-    if hasattr(model, "get_base_model"):
+    if hasattr(model, "get_base_model") and not takes_from_base(model):
         model.save_pretrained(folder / "adapter")
     save_plain(merge_adapters(model), folder)
     copy_tokenizer(policy, folder)

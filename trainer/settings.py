@@ -1,6 +1,7 @@
 """User settings for one round of training. No torch here."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -66,9 +67,51 @@ class LoraSettings(BaseModel):
     """Rank of each adapter; higher learns more and costs more memory."""
     alpha: int = Field(default=32, ge=1)
     """The adapter's output is multiplied by alpha / rank; higher makes every update larger."""
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Which layers get an adapter: every linear layer but the output head, or a list of module names (embeddings and
-    output head only in models that do not tie them)."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Which layers get an adapter: `all-linear` for every linear layer but the output head, a name or a list of module
+    names (embeddings and output head only in models that do not tie them), or a regular expression over whole names."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an adapter's inputs that a training step leaves out; higher regularises more."""
+    use_rslora: bool = False
+    """Multiply by alpha / √rank instead of alpha / rank, so that high ranks learn as fast as low ones (rsLoRA)."""
+    use_dora: bool = False
+    """Train the length of every output's weights apart from their direction (DoRA); slower."""
+    init_lora_weights: bool | str = True
+    """First weights of the adapters: true, `gaussian` or `orthogonal`; `olora`, `pissa` or `pissa_niter_N` take them
+    from the weights of the layer, which keeps the rest."""
+    modules_to_save: tuple[str, ...] = ()
+    """Names of modules that are trained as a whole besides, such as `lm_head` in models that do not tie it."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Other ranks for layers by the ends of their names or regular expressions: `{q_proj: 64}`."""
+    alpha_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Other values of alpha, in the same way."""
+
+    @property
+    def takes_from_base(self) -> bool:
+        """Whether new adapters take something out of the layers' weights, so that these differ without adapters."""
+        return self.init_lora_weights not in (True, "gaussian", "orthogonal")
+
+    @property
+    def deciding(self) -> Identity:
+        """Its part of a round's identity: fields that were added later only where they are set."""
+        fields, values = type(self).model_fields, self.model_dump(mode="json")
+        first = ("rank", "alpha", "target_modules")
+        return {name: value for name, value in values.items() if name in first or value != _json(fields[name].default)}
+
+    @model_validator(mode="after")
+    def _refuse_impossible(self) -> "LoraSettings":
+        known = (True, "gaussian", "orthogonal", "olora", "pissa")
+        given = self.init_lora_weights
+        if given not in known and not re.fullmatch(r"pissa_niter_\d+", str(given)):
+            raise ValueError(
+                f"init_lora_weights {given!r} cannot be used: choose true, gaussian, orthogonal, olora, pissa or "
+                "pissa_niter_N (others read data or a quantised model, or change the model before its first step)"
+            )
+        return self
+
+
+def _json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 class WarmStart(BaseModel):
@@ -202,6 +245,8 @@ class TrainSettings(BaseModel):
     def deciding(self) -> Identity:
         """What decides the candidate's weights, as plain values."""
         values = self.model_dump(mode="json", exclude={*ONLY_HOW, "select"})
+        if self.lora is not None:
+            values["lora"] = self.lora.deciding
         for name in ADDED_LATER:
             if values[name] == type(self).model_fields[name].default:
                 del values[name]
@@ -234,6 +279,11 @@ class TrainSettings(BaseModel):
         if self.lora is not None and self.precision == "bf16":
             raise ValueError(
                 "precision bf16 cannot be used with lora: merging would round the updates away; use bf16-autocast"
+            )
+        if self.lora is not None and self.lora.takes_from_base and (self.distribute == "fsdp" or self.select == "best"):
+            raise ValueError(
+                f"init_lora_weights {self.lora.init_lora_weights} cannot be used with distribute fsdp or select best, "
+                "which put the model together again from its policy: use true, gaussian or orthogonal"
             )
         if self.distribute == "fsdp" and self.precision == "bf16":
             raise ValueError(

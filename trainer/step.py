@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from trainer.adapters import dropping
 from trainer.diagnostics import StepTotals, describe, log_ratios_of
 from trainer.losses.batch import Responses
 from trainer.reference import RowReference
@@ -44,7 +45,7 @@ def accumulate_step(
     relations = context.relations(step)
     totals = StepTotals(context.objective.counts(relations), mean_length(context.data, relations, context.arithmetic))
     run = _two_passes if context.objective.whole_step else _row_by_row
-    with context.arithmetic.autocast():
+    with context.arithmetic.autocast(), dropping(context.learner.model):
         for job in run(context, step, reference, totals, number, check_zero):
             totals.tokens += job.encoded
             totals.plain_tokens += separate_tokens(context.data, job.row)
@@ -68,7 +69,7 @@ def _row_by_row(
     number: int,
     check_zero: bool,
 ) -> Iterator[RowJob]:
-    for job in row_jobs(context, step, reference):
+    for job in row_jobs(context, step, reference, number):
         responses, scores = forward(context, job)
         if job.idle:
             _backward_without_effect(context, responses)
@@ -95,7 +96,7 @@ def _two_passes(
     check_zero: bool,
 ) -> Iterator[RowJob]:
     """Score all responses of the step first without, then with gradients."""
-    jobs = list(row_jobs(context, step, reference))
+    jobs = list(row_jobs(context, step, reference, number))
     cut = [leaves(row) for row in read_rows(context, jobs, len(step.rows), totals, check_zero=check_zero)]
     placed = place_over(context.data, step.rows)
     batch = gather(placed, join(cut), totals.mean_length)

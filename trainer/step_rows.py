@@ -33,6 +33,8 @@ class StepContext:
     team: Team = ALONE
     log_sampler: bool = False
     """Whether to log the difference between the policy's and the sampler's log-probs."""
+    dropout: bool = False
+    """Whether adapters leave out inputs in training steps."""
 
     @property
     def objective(self) -> Objective:
@@ -57,22 +59,32 @@ class RowJob:
     """Its index among the step's rows."""
     idle: bool
     """Another process counts this row (`Turn.idle`)."""
+    seed: int | None = None
+    """In a training step with dropout: what the row's random numbers are drawn from, in every pass over it."""
 
 
-def row_jobs(context: StepContext, step: Step, reference: Sequence[RowReference] | None) -> Iterator[RowJob]:
-    """This process's rows of the step, one after the other, as the model reads them."""
+def row_jobs(
+    context: StepContext, step: Step, reference: Sequence[RowReference] | None, number: int | None = None
+) -> Iterator[RowJob]:
+    """This process's rows of the step, one after the other, as the model reads them; `number` is that of a training
+    step."""
     arithmetic = context.arithmetic
     for at, idle in context.team.turns(len(step.rows)):
         row, scored = step.rows[at], None if reference is None else reference[at]
         encoded = encode_row(context.data, row, context.layout)
         batch = to_batch(encoded, device=arithmetic.device, mask_dtype=arithmetic.mask_dtype)
         placed = [(context.data.relations[relation.index], relation.places) for relation in row.relations]
-        yield RowJob(row, batch, scored, placed, encoded.encoded, at, idle)
+        seed = None
+        if number is not None and context.dropout:
+            seed = (context.seed + 1_000_003 * number + 7_919 * at) % 2**63
+        yield RowJob(row, batch, scored, placed, encoded.encoded, at, idle, seed)
 
 
 def forward(context: StepContext, job: RowJob) -> tuple[Responses, Scores]:
     """Run policy, reference and value network over the row."""
     needs, batch, learner = context.objective.needs, job.batch, context.learner
+    if job.seed is not None:
+        torch.manual_seed(job.seed)
     live = learner.live
     logits = live.logits(batch) if live is not None and "sequence_kl" in needs else None
     scores: Scores = context.scorer(batch, collision="collision" in needs, entropy=True, reference_logits_NV=logits)

@@ -112,7 +112,8 @@ def run_steps(learner: Learner, optimizer: Optimizer, job: StepsJob, start: Posi
     """Run the planned steps from `start` on; return the position after them."""
     plan, spec, clock, team = job.planned, job.spec, job.running.clock, job.running.team
     scorer, arithmetic, in_slices = RowScorer(learner.model), job.running.arithmetic, bool(job.slice.seen)
-    context = StepContext(scorer, learner, plan.data, arithmetic, plan.plan.layout, spec.seed, team, in_slices)
+    layout, drops = plan.plan.layout, spec.settings.lora is not None and spec.settings.lora.dropout > 0
+    context = StepContext(scorer, learner, plan.data, arithmetic, layout, spec.seed, team, in_slices, drops)
     with open_log(spec.work / STEPS, start.log_bytes) if team.leads else io.BytesIO() as log, stoppable():
         watch = _norm_watch(job)
         for number in range(start.steps, job.end):

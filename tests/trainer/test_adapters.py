@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers.architectures import build
-from trainer import adapters
-from trainer.adapters import Adapter, adapters_of, check_adapters, merged_weights, row_logits, try_adapters
+from trainer import merging
+from trainer.adapters import Adapter, adapters_of, check_adapters, row_logits, try_adapters
 from trainer.data import PreferenceData
 from trainer.errors import TrainerError
+from trainer.merging import merged_weights
 from trainer.model import Arithmetic, load_model, make_trainable, save_candidate, trained_parameters
 from trainer.online.publish import Publisher
 from trainer.online.sliced_round import SlicedRound
@@ -43,10 +44,17 @@ WAYS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def trainable(folder: Path, targets: str | tuple[str, ...] | None) -> Any:
+def trainable(folder: Path, targets: str | tuple[str, ...] | dict[str, Any] | None) -> Any:
     """The folder's model as a round loads it."""
-    lora = None if targets is None else LoraSettings(rank=4, alpha=8, target_modules=targets)  # type: ignore[arg-type]
-    return make_trainable(load_model(folder, CPU), TrainSettings(precision="fp32", lora=lora), seed=0)
+    lora = None if targets is None else {"rank": 4, "alpha": 8} | given_lora(targets)
+    return make_trainable(
+        load_model(folder, CPU), TrainSettings.model_validate({"precision": "fp32", "lora": lora}), seed=0
+    )
+
+
+def given_lora(targets: str | tuple[str, ...] | dict[str, Any]) -> dict[str, Any]:
+    """Settings of adapters that are given as targets alone, or as a dict."""
+    return targets if isinstance(targets, dict) else {"target_modules": targets}
 
 
 def moved(model: Any) -> Any:
@@ -88,6 +96,87 @@ def test_an_export_is_the_trained_model_or_refused(family: str, way: str, tmp_pa
     torch.testing.assert_close(logits(tmp_path / "out"), trained, atol=1e-4, rtol=0)
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True, "rank": 9},
+    "dropout": {"dropout": 0.3},
+    "dora, dropout": {"use_dora": True, "dropout": 0.3},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "olora": {"init_lora_weights": "olora"},
+    "pissa": {"init_lora_weights": "pissa"},
+    "patterns": {"rank_pattern": {"PROJ": 2}, "alpha_pattern": {"PROJ": 3}},
+    "regex": {"target_modules": r".*\.0\..*(PROJ|OTHER)"},
+    "name": {"target_modules": "PROJ"},
+    "head": {"modules_to_save": ("HEAD",)},
+    "norm": {"modules_to_save": ("NORM",), "use_dora": True},
+}
+"""Kinds of adapters; the words in capitals stand for names of each family."""
+NAMES = {
+    "qwen2": {"PROJ": "q_proj", "OTHER": "up_proj", "HEAD": "lm_head", "NORM": "norm"},
+    "llama-tied": {"PROJ": "v_proj", "OTHER": "down_proj", "HEAD": "lm_head", "NORM": "norm"},
+    "gpt2": {"PROJ": "c_attn", "OTHER": "c_fc", "HEAD": "lm_head", "NORM": "ln_f"},
+    "mixtral": {"PROJ": "q_proj", "OTHER": "o_proj", "HEAD": "lm_head", "NORM": "norm"},
+}
+
+
+def adapted_as(family: str, kind: str, policy: Path) -> Any:
+    """The model with adapters of a kind, as a round loads it."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {named(key): one for key, one in value.items()}
+        if isinstance(value, tuple):
+            return tuple(map(named, value))
+        for word, name in NAMES[family].items():
+            value = value.replace(word, name) if isinstance(value, str) else value
+        return value
+
+    given = {key: named(value) for key, value in KINDS[kind].items()}
+    settings = TrainSettings.model_validate({"precision": "fp32", "lora": {"rank": 4, "alpha": 8} | given})
+    return make_trainable(load_model(policy, CPU), settings, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        *(("qwen2", kind) for kind in KINDS),
+        *(("llama-tied", kind) for kind in ("head", "norm", "pissa")),
+        *(("gpt2", kind) for kind in ("dora, dropout", "patterns", "head")),
+        *(("mixtral", kind) for kind in ("dora", "dropout", "rslora")),
+    ],
+)
+def test_every_kind_of_adapter_exports_the_trained_model_or_is_refused(family: str, kind: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    policy = build(family, tmp_path / "policy")
+    if (kind == "head" and family in TIED) or (
+        family == "mixtral" and kind in {"dora", "dropout", "dora, dropout", "norm"}
+    ):
+        with pytest.raises(TrainerError, match=r"the same weight|does not work with"):
+            adapted_as(family, kind, policy)
+        return
+    model = adapted_as(family, kind, policy)
+    with torch.no_grad():
+        torch.testing.assert_close(row_logits(model), logits(policy), atol=1e-4, rtol=0)  # new ones change nothing
+    try_adapters(model)
+    moved(model)
+    with torch.no_grad():
+        trained = row_logits(model)
+    assert (trained - logits(policy)).abs().max() > 0.01
+    Publisher().publish(model, tmp_path / "handed" / "0", policy=policy, number_format="float32")
+    torch.testing.assert_close(logits(tmp_path / "handed" / "0"), trained, atol=1e-4, rtol=0)
+    (tmp_path / "out").mkdir()
+    save_candidate(model, tmp_path / "out", policy=policy)
+    torch.testing.assert_close(logits(tmp_path / "out"), trained, atol=1e-4, rtol=0)
+    if (tmp_path / "out" / "adapter").exists():
+        again = PeftModel.from_pretrained(load_model(policy, CPU), str(tmp_path / "out" / "adapter")).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(row_logits(again), trained, atol=1e-4, rtol=0)
+    else:
+        assert kind in {"olora", "pissa"}
+
+
 @pytest.mark.parametrize("family", ["llama-tied", "mixtral"])
 def test_the_adapters_are_saved_separately_too(family: str, tmp_path: Path) -> None:
     from peft import PeftModel
@@ -120,6 +209,20 @@ def test_an_online_round_gives_the_sampler_the_experts_updates(
     ordinary = make_spec("ordinary", **options)
     train_round(ordinary, toy_data, report=lambda _: None)
     torch.testing.assert_close(logits(ordinary.out), logits(spec.out), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [{"init_lora_weights": "pissa"}, {"modules_to_save": ("norm",), "use_dora": True}])
+def test_an_online_round_of_one_slice_trains_the_same_adapters(
+    kind: dict[str, Any], make_spec: Callable[..., RoundSpec], toy_data: PreferenceData
+) -> None:
+    """Its reference is the policy without adapters, or a copy where the adapters took something from the weights."""
+    lora = LoraSettings(rank=2, **kind)
+    online, ordinary = make_spec("online", lora=lora, sync_every=4), make_spec("ordinary", lora=lora)
+    here = SlicedRound(online, 1, report=lambda _: None)
+    here.train(toy_data)
+    here.close()
+    train_round(ordinary, toy_data, report=lambda _: None)
+    torch.testing.assert_close(logits(online.out), logits(ordinary.out), atol=1e-5, rtol=0)
 
 
 # Faults are found
@@ -178,15 +281,35 @@ def test_logits_may_differ_by_rounding_alone(gaps: list[float], same: bool) -> N
     logits = torch.linspace(-1, 1, 12).reshape(3, 4)
     other = logits + torch.tensor(gaps)[:, None]
     if same:
-        adapters._check_same(logits, other)
+        merging._check_same(logits, other)
     else:
         with pytest.raises(TrainerError):
-            adapters._check_same(logits, other)
+            merging._check_same(logits, other)
 
 
 # Refusals before the round
 
 REFUSED: dict[str, tuple[str, Any, str]] = {
+    "first weights of experts": (
+        "mixtral",
+        {"init_lora_weights": "pissa"},
+        "first weights pissa need plain linear layers, which MixtralExperts",
+    ),
+    "first weights of Conv1D": (
+        "gpt2",
+        {"init_lora_weights": "olora"},
+        "first weights olora need plain linear layers",
+    ),
+    "a wholly trained tied head": (
+        "llama-tied",
+        {"modules_to_save": ["lm_head"]},
+        "lm_head would also change model.embed_tokens",
+    ),
+    "both tied modules": ("llama-tied", {"modules_to_save": ["lm_head", "embed_tokens"]}, "has the same weight"),
+    "no such module": ("qwen2", {"modules_to_save": ["head"]}, "it has no module head, which modules_to_save names"),
+    "no such pattern": ("qwen2", {"rank_pattern": {"wq": 2}}, "no layer with an adapter fits wq, which rank_pattern"),
+    "no match": ("qwen2", {"target_modules": "layers.7.*"}, "PEFT cannot put the adapters of train.lora"),
+    "dora on experts": ("mixtral", {"use_dora": True}, "does not work with use_dora"),
     "a router of several outputs": ("llama4", "all-linear", "feed_forward.router is no plain linear layer, as its"),
     "mamba": (
         "mamba",
@@ -211,7 +334,7 @@ def test_adapters_that_do_not_work_are_refused_without_weights(what: str, tmp_pa
     family, targets, words = REFUSED[what]
     policy = build(family, tmp_path)
     with pytest.raises(TrainerError) as caught:
-        check_adapters(policy, LoraSettings(target_modules=targets))
+        check_adapters(policy, LoraSettings.model_validate(given_lora(targets)))
     said = str(caught.value)
     assert words in said
     assert "\n" not in said

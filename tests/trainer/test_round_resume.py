@@ -113,6 +113,34 @@ def test_a_killed_lora_round_resumes_bit_for_bit(make_spec: Spec, toy_data: Pref
     assert_same_result(whole, broken)
 
 
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [
+        ("kto", {"dropout": 0.2, "use_dora": True, "modules_to_save": ("norm",)}),
+        ("dpo", {"init_lora_weights": "pissa", "rank": 2}),
+    ],
+)
+def test_rounds_of_other_adapters_resume_bit_for_bit(
+    make_spec: Spec, toy_data: PreferenceData, loss: str, kind: dict[str, Any]
+) -> None:
+    """Dropout draws by step and row, so that a second pass (KTO has two) and a second attempt leave out the same."""
+    options = {"lora": LoraSettings(**kind), "epochs": 2, "checkpoint_every": 3, "loss": loss}
+    whole, broken = make_spec("whole", **options), make_spec("broken", **options)
+    assert train_round(whole, toy_data, report=silent).first.get("margin", 0.0) == 0.0
+    stopped(broken, toy_data, 5)
+    assert train_round(broken, toy_data, report=silent).notes == ("resumed at step 3",)
+    assert_same_result(whole, broken)
+    checkpointing = make_spec("checkpointing", **options, gradient_checkpointing=True)
+    train_round(checkpointing, toy_data, report=silent)
+    ours, theirs = (load_file(spec.out / "model.safetensors") for spec in (whole, checkpointing))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
+    if kind.get("dropout"):
+        kept = make_spec("kept", **options | {"lora": LoraSettings(**kind | {"dropout": 0.0})})
+        train_round(kept, toy_data, report=silent)
+        without = load_file(kept.out / "model.safetensors")
+        assert not torch.equal(without["model.norm.weight"], ours["model.norm.weight"])
+
+
 def stopped(spec: RoundSpec, data: PreferenceData, step: int) -> None:
     def report(event: dict[str, Any]) -> None:
         if event["phase"] == "train" and event["done"] == step:

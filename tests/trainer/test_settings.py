@@ -31,3 +31,24 @@ def test_lora_with_bf16_weights_is_refused_with_the_way_out() -> None:
 def test_every_field_is_documented_and_read() -> None:
     assert all(field.description for field in TrainSettings.model_fields.values())
     assert all(field.description for field in LoraSettings.model_fields.values())
+
+
+def test_adapters_from_before_their_other_settings_keep_their_identity() -> None:
+    assert TrainSettings(lora=LoraSettings()).deciding["lora"] == {
+        "rank": 16,
+        "alpha": 32,
+        "target_modules": "all-linear",
+    }
+    assert LoraSettings(use_dora=True).deciding["use_dora"] is True
+    assert TrainSettings().deciding["lora"] is None
+
+
+@pytest.mark.parametrize("init", ["eva", "loftq", False, "pissa_niter_x"])
+def test_first_weights_that_need_more_than_the_model_are_refused(init: str | bool) -> None:
+    with pytest.raises(ValidationError, match=r"init_lora_weights .* cannot be used: choose true, gaussian"):
+        LoraSettings(init_lora_weights=init)
+
+
+def test_first_weights_of_the_base_need_the_model_in_one_piece() -> None:
+    with pytest.raises(ValidationError, match="cannot be used with distribute fsdp or select best"):
+        TrainSettings(distribute="fsdp", lora=LoraSettings(init_lora_weights="pissa"))

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trainer.adapters import merged_weights
 from trainer.files import PARTIAL, fresh_partial
+from trainer.merging import merged_weights
 from trainer.model import copy_tokenizer, save_plain
 
 Format = Literal["float32", "bfloat16", "float16"]

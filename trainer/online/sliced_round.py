@@ -150,7 +150,7 @@ class SlicedRound:
         if not spec.same_weights:
             probed = None if data is None else (data, self.probed["layout"])
             reference = cast_weights(prepare.load_reference(running, probed), running.arithmetic)
-        elif spec.settings.lora is not None and not lives:
+        elif spec.settings.lora is not None and not spec.settings.lora.takes_from_base and not lives:
             return None, None
         else:
             reference = copy.deepcopy(model)

@@ -214,7 +214,7 @@ def test_a_wrong_override_is_named_instead_of_the_file(write: Any) -> None:
         ("train.learning_rate=.inf", "train.learning_rate is inf; numbers must be finite."),
         ("engine.kind=vlm", 'engine.kind is "vlm", expected one of auto, vllm, transformers.'),
         ("sampling=5", "sampling is 5, expected a section with the keys n, temperature"),
-        ("train.lora.target_modules=5", "train.lora.target_modules is 5, expected all-linear or a list of text."),
+        ("train.lora.target_modules=5", "train.lora.target_modules is 5, expected text or a list of text."),
         ("prompts.few_shot=[{prompt: 3, response: a}]", "prompts.few_shot.0.prompt is 3, expected text."),
         ("prompts.few_shot=[{prompt: a, answer: b}]", "prompts.few_shot.0.answer is not a known key"),
         ("iterations=[1, 2]", "One value per iteration can be given in sampling, pairs, train, promote only."),
