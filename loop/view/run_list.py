@@ -140,10 +140,16 @@ def print_runs(found: Sequence[RunSummary], runs: Path, console: Console) -> Non
     if not found:
         console.print(f"There are no runs in {runs}/. Start one with: prefloop run quickstart", markup=False)
         return
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for head in ("run", "state", "iter", "test, %", "disk", "last change"):
         numbers = head not in ("run", "state")
-        table.add_column(head, justify="right" if numbers else "left", overflow="fold", no_wrap=numbers, min_width=7)
+        table.add_column(
+            head,
+            justify="right" if numbers else "left",
+            overflow="fold",
+            no_wrap=numbers,
+            min_width=0 if numbers else 8,
+        )
     between = " " if console.width >= WIDE else "\n"
     for run in found:
         progress = NONE if run.iteration is None else f"{run.iteration}/{run.planned}"
