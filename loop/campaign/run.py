@@ -76,6 +76,8 @@ def run_campaign(
             last = until == (loaded.iterations, "promote")
             rest = "nothing left to do" if last else f"resume with: prefloop run {run}"
             display.say(f"Stopped after {until} (--until); {rest}")
+        finally:
+            display.update_metrics()
         if repair:
             finish_repair(run)
         return collect(run)

@@ -146,12 +146,18 @@ def check_forkable(origin: Origin, before: LoadedConfig, loaded: LoadedConfig) -
         )
     if loaded.iterations < k:
         raise UserError(f"iterations is {loaded.iterations}, but the fork begins with {k} finished ones; raise it.")
+    _check_whole(origin, loaded)
+    check_settings(origin, before, loaded)
+
+
+def check_settings(origin: Origin, before: LoadedConfig, loaded: LoadedConfig) -> None:
+    """UserError unless what is finished there is also valid with the settings `loaded`. Hashes nothing."""
+    parent, k, stage = origin
     if stage in IN_TURNS and loaded.at(k).train.online:
         raise UserError(
             f"{origin} cannot be forked: iteration {k} is online, so its slices are sampled, judged, paired and "
             f"trained in turns. Fork {parent.name}@{k}/train, or {parent.name}@{k - 1}."
         )
-    _check_whole(origin, loaded)
     display = Silent(to_stderr=True)
     until = StopPoint(k, stage) if stage else None
     campaign = ReadOnlyCampaign(parent, loaded, WorkerPool(parent, loaded.base, display), display, until=until)

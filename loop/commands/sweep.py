@@ -1,5 +1,6 @@
 """Command `sweep`: runs every combination of the given config values, one after the other, and compares them.
-Where its settings allow, a run is forked from an earlier run's evaluation of the base model."""
+Where its settings allow, a run is forked from an earlier one: from the pairs, verdicts or samples of its first
+iteration, or from its evaluation of the base model."""
 
 import hashlib
 import itertools
@@ -14,10 +15,11 @@ from rich.table import Table
 
 from judges.types import JudgeError
 from loop.campaign.run import run_campaign
-from loop.commands.fork import Origin, fork
+from loop.commands.fork import Origin, check_settings, fork
 from loop.config.load import LoadedConfig, load_config
 from loop.errors import AwaitingLabels, UserError
 from loop.format import points_with_interval
+from loop.store.lineage import settings_of
 from loop.store.locate import check_name
 from loop.store.run_folder import RunFolder
 from loop.store.run_records import Json
@@ -145,9 +147,9 @@ def run_sweep(members: Sequence[Member], display: Display) -> list[Outcome]:
     for number, member in enumerate(members, start=1):
         display.say(f"\n{member.run.name} (run {number} of {len(members)})")
         if not member.run.exists():
-            base = take_base(member, [other.run for other in members[: number - 1]])
-            if base is not None:
-                display.say(f"  begins with the base model's evaluation of {base.name}")
+            origin = take_over(member, [other.run for other in members[: number - 1]])
+            if origin is not None:
+                display.say(f"  begins with {describe_origin(origin)}")
         stopped: Exception | None = None
         try:
             run_campaign(member.run, member.loaded, display)
@@ -158,16 +160,38 @@ def run_sweep(members: Sequence[Member], display: Display) -> list[Outcome]:
     return outcomes
 
 
-def take_base(member: Member, others: Sequence[RunFolder]) -> RunFolder | None:
-    """Make the member a fork of the first of these runs whose base evaluation holds for it; that run, or None."""
-    for other in others:
-        if other.exists() and not Origin(other, 0).missing:
-            try:
-                fork(other, 0, member.run, member.overrides)
-            except UserError:  # its settings decide the base evaluation: it makes one of its own
-                continue
-            return other
+def take_over(member: Member, others: Sequence[RunFolder]) -> Origin | None:
+    """Make the member a fork of the run that has the most work which holds for it, too: the first iteration up to its
+    pairs, verdicts or samples, or the base model's evaluation. Where the fork begins; None if there is no such run."""
+    for iteration, stage in ((1, "pair"), (1, "judge"), (1, "sample"), (0, "")):
+        for other in others:
+            origin = Origin(other, iteration, stage)
+            if holds_for(origin, member.loaded):
+                try:
+                    fork(other, iteration, member.run, member.overrides, stage=stage)
+                except UserError:  # it is damaged: the member makes its own
+                    continue
+                return origin
     return None
+
+
+def holds_for(origin: Origin, loaded: LoadedConfig) -> bool:
+    """Whether a run is finished to that point, and would be with these settings."""
+    if not origin.run.exists() or origin.missing:
+        return False
+    try:
+        check_settings(origin, settings_of(origin.run), loaded)
+    except UserError:
+        return False
+    return True
+
+
+def describe_origin(origin: Origin) -> str:
+    """What a member takes over, in words."""
+    if not origin.stage:
+        return f"the base model's evaluation of {origin.run.name}"
+    what = {"sample": "samples", "judge": "samples and verdicts", "pair": "samples, verdicts and pairs"}[origin.stage]
+    return f"the {what} of iteration {origin.iteration} of {origin.run.name}"
 
 
 @dataclass(frozen=True, slots=True)

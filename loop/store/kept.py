@@ -23,13 +23,14 @@ _REMEMBERED: dict[Path, tuple[str, object]] = {}
 
 
 def sources_of(run: RunFolder, k: int) -> str | None:
-    """Identifies the records of an iteration by their sizes and times; None while it is not decided."""
+    """Identifies the records of an iteration by their sizes and times; None while it is not evaluated and decided."""
     folder = os.path.join(run.root, f"iter-{k:03d}")  # pathlib would take most of the time
     places = [folder, *(f"{folder}/attempt-{n}" for n in range(2, run.begun(k) + 1))]
-    found = [_stat(f"{folder}/promotion.json"), *(_stat(f"{place}/eval/metrics.json") for place in places)]
-    stages = (*STAGES, "guard")
-    found += [_stat(f"{place}/{stage}/manifest.json") for place in places for stage in stages]
-    return digest([FORMAT, found]) if found[0] else None
+    decided, evaluated = _stat(f"{folder}/promotion.json"), [_stat(f"{place}/eval/metrics.json") for place in places]
+    if decided is None or not any(evaluated):
+        return None
+    manifests = [_stat(f"{place}/{stage}/manifest.json") for place in places for stage in (*STAGES, "guard")]
+    return digest([FORMAT, decided, evaluated, manifests])
 
 
 def _stat(path: str) -> tuple[int, int] | None:

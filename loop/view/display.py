@@ -42,7 +42,8 @@ class Bar:
     def work(self) -> Work:
         """The numbers to show."""
         seconds, since = self.moved - self.started, self.done - self.first
-        known = seconds >= SHORTEST and since > (self.total or 0) // 100  # with less, a rate would be wild
+        few = 0 if self.unit == "steps" else (self.total or 0) // 100
+        known = seconds >= SHORTEST and since > few  # with less, a rate would be wild
         counted = self.counted - self.started
         return Work(
             title=self.title,
@@ -52,7 +53,7 @@ class Bar:
             shards=self.shards,
             per_second=since / seconds if known else None,
             tokens_per_second=self.tokens / counted if self.tokens and counted >= SHORTEST else None,
-            note=self.waiting or self.detail,
+            note=self.waiting or self.detail or ("" if self.total else "preparing"),
         )
 
     def set(self, done: int, total: int | None = None) -> None:
@@ -162,6 +163,11 @@ class Display:
         """An iteration has results: pass its numbers on to the metrics file."""
         if self.metrics is not None:
             self.metrics.evaluated(state)
+            self.update_metrics()
+
+    def update_metrics(self) -> None:
+        """Rewrite the metrics file, between two stages or at the end."""
+        if self.metrics is not None:
             self.metrics.write(self.look(), None, now=True)
 
 

@@ -26,6 +26,9 @@ State = Literal["running", "complete", "ended", "waiting for labels", "stopped",
 """`ended`: by a rejected candidate (`promote.on_reject: stop`). `stopped`: by a user or a problem; it can be continued.
 `not started`: a fork that nobody has run."""
 
+WIDE = 76
+"""Columns of a terminal from which an accuracy and its interval stand on one line."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
@@ -126,18 +129,38 @@ def state_of(run: RunFolder, planned: int, changed: float) -> State:
     return "running" if alive else "stopped"
 
 
+def day(seconds: float) -> str:
+    """11-30 20:08 in this year, 2025-11-30 in another."""
+    then = time.localtime(seconds)
+    return time.strftime("%m-%d %H:%M" if then.tm_year == time.localtime().tm_year else "%Y-%m-%d", then)
+
+
 def print_runs(found: Sequence[RunSummary], runs: Path, console: Console) -> None:
     """Print a table, and what is wrong with damaged runs."""
     if not found:
         console.print(f"There are no runs in {runs}/. Start one with: prefloop run quickstart", markup=False)
         return
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for head in ("run", "state", "iteration", "test accuracy, %", "disk", "last change"):
-        table.add_column(head, justify="right" if head in ("iteration", "disk") else "left", overflow="fold")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for head in ("run", "state", "iter", "test, %", "disk", "last change"):
+        numbers = head not in ("run", "state")
+        table.add_column(
+            head,
+            justify="right" if numbers else "left",
+            overflow="fold",
+            no_wrap=numbers,
+            min_width=0 if numbers else 8,
+        )
+    between = " " if console.width >= WIDE else "\n"
     for run in found:
-        progress = NONE if run.iteration is None else f"{run.iteration} of {run.planned}"
-        changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed))
-        cells = (run.name, run.state, progress, with_interval(run.accuracy), in_bytes(run.bytes), changed)
+        progress = NONE if run.iteration is None else f"{run.iteration}/{run.planned}"
+        cells = (
+            run.name,
+            run.state,
+            progress,
+            with_interval(run.accuracy, between),
+            in_bytes(run.bytes),
+            day(run.changed),
+        )
         table.add_row(*map(visible, cells))
     console.print(table)
     for run in found:

@@ -87,12 +87,13 @@ def test_the_list_tells_every_run_its_state_and_standing(runs: Path) -> None:
 
 
 def test_the_list_fits_a_terminal_and_says_where_there_are_none(runs: Path, tmp_path: Path) -> None:
-    console = Console(width=80)
-    with console.capture() as printed:
-        print_runs(summaries(runs), runs, console)
-    lines = printed.get().splitlines()
-    assert all(len(line) <= 80 for line in lines)
-    assert any(line.split()[:5] == ["done", "complete", "2", "of", "2"] for line in lines)
+    for width in (80, 60):
+        console = Console(width=width)
+        with console.capture() as printed:
+            print_runs(summaries(runs), runs, console)
+        lines = printed.get().splitlines()
+        assert all(len(line) <= width for line in lines)
+        assert any(line.split()[:3] == ["done", "complete", "2/2"] for line in lines)
     told = CliRunner().invoke(app, ["runs", "--runs", str(tmp_path)])
     assert f"There are no runs in {tmp_path}" in told.output.replace("\n", "")
 

@@ -8,10 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loop.commands.sweep import Outcome, combinations, plan_sweep, refuse_stopped, split_values, take_base
+from loop.commands.fork import Origin
+from loop.commands.sweep import (
+    Outcome,
+    combinations,
+    describe_origin,
+    plan_sweep,
+    refuse_stopped,
+    split_values,
+    take_over,
+)
 from loop.errors import AwaitingLabels, UserError
 from loop.store.lineage import read_lineage
 from loop.store.run_folder import RunFolder
+from loop.store.stage import STAGES
 from tests.helpers.campaigns import Cli, copy_run, refusal, times
 
 
@@ -62,18 +72,34 @@ def test_all_settings_are_checked_before_anything_starts(cli: Cli, settings: dic
     assert not cli.runs.exists()
 
 
-def test_the_base_is_taken_from_the_first_run_that_has_it_and_only_where_settings_allow(
+def test_a_sweep_over_training_samples_once_and_another_seed_makes_its_own(
     cli: Cli, settings: dict[str, Any], reference: Path
 ) -> None:
     members = plan_sweep(str(cli.write(settings)), ["seed=0,1", "train.beta=0.1,0.4"], "s", cli.runs)
     first = RunFolder(copy_run(reference, cli, members[0].run.name))
-    assert take_base(members[1], [first]) == first
-    assert members[1].run.iterations() == [0]
-    origin = read_lineage(members[1].run).parent
-    assert origin is not None
-    assert origin.iteration == 0
-    assert take_base(members[2], [first, members[1].run]) is None  # another seed: other prompts
+    origin = take_over(members[1], [first])
+    assert origin == Origin(first, 1, "pair")
+    assert describe_origin(origin) == f"the samples, verdicts and pairs of iteration 1 of {first.name}"
+    new = members[1].run
+    assert [name for name in STAGES if new.stage(1, name).manifest()] == ["sample", "judge", "pair"]
+    assert times(new.root, "iter-001/pair/*.parquet") == times(first.root, "iter-001/pair/*.parquet")
+    parent = read_lineage(new).parent
+    assert parent is not None
+    assert parent.place == "stage pair of iteration 1"
+    assert take_over(members[2], [first, new]) is None  # another seed: other prompts
     assert not members[2].run.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "iteration", "stage"),
+    [("pairs.per_prompt=2,3", 1, "judge"), ("sampling.n=4,6", 0, ""), ("promote.rule=always,better", 1, "pair")],
+)
+def test_a_run_of_a_sweep_takes_over_as_much_as_its_settings_allow(
+    cli: Cli, settings: dict[str, Any], reference: Path, key: str, iteration: int, stage: str
+) -> None:
+    members = plan_sweep(str(cli.write(settings)), [key], "s", cli.runs)
+    first = RunFolder(copy_run(reference, cli, members[0].run.name))
+    assert take_over(members[1], [RunFolder(cli.runs / "not-there"), first]) == Origin(first, iteration, stage)
 
 
 def test_a_run_that_stopped_makes_the_command_fail_and_people_only_make_it_wait(
@@ -101,7 +127,8 @@ def test_a_sweep_runs_continues_and_compares(cli: Cli, settings: dict[str, Any])
     (compared,) = told["comparison"]["comparisons"]
     assert compared["paired"]
     one, two = (cli.runs / Path(run["run"]).name for run in told["runs"])
-    assert times(two, "iter-000/eval/*.parquet") == times(one, "iter-000/eval/*.parquet")
+    for shared in ("iter-000/eval/*.parquet", "iter-001/sample/*.parquet", "iter-001/pair/*.parquet"):
+        assert times(two, shared) == times(one, shared)
     (two / "iter-001" / "promotion.json").unlink()
     before = times(two, "iter-*/*/*")
     again = cli("sweep", config, *grid)
