@@ -1,6 +1,7 @@
 """Commands that steer campaigns (fork, compare, sweep, export, prune, recipes, doctor); `mount` adds them."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,7 +31,7 @@ EXAMPLES = {
     "sweep": ("sweep my.yaml train.beta=0.1,0.3 seed=0,1", "sweep my.yaml train.loss=dpo,simpo --dry-run"),
     "export": ("export my@3 --model models/my", "export my@1 --pairs pairs.jsonl"),
     "prune": ("prune my", "prune my --no-keep-promoted --keep-last 2 --yes"),
-    "recipes": ("recipes", "run recipes/sppo --toy"),
+    "recipes": ("recipes", "recipes show sppo", "run recipes/sppo --toy"),
     "doctor": ("doctor", "doctor my.yaml train.lora.rank=16", "doctor runs/my --json"),
     "report": ("report my", "report my my-hot --out comparison.html", "report my --serve"),
 }
@@ -181,9 +182,24 @@ def sweep(
     refuse_stopped(outcomes)
 
 
-def recipes(as_json: AsJson = False) -> None:
-    """List the shipped configs of published algorithms."""
+def recipes(
+    action: Annotated[
+        Literal["show"] | None, typer.Argument(metavar="show", help="Show one recipe instead of the list.")
+    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The recipe, e.g. `sppo`.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the shipped configs of published algorithms, or show what one differs in from its paper, its size and
+    its cost."""
+    from loop.commands.recipe import print_recipe, recipe_of
     from loop.config.load import shipped_recipes
+
+    if action is not None:
+        if name is None:
+            raise UserError("Name the recipe: `prefloop recipes show sppo`; `prefloop recipes` lists them.")
+        recipe = recipe_of(name)
+        print_json(asdict(recipe)) if as_json else print_recipe(recipe)
+        return
 
     found = shipped_recipes()
     width = max(map(len, found))

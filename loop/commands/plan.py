@@ -97,13 +97,19 @@ class Plan:
 
 def make_plan(run: RunFolder, loaded: LoadedConfig, *, check: bool) -> Plan:
     """What `prefloop run` would do. UserError or JudgeError if it could not."""
-    config, checked = loaded.base, None
+    checked = None
     if check:
         from loop.commands.plan_check import check_for_real
 
         checked = check_for_real(loaded)
     else:
         Findings([*missing(loaded), *option_problems(loaded.each)]).refuse()
+    return planned(run, loaded, checked)
+
+
+def planned(run: RunFolder, loaded: LoadedConfig, checked: Json | None) -> Plan:
+    """The plan of settings whose names and files are not looked up. JudgeError for wrong arguments of the judge."""
+    config = loaded.base
     judge, eval_judge = (_built_in(settings) for settings in (config.judge, config.eval_judge))
     refuse_comparing(loaded, judge is not None and judge.compares)
     two = config.eval_judge != config.judge

@@ -14,6 +14,7 @@ import pytest
 from loop.campaign.context import Campaign
 from loop.campaign.run import work
 from loop.cli.steer_commands import recipes
+from loop.commands.recipe import recipe_of
 from loop.commands.sweep import plan_sweep, run_sweep, summary
 from loop.config.load import LoadedConfig, diff, load_config, made_small, shipped_configs, shipped_recipes
 from loop.errors import UserError
@@ -111,6 +112,31 @@ def test_the_recipes_are_listed_with_what_they_are(capsys: pytest.CaptureFixture
     lines = capsys.readouterr().out.splitlines()
     assert sorted(line.split()[0] for line in lines) == RECIPES
     assert all("arXiv:" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_shown_with_its_differences_and_its_size(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = recipe_of(name.removeprefix("recipes/"))
+    header = shipped_configs()[name].read_text(encoding="utf-8").partition("\n\n")[0]
+    assert len(recipe.differs) == len(re.findall(r"^# - ", header, re.MULTILINE)) > 0
+    assert recipe.paper.startswith("https://arxiv.org/abs/2")
+    assert len(recipe.iterations) == load_config(name).iterations
+    recipes("show", name)
+    shown = capsys.readouterr().out
+    assert all(item in shown for item in recipe.differs)
+    assert f"model    {load_config(name).base.model.base}" in shown
+
+
+def test_the_calls_of_a_paid_judge_are_shown() -> None:
+    assert recipe_of("dno").calls[0].startswith("at most 305,000 calls of at most 4,268 tokens")
+    assert recipe_of("iterative-rpo").calls == ()
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UserError, match=r"There is no recipe 'spp'; did you mean sppo\?.*Recipes: d2o"):
+        recipe_of("spp")
+    with pytest.raises(UserError, match="Name the recipe"):
+        recipes("show")
 
 
 # ---- the campaigns ----
