@@ -12,7 +12,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from loop.store.files import write_file
 from loop.store.run_folder import RunFolder
-from loop.store.stage import STAGES
 from loop.store.tables import digest
 
 T = TypeVar("T")
@@ -24,12 +23,11 @@ _REMEMBERED: dict[Path, tuple[str, object]] = {}
 
 def sources_of(run: RunFolder, k: int) -> str | None:
     """Identifies the records of an iteration by their sizes and times; None while it is not evaluated and decided."""
-    folder = os.path.join(run.root, f"iter-{k:03d}")  # pathlib would take most of the time
-    places = [folder, *(f"{folder}/attempt-{n}" for n in range(2, run.begun(k) + 1))]
-    decided, evaluated = _stat(f"{folder}/promotion.json"), [_stat(f"{place}/eval/metrics.json") for place in places]
+    paths = run.record_paths(k)
+    decided, evaluated = _stat(paths.decision), [_stat(path) for path in paths.evaluations]
     if decided is None or not any(evaluated):
         return None
-    manifests = [_stat(f"{place}/{stage}/manifest.json") for place in places for stage in (*STAGES, "guard")]
+    manifests = [_stat(path) for path in paths.manifests]
     return digest([FORMAT, decided, evaluated, manifests])
 
 

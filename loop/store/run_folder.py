@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +50,15 @@ from loop.store.stage import REPEATED, STAGES, Manifest, StageFolder
 
 FORMAT = 1
 """Format of a run folder, in run.json; no other is read. Raise it when another version would misread a folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPaths:
+    """Where the decision, evaluations and manifests of an iteration lie."""
+
+    decision: str
+    evaluations: list[str]
+    manifests: list[str]
 
 
 class RunFolder:
@@ -232,6 +242,14 @@ class RunFolder:
 
     def _is_record(self, path: Path, kind: Any) -> bool:
         return is_readable(partial(read_record, path, kind))
+
+    def record_paths(self, k: int) -> RecordPaths:
+        """The records of an iteration and of its later attempts; as text, for pathlib would take most of the time of
+        those who look at hundreds of them."""
+        folder = os.path.join(self.root, f"iter-{k:03d}")
+        places = [folder, *(f"{folder}/attempt-{n}" for n in range(2, self.begun(k) + 1))]
+        manifests = [f"{place}/{stage}/manifest.json" for place in places for stage in (*STAGES, "guard")]
+        return RecordPaths(f"{folder}/promotion.json", [f"{place}/eval/metrics.json" for place in places], manifests)
 
     def event(self, what: str, **details: Any) -> None:
         """Append a line to events.jsonl, without secrets, and pass it on."""
