@@ -16,6 +16,7 @@ The modules of a round (`round.py` lists its steps, a supervised phase first):
   candidates.py   models to choose from, mean models   score.py          log-probs outside a round
   files.py        write, flush, rename                 errors.py         the exception for users
   choices.py      optimizers and schedules by name     adapters.py       LoRA; merging.py merges it
+  frozen.py       frozen weights in bf16
   layout_proof.py what probes found, kept for later    model_folder.py  checks a model folder before its use
 
 Subpackages:

@@ -13,6 +13,7 @@ import torch
 from trainer.adapters import try_adapters
 from trainer.data import CheckedData, PreferenceData, PromptGroup, Response, Single, as_kind, check_data
 from trainer.errors import TrainerError
+from trainer.frozen import halve, halves
 from trainer.layout_probe import Gaps, choose_layout, how_wrong
 from trainer.layout_proof import proven_gaps
 from trainer.learner import LIVE, Learner, LiveReference, ValueNetwork
@@ -144,16 +145,16 @@ def score_reference(
     """The policy, and the reference log-probs of each plan; never both models in memory unless a loss needs it."""
     spec, arithmetic, needs = running.spec, running.arithmetic, running.objective.needs
     if "reference" not in needs and not LIVE & needs:
-        return cast_weights(model, arithmetic), [None] * len(planned), None
+        return _in_format(running, model), [None] * len(planned), None
     passes = [reference_pass(running, data, plan) for data, plan in planned]
     scored = [scoring.load() for scoring in passes]
     if all(scored) and not LIVE & needs:
-        return cast_weights(model, arithmetic), list(scored), None
+        return _in_format(running, model), list(scored), None
     if not spec.same_weights:
         del model
         data, first = planned[0]
         model = load_reference(running, (data, first.layout))
-    model = cast_weights(model, arithmetic)
+    model = _in_format(running, model)
 
     def tick(done: int, total: int) -> None:
         running.report({"phase": "reference", "done": done, "total": total})
@@ -166,8 +167,17 @@ def score_reference(
     live = _live(running, model) if LIVE & needs else None
     if not spec.same_weights:
         del model
-        model = cast_weights(load(running, spec.policy, adapters=True), arithmetic)
+        model = _in_format(running, load(running, spec.policy, adapters=True))
     return model, list(scored), live
+
+
+def _in_format(running: Running, model: Any) -> Any:
+    """The model with its weights in the round's number format, frozen ones in bf16 where that changes no number."""
+    arithmetic, settings = running.arithmetic, running.spec.settings
+    adapted = hasattr(model, "get_base_model")
+    if adapted and halves(settings, arithmetic, sharded=running.team.sharded) and not halve(model, arithmetic):
+        running.notes.append("the frozen weights stay in fp32, because in bf16 this model has other logits")
+    return cast_weights(model, arithmetic)
 
 
 def load_reference(running: Running, probed: tuple[PreferenceData, Layout] | None) -> Any:

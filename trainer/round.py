@@ -15,6 +15,7 @@ from trainer.candidates import keep_candidate
 from trainer.checkpoint import remove_checkpoints
 from trainer.data import Pair, PreferenceData, Ranked, Relation, Single
 from trainer.files import fresh_partial, publish_folder
+from trainer.frozen import restore
 from trainer.learner import Learner
 from trainer.mix import summarise_mix
 from trainer.model import rebuild, save_candidate, trained_parameters
@@ -154,8 +155,10 @@ def _train(running: Running, learner: Learner, plan: StepsPlan) -> None:
 
 
 def _whole_model(running: Running, model: Any) -> Any:
-    """The trained model in one piece; from shards, the leader rebuilds it on the policy's folder."""
+    """The trained model in one piece and in fp32; from shards, the leader rebuilds it on the policy's folder."""
     if not running.team.sharded:
+        if running.team.leads:
+            restore(model, running.spec.policy)
         return model
     weights = running.team.collect(dict(trained_parameters(model)))
     spec = running.spec
