@@ -42,9 +42,11 @@ class Combination:
 
 def combinations(texts: Sequence[str]) -> list[Combination]:
     """Every combination of the values, the last key changing fastest. UserError if there is nothing to sweep."""
-    values = dict(map(_key_and_values, texts))
+    given = [_key_and_values(text) for text in texts]
+    values, keys = dict(given), [key for key, _ in given]
     if len(values) < len(texts):
-        raise UserError("A key is given twice; give all its values at once: `train.beta=0.1,0.2`.")
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise UserError(f"{twice} is given twice; give all its values at once, as in `train.beta=0.1,0.2`.")
     fixed = tuple(f"{key}={several[0]}" for key, several in values.items() if len(several) == 1)
     swept = {key: several for key, several in values.items() if len(several) > 1}
     if not swept:

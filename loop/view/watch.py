@@ -38,6 +38,8 @@ class WatchFrame(NamedTuple):
     work: Work | None
     ended: int | None
     """COMPLETE or STOPPED; None while the campaign runs."""
+    stalled: bool = False
+    """Whether nothing has changed for long; the alarm that says for how long is another one at each look."""
 
 
 class Watcher:
@@ -61,7 +63,8 @@ class Watcher:
         silent = time.time() - last_sign(self.run)
         if silent > STALLED_AFTER:
             runs = "runs" if alive else f"is on {writer.host}, where it cannot be looked at from here"
-            snapshot = alarmed(snapshot, f"nothing has changed for {duration(silent)}; process {writer.pid} {runs}")
+            shown = alarmed(snapshot, f"nothing has changed for {duration(silent)}; process {writer.pid} {runs}")
+            return WatchFrame(shown, work, None, stalled=True)
         return WatchFrame(snapshot, work, None)
 
     def _settings(self) -> LoadedConfig:
@@ -112,7 +115,8 @@ def report(watcher: Watcher, console: Console) -> WatchFrame:
     """Without redrawing: a frame when the stages change and at the end, an occasional line in between."""
     shown, last_line = None, 0.0
     for seen in looks(watcher):
-        state = (seen.snapshot.iteration, seen.snapshot.stages, seen.snapshot.alarms, seen.ended)
+        alarms = seen.snapshot.alarms[:-1] if seen.stalled else seen.snapshot.alarms
+        state = (seen.snapshot.iteration, seen.snapshot.stages, alarms, seen.stalled, seen.ended)
         if state != shown:
             print_frame(seen, console)
         elif seen.work is not None and time.monotonic() - last_line > LINE_EVERY:

@@ -12,7 +12,7 @@ from judges.resolve import build_judge
 from loop.campaign.stages.sample import widened
 from loop.commands.plan import make_plan
 from loop.config.load import LoadedConfig, load_config
-from loop.config.sampling_section import AdaptiveSettings, SamplingConfig
+from loop.config.sampling_section import AdaptiveSettings, DecodingOptions, SamplingConfig
 from loop.errors import UserError
 from loop.pairing.io import judged_groups
 from loop.report.browser import books
@@ -233,7 +233,9 @@ def test_a_value_set_above_the_bound_stays() -> None:
 
 def test_a_sample_stage_records_all_settings_but_how_they_widen_and_what_they_accept() -> None:
     plain = SamplingConfig().recorded()
-    assert list(plain) == [f"sampling.{key}" for key in SamplingConfig.model_fields if key not in ("widen", "exact")]
+    without = {"widen", "exact", *DecodingOptions.model_fields}  # the options are recorded where they are given
+    assert set(plain) == {f"sampling.{key}" for key in SamplingConfig.model_fields if key not in without}
+    assert SamplingConfig.model_validate({"top_k": 5}).recorded() == plain | {"sampling.top_k": 5}
     assert SamplingConfig.model_validate({"widen": {}}).recorded() == plain
     adaptive = SamplingConfig.model_validate({"adaptive": {}}).recorded()
     assert adaptive["sampling.adaptive"] == {"probe": 4, "keep": 0.9, "different": None, "budget": 1.0}

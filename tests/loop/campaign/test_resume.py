@@ -154,7 +154,7 @@ def test_a_finished_run_is_left_as_it_is(cli: Cli, settings: dict[str, Any], ref
     assert "complete" in ended.out
     now = times(run)
     changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
-    assert changed <= {"lock", "events.jsonl", "logs/judge.log"}
+    assert changed <= {"lock", "events.jsonl", "logs/judge.log", "logs/run.log"}
     assert {event["event"] for event in events(run)[len(events(reference)) :]} == {"worker_started"}
     by_folder = cli("run", run)
     assert (by_folder.code, "complete" in by_folder.out) == (0, True)

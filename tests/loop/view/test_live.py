@@ -397,12 +397,15 @@ def test_warnings_and_a_rejection_that_stops_are_seen(run: RunFolder) -> None:
     assert look(run, load_config(run.config)).complete
 
 
+@pytest.mark.parametrize("age", [0, 3600], ids=["fresh", "stalled"])
 def test_watch_follows_to_the_end_in_plain_lines_and_writes_nothing(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, age: int
 ) -> None:
     decision = run.promotion(2).read_bytes()
     run.promotion(2).unlink()
     mark_writer(run, os.getpid())
+    for path in (path for path in run.root.rglob("*") if path.is_file()):
+        os.utime(path, (time.time() - age,) * 2)
     before = times(run.root)
     looked = iter([None, None, lambda: run.promotion(2).write_bytes(decision)])
 
@@ -415,6 +418,7 @@ def test_watch_follows_to_the_end_in_plain_lines_and_writes_nothing(
     assert watch(run, console, once=False) == COMPLETE
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.count("campaign, iteration 2 of 2: about 0.0 s left") == 1
+    assert ("nothing has changed for" in text) == bool(age)
     assert "campaign, iteration 2 of 2: complete" in text
     assert "\x1b" not in text
     after = times(run.root)
