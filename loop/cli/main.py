@@ -161,12 +161,14 @@ def status(
 ) -> None:
     """Show the iterations, stages, accuracies and times of a run."""
     from loop.store.locate import find_run
+    from loop.view.progress import read_writer
     from loop.view.status import collect
     from loop.view.status_tables import print_status
 
-    state = collect(find_run(run, runs))
+    folder = find_run(run, runs)
+    state = collect(folder)
     state = state if last is None else replace(state, iterations=state.iterations[-last:])
-    print_json(state.as_json()) if as_json else print_status(state, Console())
+    print_json(state.as_json()) if as_json else print_status(state, Console(), read_writer(folder))
 
 
 @app.command(name="runs", epilog="Examples: `prefloop runs` · `prefloop runs --runs /shared/runs --json`")

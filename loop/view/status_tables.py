@@ -11,6 +11,7 @@ from loop.store.run_records import NO_TRIALS, OUTCOMES, AttemptRecord, Gain, Int
 from loop.store.run_state import IterationState, RunState
 from loop.store.stage import STAGES
 from loop.view.describe import describe_changes, describe_extra_pairs, describe_sources
+from loop.view.progress import Writer
 
 SIGNAL = {
     "solve_rate": ("solved", "%"),
@@ -62,8 +63,9 @@ def _results(test: SetMetrics) -> str:
     return f"{shown}, well-formed {well_formed} %, right among those {right} %"
 
 
-def print_status(state: RunState, console: Console) -> None:
-    """Print the tables of iterations, times and signal, and the gains."""
+def print_status(state: RunState, console: Console, writer: Writer | None = None) -> None:
+    """Print the tables of iterations, times and signal, the gains, and how the run goes on: `writer` works on it if it
+    is alive."""
     unjudged = any(it.test is not None and it.test.preference_accuracy is not None for it in state.iterations)
     console.print(_results_table(state, unjudged=unjudged))
     console.print(_work_table(state))
@@ -72,7 +74,9 @@ def print_status(state: RunState, console: Console) -> None:
     for line in [*_summary(state), *(line for it in state.iterations for line in _notes(it)), judge_line(state)]:
         if line:
             console.print(visible(line), markup=False)
-    if not state.complete:
+    if not state.complete and writer is not None and writer.alive:
+        console.print(f"Running: process {writer.pid}. Follow it with: prefloop watch {state.path}", markup=False)
+    elif not state.complete:
         console.print(f"Not complete. Continue with: prefloop run {state.path}", markup=False)
 
 

@@ -1,11 +1,14 @@
 """What `prefloop status`, `show` and `plan` print about a run."""
 
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.helpers.bad_input import call
 from tests.helpers.campaigns import Cli, Ended, copy_run, rows, times
 
 METRICS = ("sampled_accuracy", "greedy_accuracy", "well_formed_share", "accuracy_among_well_formed")
@@ -60,6 +63,14 @@ def test_status_of_an_unfinished_run_says_how_to_go_on(cli: Cli, run: Path) -> N
     assert "in progress" in ended.out
     assert f"prefloop run {run}" in ended.out.replace("\n", " ")
     assert [it["finished"] for it in told(cli("status", run, "--json"))["iterations"][1:]] == [True, False]
+
+
+def test_status_of_a_run_in_progress_says_who_works_on_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "iter-002" / "promotion.json").unlink()
+    (run / "lock").write_text(f"pid {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+    ended, _ = call(("status", str(run)), monkeypatch)
+    assert f"Running: process {os.getpid()}. Follow it with: prefloop watch" in ended.out
+    assert "Not complete" not in ended.out
 
 
 def test_show_prints_prompts_with_responses_verdicts_and_pairs(cli: Cli, run: Path) -> None:
