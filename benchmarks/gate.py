@@ -8,6 +8,7 @@ are drawn from them, and the gate's own functions compare and decide.
     better    ten iterations of equal candidates: how many campaigns promote one (`better`, by alpha_spending)
     select    a candidate that is worse by the margin, chosen as the best of several equal checkpoints
     equal     ten iterations of equal candidates: how often each passes, held against the best so far
+    looks     `promote.more_samples`: how often equal and worse candidates pass, and after how many samples
 """
 
 import argparse
@@ -19,9 +20,9 @@ import numpy as np
 
 from loop.config.promote_section import PromoteConfig
 from loop.measure.power import SPREAD, Gate
-from loop.measure.promotion import Decision, bound_of, decide, deciding_confidence
+from loop.measure.promotion import Decision, bound_of, decide, deciding_confidence, is_open
 from loop.measure.stats import paired_difference
-from loop.store.run_records import BestSoFar
+from loop.store.run_records import AttemptRecord, BestSoFar
 
 SHAPE = 2 * SPREAD / (1 - 4 * SPREAD)
 """Beta(SHAPE, SHAPE) has a mean p (1 - p) of SPREAD."""
@@ -38,6 +39,10 @@ class Answers:
     def accuracy(self) -> float:
         """Share of right responses."""
         return float(self.right.mean()) / self.samples
+
+    def add(self, later: "Answers") -> "Answers":
+        """With the same model's further responses."""
+        return Answers(self.right + later.right, self.samples + later.samples)
 
 
 class World:
@@ -136,6 +141,36 @@ def equal_passes(prompts: int, samples: int, repeats: int, iterations: int = 10)
     return [share(column) for column in zip(*decided, strict=True)]
 
 
+def looked_at(
+    prompts: int, samples: int, more: dict[str, int] | None, change: float, repeats: int, rule: str = "not_worse"
+) -> tuple[float, float]:
+    """How often a candidate passes with further looks, and the mean number of samples per prompt that it takes."""
+    settings = PromoteConfig.model_validate({"rule": rule, "more_samples": more})
+
+    def once(seed: int) -> tuple[bool, int]:
+        world = World(seed, prompts, samples)
+        before, after = world.answers(), world.answers(change)
+        for look in range(1, settings.looks + 1):
+            confidence = deciding_confidence(settings, k=1, iterations=1, samples=samples, look=look)
+            trials = np.full(prompts, after.samples)
+            gain = paired_difference(before.right, trials, after.right, trials, confidence)
+            made = decide(settings, gain, confidence=confidence)
+            record = AttemptRecord({}, made.promote, "", gain, (), {}, "")
+            if look == settings.looks or not is_open(settings, record):
+                break
+            world.samples = settings.more_samples.samples if settings.more_samples else 0
+            before, after = before.add(world.answers()), after.add(world.answers(change))
+        return made.promote, after.samples
+
+    ends = [once(seed) for seed in range(repeats)]
+    return share(passed for passed, _ in ends), share(taken for _, taken in ends)
+
+
+def false_looks(prompts: int, samples: int, more: dict[str, int], repeats: int) -> float:
+    """How often a candidate passes that is worse by exactly the margin."""
+    return looked_at(prompts, samples, more, -PromoteConfig().margin, repeats)[0]
+
+
 def share(values: Any) -> float:
     """Share of true values."""
     known = list(values)
@@ -193,12 +228,31 @@ def equal_table(repeats: int) -> Iterator[str]:
         yield f"  {prompts:4} x {samples:2}  {rates} %"
 
 
+def looks_table(repeats: int) -> Iterator[str]:
+    """Further looks against a single one."""
+    yield "looks at the gate prompts, not_worse: samples, equal passes (samples taken), worse by the margin passes"
+    for prompts, samples, more in (
+        (128, 2, None),
+        (128, 18, None),
+        (128, 2, {"looks": 2, "samples": 8}),
+        (256, 4, None),
+        (256, 12, None),
+        (256, 4, {"looks": 1, "samples": 8}),
+        (256, 4, {"looks": 2, "samples": 4}),
+        (256, 2, {"looks": 4, "samples": 2}),
+    ):
+        (equal, taken), worse = (looked_at(prompts, samples, more, change, repeats) for change in (0.0, -0.05))
+        named = f"{samples}" if more is None else f"{samples} + {more['looks']} x {more['samples']}"
+        yield f"  {prompts:4} x {named:10}  {100 * equal:5.1f} % ({taken:4.1f})  {100 * worse[0]:5.1f} %"
+
+
 TABLES: dict[str, Callable[[int], Iterator[str]]] = {
     "power": power_table,
     "walk": walk_table,
     "better": better_table,
     "select": select_table,
     "equal": equal_table,
+    "looks": looks_table,
 }
 
 

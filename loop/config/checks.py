@@ -171,6 +171,22 @@ def _check_unjudged(train: TrainSettings, promote: PromoteConfig) -> None:
             raise ValueError(f"promote.limits.{name} is measured on judged responses; {way}, or set it to null")
 
 
+def schedule_problem(at: Callable[[int], Config], iterations: int) -> str | None:
+    """What is wrong with settings that are right in each iteration, but contradict those of another."""
+    return replay_problem(at, iterations) or looks_problem(at, iterations)
+
+
+def looks_problem(at: Callable[[int], Config], iterations: int) -> str | None:
+    """What is wrong if further samples of a model, which serve the decisions of several iterations, differ in size."""
+    sizes = {m.samples for k in range(1, iterations + 1) if (m := at(k).promote.more_samples) is not None}
+    if len(sizes) < 2:
+        return None
+    return (
+        f"promote.more_samples.samples differs between iterations ({', '.join(map(str, sorted(sizes)))}), but the "
+        "samples of one model serve the decisions of several; use one value"
+    )
+
+
 def replay_problem(at: Callable[[int], Config], iterations: int) -> str | None:
     """What is wrong if an iteration replays another kind than it makes: pairs, singles and groups do not mix."""
     for k in range(1, iterations + 1):

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from loop.config.checks import replay_problem
+from loop.config.checks import schedule_problem
 from loop.config.paths import overrides_with_absolute_paths, with_absolute_paths
 from loop.config.problems import all_problems, shown, validate, value_at
 from loop.config.schedule import Raw, changing_iterations, flat_overrides, resolve, schedules, set_at
@@ -83,7 +83,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, toy: bool 
     raw = with_absolute_paths(Config, raw)
     raw["per_iteration"] = {k: overrides_with_absolute_paths(Config, at) for k, at in raw["per_iteration"].items()}
     loaded = LoadedConfig(path.stem + ("-toy" if toy else ""), path, path.parent, _complete(raw))
-    if problem := replay_problem(loaded.at, loaded.iterations):
+    if problem := schedule_problem(loaded.at, loaded.iterations):
         raise UserError(f"{path}: {problem}.")
     return loaded
 

@@ -78,6 +78,15 @@ class RetrySettings(Section):
     """`best` takes the round's best checkpoint on the gate prompts, as `train.select: best` does."""
 
 
+class MoreSamplesSettings(Section):
+    """Further looks at the gate prompts while the decision is open (docs/campaign.md)."""
+
+    looks: Annotated[int, Field(ge=1, le=4)] = 2
+    """Maximum number of further looks."""
+    samples: PositiveInt = 4
+    """Further sampled responses per gate prompt in each look, of the candidate and of its incumbent."""
+
+
 class PromoteConfig(Section):
     """When a candidate becomes the next policy."""
 
@@ -98,6 +107,9 @@ class PromoteConfig(Section):
     """How `better` divides the chance of a false promotion, which `confidence` sets, over the planned iterations and
     their attempts: `bonferroni` in equal parts, `pocock` larger parts to the first iterations (the spending function of
     Lan and DeMets 1983); `none` gives all of it to each decision."""
+    more_samples: MoreSamplesSettings | None = None
+    """Samples the gate prompts again, with new seeds, while the interval contains the rule's bound; null decides on the
+    evaluation alone. The chance of an error is divided over the looks."""
     limits: LimitSettings = LimitSettings()
     """Limits that a candidate must keep, whatever the rule."""
     on_reject: Literal["continue", "stop", "retry"] = "continue"
@@ -117,6 +129,24 @@ class PromoteConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _more_samples_can_decide(self) -> "PromoteConfig":
+        if self.more_samples is None:
+            return self
+        if self.rule == "always":
+            raise ValueError("more_samples makes a decision surer, but the rule always promotes every candidate")
+        if self.metric in ("greedy_accuracy", "preference_accuracy"):
+            raise ValueError(
+                f"more_samples adds sampled responses, which the metric {self.metric} does not count; use a metric of "
+                "sampled responses, or set more_samples to null"
+            )
+        return self
+
+    @property
+    def looks(self) -> int:
+        """Maximum number of looks at the gate prompts, the evaluation's own included."""
+        return 1 + (self.more_samples.looks if self.more_samples else 0)
+
     @property
     def attempts(self) -> int:
         """Maximum number of times a round is trained."""
@@ -126,6 +156,7 @@ class PromoteConfig(Section):
         """The settings that decided an iteration with this many attempts, by dotted key."""
         keys: set[str] = {"rule", "metric", "margin", "confidence"}
         keys |= {"alpha_spending"} if self.alpha_spending != "none" else set()
+        keys |= {"more_samples"} if self.more_samples is not None else set()
         keys |= {"limits"} if self.limits != LimitSettings() else set()
         keys |= {"retry"} if attempts > 1 else set()
         return {f"promote.{key}": value for key, value in self.model_dump(mode="json", include=keys).items()}

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from loop.store.run_records import Counts, Difference, Evaluation, Interval, Rat
 from loop.store.thoughts import answer_lengths
 
 METRICS = ("sampled_accuracy", "greedy_accuracy", "well_formed_share", "accuracy_among_well_formed")
+SAMPLED = tuple(name for name in METRICS if name != "greedy_accuracy")
+"""Those of sampled responses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,20 @@ def count(answers: Iterable[Answer]) -> Counts:
             cell[0] += success
             cell[1] += trial
     return counts
+
+
+def together(first: SetMetrics, further: SetMetrics, confidence: float) -> SetMetrics:
+    """An evaluation with further sampled responses to its prompts: the counts and the intervals of both, everything
+    else of the first."""
+    counts: Counts = dict(first.counts)
+    for name in SAMPLED:
+        more = further.counts[name]
+        cells = {
+            id: [a + b for a, b in zip(cell, more.get(id, (0, 0)), strict=True)] for id, cell in counts[name].items()
+        }
+        counts[name] = {id: list(cell) for id, cell in more.items()} | cells
+    intervals: dict[str, Any] = {name: _interval(counts[name], confidence) for name in SAMPLED}
+    return replace(first, counts=counts, **intervals)
 
 
 def compare(first: SetMetrics, second: SetMetrics, metric: str, confidence: float) -> Difference:

@@ -32,6 +32,8 @@ class Gate:
     bound: float
     """What the lower end of the interval must exceed."""
     confidence: float
+    first: int = 0
+    """Samples of the first look, if `samples` is what the last look has."""
 
     def error(self, change: float = 0.0) -> float:
         """Standard error of the difference to a candidate that is truly better by `change`, and has learned an equal
@@ -74,15 +76,19 @@ class Gate:
 
 
 def gate_of(loaded: LoadedConfig) -> Gate | None:
-    """The gate of the last planned iteration, which gets the smallest part of the error; None if it decides nothing."""
+    """The gate of the last planned iteration, which gets the smallest part of the error, at its last look; None if it
+    decides nothing."""
     config, k = loaded.at(loaded.iterations), loaded.iterations
     bound = bound_of(config.promote)
     if bound is None:
         return None
     counts = config.eval_judge is not None and config.promote.metric != "greedy_accuracy"
     samples = config.eval.samples if counts else 1
-    confidence = deciding_confidence(config.promote, k=k, iterations=k, checkpoints=_checkpoints(config))
-    return Gate(config.prompts.gate, samples, bound, confidence)
+    planned = {"k": k, "iterations": k, "checkpoints": _checkpoints(config), "samples": samples}
+    confidence = deciding_confidence(config.promote, **planned, look=config.promote.looks)
+    if (more := config.promote.more_samples) is None:
+        return Gate(config.prompts.gate, samples, bound, confidence)
+    return Gate(config.prompts.gate, samples + more.looks * more.samples, bound, confidence, samples)
 
 
 def _checkpoints(config: Config) -> int:
@@ -95,7 +101,8 @@ def _checkpoints(config: Config) -> int:
 
 def describe_gate(gate: Gate) -> str:
     """What the gate can see, in a line."""
-    size = f"{gate.prompts} prompts x {gate.samples} sample{'s' if gate.samples != 1 else ''}"
+    several = f"{gate.first} to {gate.samples}" if gate.first else str(gate.samples)
+    size = f"{gate.prompts} prompts x {several} sample{'s' if gate.samples != 1 else ''}"
     width = f"{size}: half-width about {100 * gate.half_width:.2g} points"
     if gate.bound == 0:
         gain, aim = gate.gain_for(AIMS["better"]), AIMS["better"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from loop.config.promote_section import LARGEST, LimitSettings, PromoteConfig
 from loop.format import points
-from loop.store.run_records import OUTCOMES, BestSoFar, Difference, Limit, Numbers, Outcome
+from loop.store.run_records import OUTCOMES, AttemptRecord, BestSoFar, Difference, Limit, Numbers, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +39,39 @@ def _known(value: float | None) -> float:
     return value if value is not None and value == value else float("inf")
 
 
-def deciding_confidence(settings: PromoteConfig, *, k: int, iterations: int, checkpoints: int = 1) -> float:
+def deciding_confidence(
+    settings: PromoteConfig, *, k: int, iterations: int, checkpoints: int = 1, samples: int = 1, look: int = 1
+) -> float:
     """Confidence of the interval that decides in iteration `k` of `iterations`: the chance of an error that
-    `settings.confidence` leaves is divided as `alpha_spending` says, and over the checkpoints that the candidate was
-    chosen from (Bonferroni)."""
+    `settings.confidence` leaves is divided as `alpha_spending` says, over the checkpoints that the candidate was chosen
+    from (Bonferroni), and over the looks at the gate prompts, the first of which has `samples` per prompt."""
     share = 1.0
     if settings.alpha_spending == "bonferroni":
         share = 1 / iterations / settings.attempts
     elif settings.alpha_spending == "pocock":
         share = (_pocock(k / iterations) - _pocock((k - 1) / iterations)) / settings.attempts
-    return 1 - (1 - settings.confidence) * share / checkpoints
+    return 1 - (1 - settings.confidence) * share * look_share(settings, samples, look) / checkpoints
+
+
+def look_share(settings: PromoteConfig, samples: int, look: int) -> float:
+    """Share of a decision's error that a look may spend, by the samples per prompt that it has of those planned; the
+    first has `samples`. The looks' shares sum to 1, so the union bound holds whatever their correlation is."""
+    if settings.more_samples is None:
+        return 1.0
+    added = settings.more_samples.samples
+    planned = samples + added * settings.more_samples.looks
+    before = 0.0 if look == 1 else _pocock((samples + added * (look - 2)) / planned)
+    return _pocock((samples + added * (look - 1)) / planned) - before
+
+
+def is_open(settings: PromoteConfig, made: AttemptRecord) -> bool:
+    """Whether more samples may turn a rejection into a promotion: every limit is kept, and neither interval, over the
+    incumbent and over the best so far, lies at or below the rule's bound."""
+    bound = bound_of(settings)
+    if made.promoted or bound is None or not all(limit.within for limit in made.limits):
+        return False
+    gains = [made.gain, *([made.best.gain] if made.best is not None else [])]
+    return all(gain.high is not None and gain.high > bound for gain in gains)
 
 
 def _pocock(done: float) -> float:

@@ -8,6 +8,7 @@ A stage is finished when its manifest exists.
       iter-001/{sample,judge,pair,train,eval}/  shard-000.parquet …  manifest.json      promotion.json
       iter-001/attempt-2/{train,eval,guard}/  a retry of the round
       iter-001/{reference,guard}/  the average of `reference: ema`, what the gate's limits measured
+      iter-001/look-2/  further samples on the gate prompts, of the candidate or as a later one's incumbent
       iter-000/ease/  how easy the base model finds given pairs
 """
 
@@ -46,7 +47,7 @@ from loop.store.run_records import (
     as_record,
     read_record,
 )
-from loop.store.stage import REPEATED, STAGES, Manifest, StageFolder
+from loop.store.stage import LOOKS, REPEATED, STAGES, Manifest, StageFolder
 
 FORMAT = 1
 """Format of a run folder, in run.json; no other is read. Raise it when another version would misread a folder."""
@@ -227,7 +228,7 @@ class RunFolder:
 
     def stages_of(self, iteration: int, attempts: int) -> list[StageFolder]:
         """Every stage that an iteration may have, with its attempts."""
-        found = [self.stage(iteration, stage) for stage in ("ease", "reference", *STAGES, "guard")]
+        found = [self.stage(iteration, stage) for stage in ("ease", "reference", *STAGES, "guard", *LOOKS)]
         return found + [self.stage(iteration, stage, n) for n in range(2, attempts + 1) for stage in REPEATED]
 
     def misshapen(self) -> list[Path]:
@@ -248,7 +249,7 @@ class RunFolder:
         those who look at hundreds of them."""
         folder = os.path.join(self.root, f"iter-{k:03d}")
         places = [folder, *(f"{folder}/attempt-{n}" for n in range(2, self.begun(k) + 1))]
-        manifests = [f"{place}/{stage}/manifest.json" for place in places for stage in (*STAGES, "guard")]
+        manifests = [f"{place}/{stage}/manifest.json" for place in places for stage in (*STAGES, "guard", *LOOKS)]
         return RecordPaths(f"{folder}/promotion.json", [f"{place}/eval/metrics.json" for place in places], manifests)
 
     def event(self, what: str, **details: Any) -> None:

@@ -166,6 +166,15 @@ class BestSoFar:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """One look at the gate prompts: the sampled responses per prompt up to then, and what they showed."""
+
+    samples: int
+    gain: Difference
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptRecord:
     """One attempt at an iteration's round, and the decision on its candidate."""
 
@@ -186,6 +195,8 @@ class AttemptRecord:
     """Of the interval that decided."""
     best: BestSoFar | None = None
     """None if the incumbent is the best."""
+    looks: tuple[Look, ...] = ()
+    """With `promote.more_samples`, every look at the gate prompts; the last one decided."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,11 @@ from loop.store.tables import damaged, digest
 
 T = TypeVar("T")
 STAGES = ("sample", "judge", "pair", "train", "eval")
-REPEATED = ("train", "eval", "guard")
+LOOKS = ("look-2", "look-3", "look-4", "look-5")
+"""Further samples of a model on the gate prompts, which some decision asked for."""
+REPEATED = ("train", "eval", "guard", *LOOKS)
 """Stages that a retry of a round goes through again."""
-OPTIONAL = ("ease", "reference", "guard")
+OPTIONAL = ("ease", "reference", "guard", *LOOKS)
 """Stages that only some settings ask for."""
 MADE_WITH = (
     *(f"engine.{key}" for key in ("threads", "batch", "device", "version")),

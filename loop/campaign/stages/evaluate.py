@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from loop.campaign.context import Campaign, Iteration, keys
 from loop.campaign.stages.answer_log_probs import score, tokenise
@@ -65,19 +66,7 @@ def eval_stage(it: Iteration, model: Model, attempt: int = 1) -> Evaluation:
     if campaign.pool.eval_judge is None:
         return preference_eval_stage(it, model, attempt)
     config, folder = campaign.base, it.folder("eval", attempt)
-    inputs = {
-        "seed": config.seed,
-        "eval.samples": config.eval.samples,
-        "eval.temperature": config.eval.temperature,
-        "eval.max_tokens": eval_tokens(config),
-        **({} if config.eval.top_p == 1 else keys("eval", config.eval, ("top_p",))),
-        **{f"eval.{name}": value for name, value in config.eval_options.given().items()},
-        "pairs.correct_at": config.pairs.correct_at,
-        "promote.confidence": config.promote.confidence,
-        **engine_inputs(config),
-        "judge": campaign.eval_judge,
-        "made from": {"prompts": campaign.prompts_digest, "policy": model.hash},
-    }
+    inputs = eval_inputs(campaign, model)
     if campaign.finished(folder, inputs):
         return read_evaluation(folder.metrics)
     campaign.begin_work()
@@ -101,6 +90,24 @@ def eval_stage(it: Iteration, model: Model, attempt: int = 1) -> Evaluation:
     return metrics
 
 
+def eval_inputs(campaign: Campaign, model: Model) -> dict[str, Any]:
+    """What decides a judged evaluation of the model."""
+    config = campaign.base
+    return {
+        "seed": config.seed,
+        "eval.samples": config.eval.samples,
+        "eval.temperature": config.eval.temperature,
+        "eval.max_tokens": eval_tokens(config),
+        **({} if config.eval.top_p == 1 else keys("eval", config.eval, ("top_p",))),
+        **{f"eval.{name}": value for name, value in config.eval_options.given().items()},
+        "pairs.correct_at": config.pairs.correct_at,
+        "promote.confidence": config.promote.confidence,
+        **engine_inputs(config),
+        "judge": campaign.eval_judge,
+        "made from": {"prompts": campaign.prompts_digest, "policy": model.hash},
+    }
+
+
 def results(shards: Sequence[Shard], config: Config) -> SetMetrics:
     """The metrics of judged shards of one prompt set."""
     answers = read_answers([s.task.path for s in shards], [s.verdicts for s in shards], config.pairs.correct_at)
@@ -115,7 +122,13 @@ def eval_tokens(config: Config) -> int:
 def eval_shards(config: Config, folder: StageFolder, model: Model, name: str, rows: list[PromptRow]) -> list[Shard]:
     """The shards of one prompt set: one greedy and `eval.samples` sampled responses per prompt."""
     temperatures = (0.0, *(config.eval.temperature,) * config.eval.samples)
-    shards = shards_to_measure(config, folder, model, name, rows, temperatures, "eval", f"the evaluation of {model}")
+    return as_in_eval(
+        config, shards_to_measure(config, folder, model, name, rows, temperatures, "eval", f"the evaluation of {model}")
+    )
+
+
+def as_in_eval(config: Config, shards: list[Shard]) -> list[Shard]:
+    """The shards, sampled with the options of an evaluation."""
     top_p, options = config.eval.top_p, config.eval_options
     return [replace(shard, task=replace(shard.task, top_p=top_p, options=options)) for shard in shards]
 

@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 from loop.campaign.context import Iteration, ModelRoles, refuse_changes
 from loop.campaign.stages.evaluate import eval_stage
 from loop.campaign.stages.limits import limits_stage
+from loop.campaign.stages.look import look_again, looks_of, with_earlier_looks
 from loop.campaign.stages.train import train_stage
 from loop.config.promote_section import settings_of_attempt
 from loop.measure.evaluation import compare, shadow_change
-from loop.measure.promotion import check_limits, decide, deciding_confidence
+from loop.measure.promotion import check_limits, decide, deciding_confidence, is_open
 from loop.store.files import sealed_json, write_file
 from loop.store.model_refs import Model, model_of, model_record
 from loop.store.run_records import (
     AttemptRecord,
     BestSoFar,
     Evaluation,
+    Look,
     Numbers,
     PromotionRecord,
     SetMetrics,
@@ -55,9 +57,9 @@ def train_and_decide(it: Iteration, paired: Manifest, evaluations: dict[int, Eva
         steps = counts.steps
         if decided is not None:
             tried.append(Attempt(candidate, decided.attempts[number - 1]))
+            looks_of(it, candidate, number, tried[-1].record)
             continue
-        confidence = confidence_of(it, counts.checkpoints)
-        tried.append(compare_with_incumbent(it, number, candidate, changes, measured, evaluations, confidence))
+        tried.append(look_and_decide(it, number, candidate, changes, measured, evaluations, counts.checkpoints))
         if tried[-1].record.promoted:
             break
     return tried
@@ -67,6 +69,33 @@ def attempts_of(it: Iteration) -> int:
     """How many attempts an iteration may have; for a finished one, how many it had."""
     decision = it.campaign.run.decision(it.k)
     return len(decision.attempts) if decision else it.config.promote.attempts
+
+
+def look_and_decide(
+    it: Iteration,
+    number: int,
+    candidate: Model,
+    changes: dict[str, Any],
+    measured: Numbers,
+    evaluations: Mapping[int, Evaluation],
+    checkpoints: int,
+) -> Attempt:
+    """Decide on an attempt by its evaluation and, with `promote.more_samples`, by further looks while it is open."""
+    promote, looks = it.config.promote, list[Look]()
+    if promote.more_samples is None:
+        confidence = confidence_of(it, checkpoints)
+        return compare_with_incumbent(it, number, candidate, changes, measured, evaluations, confidence)
+    seen, samples = with_earlier_looks(it, evaluations), it.campaign.base.eval.samples
+    while True:
+        confidence = confidence_of(it, checkpoints, look=len(looks) + 1)
+        record = compare_with_incumbent(it, number, candidate, changes, measured, seen, confidence).record
+        looks.append(Look(samples + len(looks) * promote.more_samples.samples, record.gain, confidence))
+        if len(looks) == promote.looks or not is_open(promote, record):
+            break
+        it.campaign.display.say(f"  undecided after {looks[-1].samples} samples per gate prompt: {record.reason}")
+        seen = look_again(it, candidate, number, len(looks) + 1, seen)
+    times = f"look {len(looks)} of at most {promote.looks}, {looks[-1].samples} samples per prompt"
+    return Attempt(candidate, replace(record, reason=f"{record.reason}; {times}", looks=tuple(looks)))
 
 
 def compare_with_incumbent(
@@ -106,10 +135,11 @@ def compare_with_incumbent(
     return Attempt(candidate, record)
 
 
-def confidence_of(it: Iteration, checkpoints: int) -> float:
-    """Confidence of the interval that decides on a candidate chosen from that many checkpoints."""
-    iterations = it.campaign.loaded.iterations
-    return deciding_confidence(it.config.promote, k=it.k, iterations=iterations, checkpoints=checkpoints)
+def confidence_of(it: Iteration, checkpoints: int, look: int = 1) -> float:
+    """Confidence of the interval that decides, in that look, on a candidate chosen from that many checkpoints."""
+    iterations, samples = it.campaign.loaded.iterations, it.config.eval.samples
+    planned = {"k": it.k, "iterations": iterations, "checkpoints": checkpoints}
+    return deciding_confidence(it.config.promote, **planned, samples=samples, look=look)
 
 
 def against_best(

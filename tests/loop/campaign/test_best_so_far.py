@@ -29,7 +29,7 @@ def iteration(k: int, incumbents: list[int], **promote: Any) -> Iteration:
     run = SimpleNamespace(policy=lambda i: SimpleNamespace(iteration=incumbents[i]))
     campaign: Any = SimpleNamespace(run=run, loaded=SimpleNamespace(iterations=10))
     base, incumbent = Model(Path("base"), "b", 0), Model(Path("one"), "i", incumbents[-1])
-    config: Any = SimpleNamespace(promote=PromoteConfig(**promote))
+    config: Any = SimpleNamespace(promote=PromoteConfig(**promote), eval=SimpleNamespace(samples=1))
     return Iteration(campaign, k, config, ModelRoles(incumbent, base, base), {})
 
 
